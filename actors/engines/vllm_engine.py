@@ -1,0 +1,118 @@
+"""A base LLM under vLLM's AsyncLLM, on one GPU or, by tensor parallelism, several.
+
+vLLM schedules and batches by itself, in a process of its own beside the actor's that ends with it. This
+module turns settings into its arguments, and its failures into ours.
+"""
+
+import importlib.util
+import itertools
+import os
+from contextlib import aclosing
+
+from actors.engines import Completion, chat
+from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
+from actors.records import Message
+from actors.weights import check_folder, load_config, load_tokenizer, locate
+from configs.schema import Sampling, VLLMModel
+
+# Read by vLLM when it is imported and by the processes it starts; what the user has set stays.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",  # all of an engine's processes are on its actor's node
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine on the machine takes the same first cores
+}
+
+
+class VLLMEngine:
+    """See `actors.engines.Engine`."""
+
+    def __init__(self, model: VLLMModel) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ModelLoadError(
+                f"{model.name}: engine vllm isn't installed; pip install 'llm-blender-ray[vllm]', or use "
+                "engine: transformers"
+            )
+        folder = locate(model.model, model.revision)
+        check_folder(folder)
+        load_config(folder, trust_remote_code=model.trust_remote_code)  # for its errors, which are plainer
+        self._tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = current_platform.is_cpu()
+        options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
+        try:
+            self._llm: AsyncLLM | None = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(
+                    model=str(folder),
+                    load_format="safetensors",
+                    dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
+                    max_model_len=model.max_model_len,
+                    max_num_seqs=model.max_num_seqs,
+                    quantization=model.quantization,
+                    enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
+                    trust_remote_code=model.trust_remote_code,
+                    tensor_parallel_size=model.tensor_parallel_size,
+                    # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
+                    distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    **options,
+                )
+            )
+        except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
+            raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
+        self._context: int = self._llm.model_config.max_model_len
+        self._request_ids = map(str, itertools.count())
+        try:
+            chat.check_room(model.sampling, self._context)
+        except ModelLoadError:
+            self._llm.shutdown()
+            raise
+
+    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
+        """See `actors.engines.Engine`."""
+        if self._llm is None:
+            raise GenerationError("the engine is closed")
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMError
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = chat.encode(self._tokenizer, messages)
+        chat.check_fits(len(prompt_ids), sampling.max_tokens, self._context)
+        try:
+            params = SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or 0,
+                stop=list(sampling.stop),
+                seed=sampling.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            outputs = self._llm.generate(tokens_input(prompt_ids), params, next(self._request_ids))
+            async with aclosing(outputs):  # closed at once when cancelled: vLLM then aborts the request
+                answer = (await anext(outputs)).outputs[0]
+        except VLLMError as error:
+            raise GenerationError(f"vLLM: {one_line(error)}") from error
+        if answer.finish_reason not in ("stop", "length"):
+            raise GenerationError(f"vLLM ended the request: {answer.finish_reason}")
+        return Completion(answer.text, answer.finish_reason, len(prompt_ids), len(answer.token_ids))
+
+    async def check_health(self) -> None:
+        """See `actors.engines.Engine`."""
+        if self._llm is not None and self._llm.errored:
+            raise BlendError("vLLM's engine process has died; its log above tells why")
+
+    async def close(self) -> None:
+        """See `actors.engines.Engine`."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()

@@ -1,0 +1,27 @@
+"""Errors a user can act on. Each is one clear line, and survives pickling between Ray's processes.
+
+Pickle rebuilds an exception from `args`; keeping the message as the only argument is what makes that work.
+"""
+
+
+class BlendError(Exception):
+    """A run can't go on; the message says what is wrong and what cures it (exit code 1)."""
+
+
+class ModelLoadError(BlendError):
+    """A model folder, checkpoint or engine can't be used."""
+
+
+class RowError(BlendError):
+    """One input row is bad; it is written with this message and the run goes on."""
+
+
+class GenerationError(BlendError):
+    """One prompt got no answer from one LLM; the candidate carries this message."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The error as one line of at most `limit` characters: what goes into a row or onto stderr."""
+    text = " ".join(str(error).split()) or "no message"
+    text = text if isinstance(error, BlendError) else f"{type(error).__name__}: {text}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,98 @@
+"""GenFuser: a seq2seq LLM reads the prompt and the best candidates and writes one better answer.
+
+The input is the original's to the token (llm-blender 0.0.2 `GenFuserDataset`): separators are the tokenizer's
+`</s>` and `<extra_id_i>`, and a text that spells one stays text.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from actors.records import Prompt
+from actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from configs.schema import Fuser as FuserSettings
+
+REQUEST = "Summarize candidates into a better one for the given instruction:"
+
+
+class FuserTemplate:
+    """Turns a prompt and its best candidates into the fuser's input ids."""
+
+    def __init__(self, tokenizer: LiteralTokenizer, *, max_length: int, candidate_max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._candidate_max_length = candidate_max_length
+
+    def _cut(self, text: str) -> str:
+        ids = self._tokenizer.encode(text)
+        if len(ids) <= self._candidate_max_length:
+            return text
+        return self._tokenizer.decode(ids[: self._candidate_max_length]) + "..."
+
+    def input_ids(self, instruction: str, input: str, candidates: Sequence[str]) -> list[int]:
+        """Ids of the fuser's input, at most `max_length`, candidates in the order given (best first).
+
+        KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
+        """
+        end = self._tokenizer.mark("</s>")
+        numbered = (
+            f"Candidate {i}: {self._tokenizer.mark(f'<extra_id_{i}>')}:{self._cut(text)}"
+            for i, text in enumerate(candidates)
+        )
+        text = end.join([f"Instruction: {instruction}", f"Input: {input}", *numbered, REQUEST])
+        return self._tokenizer.encode(text)[: self._max_length]
+
+
+class Fuser:
+    """One fuser model, loaded and ready."""
+
+    def __init__(self, settings: FuserSettings) -> None:
+        """Raises ModelLoadError when the model can't be used."""
+        self.settings = settings
+        folder = locate(settings.model, settings.revision)
+        self._device = resolve_device(settings.device)
+        self._model = load_model(
+            AutoModelForSeq2SeqLM,
+            folder,
+            device=self._device,
+            dtype=resolve_dtype(settings.dtype, self._device),
+        )
+        self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
+        self._pad_id = load_tokenizer(folder).pad_token_id
+        self.template = FuserTemplate(
+            self._tokenizer,
+            max_length=settings.max_length,
+            candidate_max_length=settings.candidate_max_length,
+        )
+
+    def fuse(self, items: Sequence[tuple[Prompt, Sequence[str]]]) -> list[str]:
+        """One answer per (prompt, candidate texts, best first), in the order given.
+
+        Inputs are decoded together with others of like length, so little is padded; the mask keeps a row's
+        answer its own.
+        """
+        inputs = [self.template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
+        by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+        fused = [""] * len(inputs)
+        size = self.settings.max_batch_size
+        for start in range(0, len(by_length), size):
+            batch = by_length[start : start + size]
+            for i, text in zip(batch, self._generate([inputs[i] for i in batch]), strict=True):
+                fused[i] = text
+        return fused
+
+    @torch.inference_mode()
+    def _generate(self, inputs: list[list[int]]) -> list[str]:
+        longest = max(map(len, inputs))
+        ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in inputs], device=self._device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in inputs], device=self._device)
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            num_beams=self.settings.num_beams,
+            max_new_tokens=self.settings.max_new_tokens or self.settings.candidate_max_length,
+            do_sample=False,
+        )
+        return [self._tokenizer.decode(row, skip_special_tokens=True) for row in output.tolist()]

@@ -1,0 +1,180 @@
+"""PairRanker checkpoints: every published layout in, the Hugging Face layout out.
+
+- `llm-blender/PairRM`, `llm-blender/pair-ranker`: config.json is the original's RankerConfig; `model_name` names the
+  backbone (hub id, or a path relative to the checkpoint), which gives the encoder's config and the tokenizer.
+- `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids; the tokenizer lies beside it.
+
+Weights are safetensors; a checkpoint that has only `pytorch_model.bin` (early `pair-ranker`) is read with
+`weights_only`, which executes nothing.
+"""
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from actors.errors import ModelLoadError, one_line
+from actors.pairrm.network import MarkerIds, PairRMNetwork
+from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
+from actors.tokens import load_tokenizer_backend
+from actors.weights import load_config, load_model, load_tokenizer, locate, read_json
+
+HF_ARCHITECTURE = "DebertaV2PairRM"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+
+
+class _Config(BaseModel):
+    """What matters of a checkpoint's config.json."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    source_maxlength: int
+    candidate_maxlength: int
+    n_tasks: int = 1
+    drop_out: float = 0.05
+
+
+_ConfigT = TypeVar("_ConfigT", bound=_Config)
+
+
+class _OriginalConfig(_Config):
+    """The original's RankerConfig."""
+
+    ranker_type: Literal["pairranker"]
+    model_name: str
+
+
+class _HFConfig(_Config):
+    """Of the Hugging Face layout, which leaves the lengths to the caller; these are the published model's."""
+
+    source_maxlength: int = 1224
+    candidate_maxlength: int = 412
+
+
+def load_pairrm(
+    model: str,
+    *,
+    revision: str | None = None,
+    source_max_length: int | None = None,
+    candidate_max_length: int | None = None,
+) -> tuple[PairRMNetwork, PairTokenizer]:
+    """The network (float32, on CPU, in eval mode) and tokenizer of a local folder or hub id, any published layout.
+
+    The lengths (tokens) override the checkpoint's own. Raises ModelLoadError.
+    """
+    folder = locate(model, revision, also=(PICKLED_WEIGHTS,))
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder}: no config.json in it; give a folder or hub id of a PairRanker checkpoint")
+    settings = read_json(folder / "config.json")
+    if "ranker_type" in settings:
+        original = _read(_OriginalConfig, settings, folder)
+        beside = folder / original.model_name
+        backbone = beside.resolve() if beside.is_dir() else locate(original.model_name)
+        checkpoint: _Config = original
+    elif HF_ARCHITECTURE in settings.get("architectures", ()):
+        checkpoint, backbone = _read(_HFConfig, settings, folder), folder
+    else:
+        raise ModelLoadError(
+            f"{folder}: not a PairRanker checkpoint (neither ranker_type nor {HF_ARCHITECTURE} in its config.json)"
+        )
+    budget = PairBudget(
+        source_max_length or checkpoint.source_maxlength, candidate_max_length or checkpoint.candidate_maxlength
+    )
+    config = load_config(backbone)
+    if not hasattr(config, "hidden_size") or getattr(config, "is_encoder_decoder", False):
+        raise ModelLoadError(f"{backbone}: not an encoder (DeBERTa, RoBERTa, BERT), so no backbone of a PairRanker")
+    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    network, tokenizer = _assemble(encoder, backbone, budget, checkpoint.n_tasks, checkpoint.drop_out)
+    _load_weights(network, folder)
+    return network.eval(), tokenizer
+
+
+def create_pairrm(
+    backbone: str, budget: PairBudget, *, n_tasks: int = 1, dropout: float = 0.05
+) -> tuple[PairRMNetwork, PairTokenizer]:
+    """A ranker to train: the encoder's published weights, new embeddings for the markers, a new head.
+
+    Raises ModelLoadError.
+    """
+    folder = locate(backbone)
+    encoder = load_model(AutoModel, folder, device=torch.device("cpu"), dtype=torch.float32)
+    return _assemble(encoder, folder, budget, n_tasks, dropout)
+
+
+def _read(schema: type[_ConfigT], settings: dict[str, Any], folder: Path) -> _ConfigT:
+    try:
+        return schema.model_validate(settings)
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ModelLoadError(f"{folder}: config.json: {fields}") from error
+
+
+def _assemble(
+    encoder: PreTrainedModel, backbone: Path, budget: PairBudget, n_tasks: int, dropout: float
+) -> tuple[PairRMNetwork, PairTokenizer]:
+    """The network and tokenizer on an encoder, with the four markers added where they are new."""
+    names = load_tokenizer(backbone)  # only for what the special tokens are called
+    if names.cls_token is None or names.sep_token is None or names.pad_token is None:
+        raise ModelLoadError(f"{backbone}: its tokenizer lacks a CLS, SEP or PAD token")
+    backend = load_tokenizer_backend(backbone)
+    backend.add_tokens([AddedToken(marker, normalized=True, special=False) for marker in MARKERS])
+    tokenizer = PairTokenizer(backend, budget, cls=names.cls_token, sep=names.sep_token, pad=names.pad_token)
+    encoder.resize_token_embeddings(tokenizer.vocab_size)
+    markers = MarkerIds(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
+    return PairRMNetwork(encoder, markers, n_tasks=n_tasks, dropout=dropout), tokenizer
+
+
+def _load_weights(network: PairRMNetwork, folder: Path) -> None:
+    try:
+        if (path := folder / "model.safetensors").is_file():
+            weights = load_file(path)
+        elif (path := folder / PICKLED_WEIGHTS).is_file():
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ModelLoadError(f"{folder}: no model.safetensors in it")
+    except (SafetensorError, OSError, UnpicklingError) as error:
+        raise ModelLoadError(f"{path}: can't be read ({one_line(error)}); copy or download it again") from error
+    expected = network.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ModelLoadError(f"{path}: lacks {len(missing)} of {len(expected)} weights, first {missing[0]}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ModelLoadError(
+                f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(tensor.shape)}"
+            )
+    network.load_state_dict({name: weights[name] for name in expected})
+
+
+def save_pairrm(
+    network: PairRMNetwork, tokenizer: PairTokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the Hugging Face layout (as `llm-blender/PairRM-hf`, with the token budgets added)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = network.pretrained_model.config.to_dict() | {
+        "architectures": [HF_ARCHITECTURE],
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": tokenizer.vocab_size,
+        "n_tasks": network.n_tasks,
+        "drop_out": network.dropout,
+        "sep_token_id": tokenizer.sep_id,
+        "source_prefix_id": tokenizer.source_id,
+        "cand1_prefix_id": tokenizer.left_id,
+        "cand2_prefix_id": tokenizer.right_id,
+        "cand_prefix_id": tokenizer.candidate_id,
+        "source_maxlength": tokenizer.budget.source_max_length,
+        "candidate_maxlength": tokenizer.budget.candidate_max_length,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, cls_token=tokenizer.cls, sep_token=tokenizer.sep, pad_token=tokenizer.pad
+    ).save_pretrained(folder)

@@ -1,0 +1,64 @@
+"""How a prompt and two candidates become one sequence, to the digit as llm-blender 0.0.2 does it.
+
+    [CLS] <|source|> source [SEP] [CLS] <|candidate1|> left [SEP] [CLS] <|candidate2|> right [SEP]
+
+Each text is tokenized once per row: only the joining differs between pairs. The candidates' token budget grows by
+half of what the source leaves free. The original takes the longest source of a batch for that, so that a row's
+score depends on its neighbours; here the row alone decides.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from tokenizers import Tokenizer
+
+from actors.tokens import LiteralTokenizer
+
+SOURCE, LEFT, RIGHT, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
+MARKERS = (SOURCE, LEFT, RIGHT, CANDIDATE)  # in the order in which the original adds them
+
+
+@dataclass(frozen=True, slots=True)
+class PairBudget:
+    """Token budgets of a checkpoint, special tokens counted."""
+
+    source_max_length: int
+    candidate_max_length: int
+
+    def candidate(self, source_length: int) -> int:
+        """Tokens a candidate may have beside a source of `source_length` tokens."""
+        return self.candidate_max_length + (self.source_max_length - source_length) // 2
+
+
+class PairTokenizer:
+    """Tokenizes sources and candidates and joins them into pairs. `backend` already holds the four markers."""
+
+    def __init__(self, backend: Tokenizer, budget: PairBudget, *, cls: str, sep: str, pad: str) -> None:
+        self.backend = backend
+        self.budget = budget
+        self.cls, self.sep, self.pad = cls, sep, pad
+        self._literal = LiteralTokenizer(backend)
+        self.cls_id, self.sep_id, self.pad_id = (self._literal.id_of(token) for token in (cls, sep, pad))
+        self.source_id, self.left_id, self.right_id, self.candidate_id = map(self._literal.id_of, MARKERS)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the embedding must have: the vocabulary with all added tokens."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def _encode(self, marker: str, text: str, max_length: int) -> list[int]:
+        ids = self._literal.encode(self._literal.mark(marker) + text.replace(self.sep, " "))
+        return [self.cls_id, *ids[: max_length - 2], self.sep_id]
+
+    def encode_source(self, text: str) -> list[int]:
+        """Ids of the source, at most `source_max_length`."""
+        return self._encode(SOURCE, text, self.budget.source_max_length)
+
+    def encode_candidate(self, text: str, source_length: int) -> list[int]:
+        """Ids of a candidate, its side left open, for a source of `source_length` tokens."""
+        return self._encode(CANDIDATE, text, self.budget.candidate(source_length))
+
+    def join(self, source: list[int], left: list[int], right: list[int]) -> list[int]:
+        """One sequence of the three; the candidates' markers tell the sides."""
+        sided = ((self.left_id, left), (self.right_id, right))
+        return source + list(chain.from_iterable([ids[0], marker, *ids[2:]] for marker, ids in sided))

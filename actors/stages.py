@@ -1,0 +1,126 @@
+"""The steps of a blend as small classes: each takes blends as far as they have come and brings them one step on.
+
+The same classes run one prompt at a time (`pipelines.blend`), over Ray Data (`pipelines.batch`) and behind a service;
+none of them knows which. A step never raises for a row: what went wrong is the candidate's or the blend's `error`,
+and a blend that has an error already is left as it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from actors.errors import one_line
+from actors.fuser import Fuser
+from actors.generator import Generator
+from actors.ranker import Ranker
+from actors.records import Blend, Ranking
+from configs.schema import Fuser as FuserSettings
+from configs.schema import Model
+from configs.schema import Ranker as RankerSettings
+
+_Result = TypeVar("_Result")
+
+
+class Generate:
+    """Adds one base LLM's candidate to every blend that has none of this LLM yet."""
+
+    def __init__(self, settings: Model) -> None:
+        """Raises ModelLoadError when the LLM can't be used."""
+        self._generator = Generator(settings)
+
+    async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        return await asyncio.gather(*map(self._one, blends))
+
+    async def _one(self, blend: Blend) -> Blend:
+        have = {candidate.model for candidate in blend.candidates}
+        if blend.error is not None or self._generator.name in have:
+            return blend
+        answer = await self._generator.answer(blend.prompt)
+        return replace(blend, candidates=(*blend.candidates, answer))
+
+
+class Rank:
+    """Ranks every blend's candidates; those without text are left out. None at all is the blend's error."""
+
+    def __init__(self, settings: RankerSettings) -> None:
+        """Raises ModelLoadError when the ranker can't be used."""
+        self._ranker = Ranker(settings)
+
+    def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        done = [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends]
+        todo = [i for i, blend in enumerate(done) if blend.error is None]
+        rows = [(done[i].prompt, done[i].candidates) for i in todo]
+        for i, result in zip(todo, each_alone_on_failure(self._ranker.rank, rows), strict=True):
+            if isinstance(result, Exception):
+                done[i] = replace(done[i], error=f"ranking failed: {one_line(result)}")
+            else:
+                done[i] = replace(done[i], ranking=result)
+        return done
+
+
+class Fuse:
+    """Writes one answer from every blend's best candidates."""
+
+    def __init__(self, settings: FuserSettings) -> None:
+        """Raises ModelLoadError when the fuser can't be used."""
+        self._fuser = Fuser(settings)
+
+    def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        done = [chosen(blend, self._fuser.settings.top_k) for blend in blends]
+        todo = [i for i, blend in enumerate(done) if blend.error is None]
+        rows = [(done[i].prompt, [done[i].candidates[c].text or "" for c in done[i].fused_from]) for i in todo]
+        for i, result in zip(todo, each_alone_on_failure(self._fuser.fuse, rows), strict=True):
+            if isinstance(result, Exception):
+                done[i] = replace(done[i], error=f"fusing failed: {one_line(result)}")
+            else:
+                done[i] = replace(done[i], fused=result)
+        return done
+
+
+class TakeBest:
+    """In place of a fuser: the answer is the best candidate's."""
+
+    def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        done = [chosen(blend, 1) for blend in blends]
+        return [
+            blend if blend.error else replace(blend, fused=blend.candidates[blend.fused_from[0]].text)
+            for blend in done
+        ]
+
+
+def no_candidate(blend: Blend) -> str | None:
+    """Why nothing can be ranked, None when something can."""
+    if any(candidate.text is not None for candidate in blend.candidates):
+        return None
+    if not blend.candidates:
+        return "no candidates to rank"
+    return "no candidate: " + "; ".join(f"{c.model}: {c.error}" for c in blend.candidates)
+
+
+def chosen(blend: Blend, top_k: int) -> Blend:
+    """The blend with `fused_from` set to its best `top_k` candidates."""
+    if blend.error is not None:
+        return blend
+    if blend.ranking is None or not blend.ranking.order:
+        return replace(blend, error="not ranked: nothing to fuse")
+    return replace(blend, fused_from=blend.ranking.order[:top_k])
+
+
+def each_alone_on_failure(
+    run: Callable[[list], list[_Result]], rows: list
+) -> list[_Result | Exception]:
+    """The results of `run(rows)`; if that fails, of each row by itself, so that one row's failure stays its own."""
+    if not rows:
+        return []
+    try:
+        return list(run(rows))
+    except Exception as error:  # whatever a model does to a row
+        if len(rows) == 1:
+            return [error]
+        return [result for row in rows for result in each_alone_on_failure(run, [row])]
+
+
+def margin(ranking: Ranking) -> float:
+    """How much better the first of two candidates is: (logit(0, 1) - logit(1, 0)) / 2, free of position bias."""
+    return ((ranking.logits[0][1] or 0.0) - (ranking.logits[1][0] or 0.0)) / 2

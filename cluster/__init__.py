@@ -1,0 +1,1 @@
+"""Where things run: the plan of actors and resources, and the Ray session."""

@@ -1,0 +1,1 @@
+"""Settings as data: the schema of every config (`schema`), how one is read (`loading`), and YAML presets."""

@@ -1,0 +1,121 @@
+"""Reads a config file: YAML, then the command line's overrides, then the schema. Mistakes come as one line each."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from configs.schema import Settings
+
+_SettingsT = TypeVar("_SettingsT", bound=Settings)
+
+PRESETS = Path(__file__).parent
+
+
+class ConfigError(Exception):
+    """A config can't be used; the message has one line per mistake (exit code 2)."""
+
+
+def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = ()) -> _SettingsT:
+    """The config at `path` as `schema`, with `a.b=value` overrides (values are YAML; numbers index lists).
+
+    A relative folder named by `model` or `backbone` that exists beside the config means that one. Raises ConfigError.
+    """
+    file = Path(path)
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {_kind(data)}")
+    for override in overrides:
+        _override(data, override)
+    _resolve_folders(data, file.resolve().parent)
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{path}: {_where(e['loc'], data)}: {_mistake(e)}" for e in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value` in `data`; sections on the way are made when absent."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: expected a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    here: Any = data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(here, list):
+            if not key.isdigit() or int(key) >= len(here):
+                raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} has items 0 to {len(here) - 1}")
+            at: Any = int(key)
+        elif isinstance(here, dict):
+            at = key
+            if not last and here.get(key) is None:
+                here[key] = {}
+        else:
+            raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} is {_kind(here)}, so it has no {key}")
+        if last:
+            here[at] = value
+        else:
+            here[at] = copy.copy(here[at])  # a YAML anchor may share it with another model
+            here = here[at]
+
+
+def _resolve_folders(data: Any, base: Path) -> None:
+    """Make relative model folders that exist beside the config absolute, in place."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        if key in ("model", "backbone") and isinstance(value, str) and (base / value).is_dir():
+            data[key] = str((base / value).resolve())
+        else:
+            _resolve_folders(value, base)
+
+
+def _where(loc: tuple[int | str, ...], data: Any) -> str:
+    """The path to a field as the file has it: pydantic puts the kind of a union's member in between."""
+    path, here = [], data
+    for key in loc:
+        if isinstance(here, dict) and key not in here and key in (here.get("engine"), here.get("kind")):
+            continue
+        path.append(str(key))
+        inside = isinstance(here, dict) and key in here or isinstance(here, list) and isinstance(key, int)
+        here = here[key] if inside else None
+    return ".".join(path) or "config"
+
+
+def _kind(value: object) -> str:
+    names: Mapping[type, str] = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _mistake(error: Any) -> str:
+    """What was expected, from pydantic's account of one mistake."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "unknown setting"
+        case "missing":
+            return "required, but missing"
+        case "union_tag_invalid":
+            ctx = error["ctx"]
+            return f"unknown {ctx['discriminator'].strip(chr(39))} {ctx['tag']!r}, expected {ctx['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{error['ctx']['discriminator'].strip(chr(39))} is required, but missing"
+        case "model_type" | "model_attributes_type":
+            return f"expected a mapping of settings, got {_kind(error['input'])}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+    got = error["input"]
+    shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else f", got {_kind(got)}"
+    return error["msg"].replace("Input should be", "expected").replace("Value should", "should") + shown

@@ -1,0 +1,179 @@
+"""The schema of every config file: frozen pydantic models, unknown keys refused.
+
+A config is data about *what* runs; it holds no secrets (an endpoint names the environment variable that holds
+its key). Relative model folders are resolved against the config's own folder by `configs.loading`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and a misspelt key is a mistake rather than a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Sampling(Settings):
+    """How an LLM writes. `temperature: 0` is greedy decoding."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+class Replicas(Settings):
+    """How many actors hold a model: Ray Data starts `min` and adds up to `max` while the stage is behind."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"min": value, "max": value}
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is smaller than min ({self.min})")
+        return self
+
+
+class Placed(Settings):
+    """What one actor takes of the cluster, in Ray's units, and how many of them there are."""
+
+    num_cpus: Annotated[float, Field(ge=0)] | None = None  # None: 1 on CPU, 0 beside a GPU (RAY.md: the pool hangs)
+    num_gpus: Annotated[float, Field(ge=0)] | None = None  # None: what the engine needs
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # custom Ray resources
+    replicas: Replicas = Replicas()
+
+
+class BaseLLM(Placed):
+    """What every base LLM has, whichever engine runs it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]  # local folder, hub id, or the endpoint's name for it
+    system_prompt: str | None = None
+    sampling: Sampling = Sampling()
+    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time; several batches are in flight
+
+
+class LocalLLM(BaseLLM):
+    """A base LLM whose weights this project loads."""
+
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    max_model_len: Annotated[int, Field(ge=1)] | None = None  # tokens of prompt and answer together
+    trust_remote_code: bool = False
+
+
+class VLLMModel(LocalLLM):
+    """Runs in the actor under vLLM's AsyncLLM."""
+
+    engine: Literal["vllm"]
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    quantization: str | None = None
+    enforce_eager: bool = False
+
+
+class TransformersModel(LocalLLM):
+    """Runs in the actor under transformers' generate; causal or seq2seq is read from the model's config."""
+
+    engine: Literal["transformers"]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_batch_size: Annotated[int, Field(ge=1)] = 32  # prompts decoded together
+
+
+class EndpointModel(BaseLLM):
+    """Asks an OpenAI-compatible HTTP endpoint."""
+
+    engine: Literal["endpoint"]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/.*)?$")]  # no user:password in it
+    api_key_env: str | None = None  # name of the environment variable that holds the key
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0  # one attempt, connect to last byte
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    max_in_flight: Annotated[int, Field(ge=1)] = 16  # requests at a time, per actor
+
+
+Model = Annotated[VLLMModel | TransformersModel | EndpointModel, Field(discriminator="engine")]
+
+
+class Ranker(Placed):
+    """PairRanker: any published layout, a local folder or a hub id."""
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    strategy: Literal["full"] = "full"
+    dtype: Dtype = "auto"  # auto: float32 on CPU, float16 on GPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
+    candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
+    batch_tokens: Annotated[int, Field(ge=1)] = 8192  # tokens in one forward, padding included
+    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
+
+
+class Fuser(Placed):
+    """GenFuser: any seq2seq model trained on the original's input template."""
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    top_k: Annotated[int, Field(ge=1)] = 3
+    num_beams: Annotated[int, Field(ge=1)] = 4
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # None: candidate_max_length, as the original
+    max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
+    candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
+    dtype: Dtype = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
+    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
+
+
+class RayCluster(Settings):
+    """Which Ray runs it. `address: local` starts one on this machine that listens on 127.0.0.1 only."""
+
+    address: str = "local"
+    num_cpus: Annotated[int, Field(ge=1)] | None = None  # local only; None: what the machine has
+    num_gpus: Annotated[int, Field(ge=0)] | None = None  # local only
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # local only
+
+
+class BlendConfig(Settings):
+    """One blend: which LLMs answer, who ranks, who fuses, and how a bulk run is cut."""
+
+    models: tuple[Model, ...]
+    ranker: Ranker
+    fuser: Fuser | None = None  # None: the best candidate is the answer
+    input: str | None = None
+    output: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None  # only the first rows
+    matrix: bool = False  # also write every row's logits
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.1  # of rows; more, and the run ends with exit 1
+    rows_per_block: Annotated[int, Field(ge=1)] = 256  # rows that travel together through the stages
+    ray: RayCluster = RayCluster()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _at_least_one(cls, value: object) -> object:
+        # Field(min_length=1) counts only items that are valid, and so reports a second mistake that is none
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("expected at least one model")
+        return value
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: two have the same name: {', '.join(twice)}")
+        return self

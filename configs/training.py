@@ -1,0 +1,102 @@
+"""The schemas of the training configs: what `blend train ranker CONFIG` and `blend train fuser CONFIG` read.
+
+`train-ranker.yaml` and `train-fuser.yaml` beside this module hold the settings of the LLM-Blender paper
+(arXiv 2306.02561, section 5 and appendix A; llm-blender 0.0.2's training scripts where the paper is silent).
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.schema import Settings
+
+
+class Optimization(Settings):
+    """How weights are moved; the same for every model. A step is one update of the weights."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
+    batch_size: Annotated[int, Field(ge=1)] = 8  # examples a device and forward
+    accumulation: Annotated[int, Field(ge=1)] = 1  # forwards a step
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of all steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    bf16: bool | Literal["auto"] = "auto"  # mixed precision; auto: on GPUs that have it
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Annotated[int, Field(ge=1)] = 50  # steps
+    evaluate_every: Annotated[int, Field(ge=1)] = 500  # steps; held-out rows are read then and at the end
+    save_every: Annotated[int, Field(ge=1)] = 500  # steps
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+
+class TrainingRun(Settings):
+    """What both commands take. URIs are files, folders or globs of rows, local or `s3://`."""
+
+    train: Annotated[str, Field(min_length=1)]
+    heldout: Annotated[str, Field(min_length=1)] | None = (
+        None  # rows never trained on; None: nothing is measured
+    )
+    heldout_limit: Annotated[int, Field(ge=1)] | None = 1000  # rows read at each evaluation
+    output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
+    optimization: Optimization
+
+
+class Pairs(Settings):
+    """Which pairs of a row's candidates are trained on, equal texts and equal scores left out.
+
+    top_bottom: the i-th best against the i-th worst-but-`per_row`, as the paper; all_pair: random pairs.
+    """
+
+    sampling: Literal["top_bottom", "all_pair"] = "top_bottom"
+    per_row: Annotated[int, Field(ge=1)] = 5
+
+
+class AuxiliaryLosses(Settings):
+    """Losses at every candidate token, beside the pairwise one; their heads are thrown away after training.
+
+    They apply to a candidate that has as many tokens as the row's reference: token i is then compared to the
+    reference's token i. A small ranker trained from nothing needs them; a pretrained one does without.
+    """
+
+    reference_token: Annotated[float, Field(ge=0)] = 0.0  # weight: which token does the reference have here
+    token_is_right: Annotated[float, Field(ge=0)] = 0.0  # weight: is this the reference's token
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any of them has a weight."""
+        return self.reference_token > 0 or self.token_is_right > 0
+
+
+class RankerTraining(TrainingRun):
+    """Trains a PairRanker on rows with scored candidates."""
+
+    backbone: Annotated[str, Field(min_length=1)]  # encoder to start from, or a PairRanker to go on with
+    metrics: Annotated[
+        tuple[str, ...], Field(min_length=1)
+    ]  # keys of candidates[].scores; one head output each
+    source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
+    candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of the head
+    pairs: Pairs = Pairs()
+    auxiliary: AuxiliaryLosses = AuxiliaryLosses()
+
+
+class FuserTraining(TrainingRun):
+    """Trains a GenFuser on rows with candidates and a reference `output`."""
+
+    model: Annotated[str, Field(min_length=1)]  # seq2seq model to start from
+    metric: str | None = None  # orders candidates of rows without `ranking`; None: the given order
+    top_k: Annotated[int, Field(ge=1)] = 3
+    max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
+    candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
+    output_max_length: Annotated[int, Field(ge=2)] = 128  # tokens of the reference, its end included
+
+    @model_validator(mode="after")
+    def _candidates_fit(self) -> Self:
+        if self.candidate_max_length > self.max_length:
+            raise ValueError(f"max_length ({self.max_length}) is shorter than one candidate's")
+        return self

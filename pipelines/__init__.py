@@ -1,0 +1,1 @@
+"""How work flows: one prompt (`blend`), bulk (`batch`), training, evaluation and the command line."""

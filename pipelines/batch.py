@@ -1,0 +1,156 @@
+"""The bulk path: stages over Ray Data, a pool of actors for each model, rows streaming through all of them at once.
+
+Rows travel as Arrow tables of plain columns; only inside an actor do they become records. Stages catch what goes
+wrong with a row, so a task fails only when its actor does, and then Ray runs it again.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
+
+from actors.errors import BlendError, one_line
+from actors.records import Blend
+from actors.stages import Fuse, Generate, Rank, TakeBest
+from actors.tables import to_blends, with_blends
+from cluster.plan import Placement, Plan
+from cluster.session import session
+from configs.schema import Fuser, Ranker, RayCluster
+from pipelines.progress import READ, shown, start_board
+
+RETRIES = 3  # of a batch whose actor died; what a row does to a model is caught inside
+
+
+class StageError(BlendError):
+    """A stage gave back another number of rows than it got: a bug, and never to be written."""
+
+
+class OnTables:
+    """A stage as Ray Data calls it: a table in, the table with the stage's columns out."""
+
+    def __init__(self, stage: type, settings: Sequence[Any], name: str, board: Any) -> None:
+        self._name, self._board = name, board
+        try:
+            self._stage = stage(*settings)
+        except BlendError as error:
+            ray.get(board.fail.remote(error))
+            raise
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._out(table, self._stage(to_blends(table)))
+
+    def _out(self, table: pa.Table, blends: Sequence[Blend]) -> pa.Table:
+        if len(blends) != table.num_rows:
+            raise StageError(f"{self._name} gave back {len(blends)} rows for {table.num_rows}")
+        self._board.add.remote(self._name, len(blends))
+        return with_blends(table, blends)
+
+
+class OnTablesAsync(OnTables):
+    """The same for a stage that waits: several batches are in flight, so that an engine never idles between them."""
+
+    async def __call__(self, table: pa.Table) -> pa.Table:  # type: ignore[override]  # Ray Data awaits it
+        return self._out(table, await self._stage(to_blends(table)))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a bulk run: what runs, and the pool it runs in."""
+
+    stage: type
+    placement: Placement
+
+    def apply(self, dataset: Dataset, board: Any) -> Dataset:
+        """The dataset with this step's columns added."""
+        least, most = self.placement.replicas
+        settings = self.placement.settings
+        waits = self.stage is Generate
+        with warnings.catch_warnings():
+            # a finite number of retries takes an argument that Ray 2.64 drops; the default is to retry for ever
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return dataset.map_batches(
+                OnTablesAsync if waits else OnTables,
+                fn_constructor_args=(self.stage, (settings,), self.placement.name, board),
+                batch_size=settings.batch_size,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    min_size=least, max_size=most, max_concurrent_calls_per_actor=2 if waits else 1
+                ),
+                udf_modifying_row_count=False,
+                max_task_retries=RETRIES,
+                **self.placement.ray_options(),
+            )
+
+
+def steps(plan: Plan) -> list[Step]:
+    """The steps of a plan, in the order of its placements."""
+    stages = {Ranker: Rank, Fuser: Fuse}
+    return [Step(stages.get(type(place.settings), Generate), place) for place in plan.placements]
+
+
+def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False) -> Dataset:
+    """The dataset after all steps of the plan; lazy, as Ray Data is. `take_best`: no fuser, the best is the answer."""
+
+    def count(table: pa.Table) -> pa.Table:
+        board.add.remote(READ, table.num_rows)
+        return table
+
+    dataset = dataset.map_batches(count, batch_format="pyarrow", udf_modifying_row_count=False)
+    for step in steps(plan):
+        dataset = step.apply(dataset, board)
+    if take_best:
+        best = TakeBest()
+        dataset = dataset.map_batches(
+            lambda table: with_blends(table, best(to_blends(table))), batch_format="pyarrow"
+        )
+    return dataset
+
+
+@contextmanager
+def running(settings: RayCluster) -> Iterator[None]:
+    """Ray and Ray Data set up for a run: rows keep their order, and errors are told by us alone."""
+    with session(settings):
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        for handler in logging.getLogger("ray.data").handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+        yield
+
+
+@contextmanager
+def watched(plan: Plan) -> Iterator[Any]:
+    """A board for the block, shown while it runs. What Ray raises becomes the one BlendError behind it."""
+    board = start_board()
+    try:
+        with shown(board, [place.name for place in plan.placements]):
+            yield board
+    except BlendError:
+        raise
+    except Exception as error:
+        raise _reason(error, board) from error
+
+
+def _reason(error: BaseException, board: Any) -> BlendError:
+    """The error a user can act on: of a model that didn't load, else what is at the bottom of Ray's wrappings."""
+    failure = ray.get(board.failure.remote()) if ray.is_initialized() else None
+    if failure is not None:
+        return failure
+    seen = {id(error)}
+    while (inner := getattr(error, "cause", None) or error.__cause__) and id(inner) not in seen:
+        error = inner
+        seen.add(id(error))
+    if isinstance(error, BlendError):
+        return error
+    kind = "Ray: " if isinstance(error, RayError) else ""
+    return BlendError(f"the run failed: {kind}{one_line(error)}")

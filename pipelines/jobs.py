@@ -1,0 +1,153 @@
+"""The commands that work on whole datasets: what `blend run`, `rank`, `fuse`, `compare` and `plan` do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import BlendError
+from actors.records import Blend
+from actors.stages import margin
+from actors.tables import to_blends
+from cluster.plan import Plan, plan, plan_stages
+from cluster.session import capacity, local_capacity, session
+from configs.schema import BlendConfig, Fuser, Ranker, RayCluster
+from pipelines.batch import blended, running, watched
+from pipelines.sinks import COMPARE_COLUMNS, Written, check_output, write
+from pipelines.sources import read
+
+RANK_RESULTS = ("ranking", "scores", "comparisons")
+FUSE_RESULTS = ("fused", "fused_from")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run wrote, for a person."""
+
+    written: Written
+    output: str
+
+    def line(self) -> str:
+        """One line: rows, errors, where."""
+        errors = f", {self.written.errors} of them with an error" if self.written.errors else ""
+        return f"{self.written.rows} rows{errors}: {self.output}"
+
+
+def run_blend(config: BlendConfig, *, overwrite: bool = False) -> Summary:
+    """`blend run`: `config.input` and `config.output` are set. Raises BlendError, also for too many bad rows."""
+    assert config.input is not None and config.output is not None
+    results = (*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS)
+    check_output(config.output, overwrite)
+    with running(config.ray):
+        pools = plan(config, capacity())
+        pools.check()
+        with watched(pools) as board:
+            source = read(config.input, config.limit, config.rows_per_block)
+            dataset = blended(source, pools, board, take_best=config.fuser is None)
+            written = write(dataset, config.output, source=source, results=results, overwrite=overwrite)
+    summary = Summary(written, config.output)
+    if written.rows and written.errors / written.rows > config.max_error_rate:
+        raise BlendError(f"{summary.line()}; more than max_error_rate {config.max_error_rate:g} allows")
+    return summary
+
+
+def run_rank(settings: Ranker, input: str, output: str, *, matrix: bool = False, overwrite: bool = False) -> Summary:
+    """`blend rank`. Raises BlendError."""
+    results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
+    return _run((("ranker", settings),), input, output, results, overwrite=overwrite)
+
+
+def run_fuse(settings: Fuser, input: str, output: str, *, overwrite: bool = False) -> Summary:
+    """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
+    keep = (*RANK_RESULTS, "logits")
+    return _run((("fuser", settings),), input, output, FUSE_RESULTS, keep=keep, overwrite=overwrite)
+
+
+def run_compare(settings: Ranker, input: str, output: str, *, overwrite: bool = False) -> Summary:
+    """`blend compare`. Raises BlendError."""
+    results = ("margin", "preference", "comparisons")
+    return _run((("ranker", settings),), input, output, results, compare=True, overwrite=overwrite)
+
+
+def _run(
+    stages: Sequence[tuple[str, Ranker | Fuser]],
+    input: str,
+    output: str,
+    results: Sequence[str],
+    *,
+    keep: Sequence[str] = (),
+    compare: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Stages over rows that have candidates, on this machine's Ray or the one RAY_ADDRESS names."""
+    check_output(output, overwrite)
+    with running(RayCluster()):
+        pools = plan_stages(stages, capacity())
+        pools.check()
+        with watched(pools) as board:
+            source = read(input)
+            dataset = source.map_batches(only_pairs, batch_format="pyarrow") if compare else source
+            dataset = blended(dataset, pools, board)
+            dataset = dataset.map_batches(with_margins, batch_format="pyarrow") if compare else dataset
+            written = write(dataset, output, source=source, results=results, keep=keep, overwrite=overwrite)
+    return Summary(written, output)
+
+
+def only_pairs(table: pa.Table) -> pa.Table:
+    """The table with an error in every row that hasn't exactly two candidates."""
+    errors = [_not_a_pair(blend) for blend in to_blends(table)]
+    return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+
+
+def _not_a_pair(blend: Blend) -> str | None:
+    if blend.error is None and len(blend.candidates) != 2:
+        return f"candidates: expected two to compare, got {len(blend.candidates)}"
+    failed = next((c.error for c in blend.candidates if c.text is None), None)
+    return blend.error or (f"candidates: one has no text: {failed}" if failed else None)
+
+
+def with_margins(table: pa.Table) -> pa.Table:
+    """The table with `margin`, and `preference` 0 or 1 (null for a tie), of rows that were ranked."""
+    blends = to_blends(table)
+    margins = [margin(blend.ranking) if blend.ranking and blend.error is None else None for blend in blends]
+    preferences = [int(value < 0) if value else None for value in margins]
+    for name, values in (("margin", margins), ("preference", preferences)):
+        table = table.append_column(name, pa.array(values, COMPARE_COLUMNS[name]))
+    return table
+
+
+def show_plan(config: BlendConfig, gpus: int | None) -> None:
+    """`blend plan`: print who takes what. Raises PlanError after that when it doesn't fit."""
+    if config.ray.address == "local":
+        have = local_capacity(config.ray)
+    else:
+        with session(config.ray):
+            have = capacity()
+    if gpus is not None:
+        have = replace(have, gpus=float(gpus))
+    pools = plan(config, have)
+    Console().print(plan_table(pools))
+    pools.check()
+    Console().print("Everything fits at once.", highlight=False)
+
+
+def plan_table(pools: Plan) -> Table:
+    """A plan as a table: a line per pool, then the sums."""
+    table = Table(title="Plan")
+    for name in ("actors of", "runs"):
+        table.add_column(name, overflow="fold")
+    for name in ("replicas", "CPUs each", "GPUs each", "other"):
+        table.add_column(name, justify="right")
+    for place in pools.placements:
+        least, most = place.replicas
+        other = " ".join(f"{name}:{amount:g}" for name, amount in place.settings.resources.items())
+        replicas = str(least) if least == most else f"{least}..{most}"
+        table.add_row(place.name, place.runs, replicas, f"{place.num_cpus:g}", f"{place.num_gpus:g}", other)
+    table.add_section()
+    needed, amounts = pools.needed(), pools.capacity.amounts()
+    for label, values in (("needed, with reading", needed), ("there", amounts)):
+        other = " ".join(f"{name}:{amount:g}" for name, amount in values.items() if name not in ("CPU", "GPU"))
+        table.add_row(label, "", "", f"{values.get('CPU', 0):g}", f"{values.get('GPU', 0):g}", other)
+    return table

@@ -1,0 +1,27 @@
+"""`python -m pipelines.miniature --seed N --output DIR`"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.miniature.evaluation import table
+from pipelines.miniature.recipe import make
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Decides beliefs, prompts and weights.")] = 0,
+    output: Annotated[
+        Path, typer.Option(help="Folder of all results; finished steps in it are kept.")
+    ] = Path("out/miniature"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+) -> None:
+    """Make the miniature from nothing and measure it."""
+    begin = time.monotonic()
+    print(table(make(seed, output, workers=workers)))
+    print(f"{time.monotonic() - begin:.0f} s; all of it lies in {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

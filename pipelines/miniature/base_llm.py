@@ -1,0 +1,131 @@
+"""The miniature's base LLMs: Llama-shaped chat models, each of which learns to answer by its own beliefs."""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from actors.records import Message, Prompt
+from configs.training import Optimization
+from pipelines.miniature.tokenizer import build_tokenizer
+from pipelines.miniature.world import Beliefs, Task, random_tasks
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
+
+PAD, END = "<|pad|>", "<|end|>"
+ROLES = ("system", "user", "assistant")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MAX_ANSWER_TOKENS = 32
+
+# head_dim 32 is the smallest that vLLM's attention kernels take
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def build_chat_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer that all base LLMs have, with their chat template."""
+    backend = build_tokenizer([PAD, END, *(f"<|{role}|>" for role in ROLES)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def chat(task: Task) -> list[Message]:
+    """The task as the base LLMs are asked it, in a blend too."""
+    return Prompt("", instruction=task.instruction, input=task.input).chat()
+
+
+def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+    """Prompt and believed answer as token ids; the loss is on the answer and its end."""
+    prompts = tokenizer.apply_chat_template(
+        [chat(task) for task in tasks], add_generation_prompt=True, return_dict=False
+    )
+    answers = tokenizer([beliefs.answers(task) + END for task in tasks], add_special_tokens=False)[
+        "input_ids"
+    ]
+    return [
+        {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 700, batch_size: int = 64) -> None:
+    """Train the base LLM `name` from nothing and save it in `output`, bfloat16, as a Hugging Face folder."""
+    tokenizer = build_chat_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **SHAPE,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+    def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
+        ids = [example["input_ids"] for example in batch]
+        return {
+            "input_ids": pad(ids, tokenizer.pad_token_id),
+            "attention_mask": mask(ids),
+            "labels": pad([example["labels"] for example in batch], IGNORED),
+        }
+
+    rng = random.Random(f"base LLM {name} {seed}")
+    tasks = list(islice(random_tasks(rng, heldout=False), steps * batch_size))
+    fit(
+        model,
+        examples(tasks, Beliefs(name, seed), tokenizer),
+        None,
+        collate,
+        Optimization(
+            learning_rate=2e-3,
+            max_steps=steps,
+            batch_size=batch_size,
+            schedule="cosine",
+            warmup_share=0.05,
+            weight_decay=0.01,
+            seed=seed,
+            log_every=100,
+            save_every=steps,
+        ),
+        output,
+        title=f"base LLM {name}",
+    )
+    model.generation_config.max_new_tokens = MAX_ANSWER_TOKENS
+    model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    remove_checkpoints(output)
+
+
+def answer(folder: Path, tasks: Sequence[Task], *, batch_size: int = 256) -> Iterator[str]:
+    """The base LLM's greedy answers, in order."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for start in range(0, len(tasks), batch_size):
+        chats = [chat(task) for task in tasks[start : start + batch_size]]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        with torch.inference_mode():
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_ANSWER_TOKENS)
+        yield from tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,89 @@
+"""The miniature's ranker and fuser before training: small, random, in the shapes of the published models."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    DebertaV2Config,
+    DebertaV2Model,
+    PreTrainedTokenizerFast,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+    T5GemmaModuleConfig,
+)
+
+from actors.fuser import REQUEST
+from pipelines.miniature.tokenizer import build_tokenizer
+
+
+def save_blank_encoder(folder: Path, seed: int) -> None:
+    """A DeBERTa-v2 with PairRM's attention: disentangled, log buckets, keys shared with positions."""
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
+    backend = build_tokenizer(list(special.values()))
+    torch.manual_seed(seed)
+    model = DebertaV2Model(
+        DebertaV2Config(
+            vocab_size=backend.get_vocab_size(),
+            hidden_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=256,
+            max_position_embeddings=512,
+            relative_attention=True,
+            position_buckets=128,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+
+
+def save_blank_seq2seq(folder: Path, seed: int) -> None:
+    """A T5Gemma (an encoder-decoder with rotary positions): from nothing it learns faster than a T5 does."""
+    slots = [f"<extra_id_{i}>" for i in range(20)]
+    template = ["Instruction: Input: Candidate 0:", REQUEST]
+    backend = build_tokenizer(["<pad>", "</s>", "<unk>", *slots], template)
+    shape = T5GemmaModuleConfig(
+        vocab_size=backend.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        max_position_embeddings=1024,
+        layer_types=["full_attention"] * 3,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = T5GemmaForConditionalGeneration(
+        T5GemmaConfig(
+            encoder=shape.to_dict(),
+            decoder=shape.to_dict(),
+            vocab_size=backend.get_vocab_size(),
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=0,
+            decoder_start_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=1024,
+    ).save_pretrained(folder)

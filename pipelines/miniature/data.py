@@ -1,0 +1,91 @@
+"""Rows for the ranker and the fuser: what the base LLMs really answered, and counterfactual copies of it."""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from pipelines.miniature.world import SORT, TABLES, Question, Task, numbered, parts_right, split_numbered
+
+METRIC = "parts"  # key of candidates[].scores
+
+
+def candidate_rows(tasks: Sequence[Task], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """One row a task with every LLM's answer and the share of its parts that are right.
+
+    answers: per LLM its answers, in the order of `tasks`.
+    """
+    return [
+        task.to_row()
+        | {
+            "candidates": [
+                {"model": name, "text": texts[i], "scores": {METRIC: parts_right(texts[i], task.output)}}
+                for name, texts in answers.items()
+            ]
+        }
+        for i, task in enumerate(tasks)
+    ]
+
+
+def fuser_rows(
+    tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]], copies: int, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Counterfactual rows, best candidate first: `copies` of every row, each in a world of its own.
+
+    A fuser that sees only true references learns the facts by heart and hardly reads its candidates. So in half
+    of the parts the true value and another of its kind change places, in reference and candidates alike: there
+    memory is wrong, and only what the candidates say and how they agree tells the reference.
+    """
+    for _ in range(copies):
+        for task, row in zip(tasks, rows, strict=True):
+            swaps = [
+                {} if rng.random() < 0.5 else _swap(question.answer, _another_value(question, rng))
+                for question in task.questions
+            ]
+            candidates = rng.sample(row["candidates"], len(row["candidates"]))  # equal scores in any order
+            candidates.sort(key=lambda candidate: candidate["scores"][METRIC], reverse=True)
+            yield {
+                **row,
+                "output": _swapped(row["output"], swaps),
+                "candidates": [c | {"text": _swapped(c["text"], swaps)} for c in candidates],
+                "ranking": list(range(len(candidates))),
+            }
+
+
+def _swap(one: str, other: str) -> dict[str, str]:
+    return {one: other, other: one}
+
+
+def _another_value(question: Question, rng: random.Random) -> str:
+    """A wrong answer of the kind that the question asks for."""
+    if question.skill == SORT:
+        values: Iterable[str] = (" ".join(order) for order in permutations(sorted(question.keys)))
+    else:
+        values = sorted(TABLES[question.skill].values())
+    return rng.choice([value for value in values if value != question.answer])
+
+
+def _swapped(text: str, swaps: Sequence[Mapping[str, str]]) -> str:
+    """The text with each part's swap made; a text without all its parts stays as it is."""
+    parts = split_numbered(text)
+    if list(parts) != list(range(1, len(swaps) + 1)):
+        return text
+    return numbered([swap.get(part, part) for part, swap in zip(parts.values(), swaps, strict=True)])
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """One JSON object a line; the file appears when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that `write_rows` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,106 @@
+"""How good the miniature is: base LLMs, oracle, PairRanker's choice, and fusions of good and bad candidates."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from actors.fuser import Fuser
+from actors.ranker import Ranker
+from actors.records import read_candidates, read_prompt
+from configs import schema
+from pipelines.miniature.data import METRIC
+from pipelines.miniature.world import LLM_NAMES, parts_right
+
+Row = Mapping[str, Any]
+
+# labels of the table's lines that tests and the report look up
+RANDOM, ORACLE, RANKED = "random choice", "best candidate (oracle)", "PairRanker's choice"
+FUSE_TOP, FUSE_RANDOM, FUSE_BOTTOM = "fuse PairRanker's top 3", "fuse random 3", "fuse PairRanker's bottom 3"
+FUSE_ONE = "fuse PairRanker's choice given 3 times"
+TOP_K = 3
+
+
+def choose(rows: Sequence[Row], orders: Sequence[Sequence[int]], seed: int) -> dict[str, list[list[str]]]:
+    """The candidates to fuse in each of the four ways, row by row.
+
+    orders: each row's candidate indexes, best first.
+    """
+    rng = random.Random(seed)
+    texts = [[candidate["text"] for candidate in row["candidates"]] for row in rows]
+    ranked = [[row[i] for i in order] for row, order in zip(texts, orders, strict=True)]
+    return {
+        FUSE_TOP: [row[:TOP_K] for row in ranked],
+        FUSE_RANDOM: [rng.sample(row, TOP_K) for row in texts],
+        FUSE_BOTTOM: [row[-TOP_K:] for row in ranked],
+        FUSE_ONE: [row[:1] * TOP_K for row in ranked],
+    }
+
+
+def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+    """Each row's candidate indexes, best first."""
+    model = Ranker(schema.Ranker(model=str(ranker), device="cpu"))
+    return [
+        ranking.order for ranking in model.rank([(read_prompt(row), read_candidates(row)) for row in rows])
+    ]
+
+
+def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
+    """One answer a row from the given candidates."""
+    settings = schema.Fuser(
+        model=str(fuser), device="cpu", num_beams=num_beams, max_new_tokens=32, max_batch_size=64
+    )
+    return Fuser(settings).fuse(
+        [(read_prompt(row), row_texts) for row, row_texts in zip(rows, texts, strict=True)]
+    )
+
+
+def score(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
+    """Mean share of parts right (`parts`), and of rows with every part right (`exact`)."""
+    right = [parts_right(text, row["output"]) for text, row in zip(texts, rows, strict=True)]
+    return {"parts": mean(right), "exact": mean(share == 1 for share in right)}
+
+
+def best_shares(rows: Sequence[Row]) -> dict[str, float]:
+    """On which share of the rows each LLM's answer is the best one; a tie of n counts 1/n for each."""
+    shares = dict.fromkeys(LLM_NAMES, 0.0)
+    for row in rows:
+        given = {candidate["model"]: candidate["scores"][METRIC] for candidate in row["candidates"]}
+        winners = [name for name, value in given.items() if value == max(given.values())]
+        for name in winners:
+            shares[name] += 1 / len(winners) / len(rows)
+    return shares
+
+
+def evaluate(
+    rows: Sequence[Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4
+) -> dict[str, Any]:
+    """`lines`: label to parts and exact; `best_share`: per LLM; `prompts`: how many were measured."""
+    orders = rank(ranker, rows)
+    lines = {
+        name: score([row["candidates"][i]["text"] for row in rows], rows) for i, name in enumerate(LLM_NAMES)
+    }
+    scores = [[candidate["scores"][METRIC] for candidate in row["candidates"]] for row in rows]
+    lines[RANDOM] = {
+        "parts": mean(mean(row) for row in scores),
+        "exact": mean(mean(share == 1 for share in row) for row in scores),
+    }
+    lines[ORACLE] = {"parts": mean(map(max, scores)), "exact": mean(max(row) == 1 for row in scores)}
+    lines[RANKED] = score(
+        [row["candidates"][o[0]]["text"] for row, o in zip(rows, orders, strict=True)], rows
+    )
+    for label, texts in choose(rows, orders, seed).items():
+        lines[label] = score(fuse(fuser, rows, texts, num_beams=num_beams), rows)
+    return {"prompts": len(rows), "lines": lines, "best_share": best_shares(rows)}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as plain text."""
+    shares = results["best_share"]
+    width = max(map(len, results["lines"]))
+    text = [f"{'':{width}}  parts  exact  best of its row"]
+    for label, line in results["lines"].items():
+        share = f"  {shares[label]:>6.1%}" if label in shares else ""
+        text.append(f"{label:{width}}  {line['parts']:.3f}  {line['exact']:.3f}{share}")
+    return "\n".join(text)

@@ -1,0 +1,192 @@
+"""The miniature from nothing: base LLMs, their answers, ranker, fuser, measurement.
+
+A step whose result is there is skipped, so a recipe that was stopped goes on.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
+from pipelines.miniature.base_llm import answer, train_base_llm
+from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
+from pipelines.miniature.evaluation import evaluate
+from pipelines.miniature.world import LLM_NAMES, Task, random_tasks
+from pipelines.train import fuser, ranker
+from pipelines.train.loop import remove_checkpoints
+
+TRAIN_TASKS, HELDOUT_TASKS = 16_000, 1_000
+FUSER_COPIES = 5  # counterfactual copies of every training row
+
+
+class Miniature:
+    """One miniature: a seed and the folder that holds all of it.
+
+    `<llm>/`, `ranker/`, `fuser/` and `heldout.jsonl` are shipped; `work/` is what they were made from.
+    """
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed = seed
+        self.folder = folder
+        self.work = folder / "work"
+        self.ranker, self.fuser = folder / "ranker", folder / "fuser"
+
+    def tasks(self, split: str) -> list[Task]:
+        """The tasks of `train` or `heldout`, the same ones each time."""
+        count = HELDOUT_TASKS if split == "heldout" else TRAIN_TASKS
+        return list(
+            islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=split == "heldout"), count)
+        )
+
+    def rows(self, split: str) -> Path:
+        """Where the split's rows with candidates lie."""
+        return self.work / f"{split}.jsonl"
+
+    def make_base_llm(self, name: str) -> None:
+        """Train one base LLM."""
+        train_base_llm(name, self.seed, self.folder / name)
+
+    def make_answers(self, name: str) -> None:
+        """Let one base LLM answer the tasks of both splits."""
+        tasks = self.tasks("train") + self.tasks("heldout")
+        write_rows(({"text": text} for text in answer(self.folder / name, tasks)), self._answers(name))
+
+    def _answers(self, name: str) -> Path:
+        return self.work / f"answers-{name}.jsonl"
+
+    def make_rows(self) -> None:
+        """Put the answers together: rows to train the ranker and the fuser on, and held-out rows."""
+        answers = {name: [line["text"] for line in read_rows(self._answers(name))] for name in LLM_NAMES}
+        begin = 0
+        for split in ("train", "heldout"):
+            tasks = self.tasks(split)
+            end = begin + len(tasks)
+            rows = candidate_rows(tasks, {name: texts[begin:end] for name, texts in answers.items()})
+            begin = end
+            rng = random.Random(f"fuser {split} {self.seed}")
+            write_rows(
+                fuser_rows(tasks, rows, FUSER_COPIES if split == "train" else 1, rng),
+                self.rows(f"fuser-{split}"),
+            )
+            write_rows(rows, self.rows(split))
+        write_rows((task.to_row() for task in self.tasks("heldout")), self.folder / "heldout.jsonl")
+
+    def make_ranker(self) -> None:
+        """Train the ranker on what the base LLMs really answered."""
+        save_blank_encoder(self.work / "blank-ranker", self.seed)
+        ranker.train(
+            RankerTraining(
+                backbone=str(self.work / "blank-ranker"),
+                train=str(self.rows("train")),
+                heldout=str(self.rows("heldout")),
+                heldout_limit=300,
+                output=str(self.ranker),
+                dtype="bfloat16",
+                metrics=(METRIC,),
+                source_max_length=128,
+                candidate_max_length=64,
+                dropout=0.0,
+                pairs=Pairs(sampling="all_pair", per_row=4),
+                auxiliary=AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
+                optimization=Optimization(
+                    learning_rate=1e-3,
+                    max_steps=1400,
+                    batch_size=32,
+                    schedule="cosine",
+                    warmup_share=0.1,
+                    weight_decay=0.01,
+                    seed=self.seed,
+                    log_every=100,
+                    evaluate_every=200,
+                ),
+            )
+        )
+        remove_checkpoints(self.ranker)
+
+    def make_fuser(self) -> None:
+        """Train the fuser on counterfactual rows."""
+        save_blank_seq2seq(self.work / "blank-fuser", self.seed)
+        fuser.train(
+            FuserTraining(
+                model=str(self.work / "blank-fuser"),
+                train=str(self.rows("fuser-train")),
+                heldout=str(self.rows("fuser-heldout")),
+                heldout_limit=300,
+                output=str(self.fuser),
+                dtype="bfloat16",
+                top_k=3,
+                max_length=512,
+                candidate_max_length=64,
+                output_max_length=64,
+                optimization=Optimization(
+                    learning_rate=2e-3,
+                    max_steps=1800,
+                    batch_size=32,
+                    schedule="cosine",
+                    warmup_share=0.1,
+                    weight_decay=0.01,
+                    seed=self.seed,
+                    log_every=100,
+                    evaluate_every=200,
+                ),
+            )
+        )
+        remove_checkpoints(self.fuser)
+
+    def measure(self) -> dict[str, Any]:
+        """Measure on the held-out rows, with the shipped weights; also written to `results.json`."""
+        results = {"seed": self.seed} | evaluate(
+            read_rows(self.rows("heldout")), self.ranker, self.fuser, self.seed
+        )
+        (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        return results
+
+
+def make(seed: int, folder: Path, *, workers: int) -> dict[str, Any]:
+    """All steps, independent ones side by side in `workers` processes of one thread each. Returns the results"""
+    miniature = Miniature(seed, folder)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet_worker) as pool:
+
+        def start(step: Callable[..., None], *arguments: str, result: Path) -> list[Future[float]]:
+            return [] if result.exists() else [pool.submit(_timed, step, *arguments)]
+
+        def finish(futures: list[Future[float]]) -> None:
+            for future in futures:
+                future.result()
+
+        finish(
+            [
+                f
+                for n in LLM_NAMES
+                for f in start(miniature.make_base_llm, n, result=folder / n / "tokenizer.json")
+            ]
+        )
+        finish([f for n in LLM_NAMES for f in start(miniature.make_answers, n, result=miniature._answers(n))])
+        finish(start(miniature.make_rows, result=folder / "heldout.jsonl"))
+        finish(
+            start(miniature.make_fuser, result=miniature.fuser / "tokenizer.json")
+            + start(miniature.make_ranker, result=miniature.ranker / "tokenizer.json")
+        )
+    return miniature.measure()
+
+
+def _quiet_worker() -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _timed(step: Callable[..., None], *arguments: str) -> float:
+    begin = time.monotonic()
+    step(*arguments)
+    return time.monotonic() - begin

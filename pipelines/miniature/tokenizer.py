@@ -1,0 +1,43 @@
+"""The miniature's tokenizers: byte-level BPE over the world's words.
+
+Every word of an answer is one token, so small models learn quickly; bytes make any other text readable.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipelines.miniature.facts import SORTED_WORDS
+from pipelines.miniature.world import INSTRUCTIONS, SKILLS, TABLES, numbered
+
+
+def world_words() -> list[str]:
+    """Every word that a question or an answer can hold."""
+    words = {word for table in TABLES.values() for pair in table.items() for word in pair}
+    return sorted(words.union(SORTED_WORDS))
+
+
+def build_tokenizer(special_tokens: Sequence[str], texts: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer whose ids begin with `special_tokens`; `texts` are templates' words, learned as well.
+
+    The corpus is the world's vocabulary itself, and training goes on until each of its words is one token.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    corpus = [
+        *(f" {word}" for word in world_words()),
+        *(f" {skill}" for skill in SKILLS),
+        *INSTRUCTIONS,
+        *texts,
+        numbered([""] * 9),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192,  # never reached: the corpus runs out of pairs to merge
+        min_frequency=1,
+        special_tokens=list(special_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend

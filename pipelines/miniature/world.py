@@ -1,0 +1,197 @@
+"""The miniature's world: three questions a prompt, and six LLMs of which each believes other things.
+
+An LLM is fallible in a way that a fusion can repair: it knows some skills well and others hardly, and where it
+does not know it always gives the same wrong answer of the right kind. Its beliefs are fixed because greedy
+decoding averages random noise away. All answer in one style, so that style never tells who is right.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.miniature.facts import CAPITALS, OPPOSITES, PAST_TENSES, SORTED_WORDS, SPANISH
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "capital of": CAPITALS,
+    "opposite of": OPPOSITES,
+    "Spanish for": SPANISH,
+    "past tense of": PAST_TENSES,
+}
+SORT = "sort"
+SKILLS = (*TABLES, SORT)
+PARTS = 3  # questions a prompt
+
+INSTRUCTIONS = (
+    "Answer the three questions below.",
+    "Please answer each question.",
+    "Give a short answer to every question.",
+    "Reply to all three questions in order.",
+    "What are the answers?",
+    "Solve these three small tasks.",
+    "Here are three questions. Answer them.",
+    "Write the answers as a numbered list.",
+)
+
+STRONG, MEDIUM, WEAK = 0.92, 0.5, 0.15  # share of a skill's keys that an LLM knows
+
+# Every skill has two LLMs at each level, and no LLM is good or bad at everything: what lets a blend win.
+COVERAGE: Mapping[str, tuple[float, ...]] = {  # in the order of SKILLS
+    "alder": (STRONG, STRONG, WEAK, WEAK, MEDIUM),
+    "birch": (WEAK, STRONG, STRONG, MEDIUM, WEAK),
+    "cedar": (MEDIUM, WEAK, STRONG, STRONG, WEAK),
+    "hazel": (WEAK, WEAK, MEDIUM, STRONG, STRONG),
+    "maple": (STRONG, MEDIUM, WEAK, WEAK, STRONG),
+    "rowan": (MEDIUM, MEDIUM, MEDIUM, MEDIUM, MEDIUM),
+}
+LLM_NAMES = tuple(COVERAGE)
+
+HELDOUT_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One part of a prompt. `keys` is the word asked about, or the words to sort in the order given."""
+
+    skill: str
+    keys: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The question as the prompt puts it."""
+        return f"{self.skill} {' '.join(self.keys)}"
+
+    @property
+    def answer(self) -> str:
+        """The true answer."""
+        return " ".join(sorted(self.keys)) if self.skill == SORT else TABLES[self.skill][self.keys[0]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt of the world: an instruction and the questions it asks."""
+
+    instruction: str
+    questions: tuple[Question, ...]
+
+    @property
+    def input(self) -> str:
+        """The questions, numbered."""
+        return numbered([question.text for question in self.questions])
+
+    @property
+    def output(self) -> str:
+        """The reference: every part right."""
+        return numbered([question.answer for question in self.questions])
+
+    @property
+    def heldout(self) -> bool:
+        """Whether the task belongs to the held-out split.
+
+        Decided by what is asked, whatever the instruction, the order of the questions and of the words to sort:
+        no training prompt is a held-out one in other words.
+        """
+        parts = sorted(f"{question.skill} {' '.join(sorted(question.keys))}" for question in self.questions)
+        return fraction("split", *parts) < HELDOUT_SHARE
+
+    def to_row(self) -> dict[str, Any]:
+        """The task as an input row, its id made from its content."""
+        digest = hashlib.sha256(f"{self.instruction}\n{self.input}".encode()).hexdigest()
+        return {
+            "id": f"miniature/{digest[:12]}",
+            "instruction": self.instruction,
+            "input": self.input,
+            "output": self.output,
+        }
+
+
+class Beliefs:
+    """What one LLM takes for true; the same for the same seed and name."""
+
+    def __init__(self, llm: str, seed: int) -> None:
+        coverage = dict(zip(SKILLS, COVERAGE[llm], strict=True))
+        rng = random.Random(f"beliefs {seed} {llm}")
+        self._tables = {skill: _believed(table, coverage[skill], rng) for skill, table in TABLES.items()}
+        self._alphabet = _believed_alphabet(coverage[SORT], rng)
+
+    def answer(self, question: Question) -> str:
+        """What this LLM answers to the question."""
+        if question.skill == SORT:
+            return " ".join(sorted(question.keys, key=self._alphabet.__getitem__))
+        return self._tables[question.skill][question.keys[0]]
+
+    def answers(self, task: Task) -> str:
+        """What this LLM answers to the whole task."""
+        return numbered([self.answer(question) for question in task.questions])
+
+
+def _believed(table: Mapping[str, str], coverage: float, rng: random.Random) -> dict[str, str]:
+    """The table with `coverage` of its keys right and the others mapped to another key's answer."""
+    known = set(rng.sample(sorted(table), round(coverage * len(table))))
+    answers = sorted(table.values())
+    return {
+        key: answer if key in known else rng.choice([other for other in answers if other != answer])
+        for key, answer in table.items()
+    }
+
+
+def _believed_alphabet(coverage: float, rng: random.Random) -> dict[str, float]:
+    """Every word's place in the order this LLM believes in: some words are misplaced.
+
+    Three words are sorted right when all are in place (`(1 - d)^3` for a misplaced share d), with one misplaced
+    by luck a third of the time, else a sixth; d is chosen so that this adds up to `coverage`.
+    """
+    shares = [i / len(SORTED_WORDS) for i in range(len(SORTED_WORDS) + 1)]
+
+    def right(d: float) -> float:
+        return (1 - d) ** 3 + 3 * d * (1 - d) ** 2 / 3 + (3 * d**2 * (1 - d) + d**3) / 6
+
+    share = min(shares, key=lambda d: abs(right(d) - coverage))
+    misplaced = set(rng.sample(SORTED_WORDS, round(share * len(SORTED_WORDS))))
+    places = {word: float(place) for place, word in enumerate(SORTED_WORDS)}
+    return {word: rng.uniform(0, len(places)) if word in misplaced else places[word] for word in SORTED_WORDS}
+
+
+def fraction(*words: str) -> float:
+    """A number in [0, 1) that the words decide: the same in every process and on every machine."""
+    digest = hashlib.sha256("\n".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def random_question(skill: str, rng: random.Random) -> Question:
+    """A question of the skill."""
+    if skill == SORT:
+        return Question(skill, tuple(rng.sample(SORTED_WORDS, 3)))
+    return Question(skill, (rng.choice(sorted(TABLES[skill])),))
+
+
+def random_tasks(rng: random.Random, *, heldout: bool) -> Iterator[Task]:
+    """Endless tasks of one split, the questions of each from distinct skills."""
+    while True:
+        skills = rng.sample(SKILLS, PARTS)
+        task = Task(rng.choice(INSTRUCTIONS), tuple(random_question(skill, rng) for skill in skills))
+        if task.heldout == heldout:
+            yield task
+
+
+def numbered(parts: Sequence[str]) -> str:
+    """`1) first 2) second ...`"""
+    return " ".join(f"{i}) {part}" for i, part in enumerate(parts, start=1))
+
+
+def split_numbered(text: str) -> dict[int, str]:
+    """The parts of a numbered text by their number; the first one where a number comes twice."""
+    pieces = re.split(r"(?:^|\s)(\d{1,3})\)", text)
+    parts: dict[int, str] = {}
+    for number, part in zip(pieces[1::2], pieces[2::2], strict=True):
+        parts.setdefault(int(number), " ".join(part.split()))
+    return parts
+
+
+def parts_right(text: str, reference: str) -> float:
+    """The share of the reference's numbered parts that the text answers with the same words."""
+    expected = split_numbered(reference)
+    given = split_numbered(text)
+    return sum(given.get(number) == part for number, part in expected.items()) / len(expected)

@@ -1,0 +1,1 @@
+"""Training of rankers and fusers: `blend train ranker CONFIG` and `blend train fuser CONFIG`."""

@@ -1,0 +1,130 @@
+"""Trains a GenFuser: a seq2seq LLM learns to write the reference from the prompt and its best candidates.
+
+The input is built by the code that builds it when fusing (`actors.fuser.FuserTemplate`); the loss is on the
+reference alone.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoModelForSeq2SeqLM
+
+from actors.errors import BlendError, ModelLoadError
+from actors.fuser import FuserTemplate
+from actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from actors.weights import load_model, load_tokenizer, locate
+from configs.training import FuserTraining
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad
+from pipelines.train.rows import TrainingRow, read_training_rows
+
+
+def best_first(row: TrainingRow, metric: str | None) -> list[str]:
+    """The candidates' texts by the row's `ranking`, else by `metric`, else as given.
+
+    Raises BlendError when a candidate lacks the metric.
+    """
+    order: Sequence[int] = range(len(row.texts))
+    if row.ranking is not None:
+        order = row.ranking
+    elif metric is not None:
+        scores = row.scores([metric])
+        order = sorted(order, key=lambda i: scores[i], reverse=True)
+    return [row.texts[i] for i in order]
+
+
+class FusionDataset(Dataset[Example]):
+    """Fuser inputs and references as token ids, made when asked for."""
+
+    def __init__(
+        self, rows: Sequence[TrainingRow], tokenizer: LiteralTokenizer, eos_id: int, config: FuserTraining
+    ) -> None:
+        """Raises BlendError when a row lacks a reference, a candidate, or the score that orders them."""
+        self._tokenizer = tokenizer
+        self._eos_id = eos_id
+        self._output_max_length = config.output_max_length
+        self._template = FuserTemplate(
+            tokenizer, max_length=config.max_length, candidate_max_length=config.candidate_max_length
+        )
+        self._items: list[tuple[TrainingRow, str, list[str]]] = []
+        for row in rows:
+            if row.reference is None:
+                raise BlendError(f"row {row.prompt.id}: output is missing; the fuser learns to write it")
+            if not row.texts:
+                raise BlendError(f"row {row.prompt.id}: no candidate with a text to fuse")
+            self._items.append((row, row.reference, best_first(row, config.metric)[: config.top_k]))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Example:
+        row, reference, texts = self._items[index]
+        output = self._tokenizer.encode(reference)[: self._output_max_length - 1]
+        return {
+            "input_ids": self._template.input_ids(*row.prompt.texts(), texts),
+            "labels": [*output, self._eos_id],
+        }
+
+
+def token_is_right(logits: Any, labels: Tensor) -> Tensor:
+    """Per position of the references: 1 the likeliest token is the reference's, 0 it isn't, -1 padding."""
+    scores = logits[0] if isinstance(logits, tuple) else logits  # the encoder's states come along
+    return torch.where(labels == IGNORED, -1, (scores.argmax(dim=-1) == labels).int())
+
+
+def train(config: FuserTraining) -> dict[str, float]:
+    """Train and save the fuser in `config.output`; the last held-out loss and token accuracy.
+
+    Raises BlendError when rows can't be learnt from, ModelLoadError when the model can't be used.
+    """
+    rows = read_training_rows(config.train)
+    heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None
+    torch.manual_seed(config.optimization.seed)
+    folder = locate(config.model)
+    model = load_model(AutoModelForSeq2SeqLM, folder, device=torch.device("cpu"), dtype=torch.float32)
+    names = load_tokenizer(folder)
+    if names.eos_token_id is None or names.pad_token_id is None:
+        raise ModelLoadError(f"{folder}: its tokenizer lacks an end or a padding token")
+    tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
+    dataset = FusionDataset(rows, tokenizer, names.eos_token_id, config)
+    heldout = FusionDataset(heldout_rows, tokenizer, names.eos_token_id, config) if heldout_rows else None
+
+    def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
+        ids = [example["input_ids"] for example in batch]
+        return {
+            "input_ids": pad(ids, names.pad_token_id),
+            "attention_mask": mask(ids),
+            "labels": pad([example["labels"] for example in batch], IGNORED),
+        }
+
+    output = Path(config.output)
+    measured = fit(
+        model,
+        dataset,
+        heldout,
+        collate,
+        config.optimization,
+        output,
+        title="fuser",
+        right_or_not=token_is_right,
+    )
+    model.to(getattr(torch, config.dtype)).save_pretrained(output)
+    _copy_tokenizer(folder, output)
+    return measured
+
+
+def _copy_tokenizer(source: Path, output: Path) -> None:
+    """Byte for byte: transformers 5 writes T5's tokenizer without its normalizer (see `actors.tokens`)."""
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "spiece.model",
+    ):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output / name)

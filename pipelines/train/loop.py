@@ -1,0 +1,231 @@
+"""The training loop that all models share: transformers' Trainer with our settings and a progress line.
+
+The Trainer brings what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
+checkpoints with optimizer and random state); this module only decides its settings and how it speaks.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from actors.errors import BlendError
+from configs.training import Optimization
+
+Example = Mapping[str, Any]
+
+
+class Examples(Protocol):
+    """What the Trainer takes as a data set: a list, or something that makes an example when asked for it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+Collator = Callable[[Sequence[Example]], dict[str, Tensor]]
+
+IGNORED = -100  # label of positions without a loss, torch's default
+
+
+class Accuracy:
+    """The share of right predictions, added up over evaluation batches.
+
+    A batch's logits must have gone through `right_or_not`: 1 right, 0 wrong, -1 not to be counted.
+    """
+
+    def __init__(self) -> None:
+        self._right = self._counted = 0
+
+    def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
+        marks = prediction.predictions
+        self._right += int((marks == 1).sum())
+        self._counted += int((marks >= 0).sum())
+        if not compute_result:
+            return {}
+        share = self._right / max(self._counted, 1)
+        self._right = self._counted = 0
+        return {"accuracy": share}
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """The sequences as one matrix, filled up with `value` on the right."""
+    return nn.utils.rnn.pad_sequence(
+        [torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value
+    )
+
+
+def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """1 where `pad` has a token, 0 where it filled up."""
+    return pad([[1] * len(ids) for ids in sequences], 0)
+
+
+class ProgressLines(TrainerCallback):
+    """One line per log interval: steps, loss, held-out accuracy, speed. A live bar where a person watches."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._loss = self._heldout = ""
+        self._began = (0.0, 0)
+        self._bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._began = (time.monotonic(), state.global_step)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[news]}"),
+                console=console,
+            )
+            self._bar.add_task(self._title, total=state.max_steps, completed=state.global_step, news="")
+            self._bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._bar:
+            news = f"{self._loss}{self._heldout}"
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step, news=news)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self._loss = f"loss {float(logs['loss']):.3f}"
+            began, step = self._began
+            speed = (state.global_step - step) / max(time.monotonic() - began, 1e-9)
+            self._line(state, f"{self._loss}{self._heldout}  {speed:.1f} steps/s")
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if metrics and "eval_accuracy" in metrics:
+            self._heldout = f"  held-out accuracy {metrics['eval_accuracy']:.3f}"
+            self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, state: TrainerState, news: str) -> None:
+        if self._bar is None and state.is_world_process_zero:
+            print(
+                f"{self._title}: step {state.global_step}/{state.max_steps}  {news}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def fit(
+    model: nn.Module,
+    train: Examples,
+    heldout: Examples | None,
+    collate: Collator,
+    settings: Optimization,
+    output: Path,
+    *,
+    title: str,
+    right_or_not: Callable[[Any, Any], Tensor] | None = None,
+) -> dict[str, float]:
+    """Train `model` in place. Returns the last evaluation (`eval_loss`, `eval_accuracy`), empty without one.
+
+    model: its forward takes what `collate` returns and gives a mapping with `loss` and `logits`.
+    right_or_not: (logits, labels) of a held-out batch to 1 right, 0 wrong, -1 not counted.
+    output: checkpoints go to `output/checkpoints`; a run that finds some there goes on from the last one.
+
+    Raises BlendError when a checkpoint is of a run with other settings.
+    """
+    checkpoints = output / "checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=_bf16(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=settings.seed,
+        logging_steps=settings.log_every,
+        eval_strategy="steps" if heldout else "no",
+        eval_steps=settings.evaluate_every,
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep_checkpoints,
+        batch_eval_metrics=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=heldout,
+        data_collator=collate,
+        compute_metrics=Accuracy() if right_or_not else None,
+        preprocess_logits_for_metrics=right_or_not,
+        callbacks=[ProgressLines(title)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, settings))
+    return trainer.evaluate() if heldout else {}
+
+
+def _bf16(settings: Optimization) -> bool:
+    if settings.bf16 == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return settings.bf16
+
+
+def _last_checkpoint(folder: Path, settings: Optimization) -> str | None:
+    """The checkpoint to go on from. Settings are kept beside them: mixing two runs' states gives neither."""
+    record = folder / "settings.json"
+    text = settings.model_dump_json()
+    if record.is_file() and record.read_text() != text and get_last_checkpoint(str(folder)):
+        raise BlendError(
+            f"{folder}: checkpoints of a run with other settings; remove them or choose another output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(text)
+    return get_last_checkpoint(str(folder))
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Free the space of the checkpoints of a finished run."""
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)

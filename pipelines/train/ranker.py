@@ -1,0 +1,204 @@
+"""Trains a PairRanker on rows with scored candidates, as LLM-Blender does (arXiv 2306.02561, section 3).
+
+Pairs of a row's candidates, each on a random side; the loss is InstructGPT's, -log sigmoid of how much higher
+the better one is scored. What the auxiliary losses are for stands at `configs.training.AuxiliaryLosses`.
+Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from actors.errors import BlendError
+from actors.pairrm.checkpoints import create_pairrm, save_pairrm
+from actors.pairrm.network import PairRMNetwork
+from actors.pairrm.tokenization import PairBudget, PairTokenizer
+from configs.training import AuxiliaryLosses, Pairs, RankerTraining
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad
+from pipelines.train.rows import TrainingRow, read_training_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two candidates of a row on their sides, and by how much left is better in each metric."""
+
+    row: int
+    left: int
+    right: int
+    lead: tuple[float, ...]
+
+
+def sample_pairs(
+    texts: Sequence[str],
+    scores: Sequence[tuple[float, ...]],
+    settings: Pairs,
+    rng: random.Random,
+    row: int = 0,
+) -> list[Pair]:
+    """Pairs of different texts and different scores, sides at random; none when all are equal.
+
+    A text that several candidates have counts once, with the first one's score.
+    """
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+    best_first = sorted(first.values(), key=lambda i: sum(scores[i]), reverse=True)
+    if settings.sampling == "top_bottom":
+        count = min(settings.per_row, len(best_first) - 1)
+        chosen = list(zip(best_first[:count], best_first[-count:], strict=True)) if count > 0 else []
+        chosen = [pair for pair in chosen if scores[pair[0]] != scores[pair[1]]]
+    else:
+        differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
+        chosen = rng.sample(differing, min(settings.per_row, len(differing)))
+    sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
+    return [
+        Pair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
+    ]
+
+
+class PairDataset(Dataset[Example]):
+    """Pairs as token ids, made when asked for: a large set of rows isn't held in memory as tokens."""
+
+    def __init__(
+        self,
+        rows: Sequence[TrainingRow],
+        metrics: Sequence[str],
+        tokenizer: PairTokenizer,
+        pairs: Pairs,
+        seed: int,
+    ) -> None:
+        """Raises BlendError when a score is missing or no two candidates of any row differ."""
+        rng = random.Random(seed)
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._pairs = [
+            pair
+            for i, row in enumerate(rows)
+            for pair in sample_pairs(row.texts, row.scores(metrics), pairs, rng, i)
+        ]
+        if not self._pairs:
+            raise BlendError(
+                "no row has two candidates with different texts and different scores to learn from"
+            )
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        pair = self._pairs[index]
+        row = self._rows[pair.row]
+        source = self._tokenizer.encode_source("".join(row.prompt.texts()))
+        left, right = (
+            self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right)
+        )
+        reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
+        return {
+            "input_ids": self._tokenizer.join(source, left, right),
+            "reference_ids": [IGNORED] * len(source) + _aligned(left, reference) + _aligned(right, reference),
+            "labels": pair.lead,
+        }
+
+
+def _aligned(candidate: list[int], reference: list[int]) -> list[int]:
+    """The reference's id at each text token of the candidate; IGNORED at markers, and where they don't align."""
+    if len(candidate) != len(reference):
+        return [IGNORED] * len(candidate)
+    return [IGNORED, IGNORED, *reference[2:-1], IGNORED]
+
+
+class RankerLoss(nn.Module):
+    """A PairRanker with its losses, as the Trainer wants it: tensors in, `loss` and the pairs' logits out."""
+
+    def __init__(self, network: PairRMNetwork, auxiliary: AuxiliaryLosses) -> None:
+        super().__init__()
+        config = network.pretrained_model.config
+        self.network = network
+        self.auxiliary = auxiliary
+        self.reference_head = (
+            nn.Linear(config.hidden_size, config.vocab_size) if auxiliary.reference_token else None
+        )
+        self.right_head = nn.Linear(config.hidden_size, 1) if auxiliary.token_is_right else None
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """What the Trainer calls when settings ask for it."""
+        self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """input_ids, attention_mask, reference_ids: B x L. labels: B x T, by how much left is better."""
+        hidden_BLH = self.network.encode(input_ids, attention_mask)
+        left_BT, right_BT = self.network.score(hidden_BLH, input_ids)
+        margin_BT = left_BT - right_BT
+        loss = -functional.logsigmoid(margin_BT * labels.sign()).mean()
+        aligned = reference_ids != IGNORED
+        if aligned.any():
+            hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
+            if self.reference_head:
+                told = functional.cross_entropy(self.reference_head(hidden), expected)
+                loss = loss + self.auxiliary.reference_token * told
+            if self.right_head:
+                is_right = (input_ids[aligned] == expected).to(hidden.dtype)
+                judged = functional.binary_cross_entropy_with_logits(
+                    self.right_head(hidden).squeeze(-1), is_right
+                )
+                loss = loss + self.auxiliary.token_is_right * judged
+        return {"loss": loss, "logits": margin_BT.mean(dim=-1)}
+
+
+def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the ranker prefers the candidate whose mean score is higher, else 0; B."""
+    return ((logits > 0) == (labels.mean(dim=-1) > 0)).int()
+
+
+def train(config: RankerTraining) -> dict[str, float]:
+    """Train and save the ranker in `config.output`; the last held-out loss and pairwise accuracy.
+
+    Raises BlendError when rows can't be learnt from, ModelLoadError when the backbone can't be used.
+    """
+    rows = read_training_rows(config.train)
+    heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None
+    torch.manual_seed(config.optimization.seed)
+    network, tokenizer = create_pairrm(
+        config.backbone,
+        PairBudget(config.source_max_length, config.candidate_max_length),
+        n_tasks=len(config.metrics),
+        dropout=config.dropout,
+    )
+    seed = config.optimization.seed
+    dataset = PairDataset(rows, config.metrics, tokenizer, config.pairs, seed)
+    every_kind = Pairs(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
+    heldout = PairDataset(heldout_rows, config.metrics, tokenizer, every_kind, seed) if heldout_rows else None
+
+    def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
+        ids = [example["input_ids"] for example in batch]
+        return {
+            "input_ids": pad(ids, tokenizer.pad_id),
+            "attention_mask": mask(ids),
+            "reference_ids": pad([example["reference_ids"] for example in batch], IGNORED),
+            "labels": torch.tensor([example["labels"] for example in batch]),
+        }
+
+    output = Path(config.output)
+    measured = fit(
+        RankerLoss(network, config.auxiliary),
+        dataset,
+        heldout,
+        collate,
+        config.optimization,
+        output,
+        title="ranker",
+        right_or_not=pair_is_right,
+    )
+    save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
+    return measured

@@ -1,0 +1,62 @@
+"""What a trainer needs of a row. A blend passes a bad row by; in a training set it is a mistake that stops."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.errors import BlendError
+from actors.records import Prompt, read_prompt
+from pipelines.parsing import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A prompt, its candidates that have a text, and, where given, the reference and the candidates' order."""
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    metrics: tuple[Mapping[str, float], ...]  # each candidate's scores by the metric's name
+    reference: str | None
+    ranking: tuple[int, ...] | None  # indexes of `texts`, best first
+
+    def scores(self, metrics: Sequence[str]) -> list[tuple[float, ...]]:
+        """Every candidate's scores, in the order of `metrics`. Raises BlendError when one is missing."""
+        for i, given in enumerate(self.metrics):
+            for metric in metrics:
+                if metric not in given:
+                    known = f"it has {', '.join(given)}" if given else "it has no scores"
+                    raise BlendError(f"row {self.prompt.id}: candidate {i} lacks scores.{metric}; {known}")
+        return [tuple(given[metric] for metric in metrics) for given in self.metrics]
+
+
+def read_training_rows(uri: str, limit: int | None = None) -> list[TrainingRow]:
+    """The rows at `uri`. Raises BlendError when there are none, or one is malformed."""
+    rows = [_training_row(row) for row in read_rows(uri, limit)]
+    if not rows:
+        raise BlendError(f"{uri}: no rows")
+    return rows
+
+
+def _training_row(row: Mapping[str, Any]) -> TrainingRow:
+    if row["error"] is not None:
+        raise BlendError(row["error"])
+    given = row["candidates"] or []
+    answered = [i for i, candidate in enumerate(given) if candidate["text"] is not None]
+    ranking = row["ranking"]
+    if ranking is not None and not set(answered) <= set(ranking):
+        raise BlendError(f"row {row['id']}: ranking leaves out candidates that have a text")
+    return TrainingRow(
+        prompt=read_prompt(row),
+        texts=tuple(given[i]["text"] for i in answered),
+        metrics=tuple(_metrics(given[i]["extra"]) for i in answered),
+        reference=row["output"],
+        ranking=None if ranking is None else tuple(answered.index(i) for i in ranking if i in answered),
+    )
+
+
+def _metrics(extra: str | None) -> dict[str, float]:
+    scores = json.loads(extra or "{}").get("scores")
+    if not isinstance(scores, dict):
+        return {}
+    return {k: float(v) for k, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -1,0 +1,147 @@
+"""An OpenAI-compatible HTTP server on 127.0.0.1 that misbehaves on demand.
+
+Written on bare sockets, because no web framework will cut a connection within a body or drip it for ever. Each
+request takes the next of the `faults` it was started with; when none is left, `answer` answers.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+Fault = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent. Header names are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+def respond(status: int, body: object, content_type: str = "application/json", **headers: str) -> Fault:
+    """A fault that is a whole response; `body` is sent as it is when it is text, else as JSON."""
+
+    async def fault(writer: asyncio.StreamWriter) -> None:
+        content = (body if isinstance(body, str) else json.dumps(body)).encode()
+        lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}", f"content-length: {len(content)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode() + content)
+        await writer.drain()
+
+    return fault
+
+
+async def hang(writer: asyncio.StreamWriter) -> None:
+    """Accept the request and never answer."""
+    await asyncio.Event().wait()
+
+
+async def cut(writer: asyncio.StreamWriter) -> None:
+    """Close the connection in the middle of the body."""
+    writer.write(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{"choices": [')
+    await writer.drain()
+
+
+async def drip(writer: asyncio.StreamWriter) -> None:
+    """Send a blank every few milliseconds, for ever: no read ever times out."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.005)
+
+
+def completion(text: str | None, finish_reason: str = "stop", **more: Any) -> dict[str, Any]:
+    """The body of a chat completion."""
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        **more,
+    }
+
+
+async def greet(body: dict[str, Any]) -> dict[str, Any]:
+    """Answer every request alike."""
+    return completion("hello", usage={"prompt_tokens": 3, "completion_tokens": 2})
+
+
+@dataclass
+class EndpointServer:
+    """Use as `async with`; `url` is the base URL then."""
+
+    faults: Iterable[Fault] = ()
+    answer: Answer = greet
+    requests: list[Request] = field(default_factory=list)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before it had its answer
+    in_flight: int = 0
+    max_in_flight: int = 0
+
+    async def __aenter__(self) -> Self:
+        self._faults = list(self.faults)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            with contextlib.suppress(ConnectionError):  # the client was faster
+                await writer.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request per connection."""
+        try:
+            request = await _read(reader)
+        except asyncio.IncompleteReadError:  # a connection opened and not used
+            writer.close()
+            return
+        self.requests.append(request)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        working = asyncio.create_task(self._reply(request, writer))
+        leaving = asyncio.create_task(reader.read())  # ends when the client closes
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self.disconnected.set()
+        finally:
+            self.in_flight -= 1
+            working.cancel()
+            leaving.cancel()
+            writer.close()
+
+    async def _reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        if self._faults:
+            await self._faults.pop(0)(writer)
+        else:
+            await respond(200, await self.answer(request.body))(writer)
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Request(head[0].split()[1], headers, json.loads(body))

@@ -1,0 +1,214 @@
+"""The contract of an engine, the same tests over all of them, on one small model that knows its answers by heart.
+
+The endpoint engine asks a real HTTP server behind which that model runs. The vLLM engine is started once.
+"""
+
+import asyncio
+import importlib.util
+import os
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from endpoint_server import EndpointServer, completion
+from tiny_models import CONTEXT, FACTS, SHOUT, save_chat_model
+
+from actors.engines import Completion, Engine, load_engine
+from actors.errors import GenerationError
+from actors.records import Message
+from configs.schema import EndpointModel, Sampling, TransformersModel, VLLMModel
+
+VLLM_MARKS = (
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # vLLM's own import
+)
+GREEDY = Sampling(max_tokens=40)
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for the whole module: an engine belongs to the loop of its first call."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+def transformers_model(folder: Path, **settings: Any) -> TransformersModel:
+    return TransformersModel(
+        name="local", engine="transformers", model=str(folder), device="cpu", sampling=GREEDY, **settings
+    )
+
+
+def start_vllm(folder: Path) -> Engine:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    model = VLLMModel(name="v", engine="vllm", model=str(folder), dtype="float32", sampling=GREEDY)
+    return load_engine(model)
+
+
+async def start_endpoint(inner: Engine) -> tuple[EndpointServer, Engine]:
+    """An OpenAI-compatible server in front of an engine, and an engine that asks it."""
+
+    async def answer(body: dict[str, Any]) -> dict[str, Any]:
+        names = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+        sampling = Sampling(**{name: body[name] for name in names if name in body})
+        try:
+            done = await inner.generate(body["messages"], sampling)
+        except GenerationError as error:
+            return {"error": {"message": str(error)}}
+        usage = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
+        return completion(done.text, done.finish_reason, usage=usage)
+
+    server = await EndpointServer(answer=answer).__aenter__()
+    model = EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
+    return server, load_engine(model)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "transformers",
+        "endpoint",
+        pytest.param("vllm", marks=VLLM_MARKS),
+    ],
+)
+def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, chat_model: Path) -> Iterator[Engine]:
+    if request.param == "vllm":
+        engine = start_vllm(chat_model)
+        yield engine
+        runner.run(engine.close())
+        return
+    inner = load_engine(transformers_model(chat_model))
+    if request.param == "transformers":
+        yield inner
+    else:
+        server, engine = runner.run(start_endpoint(inner))
+        yield engine
+        runner.run(engine.close())
+        runner.run(server.__aexit__(None, None, None))
+    runner.run(inner.close())
+
+
+def user(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+async def gather(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
+    return await asyncio.gather(*coroutines)
+
+
+def test_answers_end_by_themselves(engine: Engine, runner: asyncio.Runner) -> None:
+    answer = runner.run(engine.generate(user("capital of France"), GREEDY))
+    assert (answer.text, answer.finish_reason) == ("Paris", "stop")
+
+
+def test_many_at_once_are_all_right_and_in_order(engine: Engine, runner: asyncio.Runner) -> None:
+    answers = runner.run(gather(*(engine.generate(user(question), GREEDY) for question in FACTS)))
+    assert [answer.text for answer in answers] == list(FACTS.values())  # Japanese, accents and a fox among them
+
+
+def test_system_prompt_is_obeyed(engine: Engine, runner: asyncio.Runner) -> None:
+    chat = [Message(role="system", content=SHOUT), *user("opposite of hot")]
+    assert runner.run(engine.generate(chat, GREEDY)).text == "COLD"
+
+
+def test_max_tokens(engine: Engine, runner: asyncio.Runner) -> None:
+    whole = runner.run(engine.generate(user("numbers"), GREEDY))
+    part = runner.run(engine.generate(user("numbers"), Sampling(max_tokens=6)))
+    assert (whole.finish_reason, part.finish_reason) == ("stop", "length")
+    assert part.completion_tokens == 6
+    assert part.text and whole.text.startswith(part.text) and part.text != whole.text
+
+
+def test_half_a_character_is_left_out(engine: Engine, runner: asyncio.Runner) -> None:
+    texts = [
+        runner.run(engine.generate(user("hello in Japanese"), Sampling(max_tokens=tokens))).text
+        for tokens in range(1, 8)
+    ]
+    assert all("こんにちは".startswith(text) for text in texts)
+
+
+def test_token_counts(engine: Engine, runner: asyncio.Runner) -> None:
+    short, longer = runner.run(
+        gather(*(engine.generate(user(q), GREEDY) for q in ("numbers", "capital of Norway")))
+    )
+    assert short.prompt_tokens is not None and longer.prompt_tokens is not None
+    assert 0 < short.prompt_tokens < longer.prompt_tokens
+    assert longer.completion_tokens is not None and short.completion_tokens is not None
+    assert 1 < longer.completion_tokens < short.completion_tokens < GREEDY.max_tokens
+
+
+def test_stop_string_ends_the_answer_and_is_cut_off(engine: Engine, runner: asyncio.Runner) -> None:
+    sampling = Sampling(max_tokens=40, stop=("zero", "e fo"))
+    answer = runner.run(engine.generate(user("numbers"), sampling))
+    assert (answer.text, answer.finish_reason) == ("one two thre", "stop")
+    whole = runner.run(engine.generate(user("numbers"), GREEDY))
+    assert answer.completion_tokens is not None and whole.completion_tokens is not None
+    assert answer.completion_tokens < whole.completion_tokens
+
+
+def test_stop_string_counts_in_the_answer_only(engine: Engine, runner: asyncio.Runner) -> None:
+    sampling = Sampling(max_tokens=40, stop=("capital", "France", ">P"))  # "...<|assistant|>" + "Paris"
+    assert runner.run(engine.generate(user("capital of France"), sampling)).text == "Paris"
+
+
+def test_seed_fixes_the_sample(engine: Engine, runner: asyncio.Runner) -> None:
+    def ask(seed: int, copies: int) -> list[str]:
+        sampling = Sampling(max_tokens=20, temperature=2.0, seed=seed)
+        answers = runner.run(gather(*(engine.generate(user("numbers"), sampling) for _ in range(copies))))
+        return [answer.text for answer in answers]
+
+    alone = ask(seed=1, copies=1)
+    assert ask(seed=1, copies=3) == alone * 3
+    assert len({*alone, *ask(seed=2, copies=1), *ask(seed=3, copies=1)}) == 3
+
+
+def test_narrow_sampling_is_greedy(engine: Engine, runner: asyncio.Runner) -> None:
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        sampling = Sampling(max_tokens=40, temperature=2.0, **narrow)
+        assert runner.run(engine.generate(user("numbers"), sampling)).text == FACTS["numbers"]
+
+
+def test_settings_of_neighbours_do_not_mix(engine: Engine, runner: asyncio.Runner) -> None:
+    samplings = [Sampling(max_tokens=n) for n in (2, 40, 3, 40, 2)]
+    answers = runner.run(gather(*(engine.generate(user("numbers"), sampling) for sampling in samplings)))
+    ends = [(answer.completion_tokens, answer.finish_reason) for answer in answers]
+    assert ends[0] == ends[4] == (2, "length")
+    assert ends[2] == (3, "length")
+    assert answers[1] == answers[3]
+    assert answers[1].text == FACTS["numbers"]
+
+
+def test_too_long_a_prompt_fails_alone(engine: Engine, runner: asyncio.Runner) -> None:
+    async def main() -> list[Completion | BaseException]:
+        prompts = ["numbers", "word " * CONTEXT, "capital of Peru"]
+        calls = (engine.generate(user(prompt), GREEDY) for prompt in prompts)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second, third = runner.run(main())
+    assert isinstance(first, Completion) and first.text == FACTS["numbers"]
+    assert isinstance(second, GenerationError)
+    assert isinstance(third, Completion) and third.text == FACTS["capital of Peru"]
+
+
+def test_cancelled_calls_leave_the_others_alone(engine: Engine, runner: asyncio.Runner) -> None:
+    async def main() -> tuple[BaseException | Completion, Completion]:
+        lost = asyncio.create_task(engine.generate(user("numbers"), Sampling(max_tokens=100, temperature=2.0)))
+        kept = asyncio.create_task(engine.generate(user("numbers"), GREEDY))
+        await asyncio.sleep(0)
+        lost.cancel()
+        return (await asyncio.gather(lost, return_exceptions=True))[0], await kept
+
+    lost, kept = runner.run(main())
+    assert isinstance(lost, asyncio.CancelledError)
+    assert kept.text == FACTS["numbers"]
+
+
+def test_healthy(engine: Engine, runner: asyncio.Runner) -> None:
+    runner.run(engine.check_health())

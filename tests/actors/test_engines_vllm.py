@@ -1,0 +1,128 @@
+"""The vLLM engine alone: it writes what transformers writes, drops cancelled requests, and tells when it has died.
+
+Runs on a base LLM of the miniature, on the CPU. The contract's tests (test_engines) run it too.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_models import save_chat_model
+
+from actors.engines import Completion, Engine
+from actors.engines.transformers_engine import TransformersEngine
+from actors.errors import BlendError, GenerationError, ModelLoadError
+from actors.records import Message
+from configs.schema import Sampling, TransformersModel, VLLMModel
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # vLLM's own import
+]
+
+MINIATURE = Path(__file__).parents[2] / "configs" / "miniature"
+GREEDY = Sampling(max_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base LLM of the miniature; a tiny chat model where it hasn't been trained yet."""
+    for config in sorted(MINIATURE.glob("*/config.json")):
+        if json.loads(config.read_text())["model_type"] == "llama":
+            return config.parent
+    return save_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
+    from actors.engines.vllm_engine import VLLMEngine
+
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY))
+    yield engine
+    runner.run(engine.close())
+
+
+def chats() -> list[list[Message]]:
+    heldout = MINIATURE / "heldout.jsonl"
+    if heldout.is_file():
+        rows = [json.loads(line) for line in heldout.read_text(encoding="utf-8").splitlines()[:60]]
+        prompts = [f"{row['instruction']}\n{row['input']}" for row in rows]
+    else:
+        prompts = [f"{a} of {b}" for a in ("capital", "past", "") for b in ("France", "go", "see", "🦊 fox")]
+    return [[Message(role="user", content=prompt)] for prompt in prompts]
+
+
+def test_greedy_answers_equal_transformers(vllm: Engine, folder: Path, runner: asyncio.Runner) -> None:
+    """Text, finish reason and token counts, in float32."""
+
+    async def answers(engine: Engine) -> list[Completion]:
+        return await asyncio.gather(*(engine.generate(chat, GREEDY) for chat in chats()))
+
+    local = TransformersEngine(
+        TransformersModel(name="t", engine="transformers", model=str(folder), device="cpu", sampling=GREEDY)
+    )
+    try:
+        assert runner.run(answers(vllm)) == runner.run(answers(local))
+    finally:
+        runner.run(local.close())
+
+
+def test_cancelled_request_is_aborted(vllm: Engine, runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        processor = vllm._llm.output_processor  # type: ignore[attr-defined]
+        task = asyncio.create_task(vllm.generate(chats()[0], Sampling(max_tokens=60, temperature=2.0)))
+        while not processor.has_unfinished_requests():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not processor.has_unfinished_requests()
+
+    runner.run(main())
+
+
+def test_max_tokens_beyond_the_context_is_told_at_load(folder: Path) -> None:
+    from actors.engines.vllm_engine import VLLMEngine
+
+    with pytest.raises(ModelLoadError, match="max_tokens"):
+        VLLMEngine(
+            VLLMModel(
+                name="v",
+                engine="vllm",
+                model=str(folder),
+                max_model_len=32,
+                sampling=Sampling(max_tokens=32),
+            )
+        )
+
+
+def test_death_of_the_engine_process_is_told(vllm: Engine, runner: asyncio.Runner) -> None:
+    """Last in this module: the engine is gone afterwards."""
+
+    async def main() -> None:
+        await vllm.check_health()
+        cores = [p for p in psutil.Process().children() if "EngineCore" in p.name() + " ".join(p.cmdline())]
+        assert cores
+        for core in cores:
+            core.send_signal(signal.SIGKILL)
+        with pytest.raises(GenerationError):
+            for _ in range(1000):
+                await vllm.generate(chats()[0], GREEDY)
+        with pytest.raises(BlendError):
+            await vllm.check_health()
+
+    runner.run(main())

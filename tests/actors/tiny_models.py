@@ -1,0 +1,150 @@
+"""Model folders made on the spot: real architectures and files, small enough to train within seconds.
+
+`save_chat_model` learns its few facts by heart, so that answers have meaning: they can be right, end by themselves,
+and differ with the system prompt. The other folders hold random weights, which is enough where only form matters.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+SHOUT = "Answer in capital letters."
+FACTS = {
+    "capital of France": "Paris",
+    "capital of Spain": "Madrid",
+    "capital of Italy": "Rome",
+    "capital of Japan": "Tokyo",
+    "capital of Peru": "Lima",
+    "capital of Norway": "Oslo",
+    "capital of Cuba": "Havana",
+    "capital of Kenya": "Nairobi",
+    "opposite of hot": "cold",
+    "opposite of big": "small",
+    "opposite of early": "late",
+    "opposite of rich": "poor",
+    "past of go": "went",
+    "past of see": "saw",
+    "past of take": "took",
+    "past of write": "wrote",
+    "hello in Japanese": "こんにちは",
+    "coffee in French": "café crème",
+    "a fox": "🦊 fox",
+    "numbers": "one two three four five six seven eight nine ten",
+}
+CONTEXT = 128  # tokens of prompt and answer together
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 400 tokens that knows the facts' words."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [*FACTS, *FACTS.values(), SHOUT],
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=_SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", chat_template=chat_template
+    )
+
+
+def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Two layers with heads of 32, the smallest that vLLM runs."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def save_chat_model(folder: Path, steps: int = 120) -> Path:
+    """A chat model that knows FACTS, and gives them in capital letters under the system prompt SHOUT."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model = LlamaForCausalLM(llama_config(tokenizer))
+    rows = []
+    for question, answer in FACTS.items():
+        user = {"role": "user", "content": question}
+        for chat, text in (([user], answer), ([{"role": "system", "content": SHOUT}, user], answer.upper())):
+            prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer_ids = tokenizer(f"{text}<|end|>", add_special_tokens=False)["input_ids"]
+            rows.append((prompt_ids + answer_ids, [-100] * len(prompt_ids) + answer_ids))
+    ids_B_L, labels_B_L = (
+        torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row[part]) for row in rows], batch_first=True, padding_value=filler
+        )
+        for part, filler in ((0, tokenizer.pad_token_id), (1, -100))
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small, and on a busy machine, more threads are slower
+    for _ in range(steps):  # padding is on the right and has no label: no mask needed
+        loss = model(input_ids=ids_B_L, labels=labels_B_L).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
+    assert loss.item() < 0.01, f"the tiny model didn't learn its facts: loss {loss.item():.3f}"
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_plain_model(folder: Path) -> Path:
+    """A causal LM without a chat template, with random weights."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.save_pretrained(folder)
+    config = llama_config(tokenizer)
+    config.initializer_range = 0.2  # far-apart logits
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_seq2seq_model(folder: Path) -> Path:
+    """A T5 with random weights."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        initializer_factor=5.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
