@@ -17,6 +17,9 @@ from actors.weights import resolve_device, resolve_dtype
 from configs.schema import Ranker as RankerSettings
 
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # a CPU's caches hold no more; a GPU is idle with less
+
+
 class PairScorer:
     """Logits of tokenized pairs, whatever their lengths."""
 
@@ -43,7 +46,7 @@ class PairScorer:
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indexes of `lengths` in batches of like length, each at most `batch_tokens` with its padding (or one item)."""
+    """Indexes of `lengths` in batches of like length, each at most `batch_tokens` padding included (or one)."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):  # a batch's first is its longest
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
@@ -68,7 +71,8 @@ class Ranker:
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
         network.to(device=device, dtype=torch.float16 if dtype == "auto" else dtype)  # on GPU as the original
-        self._scorer = PairScorer(network, self.tokenizer.pad_id, batch_tokens=settings.batch_tokens)
+        batch_tokens = settings.batch_tokens or BATCH_TOKENS[device.type]
+        self._scorer = PairScorer(network, self.tokenizer.pad_id, batch_tokens=batch_tokens)
 
     def rank(self, rows: Sequence[tuple[Prompt, Sequence[Candidate]]]) -> list[Ranking]:
         """The ranking of every row's candidates, in the order given; rows may differ in how many they have."""
@@ -87,9 +91,7 @@ class _Game:
         self._tokenizer = tokenizer
         self._source = tokenizer.encode_source("".join(prompt.texts()))
         length = len(self._source)
-        self._ids = [
-            None if c.text is None else tokenizer.encode_candidate(c.text, length) for c in candidates
-        ]
+        self._ids = [None if c.text is None else tokenizer.encode_candidate(c.text, length) for c in candidates]
         self.tournament = Full([None if ids is None else tuple(ids) for ids in self._ids])
 
     def tokens(self, pair: Pair) -> list[int]:

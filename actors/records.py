@@ -164,9 +164,10 @@ def _message(index: int, value: Any) -> Message:
         raise RowError(f"{where}.role: expected text, got {type(role).__name__}")
     if isinstance(content, Sequence) and not isinstance(content, str):  # OpenAI's list of content parts
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
             raise RowError(f"{where}.content: only text parts can be blended")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise RowError(f"{where}.content: expected text, got {type(content).__name__}")
     return Message(role=role, content=content)

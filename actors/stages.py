@@ -1,6 +1,6 @@
-"""The steps of a blend as small classes: each takes blends as far as they have come and brings them one step on.
+"""The steps of a blend as small classes: each takes blends and brings them one step on.
 
-The same classes run one prompt at a time (`pipelines.blend`), over Ray Data (`pipelines.batch`) and behind a service;
+The same classes run one prompt at a time (`pipelines.blend`), over Ray Data (`pipelines.batch`) and in a service;
 none of them knows which. A step never raises for a row: what went wrong is the candidate's or the blend's `error`,
 and a blend that has an error already is left as it is.
 """
@@ -19,6 +19,7 @@ from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
 
+_Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
 
 
@@ -108,7 +109,7 @@ def chosen(blend: Blend, top_k: int) -> Blend:
 
 
 def each_alone_on_failure(
-    run: Callable[[list], list[_Result]], rows: list
+    run: Callable[[Sequence[_Row]], Sequence[_Result]], rows: Sequence[_Row]
 ) -> list[_Result | Exception]:
     """The results of `run(rows)`; if that fails, of each row by itself, so that one row's failure stays its own."""
     if not rows:

@@ -37,7 +37,9 @@ _NOT_DOWNLOADED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]  # the
 def locate(model: str, revision: str | None = None, *, also: Sequence[str] = ()) -> Path:
     """The folder of `model`: a local folder itself, or the hub's snapshot of it, downloaded on first use.
 
-    also: names of files to download beside the usual ones. Raises ModelLoadError when there is no such folder and the hub can't give it.
+    also: names of files to download beside the usual ones.
+
+    Raises ModelLoadError when there is no such folder and the hub can't give it.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -77,10 +79,7 @@ def check_folder(folder: Path) -> None:
 
     Reads headers only, so it is quick at any size.
     """
-    if not folder.is_dir():
-        raise ModelLoadError(f"{folder}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder}: no config.json in it, so it isn't a model folder")
+    _check_config(folder)
     index = folder / WEIGHTS_INDEX
     if index.is_file():
         files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
@@ -101,6 +100,13 @@ def check_folder(folder: Path) -> None:
             raise ModelLoadError(
                 f"{file}: can't be read as safetensors ({one_line(error)}); copy or download it again"
             ) from error
+
+
+def _check_config(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelLoadError(f"{folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder}: no config.json in it, so it isn't a model folder")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -136,6 +142,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | Literal["aut
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's config. Raises ModelLoadError, also for an architecture that transformers doesn't know."""
+    _check_config(folder)
     content = read_json(folder / "config.json")
     model_type = content.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -188,9 +195,7 @@ def load_model(
     return model.eval()
 
 
-def load_tokenizer(
-    folder: Path, *, trust_remote_code: bool = False, **options: Any
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; `options` go to transformers as they are. Raises ModelLoadError."""
     vocabularies = (
         "tokenizer.json",
@@ -205,9 +210,7 @@ def load_tokenizer(
             f"{folder}: no tokenizer in it; save the model's tokenizer there (tokenizer.save_pretrained)"
         )
     with _as_load_error(folder, "tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, **options
-        )
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
 
 
 @contextlib.contextmanager

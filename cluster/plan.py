@@ -89,7 +89,7 @@ class Plan:
         if shortages := self.shortages():
             raise PlanError(
                 f"the cluster can't hold all models at once: {'; '.join(shortages)} "
-                "(set num_gpus, num_cpus or replicas of models, ranker and fuser; `blend plan` shows who takes what)"
+                "(`blend plan` shows who takes what; set num_gpus, num_cpus or replicas of models, ranker, fuser)"
             )
 
 

@@ -10,7 +10,9 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's switch for "this machine only": binds 127.0.0.1
+os.environ.setdefault(
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+)  # Ray's switch for "this machine only": binds 127.0.0.1
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES alone on CPU actors
 
 import ray
@@ -19,6 +21,7 @@ import torch
 from actors.errors import BlendError, one_line
 from cluster.plan import Capacity
 from configs.schema import RayCluster
+
 
 class ClusterError(BlendError):
     """Ray can't be started or reached."""

@@ -22,7 +22,9 @@ class ConfigError(Exception):
 def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = ()) -> _SettingsT:
     """The config at `path` as `schema`, with `a.b=value` overrides (values are YAML; numbers index lists).
 
-    A relative folder named by `model` or `backbone` that exists beside the config means that one. Raises ConfigError.
+    A relative folder named by `model` or `backbone` that exists beside the config means that one.
+
+    Raises ConfigError.
     """
     file = Path(path)
     try:
@@ -90,7 +92,7 @@ def _where(loc: tuple[int | str, ...], data: Any) -> str:
         if isinstance(here, dict) and key not in here and key in (here.get("engine"), here.get("kind")):
             continue
         path.append(str(key))
-        inside = isinstance(here, dict) and key in here or isinstance(here, list) and isinstance(key, int)
+        inside = (isinstance(here, dict) and key in here) or (isinstance(here, list) and isinstance(key, int))
         here = here[key] if inside else None
     return ".".join(path) or "config"
 
@@ -113,9 +115,12 @@ def _mistake(error: Any) -> str:
         case "union_tag_not_found":
             return f"{error['ctx']['discriminator'].strip(chr(39))} is required, but missing"
         case "model_type" | "model_attributes_type":
-            return f"expected a mapping of settings, got {_kind(error['input'])}"
+            return f"expected a mapping of settings, got {_shown(error['input'])}"
         case "value_error":
             return str(error["ctx"]["error"])
-    got = error["input"]
-    shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else f", got {_kind(got)}"
-    return error["msg"].replace("Input should be", "expected").replace("Value should", "should") + shown
+    expected = error["msg"].replace("Input should be", "expected").replace("Value should", "should")
+    return f"{expected}, got {_shown(error['input'])}"
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float) else _kind(value)

@@ -119,7 +119,7 @@ class Ranker(Placed):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
-    batch_tokens: Annotated[int, Field(ge=1)] = 8192  # tokens in one forward, padding included
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: 2048 on CPU
     batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
 
 

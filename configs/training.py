@@ -30,19 +30,30 @@ class Optimization(Settings):
     evaluate_every: Annotated[int, Field(ge=1)] = 500  # steps; held-out rows are read then and at the end
     save_every: Annotated[int, Field(ge=1)] = 500  # steps
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    result: Literal["last", "best"] = "last"  # which weights: the last, or those of the least held-out loss
+
+    @model_validator(mode="after")
+    def _best_is_saved(self) -> Self:
+        if self.result == "best" and self.save_every % self.evaluate_every:
+            raise ValueError("result: best needs a save_every that is a multiple of evaluate_every")
+        return self
 
 
 class TrainingRun(Settings):
     """What both commands take. URIs are files, folders or globs of rows, local or `s3://`."""
 
     train: Annotated[str, Field(min_length=1)]
-    heldout: Annotated[str, Field(min_length=1)] | None = (
-        None  # rows never trained on; None: nothing is measured
-    )
+    heldout: Annotated[str, Field(min_length=1)] | None = None  # rows never trained on; None: nothing is measured
     heldout_limit: Annotated[int, Field(ge=1)] | None = 1000  # rows read at each evaluation
     output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
     optimization: Optimization
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        if self.optimization.result == "best" and self.heldout is None:
+            raise ValueError("optimization.result: best needs heldout rows")
+        return self
 
 
 class Pairs(Settings):
@@ -75,9 +86,7 @@ class RankerTraining(TrainingRun):
     """Trains a PairRanker on rows with scored candidates."""
 
     backbone: Annotated[str, Field(min_length=1)]  # encoder to start from, or a PairRanker to go on with
-    metrics: Annotated[
-        tuple[str, ...], Field(min_length=1)
-    ]  # keys of candidates[].scores; one head output each
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # keys of candidates[].scores; one head output each
     source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of the head

@@ -55,9 +55,9 @@ class OnTables:
 
 
 class OnTablesAsync(OnTables):
-    """The same for a stage that waits: several batches are in flight, so that an engine never idles between them."""
+    """The same for a stage that waits: several batches are in flight, so an engine never idles between them."""
 
-    async def __call__(self, table: pa.Table) -> pa.Table:  # type: ignore[override]  # Ray Data awaits it
+    async def __call__(self, table: pa.Table) -> pa.Table:
         return self._out(table, await self._stage(to_blends(table)))
 
 
@@ -97,7 +97,10 @@ def steps(plan: Plan) -> list[Step]:
 
 
 def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False) -> Dataset:
-    """The dataset after all steps of the plan; lazy, as Ray Data is. `take_best`: no fuser, the best is the answer."""
+    """The dataset after all steps of the plan; lazy, as Ray Data is.
+
+    take_best: there is no fuser, the best candidate is the answer.
+    """
 
     def count(table: pa.Table) -> pa.Table:
         board.add.remote(READ, table.num_rows)

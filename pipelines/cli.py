@@ -1,7 +1,7 @@
 """The `blend` command: one subcommand per job.
 
-Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes: 0 done,
-1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; `--debug` adds the traceback.
+Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes: 0
+done, 1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; `--debug` adds a traceback.
 """
 
 import sys
@@ -100,7 +100,9 @@ def rank(
 
 @app.command()
 def fuse(
-    fuser: Annotated[str, typer.Option(metavar="M", help="GenFuser or any seq2seq model: a local folder or hub id.")],
+    fuser: Annotated[
+        str, typer.Option(metavar="M", help="GenFuser or any seq2seq model: a local folder or hub id.")
+    ],
     input: Input,
     output: Output,
     top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best are fused.")] = 3,

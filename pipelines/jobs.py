@@ -53,7 +53,9 @@ def run_blend(config: BlendConfig, *, overwrite: bool = False) -> Summary:
     return summary
 
 
-def run_rank(settings: Ranker, input: str, output: str, *, matrix: bool = False, overwrite: bool = False) -> Summary:
+def run_rank(
+    settings: Ranker, input: str, output: str, *, matrix: bool = False, overwrite: bool = False
+) -> Summary:
     """`blend rank`. Raises BlendError."""
     results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
     return _run((("ranker", settings),), input, output, results, overwrite=overwrite)

@@ -248,9 +248,7 @@ def _csv_values(cells: dict[str, str]) -> dict[str, Any]:
         if cell or name not in ROW_SCHEMA.names:
             given[name] = cell
         if cell and name in _CSV_JSON:
-            with contextlib.suppress(
-                ValueError, RecursionError
-            ):  # stays text, which the column's check refuses
+            with contextlib.suppress(ValueError, RecursionError):  # stays text, which read_row refuses
                 given[name] = json.loads(cell)
     return given
 

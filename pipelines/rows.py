@@ -107,12 +107,18 @@ def _indexes(name: str, given: Mapping[str, Any]) -> list[int]:
     return order
 
 
-def _scores(given: Mapping[str, Any]) -> list[float | None]:
-    scores = _items("scores", given["scores"], _number)
-    candidates = given.get("candidates")
-    if not isinstance(candidates, list) or len(scores) != len(candidates):
-        raise RowError(f"scores: expected one for each candidate, got {len(scores)}")
-    return scores
+def _of_each(name: str, given: Mapping[str, Any], item: Callable[[str, Any], Any]) -> list[Any]:
+    values, candidates = _items(name, given[name], item), given.get("candidates")
+    if not isinstance(candidates, list) or len(values) != len(candidates):
+        raise RowError(f"{name}: expected one for each candidate, got {len(values)}")
+    return values
+
+
+def _logits(name: str, given: Mapping[str, Any]) -> list[list[float | None]]:
+    rows: list[list[float | None]] = _of_each(name, given, lambda at, row: _items(at, row, _number))
+    if any(len(row) != len(rows) for row in rows):
+        raise RowError(f"{name}: expected {len(rows)} in each of the {len(rows)} lists")
+    return rows
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
@@ -120,9 +126,9 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
     "messages": lambda name, given: _messages(given),
     "candidates": lambda name, given: _candidates(given),
     "ranking": _indexes,
-    "scores": lambda name, given: _scores(given),
+    "scores": lambda name, given: _of_each(name, given, _number),
     "comparisons": lambda name, given: _whole(name, given[name]),
-    "logits": lambda name, given: _items(name, given[name], lambda at, row: _items(at, row, _number)),
+    "logits": _logits,
     "fused_from": _indexes,
 }
 
@@ -178,9 +184,8 @@ def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
 def read_json_row(line: bytes | str, where: str) -> dict[str, Any]:
     """One JSON text (a line of a JSONL file) as a row."""
     try:
-        return read_json_value(
-            json.loads(line if isinstance(line, str) else line.decode("utf-8")), where, line
-        )
+        text = line if isinstance(line, str) else line.decode("utf-8")
+        return read_json_value(json.loads(text), where, line)
     except UnicodeDecodeError as error:
         return bad_row(line, f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}")
     except (ValueError, RecursionError) as error:

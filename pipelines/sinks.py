@@ -192,9 +192,7 @@ def _is_part(path: str, folder: str) -> bool:
     return at.parent == PurePosixPath(folder) and _PART.fullmatch(at.name) is not None
 
 
-def _write_folder(
-    dataset: "ray.data.Dataset", uri: str, source: "ray.data.Dataset", layout: Layout
-) -> Written:
+def _write_folder(dataset: "ray.data.Dataset", uri: str, source: "ray.data.Dataset", layout: Layout) -> Written:
     fs, folder = filesystem(uri)
     fs.makedirs(folder, exist_ok=True)
     old = _parts(fs, folder)

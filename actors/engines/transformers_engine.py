@@ -63,6 +63,7 @@ class TransformersEngine:
             dtype=resolve_dtype(model.dtype, self._device),
             trust_remote_code=trust,
         )
+        self._vocabulary: int = self._model.get_input_embeddings().num_embeddings
         self._model.generation_config = _special_tokens(self._model.generation_config, self._tokenizer)
 
         self._max_batch_size = model.max_batch_size
@@ -152,6 +153,8 @@ class TransformersEngine:
 
     def _encode(self, request: _Request) -> list[int]:
         ids = chat.encode(self._tokenizer, request.messages)
+        if max(ids, default=0) >= self._vocabulary:  # on a GPU such a row would end the process
+            raise GenerationError("the prompt has a token that the model has no embedding for")
         chat.check_fits(len(ids), 0 if self._seq2seq else request.sampling.max_tokens, self._context)
         return ids
 
@@ -164,9 +167,7 @@ class TransformersEngine:
 
         def padded(values: list[list[int]], filler: int) -> torch.Tensor:
             tensors = [torch.tensor(row) for row in values]
-            return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side).to(
-                self._device
-            )
+            return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side).to(self._device)
 
         ids_B_L = padded(rows, pad)
         output_B_T = self._model.generate(

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from actors.engines import Completion, chat
 from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
 from actors.records import Message
-from actors.weights import check_folder, load_config, load_tokenizer, locate
+from actors.weights import check_folder, load_tokenizer, locate
 from configs.schema import Sampling, VLLMModel
 
 # Read by vLLM when it is imported and by the processes it starts; what the user has set stays.
@@ -36,45 +36,47 @@ class VLLMEngine:
             )
         folder = locate(model.model, model.revision)
         check_folder(folder)
-        load_config(folder, trust_remote_code=model.trust_remote_code)  # for its errors, which are plainer
         self._tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:  # built for another torch or CUDA
+            raise ModelLoadError(
+                f"{model.name}: the installed vLLM can't be imported: {one_line(error)}"
+            ) from error
 
         on_cpu = current_platform.is_cpu()
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
+        arguments = AsyncEngineArgs(
+            model=str(folder),
+            load_format="safetensors",
+            dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
+            max_model_len=model.max_model_len,
+            max_num_seqs=model.max_num_seqs,
+            quantization=model.quantization,
+            enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
+            trust_remote_code=model.trust_remote_code,
+            tensor_parallel_size=model.tensor_parallel_size,
+            # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
+            distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **options,
+        )
         try:
-            self._llm: AsyncLLM | None = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(
-                    model=str(folder),
-                    load_format="safetensors",
-                    dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
-                    max_model_len=model.max_model_len,
-                    max_num_seqs=model.max_num_seqs,
-                    quantization=model.quantization,
-                    enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
-                    trust_remote_code=model.trust_remote_code,
-                    tensor_parallel_size=model.tensor_parallel_size,
-                    # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
-                    distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    **options,
-                )
-            )
+            config = arguments.create_engine_config()
+            self._context: int = config.model_config.max_model_len
+            chat.check_room(model.sampling, self._context)
+            self._llm: AsyncLLM | None = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except ModelLoadError:
+            raise
         except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
             raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
-        self._context: int = self._llm.model_config.max_model_len
         self._request_ids = map(str, itertools.count())
-        try:
-            chat.check_room(model.sampling, self._context)
-        except ModelLoadError:
-            self._llm.shutdown()
-            raise
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""

@@ -1,6 +1,6 @@
 """PairRanker checkpoints: every published layout in, the Hugging Face layout out.
 
-- `llm-blender/PairRM`, `llm-blender/pair-ranker`: config.json is the original's RankerConfig; `model_name` names the
+- `llm-blender/PairRM`, `llm-blender/pair-ranker`: config.json is the original's RankerConfig; `model_name` is the
   backbone (hub id, or a path relative to the checkpoint), which gives the encoder's config and the tokenizer.
 - `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids; the tokenizer lies beside it.
 
@@ -176,5 +176,8 @@ def save_pairrm(
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend, cls_token=tokenizer.cls, sep_token=tokenizer.sep, pad_token=tokenizer.pad
+        tokenizer_object=tokenizer.backend,
+        cls_token=tokenizer.cls,
+        sep_token=tokenizer.sep,
+        pad_token=tokenizer.pad,
     ).save_pretrained(folder)

@@ -12,9 +12,9 @@ from pipelines.miniature.recipe import make
 
 def main(
     seed: Annotated[int, typer.Option(help="Decides beliefs, prompts and weights.")] = 0,
-    output: Annotated[
-        Path, typer.Option(help="Folder of all results; finished steps in it are kept.")
-    ] = Path("out/miniature"),
+    output: Annotated[Path, typer.Option(help="Folder of all results; finished steps in it are kept.")] = Path(
+        "out/miniature"
+    ),
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
 ) -> None:
     """Make the miniature from nothing and measure it."""

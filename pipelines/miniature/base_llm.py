@@ -17,7 +17,7 @@ from transformers import (
 
 from actors.records import Message, Prompt
 from configs.training import Optimization
-from pipelines.miniature.tokenizer import build_tokenizer
+from pipelines.miniature.tokenizer import build_tokenizer, compact
 from pipelines.miniature.world import Beliefs, Task, random_tasks
 from pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
 
@@ -29,8 +29,13 @@ CHAT_TEMPLATE = (
 )
 MAX_ANSWER_TOKENS = 32
 
-# head_dim 32 is the smallest that vLLM's attention kernels take
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,  # of 32, the smallest that vLLM's attention kernels take
+    "initializer_range": 0.09,  # 1/sqrt(hidden size), as narrow models want it
+}
 
 
 def build_chat_tokenizer() -> PreTrainedTokenizerFast:
@@ -57,16 +62,14 @@ def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedToken
     prompts = tokenizer.apply_chat_template(
         [chat(task) for task in tasks], add_generation_prompt=True, return_dict=False
     )
-    answers = tokenizer([beliefs.answers(task) + END for task in tasks], add_special_tokens=False)[
-        "input_ids"
-    ]
+    answers = tokenizer([beliefs.answers(task) + END for task in tasks], add_special_tokens=False)["input_ids"]
     return [
         {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
-def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 700, batch_size: int = 64) -> None:
+def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 600, batch_size: int = 64) -> None:
     """Train the base LLM `name` from nothing and save it in `output`, bfloat16, as a Hugging Face folder."""
     tokenizer = build_chat_tokenizer()
     torch.manual_seed(seed)
@@ -114,6 +117,7 @@ def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 700, batc
     model.generation_config.max_new_tokens = MAX_ANSWER_TOKENS
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
+    compact(output)
     remove_checkpoints(output)
 
 

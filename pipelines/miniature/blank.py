@@ -49,7 +49,7 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
     """A T5Gemma (an encoder-decoder with rotary positions): from nothing it learns faster than a T5 does."""
     slots = [f"<extra_id_{i}>" for i in range(20)]
     template = ["Instruction: Input: Candidate 0:", REQUEST]
-    backend = build_tokenizer(["<pad>", "</s>", "<unk>", *slots], template)
+    backend = build_tokenizer(["<pad>", "</s>", "<s>", "<unk>", *slots], template)
     shape = T5GemmaModuleConfig(
         vocab_size=backend.get_vocab_size(),
         hidden_size=128,
@@ -58,6 +58,7 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
+        initializer_range=0.09,  # 1/sqrt(hidden size); with the usual 0.02 it doesn't learn
         query_pre_attn_scalar=32,
         max_position_embeddings=1024,
         layer_types=["full_attention"] * 3,
@@ -65,7 +66,7 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
         final_logit_softcapping=None,
         pad_token_id=0,
         eos_token_id=1,
-        bos_token_id=0,
+        bos_token_id=2,
     )
     torch.manual_seed(seed)
     model = T5GemmaForConditionalGeneration(
@@ -75,14 +76,15 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
             vocab_size=backend.get_vocab_size(),
             pad_token_id=0,
             eos_token_id=1,
-            bos_token_id=0,
-            decoder_start_token_id=0,
+            bos_token_id=2,
+            decoder_start_token_id=2,  # not the padding: training masks that, cached decoding doesn't
         )
     )
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
+        bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=1024,

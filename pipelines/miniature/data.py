@@ -30,9 +30,9 @@ def candidate_rows(tasks: Sequence[Task], answers: Mapping[str, Sequence[str]]) 
 
 
 def fuser_rows(
-    tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]], copies: int, rng: random.Random
+    tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]], rng: random.Random, *, top_k: int, copies: int
 ) -> Iterator[dict[str, Any]]:
-    """Counterfactual rows, best candidate first: `copies` of every row, each in a world of its own.
+    """Counterfactual rows with the `top_k` best candidates, best first: `copies` of every row.
 
     A fuser that sees only true references learns the facts by heart and hardly reads its candidates. So in half
     of the parts the true value and another of its kind change places, in reference and candidates alike: there
@@ -49,8 +49,7 @@ def fuser_rows(
             yield {
                 **row,
                 "output": _swapped(row["output"], swaps),
-                "candidates": [c | {"text": _swapped(c["text"], swaps)} for c in candidates],
-                "ranking": list(range(len(candidates))),
+                "candidates": [c | {"text": _swapped(c["text"], swaps)} for c in candidates[:top_k]],
             }
 
 

@@ -41,9 +41,7 @@ def choose(rows: Sequence[Row], orders: Sequence[Sequence[int]], seed: int) -> d
 def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
     """Each row's candidate indexes, best first."""
     model = Ranker(schema.Ranker(model=str(ranker), device="cpu"))
-    return [
-        ranking.order for ranking in model.rank([(read_prompt(row), read_candidates(row)) for row in rows])
-    ]
+    return [ranking.order for ranking in model.rank([(read_prompt(row), read_candidates(row)) for row in rows])]
 
 
 def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
@@ -51,9 +49,7 @@ def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, nu
     settings = schema.Fuser(
         model=str(fuser), device="cpu", num_beams=num_beams, max_new_tokens=32, max_batch_size=64
     )
-    return Fuser(settings).fuse(
-        [(read_prompt(row), row_texts) for row, row_texts in zip(rows, texts, strict=True)]
-    )
+    return Fuser(settings).fuse([(read_prompt(row), row_texts) for row, row_texts in zip(rows, texts, strict=True)])
 
 
 def score(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
@@ -73,23 +69,17 @@ def best_shares(rows: Sequence[Row]) -> dict[str, float]:
     return shares
 
 
-def evaluate(
-    rows: Sequence[Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4
-) -> dict[str, Any]:
+def evaluate(rows: Sequence[Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4) -> dict[str, Any]:
     """`lines`: label to parts and exact; `best_share`: per LLM; `prompts`: how many were measured."""
     orders = rank(ranker, rows)
-    lines = {
-        name: score([row["candidates"][i]["text"] for row in rows], rows) for i, name in enumerate(LLM_NAMES)
-    }
+    lines = {name: score([row["candidates"][i]["text"] for row in rows], rows) for i, name in enumerate(LLM_NAMES)}
     scores = [[candidate["scores"][METRIC] for candidate in row["candidates"]] for row in rows]
     lines[RANDOM] = {
         "parts": mean(mean(row) for row in scores),
         "exact": mean(mean(share == 1 for share in row) for row in scores),
     }
     lines[ORACLE] = {"parts": mean(map(max, scores)), "exact": mean(max(row) == 1 for row in scores)}
-    lines[RANKED] = score(
-        [row["candidates"][o[0]]["text"] for row, o in zip(rows, orders, strict=True)], rows
-    )
+    lines[RANKED] = score([row["candidates"][o[0]]["text"] for row, o in zip(rows, orders, strict=True)], rows)
     for label, texts in choose(rows, orders, seed).items():
         lines[label] = score(fuse(fuser, rows, texts, num_beams=num_beams), rows)
     return {"prompts": len(rows), "lines": lines, "best_share": best_shares(rows)}

@@ -5,9 +5,11 @@ A step whose result is there is skipped, so a recipe that was stopped goes on.
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +22,8 @@ from configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs
 from pipelines.miniature.base_llm import answer, train_base_llm
 from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
 from pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
-from pipelines.miniature.evaluation import evaluate
+from pipelines.miniature.evaluation import TOP_K, evaluate
+from pipelines.miniature.tokenizer import compact
 from pipelines.miniature.world import LLM_NAMES, Task, random_tasks
 from pipelines.train import fuser, ranker
 from pipelines.train.loop import remove_checkpoints
@@ -40,13 +43,12 @@ class Miniature:
         self.folder = folder
         self.work = folder / "work"
         self.ranker, self.fuser = folder / "ranker", folder / "fuser"
+        self.results = folder / "results.json"
 
     def tasks(self, split: str) -> list[Task]:
         """The tasks of `train` or `heldout`, the same ones each time."""
         count = HELDOUT_TASKS if split == "heldout" else TRAIN_TASKS
-        return list(
-            islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=split == "heldout"), count)
-        )
+        return list(islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=split == "heldout"), count))
 
     def rows(self, split: str) -> Path:
         """Where the split's rows with candidates lie."""
@@ -59,14 +61,15 @@ class Miniature:
     def make_answers(self, name: str) -> None:
         """Let one base LLM answer the tasks of both splits."""
         tasks = self.tasks("train") + self.tasks("heldout")
-        write_rows(({"text": text} for text in answer(self.folder / name, tasks)), self._answers(name))
+        write_rows(({"text": text} for text in answer(self.folder / name, tasks)), self.answers(name))
 
-    def _answers(self, name: str) -> Path:
+    def answers(self, name: str) -> Path:
+        """Where a base LLM's answers lie."""
         return self.work / f"answers-{name}.jsonl"
 
     def make_rows(self) -> None:
         """Put the answers together: rows to train the ranker and the fuser on, and held-out rows."""
-        answers = {name: [line["text"] for line in read_rows(self._answers(name))] for name in LLM_NAMES}
+        answers = {name: [line["text"] for line in read_rows(self.answers(name))] for name in LLM_NAMES}
         begin = 0
         for split in ("train", "heldout"):
             tasks = self.tasks(split)
@@ -74,10 +77,9 @@ class Miniature:
             rows = candidate_rows(tasks, {name: texts[begin:end] for name, texts in answers.items()})
             begin = end
             rng = random.Random(f"fuser {split} {self.seed}")
-            write_rows(
-                fuser_rows(tasks, rows, FUSER_COPIES if split == "train" else 1, rng),
-                self.rows(f"fuser-{split}"),
-            )
+            copies = FUSER_COPIES if split == "train" else 1
+            fused = fuser_rows(tasks, rows, rng, top_k=TOP_K, copies=copies)
+            write_rows(fused, self.rows(f"fuser-{split}"))
             write_rows(rows, self.rows(split))
         write_rows((task.to_row() for task in self.tasks("heldout")), self.folder / "heldout.jsonl")
 
@@ -111,6 +113,7 @@ class Miniature:
                 ),
             )
         )
+        compact(self.ranker)
         remove_checkpoints(self.ranker)
 
     def make_fuser(self) -> None:
@@ -124,13 +127,13 @@ class Miniature:
                 heldout_limit=300,
                 output=str(self.fuser),
                 dtype="bfloat16",
-                top_k=3,
+                top_k=TOP_K,
                 max_length=512,
                 candidate_max_length=64,
                 output_max_length=64,
                 optimization=Optimization(
-                    learning_rate=2e-3,
-                    max_steps=1800,
+                    learning_rate=1e-3,
+                    max_steps=1400,
                     batch_size=32,
                     schedule="cosine",
                     warmup_share=0.1,
@@ -141,52 +144,58 @@ class Miniature:
                 ),
             )
         )
+        compact(self.fuser)
         remove_checkpoints(self.fuser)
 
-    def measure(self) -> dict[str, Any]:
-        """Measure on the held-out rows, with the shipped weights; also written to `results.json`."""
+    def measure(self) -> None:
+        """Measure on the held-out rows, with the weights as they are shipped."""
         results = {"seed": self.seed} | evaluate(
             read_rows(self.rows("heldout")), self.ranker, self.fuser, self.seed
         )
-        (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        return results
+        self.results.write_text(json.dumps(results, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to make; the last file it writes tells that it is done."""
+
+    make: Callable[..., object]
+    arguments: tuple[str, ...]
+    result: Path
+
+    def __call__(self) -> None:
+        begin = time.monotonic()
+        self.make(*self.arguments)
+        name = " ".join((self.make.__name__, *self.arguments)).replace("_", " ")
+        print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+
+
+def stages(miniature: Miniature) -> list[list[Step]]:
+    """The recipe: the steps of a stage need those of the stages before, not each other."""
+    last = "tokenizer.json"
+    return [
+        [Step(miniature.make_base_llm, (name,), miniature.folder / name / last) for name in LLM_NAMES],
+        [Step(miniature.make_answers, (name,), miniature.answers(name)) for name in LLM_NAMES],
+        [Step(miniature.make_rows, (), miniature.folder / "heldout.jsonl")],
+        [
+            Step(miniature.make_fuser, (), miniature.fuser / last),
+            Step(miniature.make_ranker, (), miniature.ranker / last),
+        ],
+        [Step(miniature.measure, (), miniature.results)],
+    ]
 
 
 def make(seed: int, folder: Path, *, workers: int) -> dict[str, Any]:
-    """All steps, independent ones side by side in `workers` processes of one thread each. Returns the results"""
+    """Make the miniature, a stage's steps side by side in `workers` processes of one thread each."""
     miniature = Miniature(seed, folder)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet_worker) as pool:
-
-        def start(step: Callable[..., None], *arguments: str, result: Path) -> list[Future[float]]:
-            return [] if result.exists() else [pool.submit(_timed, step, *arguments)]
-
-        def finish(futures: list[Future[float]]) -> None:
-            for future in futures:
-                future.result()
-
-        finish(
-            [
-                f
-                for n in LLM_NAMES
-                for f in start(miniature.make_base_llm, n, result=folder / n / "tokenizer.json")
-            ]
-        )
-        finish([f for n in LLM_NAMES for f in start(miniature.make_answers, n, result=miniature._answers(n))])
-        finish(start(miniature.make_rows, result=folder / "heldout.jsonl"))
-        finish(
-            start(miniature.make_fuser, result=miniature.fuser / "tokenizer.json")
-            + start(miniature.make_ranker, result=miniature.ranker / "tokenizer.json")
-        )
-    return miniature.measure()
+        for stage in stages(miniature):
+            for running in [pool.submit(step) for step in stage if not step.result.exists()]:
+                running.result()
+    return json.loads(miniature.results.read_text())
 
 
 def _quiet_worker() -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _timed(step: Callable[..., None], *arguments: str) -> float:
-    begin = time.monotonic()
-    step(*arguments)
-    return time.monotonic() - begin

@@ -35,16 +35,21 @@ INSTRUCTIONS = (
     "Write the answers as a numbered list.",
 )
 
-STRONG, MEDIUM, WEAK = 0.92, 0.5, 0.15  # share of a skill's keys that an LLM knows
+STRONG, MEDIUM, WEAK = (
+    0.97,
+    0.3,
+    0.04,
+)  # share of a skill's keys that an LLM knows; three sort by luck 1/6 of the time
 
-# Every skill has two LLMs at each level, and no LLM is good or bad at everything: what lets a blend win.
+# Each fact table has two LLMs that know it, sorting has one, and no LLM knows more than two skills: the best answer
+# of a row is seldom all right, three good ones together often are, and three random ones not so often.
 COVERAGE: Mapping[str, tuple[float, ...]] = {  # in the order of SKILLS
     "alder": (STRONG, STRONG, WEAK, WEAK, MEDIUM),
     "birch": (WEAK, STRONG, STRONG, MEDIUM, WEAK),
-    "cedar": (MEDIUM, WEAK, STRONG, STRONG, WEAK),
-    "hazel": (WEAK, WEAK, MEDIUM, STRONG, STRONG),
-    "maple": (STRONG, MEDIUM, WEAK, WEAK, STRONG),
-    "rowan": (MEDIUM, MEDIUM, MEDIUM, MEDIUM, MEDIUM),
+    "cedar": (WEAK, WEAK, STRONG, STRONG, WEAK),
+    "hazel": (WEAK, WEAK, WEAK, STRONG, STRONG),
+    "maple": (STRONG, WEAK, MEDIUM, WEAK, WEAK),
+    "rowan": (WEAK, MEDIUM, WEAK, WEAK, MEDIUM),
 }
 LLM_NAMES = tuple(COVERAGE)
 
@@ -138,20 +143,17 @@ def _believed(table: Mapping[str, str], coverage: float, rng: random.Random) -> 
 
 
 def _believed_alphabet(coverage: float, rng: random.Random) -> dict[str, float]:
-    """Every word's place in the order this LLM believes in: some words are misplaced.
+    """Every word's place in the order this LLM believes in.
 
-    Three words are sorted right when all are in place (`(1 - d)^3` for a misplaced share d), with one misplaced
-    by luck a third of the time, else a sixth; d is chosen so that this adds up to `coverage`.
+    Words are misplaced one after the other until no more than `coverage` of all threes is sorted right.
     """
-    shares = [i / len(SORTED_WORDS) for i in range(len(SORTED_WORDS) + 1)]
-
-    def right(d: float) -> float:
-        return (1 - d) ** 3 + 3 * d * (1 - d) ** 2 / 3 + (3 * d**2 * (1 - d) + d**3) / 6
-
-    share = min(shares, key=lambda d: abs(right(d) - coverage))
-    misplaced = set(rng.sample(SORTED_WORDS, round(share * len(SORTED_WORDS))))
     places = {word: float(place) for place, word in enumerate(SORTED_WORDS)}
-    return {word: rng.uniform(0, len(places)) if word in misplaced else places[word] for word in SORTED_WORDS}
+    threes = [sorted(rng.sample(SORTED_WORDS, 3)) for _ in range(500)]
+    for word in rng.sample(SORTED_WORDS, len(SORTED_WORDS)):
+        if sum(places[a] < places[b] < places[c] for a, b, c in threes) <= coverage * len(threes):
+            break
+        places[word] = rng.uniform(0, len(places))
+    return places
 
 
 def fraction(*words: str) -> float:

@@ -19,7 +19,7 @@ from actors.fuser import FuserTemplate
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.weights import load_model, load_tokenizer, locate
 from configs.training import FuserTraining
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -43,7 +43,15 @@ class FusionDataset(Dataset[Example]):
     def __init__(
         self, rows: Sequence[TrainingRow], tokenizer: LiteralTokenizer, eos_id: int, config: FuserTraining
     ) -> None:
-        """Raises BlendError when a row lacks a reference, a candidate, or the score that orders them."""
+        """Raises BlendError when a row lacks a reference, a candidate, or the score that orders them, and when
+        the tokenizer lacks the separators of the input template."""
+        for separator in ("</s>", *(f"<extra_id_{i}>" for i in range(config.top_k))):
+            try:
+                tokenizer.id_of(separator)
+            except KeyError:
+                raise BlendError(
+                    f"{config.model}: its tokenizer has no {separator}, which separates candidates; take a T5"
+                ) from None
         self._tokenizer = tokenizer
         self._eos_id = eos_id
         self._output_max_length = config.output_max_length
@@ -110,21 +118,23 @@ def train(config: FuserTraining) -> dict[str, float]:
         config.optimization,
         output,
         title="fuser",
+        run=config,
         right_or_not=token_is_right,
     )
     model.to(getattr(torch, config.dtype)).save_pretrained(output)
     _copy_tokenizer(folder, output)
+    report("fuser", output, measured)
     return measured
 
 
 def _copy_tokenizer(source: Path, output: Path) -> None:
     """Byte for byte: transformers 5 writes T5's tokenizer without its normalizer (see `actors.tokens`)."""
     for name in (
-        "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "added_tokens.json",
         "spiece.model",
+        "tokenizer.json",
     ):
         if (source / name).is_file():
             shutil.copyfile(source / name, output / name)

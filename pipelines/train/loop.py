@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from actors.errors import BlendError
+from configs.schema import Settings
 from configs.training import Optimization
 
 Example = Mapping[str, Any]
@@ -96,9 +97,7 @@ class ProgressLines(TrainerCallback):
             self._bar.add_task(self._title, total=state.max_steps, completed=state.global_step, news="")
             self._bar.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar:
             news = f"{self._loss}{self._heldout}"
             self._bar.update(self._bar.task_ids[0], completed=state.global_step, news=news)
@@ -129,9 +128,7 @@ class ProgressLines(TrainerCallback):
             self._heldout = f"  held-out accuracy {metrics['eval_accuracy']:.3f}"
             self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -154,6 +151,7 @@ def fit(
     output: Path,
     *,
     title: str,
+    run: Settings | None = None,
     right_or_not: Callable[[Any, Any], Tensor] | None = None,
 ) -> dict[str, float]:
     """Train `model` in place. Returns the last evaluation (`eval_loss`, `eval_accuracy`), empty without one.
@@ -161,6 +159,7 @@ def fit(
     model: its forward takes what `collate` returns and gives a mapping with `loss` and `logits`.
     right_or_not: (logits, labels) of a held-out batch to 1 right, 0 wrong, -1 not counted.
     output: checkpoints go to `output/checkpoints`; a run that finds some there goes on from the last one.
+    run: all settings of the run, by which it is known that checkpoints are its own.
 
     Raises BlendError when a checkpoint is of a run with other settings.
     """
@@ -185,6 +184,8 @@ def fit(
         eval_steps=settings.evaluate_every,
         save_steps=settings.save_every,
         save_total_limit=settings.keep_checkpoints,
+        load_best_model_at_end=settings.result == "best",
+        metric_for_best_model="eval_loss",
         batch_eval_metrics=True,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -203,8 +204,12 @@ def fit(
         callbacks=[ProgressLines(title)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, settings))
-    return trainer.evaluate() if heldout else {}
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, run or settings))
+    if not heldout:
+        return {}
+    last = trainer.state.log_history[-1]
+    measured_now = settings.result == "last" and "eval_loss" in last and last["step"] == trainer.state.global_step
+    return last if measured_now else trainer.evaluate()
 
 
 def _bf16(settings: Optimization) -> bool:
@@ -213,10 +218,10 @@ def _bf16(settings: Optimization) -> bool:
     return settings.bf16
 
 
-def _last_checkpoint(folder: Path, settings: Optimization) -> str | None:
+def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     """The checkpoint to go on from. Settings are kept beside them: mixing two runs' states gives neither."""
     record = folder / "settings.json"
-    text = settings.model_dump_json()
+    text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
     if record.is_file() and record.read_text() != text and get_last_checkpoint(str(folder)):
         raise BlendError(
             f"{folder}: checkpoints of a run with other settings; remove them or choose another output"
@@ -224,6 +229,12 @@ def _last_checkpoint(folder: Path, settings: Optimization) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     return get_last_checkpoint(str(folder))
+
+
+def report(title: str, output: Path, measured: Mapping[str, float]) -> None:
+    """Say on stdout where the trained model lies and how good it is."""
+    accuracy = f", held-out accuracy {measured['eval_accuracy']:.3f}" if "eval_accuracy" in measured else ""
+    print(f"{title} saved in {output}{accuracy}", flush=True)
 
 
 def remove_checkpoints(output: Path) -> None:

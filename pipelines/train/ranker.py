@@ -22,7 +22,7 @@ from actors.pairrm.checkpoints import create_pairrm, save_pairrm
 from actors.pairrm.network import PairRMNetwork
 from actors.pairrm.tokenization import PairBudget, PairTokenizer
 from configs.training import AuxiliaryLosses, Pairs, RankerTraining
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -59,9 +59,7 @@ def sample_pairs(
         differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
         chosen = rng.sample(differing, min(settings.per_row, len(differing)))
     sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
-    return [
-        Pair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
-    ]
+    return [Pair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided]
 
 
 class PairDataset(Dataset[Example]):
@@ -85,9 +83,7 @@ class PairDataset(Dataset[Example]):
             for pair in sample_pairs(row.texts, row.scores(metrics), pairs, rng, i)
         ]
         if not self._pairs:
-            raise BlendError(
-                "no row has two candidates with different texts and different scores to learn from"
-            )
+            raise BlendError("no row has two candidates with different texts and different scores to learn from")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -96,9 +92,7 @@ class PairDataset(Dataset[Example]):
         pair = self._pairs[index]
         row = self._rows[pair.row]
         source = self._tokenizer.encode_source("".join(row.prompt.texts()))
-        left, right = (
-            self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right)
-        )
+        left, right = (self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right))
         reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
         return {
             "input_ids": self._tokenizer.join(source, left, right),
@@ -127,9 +121,7 @@ class RankerLoss(nn.Module):
         )
         self.right_head = nn.Linear(config.hidden_size, 1) if auxiliary.token_is_right else None
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """What the Trainer calls when settings ask for it."""
         self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
@@ -149,9 +141,7 @@ class RankerLoss(nn.Module):
                 loss = loss + self.auxiliary.reference_token * told
             if self.right_head:
                 is_right = (input_ids[aligned] == expected).to(hidden.dtype)
-                judged = functional.binary_cross_entropy_with_logits(
-                    self.right_head(hidden).squeeze(-1), is_right
-                )
+                judged = functional.binary_cross_entropy_with_logits(self.right_head(hidden).squeeze(-1), is_right)
                 loss = loss + self.auxiliary.token_is_right * judged
         return {"loss": loss, "logits": margin_BT.mean(dim=-1)}
 
@@ -198,7 +188,9 @@ def train(config: RankerTraining) -> dict[str, float]:
         config.optimization,
         output,
         title="ranker",
+        run=config,
         right_or_not=pair_is_right,
     )
     save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
+    report("ranker", output, measured)
     return measured

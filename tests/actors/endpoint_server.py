@@ -1,7 +1,7 @@
 """An OpenAI-compatible HTTP server on 127.0.0.1 that misbehaves on demand.
 
-Written on bare sockets, because no web framework will cut a connection within a body or drip it for ever. Each
-request takes the next of the `faults` it was started with; when none is left, `answer` answers.
+Written on bare sockets, because no web framework will cut a connection within a body or drip it for ever.
+Each request takes the next of the `faults` it was started with; when none is left, `answer` answers.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The contract of an engine, the same tests over all of them, on one small model that knows its answers by heart.
+"""The contract of an engine, the same tests over all, on one small model that knows its answers by heart.
 
 The endpoint engine asks a real HTTP server behind which that model runs. The vLLM engine is started once.
 """
@@ -6,6 +6,7 @@ The endpoint engine asks a real HTTP server behind which that model runs. The vL
 import asyncio
 import importlib.util
 import os
+import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from endpoint_server import EndpointServer, completion
 from tiny_models import CONTEXT, FACTS, SHOUT, save_chat_model
 
 from actors.engines import Completion, Engine, load_engine
-from actors.errors import GenerationError
+from actors.errors import GenerationError, ModelLoadError
 from actors.records import Message
 from configs.schema import EndpointModel, Sampling, TransformersModel, VLLMModel
 
@@ -208,6 +209,12 @@ def test_cancelled_calls_leave_the_others_alone(engine: Engine, runner: asyncio.
     lost, kept = runner.run(main())
     assert isinstance(lost, asyncio.CancelledError)
     assert kept.text == FACTS["numbers"]
+
+
+def test_missing_vllm_is_told_at_load(monkeypatch: pytest.MonkeyPatch, chat_model: Path) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelLoadError, match=r"pip install 'llm-blender-ray\[vllm\]'"):
+        start_vllm(chat_model)
 
 
 def test_healthy(engine: Engine, runner: asyncio.Runner) -> None:

@@ -1,4 +1,4 @@
-"""The endpoint engine against a real HTTP server that misbehaves: what is retried, what isn't, and what leaks."""
+"""The endpoint engine against a real HTTP server that misbehaves: what is retried, what isn't, what leaks."""
 
 import asyncio
 import logging
@@ -113,9 +113,7 @@ def test_retries_end(fault: Fault, says: str) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_refused_key_is_named_but_not_shown_and_not_retried(
-    status: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refused_key_is_named_but_not_shown_and_not_retried(status: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         error, server = ask(respond(status, {"error": {"message": f"no such key: {KEY}"}}))
     assert isinstance(error, GenerationError)

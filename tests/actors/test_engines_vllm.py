@@ -1,4 +1,4 @@
-"""The vLLM engine alone: it writes what transformers writes, drops cancelled requests, and tells when it has died.
+"""The vLLM engine alone: it writes what transformers writes, drops cancelled requests, tells when it has died.
 
 Runs on a base LLM of the miniature, on the CPU. The contract's tests (test_engines) run it too.
 """

@@ -114,7 +114,11 @@ def test_failed_candidates_are_left_out(ranker: Ranker) -> None:
 def test_bfloat16_keeps_clear_orders() -> None:
     exact, rough = Ranker(settings("PairRM")), Ranker(settings("PairRM", dtype="bfloat16"))
     rows = [row(case) for case in CASES if "error" not in case]
-    pairs = [(a, b) for e, r in zip(exact.rank(rows), rough.rank(rows), strict=True) for a, b in zip(e.scores, r.scores, strict=True)]
+    pairs = [
+        (a, b)
+        for e, r in zip(exact.rank(rows), rough.rank(rows), strict=True)
+        for a, b in zip(e.scores, r.scores, strict=True)
+    ]
     a, b = torch.tensor(pairs).T
     assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.99
 
@@ -139,7 +143,10 @@ def test_pickled_weights_of_an_early_checkpoint_load(tmp_path: Path) -> None:
     weights.unlink()
     network, _ = load_pairrm(str(tmp_path / "ranker"))
     expected, _ = load_pairrm(str(GOLDEN / "checkpoints" / "PairRM-hf"))
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
 
 
 class TestCheckpointsThatCantBeUsed:
@@ -181,7 +188,13 @@ class TestCheckpointsThatCantBeUsed:
         self.fails(GOLDEN / "checkpoints" / "gen_fuser", "not a PairRanker checkpoint")
 
     def test_no_tokenizer(self, folder: Path) -> None:
-        for name in ("tokenizer.json", "spm.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        for name in (
+            "tokenizer.json",
+            "spm.model",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ):
             (folder / name).unlink()
         self.fails(folder, "tokenizer")
 

@@ -37,7 +37,10 @@ def test_scores_follow_the_candidate_not_its_place(keys: list, random) -> None:
     table = {(a, b): random.uniform(-1, 1) for a in "abcde" for b in "abcde"}
     shuffled = random.sample(keys, len(keys))
     one, other = (play(k, lambda a, b: table[a, b]).ranking() for k in (keys, shuffled))
-    by_key = [{key: round(score or 0, 9) for key, score in zip(k, r.scores, strict=True)} for k, r in ((keys, one), (shuffled, other))]
+    by_key = [
+        {key: round(score or 0, 9) for key, score in zip(k, r.scores, strict=True)}
+        for k, r in ((keys, one), (shuffled, other))
+    ]
     assert by_key[0] == by_key[1]
 
 

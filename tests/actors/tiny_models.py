@@ -1,7 +1,8 @@
 """Model folders made on the spot: real architectures and files, small enough to train within seconds.
 
-`save_chat_model` learns its few facts by heart, so that answers have meaning: they can be right, end by themselves,
-and differ with the system prompt. The other folders hold random weights, which is enough where only form matters.
+`save_chat_model` learns its few facts by heart, so that answers have meaning: they can be right, end by
+themselves, and differ with the system prompt. The other folders hold random weights, which is enough where only
+form matters.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Types of JSON values: the algebra that joins them, and that what is fitted to a type is written and comes back."""
+"""Types of JSON values: the algebra that joins them, and what is written as such a type."""
 
 import io
 import json

@@ -33,9 +33,7 @@ MIXED = {
     "input": "A text.",
     "output": "A sum.",
     "dataset": "x",
-    "candidates": [
-        {"decoding_method": "top_p", "model": "m", "text": "t", "scores": {"bleu": 3, "rouge": 0.5}}
-    ],
+    "candidates": [{"decoding_method": "top_p", "model": "m", "text": "t", "scores": {"bleu": 3, "rouge": 0.5}}],
 }
 
 
@@ -154,9 +152,7 @@ def test_ids_are_text_and_made_from_the_content_when_missing(tmp_path):
 
 def test_an_error_that_came_with_a_row_stays(tmp_path):
     row = {"id": "1", "prompt": "p", "error": "all LLMs failed"}
-    assert (
-        rows_of(write(tmp_path, "a.jsonl", jsonl(row, {**row, "error": ""})))[0]["error"] == "all LLMs failed"
-    )
+    assert rows_of(write(tmp_path, "a.jsonl", jsonl(row, {**row, "error": ""})))[0]["error"] == "all LLMs failed"
     assert rows_of(tmp_path / "a.jsonl")[1]["error"] is None
 
 
@@ -197,7 +193,9 @@ def test_json_files(tmp_path, content, prompts):
 
 
 def test_csv(tmp_path):
-    content = '\ufeffid,prompt,n,ranking,candidates\r\n1,"a\nb",007,[0],"[{""text"": ""t"", ""x"": 1}]"\r\n\r\n2,c,,,\r\n'
+    content = (
+        '\ufeffid,prompt,n,ranking,candidates\r\n1,"a\nb",007,[0],"[{""text"": ""t"", ""x"": 1}]"\r\n\r\n2,c,,,\r\n'
+    )
     first, second = rows_of(write(tmp_path, "a.csv", content))
     assert (first["id"], first["prompt"], first["ranking"], first["error"]) == ("1", "a\nb", [0], None)
     assert write_row(first, [])["n"] == "007"

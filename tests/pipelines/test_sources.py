@@ -24,7 +24,7 @@ def folder(tmp_path):
     rows = [{"prompt": str(i) if i % 50 else 5, "n": i} for i in range(300)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:120]))
     (tmp_path / "b.json").write_text(json.dumps(rows[120:200]))
-    native = {"prompt": [str(row["prompt"]) for row in rows[200:]], "year": pa.array([1] * 100, pa.int16())}
+    native = {"prompt": [str(i) for i in range(200, 300)], "year": pa.array([1] * 100, pa.int16())}
     pq.write_table(pa.table(native), tmp_path / "c.parquet")
     return tmp_path
 

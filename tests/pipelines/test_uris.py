@@ -94,7 +94,7 @@ def test_s3_objects_appear_when_they_are_complete(s3_bucket):
 
 
 def test_a_missing_bucket_is_one_line(s3_bucket):
-    with pytest.raises(BlendError, match="s3://nobody/a.jsonl: no such file or folder"):
+    with pytest.raises(BlendError, match=r"s3://nobody/a.jsonl: no such file or folder"):
         list_files("s3://nobody/a.jsonl")
 
 
@@ -108,7 +108,7 @@ def test_s3_without_a_server_is_one_line(monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
         s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
-            BlendError, match="s3://rows/a.jsonl: can't list it: .*connect to the endpoint"
+            BlendError, match=r"s3://rows/a.jsonl: can't list it: .*connect to the endpoint"
         ) as caught:
             list_files("s3://rows/a.jsonl")
         s3fs.S3FileSystem.clear_instance_cache()

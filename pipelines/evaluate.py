@@ -1,0 +1,288 @@
+"""Quality of a run: each base LLM, random choice, the best candidate, the ranker's choice, the blend.
+
+Against references (the column `output`): exact match, BLEU (sacrebleu, mean of sentences with effective order),
+ROUGE-L (rouge-score, F1), and for answers like `1) Paris 2) went` the fraction of parts that are right. Against
+scores that candidates came with: those. Higher is better everywhere. A metric is looked at row by row, so that
+random choice is an expectation, not a draw, and the oracle takes the best of each row.
+"""
+
+import functools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+
+from actors.errors import BlendError
+from actors.records import read_prompt
+from pipelines.parsing import read_rows
+
+PART = re.compile(r"(?:^|\s)(\d+)\)")
+HEADINGS = {"parts": "parts right", "exact": "exact", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
+LINES = {
+    "random": "random choice",
+    "oracle": "best candidate (oracle)",
+    "ranker": "ranker's choice",
+    "blend": "blend",
+}
+_bleu = BLEU(effective_order=True)
+_rouge = RougeScorer(["rougeL"])
+
+
+def exact(reference: str, text: str) -> float:
+    """1 if the text is the reference, but for white space around it."""
+    return float(text.strip() == reference.strip())
+
+
+def bleu(reference: str, text: str) -> float:
+    """Sentence BLEU from 0 to 1."""
+    return float(_bleu.sentence_score(text, [reference]).score / 100)
+
+
+def rouge_l(reference: str, text: str) -> float:
+    """F1 of the longest common subsequence of words, from 0 to 1."""
+    return float(_rouge.score(reference, text)["rougeL"].fmeasure)
+
+
+def numbered_parts(text: str) -> list[str] | None:
+    """The parts of `1) Paris 2) fox goat 3) went`; None for a text that isn't a list numbered from 1."""
+    before, *found = PART.split(text.strip())
+    numbers, parts = found[::2], [part.strip() for part in found[1::2]]
+    if before or not parts or numbers != [str(i) for i in range(1, len(parts) + 1)]:
+        return None
+    return parts
+
+
+def parts(reference: str, text: str) -> float:
+    """The fraction of the reference's parts that the text has under the same number."""
+    wanted = numbered_parts(reference) or []
+    given = numbered_parts(text) or []
+    return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted) if wanted else 0.0
+
+
+@dataclass
+class Mean:
+    """A mean under way."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self.total += value
+        self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        """The mean so far; None of nothing."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class Tally:
+    """One metric over all rows."""
+
+    rows: int = 0
+    models: dict[str, dict[str, Mean]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Mean)))
+    systems: dict[str, dict[str, Mean]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Mean)))
+    pairwise: Mean = field(default_factory=Mean)
+
+    def add(self, row: Mapping[str, Any], quality: Sequence[float | None]) -> None:
+        """One row with the quality of each of its candidates; None where it isn't known."""
+        known = {index: value for index, value in enumerate(quality) if value is not None}
+        values = list(known.values())
+        if not values:
+            return
+        top = max(values)
+        self.rows += 1
+        for index, value in known.items():
+            model = self.models[_name(row["candidates"][index], index)]
+            model["mean"].add(value)
+            model["rank"].add(_rank(value, values))
+            model["best_share"].add((value == top) / values.count(top))
+        self.systems["random"]["mean"].add(sum(values) / len(values))
+        self.systems["random"]["rank"].add((len(values) + 1) / 2)
+        self.systems["oracle"]["mean"].add(top)
+        chosen = known.get(row["ranking"][0]) if row["ranking"] else None
+        if chosen is not None:
+            self.systems["ranker"]["mean"].add(chosen)
+            self.systems["ranker"]["rank"].add(_rank(chosen, values))
+            self.systems["ranker"]["is_best"].add(chosen == top)
+        for (i, a), (j, b) in combinations(known.items(), 2):
+            margin = _margin(row, i, j)
+            if margin is not None and a != b:
+                self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (a > b))
+
+    def report(self) -> dict[str, Any]:
+        """The means, as plain data."""
+        return {
+            "rows": self.rows,
+            "models": {name: _values(means) for name, means in sorted(self.models.items())},
+            **{name: _values(means) for name, means in self.systems.items()},
+            "pairwise": self.pairwise.value,
+        }
+
+
+def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The quality of rows (as `parsing.read_rows` gives them) as plain data, ready for JSON.
+
+    {"rows", "errors", "error_rate", "comparisons", "references": {metric: table}, "scores": {metric: table}}; a
+    table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker", "blend",
+    "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best share it.
+    "pairwise" is the share of pairs of different quality that the ranker tells apart. Rows with an error are
+    counted and left out; a candidate with an error is worth 0 against a reference.
+
+    Raises BlendError when no row can be evaluated.
+    """
+    count, errors, comparisons = 0, 0, 0
+    references: dict[str, Tally] = defaultdict(Tally)
+    scores: dict[str, Tally] = defaultdict(Tally)
+    metrics: dict[str, Callable[[str, str], float]] = {"rouge_l": rouge_l, "bleu": bleu, "exact": exact}
+    numbered = True  # all references so far are numbered lists
+    for row in rows:
+        count += 1
+        comparisons += row["comparisons"] or 0
+        if row["error"] is not None:
+            errors += 1
+            continue
+        reference = row["output"]
+        if reference and (row["candidates"] or row["fused"] is not None):
+            numbered = numbered and numbered_parts(reference) is not None
+            for name, metric in {"parts": parts, **metrics}.items() if numbered else metrics.items():
+                _against_reference(references[name], row, functools.partial(metric, reference))
+        for name, quality in _given_scores(row["candidates"] or ()).items():
+            scores[name].add(row, quality)
+    if not numbered:
+        references.pop("parts", None)
+    if not references and not scores:
+        raise BlendError(
+            f"nothing to evaluate: of {count} rows, {errors} with an error, none has candidates and a reference "
+            "(`output`) or candidates with `scores`"
+        )
+    return {
+        "rows": count,
+        "errors": errors,
+        "error_rate": errors / count,
+        "comparisons": comparisons,
+        "references": {name: tally.report() for name, tally in references.items()},
+        "scores": {name: tally.report() for name, tally in sorted(scores.items())},
+    }
+
+
+def evaluate_uri(uri: str, limit: int | None = None) -> dict[str, Any]:
+    """`evaluate` of the rows of a file, folder or glob."""
+    return evaluate(read_rows(uri, limit))
+
+
+def main(uri: str, *, as_json: bool = False, examples: int = 0) -> None:
+    """Print the report of a URI's rows, as JSON or as tables, the latter with the first `examples` rows as prose."""
+    report = evaluate_uri(uri)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console()
+    console.print(render(report))
+    for row in islice((row for row in read_rows(uri) if row["error"] is None), examples):
+        console.print(Text(f"\n{describe(row)}"), soft_wrap=True)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """One row as prose: what was asked, every answer with its rank, what became of them."""
+    instruction, given_input = read_prompt(row).texts()
+    lines = [f"Prompt {row['id']}: {instruction}", *([f"  {given_input}"] if given_input else [])]
+    candidates, ranking = row["candidates"] or [], row["ranking"] or []
+    unranked = [index for index in range(len(candidates)) if index not in ranking]
+    for place, index in [*enumerate(ranking, 1), *((None, index) for index in unranked)]:
+        one = candidates[index]
+        answer = f"no answer: {one['error']}" if one["text"] is None else one["text"]
+        lines.append(f"  {place or '-'}. {_name(one, index)}: {answer}")
+    if row["fused"] is not None:
+        taken = ", ".join(_name(candidates[index], index) for index in row["fused_from"] or ())
+        lines.append(f"  Blend{f' of {taken}' if taken else ''}: {row['fused']}")
+    if row["output"]:
+        lines.append(f"  Reference: {row['output']}")
+    return "\n".join(lines)
+
+
+def _name(candidate: Mapping[str, Any], index: int) -> str:
+    return candidate["model"] or f"candidate {index + 1}"
+
+
+def render(report: Mapping[str, Any]) -> Group:
+    """The report for people, to print with rich: one table for references, one for each given score."""
+    head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
+    tables = [_table("Against references", report["references"])] if report["references"] else []
+    tables += [_table(f"By given score: {name}", {name: table}) for name, table in report["scores"].items()]
+    return Group(Text(head), *tables)
+
+
+def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line per system, a column per metric; rank and best are those of the first metric."""
+    first = next(iter(metrics.values()))
+    table = Table(title=Text(f"{title} ({first['rows']} rows)"), title_justify="left")
+    table.add_column("")
+    for heading in (*(HEADINGS.get(name, name) for name in metrics), "mean rank", "best"):
+        table.add_column(Text(heading), justify="right")
+    for name in first["models"]:
+        _line(table, name, [one["models"].get(name, {}) for one in metrics.values()])
+    for key, label in LINES.items():
+        _line(table, label, [one.get(key, {}) for one in metrics.values()])
+    if first["pairwise"] is not None:
+        table.caption = f"the ranker tells {first['pairwise']:.1%} of pairs of different quality apart"
+    return table
+
+
+def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
+    best = of[0].get("best_share", of[0].get("is_best"))
+    if of[0]:
+        means = [f"{one['mean']:.4f}" if one else "" for one in of]
+        rank = f"{of[0]['rank']:.2f}" if "rank" in of[0] else ""
+        table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
+
+
+def _against_reference(tally: Tally, row: Mapping[str, Any], metric: Callable[[str], float]) -> None:
+    tally.add(row, [0.0 if one["text"] is None else metric(one["text"]) for one in row["candidates"] or ()])
+    if row["fused"] is not None:
+        tally.systems["blend"]["mean"].add(metric(row["fused"]))
+
+
+def _given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """For each metric in `candidates[].scores`, its value for each candidate."""
+    given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
+    scores = [one if isinstance(one, dict) else {} for one in given]
+    metrics = {name for one in scores for name, value in one.items() if _is_number(value)}
+    return {name: [one[name] if _is_number(one.get(name)) else None for one in scores] for name in sorted(metrics)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _margin(row: Mapping[str, Any], i: int, j: int) -> float | None:
+    """How much better candidate i is than j, says the ranker: of both orders where both were compared."""
+    if row["logits"] is not None:
+        forth, back = row["logits"][i][j], row["logits"][j][i]
+        told = [logit for logit in (forth, None if back is None else -back) if logit is not None]
+        if told:
+            return sum(told) / len(told)
+    if row["scores"] is None or row["scores"][i] is None or row["scores"][j] is None:
+        return None
+    return float(row["scores"][i] - row["scores"][j])
+
+
+def _rank(value: float, values: Sequence[float]) -> float:
+    """1 is the best; values that tie take the mean of the ranks they span."""
+    return 1 + sum(other > value for other in values) + (values.count(value) - 1) / 2
+
+
+def _values(means: Mapping[str, Mean]) -> dict[str, float | None]:
+    return {name: mean.value for name, mean in means.items()}

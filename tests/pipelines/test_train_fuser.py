@@ -1,0 +1,154 @@
+"""Fuser training: what it reads of a row, that a short real run learns and resumes, and what bad input gets."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actors.errors import BlendError, ModelLoadError
+from actors.fuser import Fuser
+from actors.records import Prompt
+from actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from configs import schema
+from configs.training import FuserTraining, Optimization
+from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from pipelines.train.fuser import FusionDataset, best_first, token_is_right, train
+from pipelines.train.loop import IGNORED
+from pipelines.train.rows import read_training_rows
+
+WORDS = ("acorn", "badge", "candle", "desert", "engine", "feather", "garden", "hammer")
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder-decoder, as `from_pretrained` loads it."""
+    folder = tmp_path_factory.mktemp("blank")
+    save_blank_seq2seq(folder, seed=0)
+    return folder
+
+
+def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows whose reference is the first candidate."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = rng.sample(WORDS, 3)
+        candidates = [{"model": f"m{i}", "text": f"1) {word}"} for i, word in enumerate(words)]
+        rows.append({"instruction": "Choose:", "output": f"1) {words[0]}", "candidates": candidates})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def settings(folder: Path, model: Path, **changes: Any) -> FuserTraining:
+    optimization = {
+        "learning_rate": 1e-3,
+        "max_steps": 40,
+        "batch_size": 16,
+        "log_every": 10,
+        "evaluate_every": 20,
+        "save_every": 20,
+    }
+    if not (folder / "train.jsonl").exists():
+        write(folder / "train.jsonl", make_rows(400, 1))
+        write(folder / "heldout.jsonl", make_rows(50, 2))
+    base = {
+        "model": str(model),
+        "train": str(folder / "train.jsonl"),
+        "heldout": str(folder / "heldout.jsonl"),
+        "output": str(folder / "fuser"),
+        "max_length": 128,
+        "candidate_max_length": 16,
+        "output_max_length": 16,
+        "optimization": Optimization(**(optimization | changes.pop("optimization", {}))),
+    }
+    return FuserTraining(**(base | changes))
+
+
+def test_candidates_come_by_ranking_then_metric_then_as_given(tmp_path: Path) -> None:
+    candidates = [{"text": text, "scores": {"q": q}} for text, q in (("a", 0.1), ("b", 0.9), ("c", 0.5))]
+    candidates.insert(1, {"error": "no answer"})
+    row = {"instruction": "x", "output": "y", "candidates": candidates}
+    plain, ranked = read_training_rows(write(tmp_path / "rows.jsonl", [row, row | {"ranking": [3, 0, 2]}]))
+    assert best_first(plain, None) == ["a", "b", "c"]
+    assert best_first(plain, "q") == ["b", "c", "a"]
+    assert best_first(ranked, "q") == ["c", "a", "b"]
+
+
+def test_an_example_is_what_the_fuser_reads_and_the_reference_with_its_end(blank: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, blank, top_k=2)
+    tokenizer = LiteralTokenizer(load_tokenizer_backend(blank))
+    rows = read_training_rows(config.train, 1)
+    example = FusionDataset(rows, tokenizer, tokenizer.id_of("</s>"), config)[0]
+    fuser = Fuser(schema.Fuser(model=str(blank), max_length=128, candidate_max_length=16, device="cpu"))
+    assert example["input_ids"] == fuser.template.input_ids("Choose:", "", rows[0].texts[:2])
+    assert example["labels"] == [*tokenizer.encode(rows[0].texts[0]), tokenizer.id_of("</s>")]
+    short = FusionDataset(
+        rows, tokenizer, tokenizer.id_of("</s>"), config.model_copy(update={"output_max_length": 2})
+    )
+    assert short[0]["labels"] == [example["labels"][0], tokenizer.id_of("</s>")]
+
+
+def test_accuracy_counts_reference_tokens_only() -> None:
+    logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]])
+    labels = torch.tensor([[1, 1, IGNORED]])
+    assert token_is_right(logits, labels).tolist() == [[1, 0, -1]]
+    assert token_is_right((logits, "encoder states"), labels).tolist() == [[1, 0, -1]]
+
+
+def test_training_learns_saves_and_resumes_to_the_same_weights(
+    blank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tmp_path, blank, dtype="bfloat16")
+    measured = train(config)
+    assert measured["eval_accuracy"] > 0.5  # the list's form at least
+    assert "fuser: step 40/40" in capsys.readouterr().err
+
+    output = Path(config.output)
+    state = json.loads((output / "checkpoints" / "checkpoint-40" / "trainer_state.json").read_text())
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert losses[-1] < 0.75 * losses[0]
+
+    fuser = Fuser(schema.Fuser(model=str(output), device="cpu", num_beams=1, max_new_tokens=8))
+    assert len(fuser.fuse([(Prompt("1", "Choose:"), ["1) acorn", "1) badge"])])) == 1
+    weights = load_file(output / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert (output / "tokenizer.json").read_bytes() == (blank / "tokenizer.json").read_bytes()
+
+    stopped = tmp_path / "stopped"
+    shutil.copytree(output / "checkpoints", stopped / "checkpoints")
+    shutil.rmtree(stopped / "checkpoints" / "checkpoint-40")
+    train(settings(tmp_path, blank, dtype="bfloat16", output=str(stopped)))
+    assert "step 10/40" not in capsys.readouterr().err  # it went on from step 20
+    resumed = load_file(stopped / "model.safetensors")
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights.items())
+
+
+def test_rows_and_models_that_cannot_be_used_are_one_clear_line(blank: Path, tmp_path: Path) -> None:
+    row = make_rows(1, 0)[0]
+    cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("output is missing", {k: v for k, v in row.items() if k != "output"}, {}),
+        ("no candidate with a text", row | {"candidates": []}, {}),
+        (r"lacks scores\.bartscore", row, {"metric": "bartscore"}),
+        ("leaves out candidates", row | {"ranking": [0]}, {}),
+        ("has no <extra_id_20>", row, {"top_k": 21}),
+    ]
+    for number, (message, bad, changes) in enumerate(cases):
+        path = write(tmp_path / f"{number}.jsonl", [bad])
+        with pytest.raises(BlendError, match=message) as caught:
+            train(settings(tmp_path, blank, train=path, heldout=None, **changes))
+        assert "\n" not in str(caught.value)
+    encoder = tmp_path / "encoder"
+    save_blank_encoder(encoder, seed=0)
+    for model in (tmp_path / "nowhere", encoder):
+        with pytest.raises(ModelLoadError, match=model.name):
+            train(settings(tmp_path, model))

@@ -1,0 +1,248 @@
+"""Ranker training: which pairs are sampled, that a short real run learns and resumes, and what bad input gets."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from actors.errors import BlendError, ModelLoadError
+from actors.pairrm.checkpoints import load_pairrm
+from actors.pairrm.tokenization import PairBudget, PairTokenizer
+from configs.training import AuxiliaryLosses, Optimization, Pairs, RankerTraining
+from pipelines.miniature.blank import save_blank_encoder
+from pipelines.train.loop import IGNORED
+from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
+from pipelines.train.rows import read_training_rows
+
+WORDS = ("acorn", "badge", "candle", "desert", "engine", "feather", "garden", "hammer")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder, as `from_pretrained` loads it."""
+    folder = tmp_path_factory.mktemp("backbone")
+    save_blank_encoder(folder, seed=0)
+    return folder
+
+
+def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows in which the better candidate repeats the word of the prompt."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        right, wrong = rng.sample(WORDS, 2)
+        candidates = [
+            {"model": "a", "text": f"1) {right}", "scores": {"quality": 1.0}},
+            {"model": "b", "text": f"1) {wrong}", "scores": {"quality": 0.0}},
+        ]
+        rng.shuffle(candidates)
+        rows.append({"instruction": "Repeat:", "input": right, "output": f"1) {right}", "candidates": candidates})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def settings(folder: Path, backbone: Path, **changes: Any) -> RankerTraining:
+    optimization = {
+        "learning_rate": 1e-3,
+        "max_steps": 40,
+        "batch_size": 16,
+        "log_every": 10,
+        "evaluate_every": 20,
+        "save_every": 20,
+    }
+    given_rows = folder / "train.jsonl"
+    if not given_rows.exists():
+        write(given_rows, make_rows(400, 1))
+        write(folder / "heldout.jsonl", make_rows(50, 2))
+    base = {
+        "backbone": str(backbone),
+        "train": str(given_rows),
+        "heldout": str(folder / "heldout.jsonl"),
+        "output": str(folder / "ranker"),
+        "metrics": ("quality",),
+        "dropout": 0.0,
+        "source_max_length": 32,
+        "candidate_max_length": 16,
+        "auxiliary": AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
+        "optimization": Optimization(**(optimization | changes.pop("optimization", {}))),
+    }
+    return RankerTraining(**(base | changes))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 4)), max_size=12),
+    st.sampled_from(["top_bottom", "all_pair"]),
+    st.integers(1, 6),
+    st.integers(0, 99),
+)
+def test_pairs_differ_in_text_and_score(
+    candidates: list[tuple[str, int]], sampling: Any, per_row: int, seed: int
+) -> None:
+    texts = [text for text, _ in candidates]
+    scores = [(float(score),) for _, score in candidates]
+    pairs = sample_pairs(texts, scores, Pairs(sampling=sampling, per_row=per_row), random.Random(seed))
+    assert len(pairs) <= per_row
+    assert len({frozenset((pair.left, pair.right)) for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        assert texts[pair.left] != texts[pair.right]
+        assert pair.lead == (scores[pair.left][0] - scores[pair.right][0],)
+        assert pair.lead != (0.0,)
+
+
+@given(st.permutations(range(11)), st.integers(0, 99))
+def test_eleven_candidates_give_the_papers_pairs(quality: list[int], seed: int) -> None:
+    """The i-th best against the i-th of the five worst."""
+    pairs = sample_pairs([str(q) for q in quality], [(float(q),) for q in quality], Pairs(), random.Random(seed))
+    ranks = sorted(sorted((10 - quality[pair.left], 10 - quality[pair.right])) for pair in pairs)
+    assert ranks == [[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]
+
+
+def test_sides_are_random() -> None:
+    texts, scores = ["good", "bad"], [(1.0,), (0.0,)]
+    sides = {sample_pairs(texts, scores, Pairs(), random.Random(seed))[0].left for seed in range(20)}
+    assert sides == {0, 1}
+
+
+def pair_tokenizer(backbone: Path) -> PairTokenizer:
+    from actors.pairrm.checkpoints import create_pairrm
+
+    return create_pairrm(str(backbone), PairBudget(32, 16))[1]
+
+
+def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(backbone: Path, tmp_path: Path) -> None:
+    row = {
+        "instruction": "Name two.",
+        "output": "1) acorn badge",
+        "candidates": [
+            {"text": "1) acorn desert", "scores": {"quality": 0.5}},
+            {"text": "1) acorn", "scores": {"quality": 0.2}},
+        ],
+    }
+    tokenizer = pair_tokenizer(backbone)
+    rows = read_training_rows(write(tmp_path / "rows.jsonl", [row]))
+    dataset = PairDataset(rows, ["quality"], tokenizer, Pairs(), seed=0)
+    assert len(dataset) == 1
+    example = dataset[0]
+    source = tokenizer.encode_source("Name two.")
+    long, short = (tokenizer.encode_candidate(text, len(source)) for text in ("1) acorn desert", "1) acorn"))
+    sides = (long, short) if example["labels"][0] > 0 else (short, long)
+    assert example["input_ids"] == tokenizer.join(source, *sides)
+    told = [i for i in example["reference_ids"] if i != IGNORED]
+    assert told == tokenizer.encode_candidate("1) acorn badge", len(source))[2:-1]  # beside the long one only
+    aligned = [i for i, r in zip(example["input_ids"], example["reference_ids"], strict=True) if r != IGNORED]
+    assert aligned == long[2:-1]
+
+
+def test_loss_is_instructgpts(backbone: Path) -> None:
+    from actors.pairrm.checkpoints import create_pairrm
+
+    network, tokenizer = create_pairrm(str(backbone), PairBudget(32, 16), dropout=0.0)
+    source = tokenizer.encode_source("Say it.")
+    good, bad = (tokenizer.encode_candidate(text, len(source)) for text in ("acorn", "badge"))
+    ids = torch.tensor([tokenizer.join(source, good, bad), tokenizer.join(source, bad, good)])
+    mask, unaligned = torch.ones_like(ids), torch.full_like(ids, IGNORED)
+    model = RankerLoss(network.eval(), AuxiliaryLosses())
+    with torch.no_grad():
+        output = model(ids, mask, torch.tensor([[0.3], [-0.3]]), unaligned)
+        margin = network.logits(ids, mask)
+    expected = -torch.log(torch.sigmoid(margin * torch.tensor([1.0, -1.0]))).mean()
+    torch.testing.assert_close(output["loss"], expected)
+    torch.testing.assert_close(output["logits"], margin)
+
+
+def test_accuracy_counts_the_preferred_side() -> None:
+    labels = torch.tensor([[0.5], [-0.5], [0.5]])
+    assert pair_is_right(torch.tensor([1.0, -2.0, -0.1]), labels).tolist() == [1, 1, 0]
+
+
+def test_training_learns_saves_and_resumes_to_the_same_weights(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tmp_path, backbone)
+    measured = train(config)
+    assert 0 <= measured["eval_accuracy"] <= 1
+    told = capsys.readouterr()
+    assert "ranker: step 40/40" in told.err
+    assert "held-out accuracy" in told.err
+    assert "{" not in told.err  # no dictionaries
+
+    output = Path(config.output)
+    state = json.loads((output / "checkpoints" / "checkpoint-40" / "trainer_state.json").read_text())
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert losses[-1] < 0.75 * losses[0]
+
+    network, tokenizer = load_pairrm(str(output))
+    assert tokenizer.budget == PairBudget(32, 16)
+    assert not any(
+        "reference_head" in name or "right_head" in name for name in load_file(output / "model.safetensors")
+    )
+
+    stopped = tmp_path / "stopped"
+    shutil.copytree(output / "checkpoints", stopped / "checkpoints")
+    shutil.rmtree(stopped / "checkpoints" / "checkpoint-40")
+    train(settings(tmp_path, backbone, output=str(stopped)))
+    assert "step 10/40" not in capsys.readouterr().err  # it went on from step 20
+    resumed, _ = load_pairrm(str(stopped))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_checkpoints_of_another_run_are_refused(backbone: Path, tmp_path: Path) -> None:
+    train(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1}))
+    with pytest.raises(BlendError, match="other settings"):
+        train(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1, "learning_rate": 2e-3}))
+
+
+def test_the_best_checkpoint_can_be_kept(backbone: Path, tmp_path: Path) -> None:
+    """With a learning rate that destroys the model, the best weights are not the last ones."""
+    destroying = {
+        "learning_rate": 0.5,
+        "schedule": "constant",
+        "max_steps": 3,
+        "evaluate_every": 1,
+        "save_every": 1,
+        "keep_checkpoints": 3,
+        "log_every": 1,
+    }
+    measured = train(settings(tmp_path, backbone, optimization=destroying | {"result": "best"}))
+    state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
+    losses = [line["eval_loss"] for line in state["log_history"] if "eval_loss" in line]
+    assert measured["eval_loss"] == pytest.approx(min(losses))
+
+
+def test_rows_that_teach_nothing_are_one_clear_line(backbone: Path, tmp_path: Path) -> None:
+    unscored = make_rows(1, 0)
+    del unscored[0]["candidates"][1]["scores"]
+    equal = make_rows(2, 0)
+    for row in equal:
+        for candidate in row["candidates"]:
+            candidate["scores"]["quality"] = 0.5
+    cases = {
+        r"candidate 1 lacks scores\.quality; it has no scores": unscored,
+        "no row has two candidates with different texts and different scores": equal,
+        "expected a list": [{"instruction": "x", "candidates": "none"}],
+        "no rows": [],
+    }
+    for number, (message, rows) in enumerate(cases.items()):
+        path = write(tmp_path / f"{number}.jsonl", rows)
+        with pytest.raises(BlendError, match=message) as caught:
+            train(settings(tmp_path, backbone, train=path, heldout=None))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(BlendError, match=r"lacks scores\.other; it has quality"):
+        train(settings(tmp_path, backbone, metrics=("other",)))
+
+
+def test_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        train(settings(tmp_path, tmp_path / "nowhere"))
