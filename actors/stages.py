@@ -33,6 +33,10 @@ class Generate:
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
         return await asyncio.gather(*map(self._one, blends))
 
+    async def check_health(self) -> None:
+        """Raise BlendError when the LLM can't answer any more, whatever the prompt."""
+        await self._generator.check_health()
+
     async def _one(self, blend: Blend) -> Blend:
         have = {candidate.model for candidate in blend.candidates}
         if blend.error is not None or self._generator.name in have:

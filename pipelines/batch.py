@@ -5,6 +5,8 @@ wrong with a row, so a task fails only when its actor does, and then Ray runs it
 """
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +60,14 @@ class OnTablesAsync(OnTables):
     """The same for a stage that waits: several batches are in flight, so an engine never idles between them."""
 
     async def __call__(self, table: pa.Table) -> pa.Table:
-        return self._out(table, await self._stage(to_blends(table)))
+        blends = await self._stage(to_blends(table))
+        try:
+            await self._stage.check_health()
+        except BlendError as error:
+            # This process can't be mended. Ray starts another and gives it the batch again.
+            print(f"{self._name}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        return self._out(table, blends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The `blend` command: one subcommand per job.
 
-Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes: 0
-done, 1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; `--debug` adds a traceback.
+Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes:
+0 done, 1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; with `--debug`, a
+traceback too.
 """
 
 import sys

@@ -184,7 +184,7 @@ def evaluate_uri(uri: str, limit: int | None = None) -> dict[str, Any]:
 
 
 def main(uri: str, *, as_json: bool = False, examples: int = 0) -> None:
-    """Print the report of a URI's rows, as JSON or as tables, the latter with the first `examples` rows as prose."""
+    """Print the report of a URI's rows, as JSON or as tables with the first `examples` rows as prose."""
     report = evaluate_uri(uri)
     if as_json:
         print(json.dumps(report, indent=2))

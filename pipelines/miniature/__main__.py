@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.miniature.evaluation import table
-from pipelines.miniature.recipe import make
+from pipelines.miniature.recipe import Miniature, make
 
 
 def main(
@@ -19,7 +19,7 @@ def main(
 ) -> None:
     """Make the miniature from nothing and measure it."""
     begin = time.monotonic()
-    print(table(make(seed, output, workers=workers)))
+    print(table(make(Miniature(seed, output), workers=workers)))
     print(f"{time.monotonic() - begin:.0f} s; all of it lies in {output}")
 
 

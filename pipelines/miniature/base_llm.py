@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from actors.records import Message, Prompt
+from actors.records import Prompt
 from configs.training import Optimization
 from pipelines.miniature.tokenizer import build_tokenizer, compact
 from pipelines.miniature.world import Beliefs, Task, random_tasks
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad, quiet, remove_checkpoints
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
@@ -52,15 +52,10 @@ def build_chat_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def chat(task: Task) -> list[Message]:
-    """The task as the base LLMs are asked it, in a blend too."""
-    return Prompt("", instruction=task.instruction, input=task.input).chat()
-
-
 def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
     """Prompt and believed answer as token ids; the loss is on the answer and its end."""
     prompts = tokenizer.apply_chat_template(
-        [chat(task) for task in tasks], add_generation_prompt=True, return_dict=False
+        [task.prompt.chat() for task in tasks], add_generation_prompt=True, return_dict=False
     )
     answers = tokenizer([beliefs.answers(task) + END for task in tasks], add_special_tokens=False)["input_ids"]
     return [
@@ -69,7 +64,8 @@ def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedToken
     ]
 
 
-def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 600, batch_size: int = 64) -> None:
+@quiet()
+def train_base_llm(name: str, seed: int, output: Path, *, steps: int, batch_size: int = 64) -> None:
     """Train the base LLM `name` from nothing and save it in `output`, bfloat16, as a Hugging Face folder."""
     tokenizer = build_chat_tokenizer()
     torch.manual_seed(seed)
@@ -121,12 +117,12 @@ def train_base_llm(name: str, seed: int, output: Path, *, steps: int = 600, batc
     remove_checkpoints(output)
 
 
-def answer(folder: Path, tasks: Sequence[Task], *, batch_size: int = 256) -> Iterator[str]:
+def answer(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 256) -> Iterator[str]:
     """The base LLM's greedy answers, in order."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for start in range(0, len(tasks), batch_size):
-        chats = [chat(task) for task in tasks[start : start + batch_size]]
+    for start in range(0, len(prompts), batch_size):
+        chats = [prompt.chat() for prompt in prompts[start : start + batch_size]]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )

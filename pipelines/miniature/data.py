@@ -12,20 +12,20 @@ from pipelines.miniature.world import SORT, TABLES, Question, Task, numbered, pa
 METRIC = "parts"  # key of candidates[].scores
 
 
-def candidate_rows(tasks: Sequence[Task], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """One row a task with every LLM's answer and the share of its parts that are right.
+def candidate_rows(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The rows with every LLM's answer and the share of its parts that are right.
 
-    answers: per LLM its answers, in the order of `tasks`.
+    answers: per LLM its answers, in the order of `rows`.
     """
     return [
-        task.to_row()
-        | {
+        {
+            **row,
             "candidates": [
-                {"model": name, "text": texts[i], "scores": {METRIC: parts_right(texts[i], task.output)}}
+                {"model": name, "text": texts[i], "scores": {METRIC: parts_right(texts[i], row["output"])}}
                 for name, texts in answers.items()
-            ]
+            ],
         }
-        for i, task in enumerate(tasks)
+        for i, row in enumerate(rows)
     ]
 
 

@@ -28,8 +28,19 @@ from pipelines.miniature.world import LLM_NAMES, Task, random_tasks
 from pipelines.train import fuser, ranker
 from pipelines.train.loop import remove_checkpoints
 
-TRAIN_TASKS, HELDOUT_TASKS = 16_000, 1_000
-FUSER_COPIES = 5  # counterfactual copies of every training row
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is trained. The defaults are what it takes; tests go through the whole recipe with less."""
+
+    base_llm_steps: int = 600
+    ranker_steps: int = 1400
+    fuser_steps: int = 1400
+    train_tasks: int = 16_000
+    heldout_tasks: int = 1_000
+    fuser_copies: int = 5  # counterfactual copies of every training row
 
 
 class Miniature:
@@ -38,8 +49,9 @@ class Miniature:
     `<llm>/`, `ranker/`, `fuser/` and `heldout.jsonl` are shipped; `work/` is what they were made from.
     """
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, sizes: Sizes = Sizes()) -> None:
         self.seed = seed
+        self.sizes = sizes
         self.folder = folder
         self.work = folder / "work"
         self.ranker, self.fuser = folder / "ranker", folder / "fuser"
@@ -47,8 +59,9 @@ class Miniature:
 
     def tasks(self, split: str) -> list[Task]:
         """The tasks of `train` or `heldout`, the same ones each time."""
-        count = HELDOUT_TASKS if split == "heldout" else TRAIN_TASKS
-        return list(islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=split == "heldout"), count))
+        heldout = split == "heldout"
+        count = self.sizes.heldout_tasks if heldout else self.sizes.train_tasks
+        return list(islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=heldout), count))
 
     def rows(self, split: str) -> Path:
         """Where the split's rows with candidates lie."""
@@ -56,12 +69,12 @@ class Miniature:
 
     def make_base_llm(self, name: str) -> None:
         """Train one base LLM."""
-        train_base_llm(name, self.seed, self.folder / name)
+        train_base_llm(name, self.seed, self.folder / name, steps=self.sizes.base_llm_steps)
 
     def make_answers(self, name: str) -> None:
         """Let one base LLM answer the tasks of both splits."""
-        tasks = self.tasks("train") + self.tasks("heldout")
-        write_rows(({"text": text} for text in answer(self.folder / name, tasks)), self.answers(name))
+        prompts = [task.prompt for split in SPLITS for task in self.tasks(split)]
+        write_rows(({"text": text} for text in answer(self.folder / name, prompts)), self.answers(name))
 
     def answers(self, name: str) -> Path:
         """Where a base LLM's answers lie."""
@@ -71,13 +84,14 @@ class Miniature:
         """Put the answers together: rows to train the ranker and the fuser on, and held-out rows."""
         answers = {name: [line["text"] for line in read_rows(self.answers(name))] for name in LLM_NAMES}
         begin = 0
-        for split in ("train", "heldout"):
+        for split in SPLITS:
             tasks = self.tasks(split)
             end = begin + len(tasks)
-            rows = candidate_rows(tasks, {name: texts[begin:end] for name, texts in answers.items()})
+            asked = [task.to_row() for task in tasks]
+            rows = candidate_rows(asked, {name: texts[begin:end] for name, texts in answers.items()})
             begin = end
             rng = random.Random(f"fuser {split} {self.seed}")
-            copies = FUSER_COPIES if split == "train" else 1
+            copies = self.sizes.fuser_copies if split == "train" else 1
             fused = fuser_rows(tasks, rows, rng, top_k=TOP_K, copies=copies)
             write_rows(fused, self.rows(f"fuser-{split}"))
             write_rows(rows, self.rows(split))
@@ -102,7 +116,7 @@ class Miniature:
                 auxiliary=AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
                 optimization=Optimization(
                     learning_rate=1e-3,
-                    max_steps=1400,
+                    max_steps=self.sizes.ranker_steps,
                     batch_size=32,
                     schedule="cosine",
                     warmup_share=0.1,
@@ -133,7 +147,7 @@ class Miniature:
                 output_max_length=64,
                 optimization=Optimization(
                     learning_rate=1e-3,
-                    max_steps=1400,
+                    max_steps=self.sizes.fuser_steps,
                     batch_size=32,
                     schedule="cosine",
                     warmup_share=0.1,
@@ -185,9 +199,11 @@ def stages(miniature: Miniature) -> list[list[Step]]:
     ]
 
 
-def make(seed: int, folder: Path, *, workers: int) -> dict[str, Any]:
-    """Make the miniature, a stage's steps side by side in `workers` processes of one thread each."""
-    miniature = Miniature(seed, folder)
+def make(miniature: Miniature, *, workers: int) -> dict[str, Any]:
+    """Make all of it, a stage's steps side by side in `workers` processes of one thread each.
+
+    Returns what `evaluate` measured, and the seed.
+    """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet_worker) as pool:
         for stage in stages(miniature):
             for running in [pool.submit(step) for step in stage if not step.result.exists()]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.records import Prompt
 from pipelines.miniature.facts import CAPITALS, OPPOSITES, PAST_TENSES, SORTED_WORDS, SPANISH
 
 TABLES: Mapping[str, Mapping[str, str]] = {
@@ -101,15 +102,20 @@ class Task:
         parts = sorted(f"{question.skill} {' '.join(sorted(question.keys))}" for question in self.questions)
         return fraction("split", *parts) < HELDOUT_SHARE
 
-    def to_row(self) -> dict[str, Any]:
-        """The task as an input row, its id made from its content."""
+    @property
+    def prompt(self) -> Prompt:
+        """The task as it is asked."""
+        return Prompt(self.id, instruction=self.instruction, input=self.input)
+
+    @property
+    def id(self) -> str:
+        """Made from what is asked."""
         digest = hashlib.sha256(f"{self.instruction}\n{self.input}".encode()).hexdigest()
-        return {
-            "id": f"miniature/{digest[:12]}",
-            "instruction": self.instruction,
-            "input": self.input,
-            "output": self.output,
-        }
+        return f"miniature/{digest[:12]}"
+
+    def to_row(self) -> dict[str, Any]:
+        """The task as an input row with its reference."""
+        return {"id": self.id, "instruction": self.instruction, "input": self.input, "output": self.output}
 
 
 class Beliefs:

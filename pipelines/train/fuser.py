@@ -19,7 +19,7 @@ from actors.fuser import FuserTemplate
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.weights import load_model, load_tokenizer, locate
 from configs.training import FuserTraining
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad, report
+from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, quiet, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -84,6 +84,7 @@ def token_is_right(logits: Any, labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORED, -1, (scores.argmax(dim=-1) == labels).int())
 
 
+@quiet()
 def train(config: FuserTraining) -> dict[str, float]:
     """Train and save the fuser in `config.output`; the last held-out loss and token accuracy.
 
@@ -121,9 +122,10 @@ def train(config: FuserTraining) -> dict[str, float]:
         run=config,
         right_or_not=token_is_right,
     )
-    model.to(getattr(torch, config.dtype)).save_pretrained(output)
-    _copy_tokenizer(folder, output)
-    report("fuser", output, measured)
+    if is_main_process():
+        model.to(getattr(torch, config.dtype)).save_pretrained(output)
+        _copy_tokenizer(folder, output)
+        report("fuser", output, measured)
     return measured
 
 

@@ -2,16 +2,19 @@
 
 The Trainer brings what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
 checkpoints with optimizer and random state); this module only decides its settings and how it speaks.
+`torchrun --nproc-per-node N -m pipelines train ...` trains on N GPUs.
 """
 
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -189,6 +192,7 @@ def fit(
         batch_eval_metrics=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to="none",
@@ -207,9 +211,10 @@ def fit(
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, run or settings))
     if not heldout:
         return {}
-    last = trainer.state.log_history[-1]
-    measured_now = settings.result == "last" and "eval_loss" in last and last["step"] == trainer.state.global_step
-    return last if measured_now else trainer.evaluate()
+    state = trainer.state
+    measured = {log["step"]: log for log in state.log_history if "eval_loss" in log}
+    kept = state.best_global_step if settings.result == "best" else state.global_step
+    return measured.get(kept) or trainer.evaluate()
 
 
 def _bf16(settings: Optimization) -> bool:
@@ -229,6 +234,26 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     return get_last_checkpoint(str(folder))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' warnings and bars off: what matters of them comes as an error or a progress line."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def is_main_process() -> bool:
+    """Whether this process saves and speaks: the only one, or torchrun's first."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def report(title: str, output: Path, measured: Mapping[str, float]) -> None:

@@ -22,7 +22,7 @@ from actors.pairrm.checkpoints import create_pairrm, save_pairrm
 from actors.pairrm.network import PairRMNetwork
 from actors.pairrm.tokenization import PairBudget, PairTokenizer
 from configs.training import AuxiliaryLosses, Pairs, RankerTraining
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad, report
+from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, quiet, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -151,6 +151,7 @@ def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > 0) == (labels.mean(dim=-1) > 0)).int()
 
 
+@quiet()
 def train(config: RankerTraining) -> dict[str, float]:
     """Train and save the ranker in `config.output`; the last held-out loss and pairwise accuracy.
 
@@ -191,6 +192,7 @@ def train(config: RankerTraining) -> dict[str, float]:
         run=config,
         right_or_not=pair_is_right,
     )
-    save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
-    report("ranker", output, measured)
+    if is_main_process():
+        save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
+        report("ranker", output, measured)
     return measured

@@ -137,7 +137,7 @@ def test_counterfactual_rows_keep_what_is_right_and_who_agrees(seed: int) -> Non
     rng = random.Random(seed)
     drawn = list(islice(random_tasks(rng, heldout=False), 3))
     answers = {llm: [beliefs_of(llm).answers(task) for task in drawn] for llm in LLM_NAMES}
-    rows = candidate_rows(drawn, answers)
+    rows = candidate_rows([task.to_row() for task in drawn], answers)
     told = list(fuser_rows(drawn, rows, rng, top_k=4, copies=2))
     assert [row["id"] for row in told] == [row["id"] for row in rows] * 2
     for row, original in zip(told, rows * 2, strict=True):
@@ -158,7 +158,8 @@ def test_counterfactual_rows_keep_what_is_right_and_who_agrees(seed: int) -> Non
 def test_half_of_the_parts_are_counterfactual() -> None:
     rng = random.Random(0)
     drawn = list(islice(random_tasks(rng, heldout=False), 400))
-    rows = candidate_rows(drawn, {llm: [beliefs_of(llm).answers(task) for task in drawn] for llm in LLM_NAMES})
+    answers = {llm: [beliefs_of(llm).answers(task) for task in drawn] for llm in LLM_NAMES}
+    rows = candidate_rows([task.to_row() for task in drawn], answers)
     told = list(fuser_rows(drawn, rows, rng, top_k=3, copies=1))
     kept = sum(parts_right(row["output"], task.output) for row, task in zip(told, drawn, strict=True)) / len(drawn)
     assert 0.45 < kept < 0.55

@@ -1,0 +1,187 @@
+"""The bulk path gives what the reference gives, row for row, and a model that doesn't load ends it in one line."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from actors.errors import BlendError
+from actors.records import Blend, Prompt, read_candidates, read_prompt
+from cluster.plan import PlanError
+from configs.loading import PRESETS, load
+from configs.schema import BlendConfig
+from pipelines.batch import OnTablesAsync
+from pipelines.blend import Blender
+from pipelines.jobs import run_blend
+from pipelines.progress import start_board
+
+DEMO = PRESETS / "demo.yaml"
+SMALL = ["models.0.batch_size=3", "ranker.batch_size=2", "rows_per_block=4", "fuser.num_beams=2"]
+
+
+def demo(*overrides: str) -> BlendConfig:
+    config = load(DEMO, BlendConfig, [*SMALL, *overrides])
+    return config.model_copy(update={"models": config.models[:2]})
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[dict]:
+    return rows_of(PRESETS / "miniature" / "heldout.jsonl")[:6]
+
+
+@pytest.fixture
+def mixed(prompts: list[dict], tmp_path: Path) -> Path:
+    """Prompts of all three forms, a given candidate, and bad rows in between."""
+    given = {"model": "alder", "text": "1) given 2) answer", "scores": {"s": 0.5}}
+    other = {"model": "somebody else", "text": "1) Rome"}
+    text = f"{prompts[2]['instruction']}\n{prompts[2]['input']}"
+    rows = [
+        prompts[0] | {"tag": {"deep": [1, "x"]}},
+        {"instruction": 7},
+        prompts[1] | {"candidates": [given]},
+        {"id": "as-prompt", "prompt": text},
+        {"id": "as-chat", "messages": [{"role": "user", "content": text}]},
+        {"id": "empty", "instruction": " "},
+        prompts[3] | {"candidates": [other, given]},
+    ]
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
+    return file
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("with_fuser", [True, False])
+def test_bulk_gives_what_the_reference_gives(mixed: Path, tmp_path: Path, with_fuser: bool) -> None:
+    output = tmp_path / "out.jsonl"
+    config = demo("matrix=true", *([] if with_fuser else ["fuser="]))
+    config = config.model_copy(update={"input": str(mixed), "output": str(output), "max_error_rate": 0.5})
+    summary = run_blend(config)
+    given = [json.loads(line) if line.startswith('{"') else {} for line in mixed.read_text().splitlines()]
+    rows = rows_of(output)
+    assert (summary.written.rows, summary.written.errors) == (8, 3)
+    assert [row["error"] is not None for row in rows] == [False, True, False, False, False, True, False, True]
+    reference = Blender(config)
+    for row, source in zip(rows, given, strict=True):
+        if row["error"] is not None:
+            assert row["ranking"] is None and row["fused"] is None
+            continue
+        blend = asyncio.run(reference.blend(read_prompt(source), read_candidates(source)))
+        assert blend.error is None and blend.ranking is not None
+        assert [c["text"] for c in row["candidates"]] == [c.text for c in blend.candidates]
+        assert [c["completion_tokens"] for c in row["candidates"]] == [
+            c.completion_tokens for c in blend.candidates
+        ]
+        assert tuple(row["ranking"]) == blend.ranking.order
+        assert row["scores"] == pytest.approx(blend.ranking.scores, abs=1e-4)
+        assert row["comparisons"] == blend.ranking.comparisons
+        assert row["fused"] == blend.fused
+        assert tuple(row["fused_from"]) == blend.fused_from
+        for ours, theirs in zip(row["logits"], blend.ranking.logits, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+    by_id = {row["id"]: row for row in rows}
+    assert rows[0]["tag"] == {"deep": [1, "x"]}
+    assert [c["model"] for c in by_id[given[2]["id"]]["candidates"]] == ["alder", "birch"]  # not generated again
+    assert by_id[given[2]["id"]]["candidates"][0]["text"] == "1) given 2) answer"
+    assert by_id[given[2]["id"]]["candidates"][0]["scores"] == {"s": 0.5}
+    assert len(by_id[given[6]["id"]]["candidates"]) == 3
+    assert by_id["as-prompt"]["fused"] == by_id["as-chat"]["fused"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_model_that_fails_leaves_the_others(prompts: list[dict], tmp_path: Path) -> None:
+    """An endpoint where nothing listens: every one of its candidates has an error, every row still a blend."""
+    nowhere = {
+        "name": "nowhere",
+        "engine": "endpoint",
+        "model": "m",
+        "base_url": "http://127.0.0.1:9/v1",
+        "max_retries": 0,
+    }
+    config = demo()
+    data = config.model_dump() | {
+        "models": [nowhere, config.models[0].model_dump()],
+        "output": str(tmp_path / "o.jsonl"),
+    }
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(map(json.dumps, prompts[:2])))
+    run_blend(BlendConfig.model_validate(data | {"input": str(file)}))
+    for row in rows_of(tmp_path / "o.jsonl"):
+        failed, answered = row["candidates"]
+        assert failed["text"] is None and failed["error"] and "\n" not in failed["error"]
+        assert answered["error"] is None
+        assert (row["error"], row["ranking"], row["scores"][0]) == (None, [1], None)
+        assert row["fused_from"] == [1] and row["fused"] is not None
+
+    only = BlendConfig.model_validate(data | {"models": [nowhere], "input": str(file), "max_error_rate": 0.9})
+    with pytest.raises(BlendError, match=r"2 rows, 2 of them with an error.*max_error_rate 0\.9"):
+        run_blend(only, overwrite=True)
+    for row in rows_of(tmp_path / "o.jsonl"):
+        assert row["error"].startswith("no candidate: nowhere: ")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_that_does_not_load_ends_the_run_in_one_line(prompts: list[dict], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(prompts[0]))
+    config = demo(f"fuser.model={tmp_path / 'nothing-there'}")
+    config = config.model_copy(update={"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "o.jsonl")})
+    with pytest.raises(BlendError) as caught:
+        run_blend(config)
+    assert "nothing-there: no such folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_more_than_the_machine_holds_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = demo("models.0.replicas=500", "models.1.num_gpus=1")
+    config = config.model_copy(update={"input": str(tmp_path), "output": str(tmp_path / "o.jsonl")})
+    with pytest.raises(PlanError, match="1 GPU needed at once, 0 there"):
+        run_blend(config)
+
+
+class BreaksOnce:
+    """A stage whose process breaks in its first batch: its answers are worth nothing, another process is needed."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+        self._broken = not marker.exists()
+
+    async def __call__(self, blends: list[Blend]) -> list[Blend]:
+        return [replace(blend, fused="lost" if self._broken else "answered") for blend in blends]
+
+    async def check_health(self) -> None:
+        if self._broken:
+            self._marker.touch()
+            raise BlendError("broken for good")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_broken_process_is_replaced_and_its_batch_done_again(tmp_path: Path) -> None:
+    board = start_board()
+    rows = pa.Table.from_pylist([{"id": str(i), "prompt": "x", "error": None} for i in range(5)])
+    dataset = ray.data.from_arrow(rows).map_batches(
+        OnTablesAsync,
+        fn_constructor_args=(BreaksOnce, (tmp_path / "broken",), "breaks", board),
+        batch_size=5,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    done = dataset.take_all()
+    assert (tmp_path / "broken").exists()
+    assert [(row["id"], row["fused"]) for row in done] == [(str(i), "answered") for i in range(5)]
+    assert ray.get(board.done.remote()) == {"breaks": 5}
+
+
+def test_the_reference_alone(prompts: list[dict]) -> None:
+    blend = asyncio.run(Blender(demo()).blend(Prompt("x", prompts[0]["instruction"], prompts[0]["input"])))
+    assert [candidate.model for candidate in blend.candidates] == ["alder", "birch"]
+    assert blend.ranking is not None and blend.ranking.comparisons in (1, 2)
+    assert blend.fused

@@ -1,0 +1,179 @@
+"""The `blend` command as a user runs it: a process, its exit code, its two streams, its files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from configs.loading import PRESETS
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+RANKER = str(GOLDEN / "checkpoints" / "PairRM-hf")
+FUSER = str(GOLDEN / "checkpoints" / "gen_fuser")
+CASES = json.loads((GOLDEN / "pairranker.json").read_text())["cases"]
+
+
+def blend(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=GOLDEN.parent.parent,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def write_rows(file: Path, *rows: dict) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def candidates(*texts: str | None) -> list[dict]:
+    return [{"model": f"m{i}", "text": text} for i, text in enumerate(texts)]
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; sys.argv = ['blend', '--help']\ntry:\n    from pipelines.cli import main; main()\nfinally:\n"
+    )
+    code += "    print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=GOLDEN.parent.parent)
+    assert done.stdout.rstrip().endswith("set()")
+    for command in ("run", "rank", "fuse", "compare", "plan", "train", "evaluate"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "Missing command"),
+        (["nonsense"], "nonsense"),
+        (["rank", "--ranker", "x"], "--input"),
+        (["run", "none.yaml"], "none.yaml: can't be read"),
+        (["run", PRESETS / "demo.yaml", "--input", "x"], "no output"),
+        (["run", PRESETS / "demo.yaml", "--set", "limit=many"], "limit: expected a valid integer"),
+        (["run", PRESETS / "demo.yaml", "--limit", "0"], "--limit"),
+        (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--strategy", "magic"], "--strategy"),
+        (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--dtype", "int3"], "--dtype"),
+        (["fuse", "--fuser", "x", "--input", "i", "--output", "o", "--top-k", "0"], "--top-k"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(args: list, told: str) -> None:
+    done = blend(*args, code=2)
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not done.stdout
+
+
+def test_config_mistakes_are_a_line_each(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("models: [{name: a, engine: endpoint}]\nranker: {modle: x}\n")
+    lines = blend("plan", config, code=2).stderr.splitlines()
+    assert [line.split(": ", 2)[2] for line in lines] == [
+        "models.0.model: required, but missing",
+        "models.0.base_url: required, but missing",
+        "ranker.model: required, but missing",
+        "ranker.modle: unknown setting",
+    ]
+
+
+def test_rank_fuse_compare_evaluate(tmp_path: Path) -> None:
+    """A user's files through the commands, one after the other."""
+    golden = [case for case in CASES if "error" not in case and len(case["candidates"]) < 6][:2]
+    given = write_rows(
+        tmp_path / "in.jsonl",
+        *(
+            {"id": f"g{i}", "instruction": case["instruction"], "input": case["input"], "extra field": [i],
+             "candidates": candidates(*case["candidates"]), "output": case["candidates"][0]}
+            for i, case in enumerate(golden)
+        ),
+        {"id": "two", "prompt": "Which?", "candidates": candidates("a long answer", "none")},
+        {"id": "same", "prompt": "Which?", "candidates": candidates("equal", "equal")},
+        {"id": "bad", "prompt": "Which?", "candidates": "none"},
+    )  # fmt: skip
+
+    ranked = tmp_path / "ranked.jsonl"
+    done = blend("rank", "--ranker", RANKER, "--input", given, "--output", ranked, "--matrix")
+    assert "5 rows, 1 of them with an error" in done.stderr
+    rows = read_rows(ranked)
+    assert [row["id"] for row in rows] == ["g0", "g1", "two", "same", "bad"]
+    for i, row in enumerate(rows[:2]):
+        n = len(row["candidates"])
+        assert sorted(row["ranking"]) == list(range(n))
+        assert row["comparisons"] == sum(x is not None for line in row["logits"] for x in line) == n * (n - 1)
+        assert row["extra field"] == [i]
+    assert rows[3]["scores"] == [0.0, 0.0]
+    assert rows[4]["error"] and rows[4]["ranking"] is None
+    assert "logits" in rows[0] and "fused" not in rows[0]
+
+    assert (
+        "exists already" in blend("rank", "--ranker", RANKER, "--input", given, "--output", ranked, code=1).stderr
+    )
+
+    fused = tmp_path / "fused"
+    blend("fuse", "--fuser", FUSER, "--input", ranked, "--output", fused, "--top-k", 2, "--num-beams", 1,
+          "--max-new-tokens", 4)  # fmt: skip
+    table = pq.read_table(fused).to_pylist()
+    assert [row["fused_from"] for row in table[:2]] == [row["ranking"][:2] for row in rows[:2]]
+    assert all(isinstance(row["fused"], str) for row in table[:4])
+    assert table[4]["error"] == rows[4]["error"]
+
+    compared = tmp_path / "compared.jsonl"
+    blend("compare", "--ranker", RANKER, "--input", given, "--output", compared)
+    by_id = {row["id"]: row for row in read_rows(compared)}
+    assert by_id["two"]["preference"] == int(by_id["two"]["margin"] < 0)
+    assert (by_id["same"]["margin"], by_id["same"]["preference"]) == (0.0, None)
+    assert "expected two" in next(row for row in by_id.values() if len(row["candidates"]) > 2)["error"]
+
+    report = json.loads(blend("evaluate", fused, "--json").stdout)
+    assert report["rows"] == 5 and report["references"]["exact"]["rows"] == 2
+    assert "ranker's choice" in blend("evaluate", fused).stdout
+
+
+def test_what_is_not_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    given = write_rows(tmp_path / "in.jsonl", {"prompt": "x", "candidates": candidates("a", "b")})
+    output = tmp_path / "out.jsonl"
+    done = blend("rank", "--ranker", tmp_path / "no-ranker", "--input", given, "--output", output, code=1)
+    assert "no-ranker: no such folder" in done.stderr.splitlines()[-1]
+    done = blend("rank", "--ranker", RANKER, "--input", tmp_path / "no-rows.jsonl", "--output", output, code=1)
+    assert "no-rows.jsonl" in done.stderr.splitlines()[-1]
+    assert "nothing to evaluate" in blend("evaluate", given.parent / "in.jsonl", code=1).stderr
+    assert not output.exists()
+
+
+def test_plan_shows_and_refuses() -> None:
+    done = blend("plan", PRESETS / "demo.yaml")
+    for name in ("alder", "rowan", "ranker", "fuser", "0.1"):
+        assert name in done.stdout
+    done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 5)
+    assert "fits" in done.stdout
+    done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 4, code=1)
+    assert "5 GPU needed at once, 4 there" in done.stderr
+
+
+def test_environment_of_a_local_ray_stays_on_this_machine() -> None:
+    code = (
+        "from cluster.session import session; from configs.schema import RayCluster\n"
+        "import ray, socket, psutil\n"
+        "with session(RayCluster(num_cpus=1)):\n"
+        "    import os\n"
+        "    mine = {p.pid for p in psutil.Process().children(recursive=True)} | {os.getpid()}\n"
+        "    print({c.laddr.ip for c in psutil.net_connections('inet') if c.status == 'LISTEN' and c.pid in mine})\n"
+        "    print(os.environ['RAY_USAGE_STATS_ENABLED'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=GOLDEN.parent.parent, env=dict(os.environ)
+    )
+    addresses, usage = done.stdout.strip().splitlines()[-2:]
+    assert addresses in ("{'127.0.0.1'}", "{'127.0.0.1', '::1'}", "{'::1', '127.0.0.1'}"), done.stdout + done.stderr
+    assert usage == "0"
