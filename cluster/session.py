@@ -1,28 +1,34 @@
 """The Ray session: a local one that keeps to itself, or a connection to a cluster.
 
-A local Ray listens on 127.0.0.1 only and reports no usage; both are environment variables that Ray reads when it is
-imported, so this module sets them before its own import of Ray, and is the first to import it.
+A local Ray listens on 127.0.0.1 only and reports no usage. Both are environment variables; the first Ray reads only
+when it is imported, into a constant, which is set here too: by then Ray is imported, and a connection to a real
+cluster needs it the other way round.
 """
 
 import contextlib
 import logging
 import os
 from collections.abc import Iterator
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # off: Ray binds 127.0.0.1
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES alone on CPU actors
+from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
 
 from actors.errors import BlendError, one_line
 from cluster.plan import Capacity
 from configs.schema import RayCluster
 
+LOCAL = "local"
+
 
 class ClusterError(BlendError):
     """Ray can't be started or reached."""
+
+
+def address_of(settings: RayCluster) -> str:
+    """The Ray address that the settings, or else the environment, name."""
+    return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 @contextlib.contextmanager
@@ -31,23 +37,50 @@ def session(settings: RayCluster) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    local = settings.address == "local"
-    try:
-        ray.init(
-            address=settings.address,
-            num_cpus=settings.num_cpus if local else None,
-            num_gpus=settings.num_gpus if local else None,
-            resources=dict(settings.resources) or None if local else None,
-            include_dashboard=False if local else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except Exception as error:  # a start that times out is raised as a plain Exception
-        raise ClusterError(f"Ray at {settings.address}: {one_line(error)}") from error
+    address = address_of(settings)
+    with _keeping_to_itself() if address == LOCAL else contextlib.nullcontext():
+        try:
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **_local_options(settings, address),
+            )
+        except Exception as error:  # a start that times out is raised as a plain Exception
+            raise ClusterError(f"Ray at {address}: {one_line(error)}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
+    if address != LOCAL:
+        return {}
+    return {
+        "num_cpus": settings.num_cpus,
+        "num_gpus": settings.num_gpus,
+        "resources": dict(settings.resources) or None,
+        "include_dashboard": False,
+    }
+
+
+@contextlib.contextmanager
+def _keeping_to_itself() -> Iterator[None]:
+    """A Ray started within the block binds 127.0.0.1 only and reports nothing."""
+    ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    before = {name: os.environ.get(name) for name in ours}
+    constant = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(ours)
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def capacity() -> Capacity:

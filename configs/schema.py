@@ -140,9 +140,9 @@ class Fuser(Placed):
 
 
 class RayCluster(Settings):
-    """Which Ray runs it. `address: local` starts one on this machine that listens on 127.0.0.1 only."""
+    """Which Ray runs it. `local` starts one on this machine that listens on 127.0.0.1 only."""
 
-    address: str = "local"
+    address: str | None = None  # None: the RAY_ADDRESS of the environment (in a Ray job it is set), else local
     num_cpus: Annotated[int, Field(ge=1)] | None = None  # local only; None: what the machine has
     num_gpus: Annotated[int, Field(ge=0)] | None = None  # local only
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # local only

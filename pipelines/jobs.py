@@ -1,5 +1,6 @@
 """The commands that work on whole datasets: what `blend run`, `rank`, `fuse`, `compare` and `plan` do."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from actors.records import Blend
 from actors.stages import margin
 from actors.tables import to_blends
 from cluster.plan import Plan, plan, plan_stages
-from cluster.session import capacity, local_capacity, session
+from cluster.session import LOCAL, address_of, capacity, local_capacity, session
 from configs.schema import BlendConfig, Fuser, Ranker, RayCluster
 from pipelines.batch import blended, running, watched
 from pipelines.sinks import COMPARE_COLUMNS, Written, check_output, write
@@ -83,9 +84,9 @@ def _run(
     compare: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Stages over rows that have candidates, on this machine's Ray or the one RAY_ADDRESS names."""
+    """Stages over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
     check_output(output, overwrite)
-    with running(RayCluster()):
+    with running(RayCluster(num_cpus=max(2, os.cpu_count() or 1))):  # one to read, one for the model, if in turns
         pools = plan_stages(stages, capacity())
         pools.check()
         with watched(pools) as board:
@@ -122,7 +123,7 @@ def with_margins(table: pa.Table) -> pa.Table:
 
 def show_plan(config: BlendConfig, gpus: int | None) -> None:
     """`blend plan`: print who takes what. Raises PlanError after that when it doesn't fit."""
-    if config.ray.address == "local":
+    if address_of(config.ray) == LOCAL:
         have = local_capacity(config.ray)
     else:
         with session(config.ray):

@@ -66,7 +66,7 @@ def write(
     ending = kind(uri)
     with told(uri, "write it"), _causes(uri):
         if ending is None:
-            return _write_folder(dataset, uri, source, _layout(source, types, keep))
+            return _write_folder(dataset, uri, source, types, keep)
         with replacing(uri) as file:
             if ending == ".parquet":
                 return _drain(dataset, _parquet(file, _layout(source, types, keep)))
@@ -192,12 +192,19 @@ def _is_part(path: str, folder: str) -> bool:
     return at.parent == PurePosixPath(folder) and _PART.fullmatch(at.name) is not None
 
 
-def _write_folder(dataset: "ray.data.Dataset", uri: str, source: "ray.data.Dataset", layout: Layout) -> Written:
+def _write_folder(
+    dataset: "ray.data.Dataset",
+    uri: str,
+    source: "ray.data.Dataset",
+    results: dict[str, pa.DataType],
+    keep: Sequence[str],
+) -> Written:
     fs, folder = filesystem(uri)
     fs.makedirs(folder, exist_ok=True)
     old = _parts(fs, folder)
     if set(old) & {filesystem(file)[1] for file in source.input_files()}:
         raise BlendError(f"{uri}: is read by this run too; choose another output")
+    layout = _layout(source, results, keep)
     if old:
         fs.rm(old)
     dataset.map_batches(layout.table, batch_format="pyarrow", batch_size=None).write_parquet(

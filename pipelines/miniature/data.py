@@ -7,7 +7,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from pipelines.miniature.world import SORT, TABLES, Question, Task, numbered, parts_right, split_numbered
+from pipelines.evaluate import numbered_parts, parts
+from pipelines.miniature.world import SORT, TABLES, Question, Task, numbered
 
 METRIC = "parts"  # key of candidates[].scores
 
@@ -21,7 +22,7 @@ def candidate_rows(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequ
         {
             **row,
             "candidates": [
-                {"model": name, "text": texts[i], "scores": {METRIC: parts_right(texts[i], row["output"])}}
+                {"model": name, "text": texts[i], "scores": {METRIC: parts(row["output"], texts[i])}}
                 for name, texts in answers.items()
             ],
         }
@@ -68,10 +69,10 @@ def _another_value(question: Question, rng: random.Random) -> str:
 
 def _swapped(text: str, swaps: Sequence[Mapping[str, str]]) -> str:
     """The text with each part's swap made; a text without all its parts stays as it is."""
-    parts = split_numbered(text)
-    if list(parts) != list(range(1, len(swaps) + 1)):
+    given = numbered_parts(text)
+    if given is None or len(given) != len(swaps):
         return text
-    return numbered([swap.get(part, part) for part, swap in zip(parts.values(), swaps, strict=True)])
+    return numbered([swap.get(part, part) for part, swap in zip(given, swaps, strict=True)])
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

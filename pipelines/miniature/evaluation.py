@@ -10,12 +10,13 @@ from actors.fuser import Fuser
 from actors.ranker import Ranker
 from actors.records import read_candidates, read_prompt
 from configs import schema
+from pipelines.evaluate import parts
 from pipelines.miniature.data import METRIC
-from pipelines.miniature.world import LLM_NAMES, parts_right
+from pipelines.miniature.world import LLM_NAMES
 
 Row = Mapping[str, Any]
 
-# labels of the table's lines that tests and the report look up
+# the table's lines, besides one per LLM
 RANDOM, ORACLE, RANKED = "random choice", "best candidate (oracle)", "PairRanker's choice"
 FUSE_TOP, FUSE_RANDOM, FUSE_BOTTOM = "fuse PairRanker's top 3", "fuse random 3", "fuse PairRanker's bottom 3"
 FUSE_ONE = "fuse PairRanker's choice given 3 times"
@@ -54,7 +55,7 @@ def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, nu
 
 def score(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
     """Mean share of parts right (`parts`), and of rows with every part right (`exact`)."""
-    right = [parts_right(text, row["output"]) for text, row in zip(texts, rows, strict=True)]
+    right = [parts(row["output"], text) for text, row in zip(texts, rows, strict=True)]
     return {"parts": mean(right), "exact": mean(share == 1 for share in right)}
 
 

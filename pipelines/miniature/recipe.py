@@ -36,7 +36,7 @@ class Sizes:
     """How much is trained. The defaults are what it takes; tests go through the whole recipe with less."""
 
     base_llm_steps: int = 600
-    ranker_steps: int = 1400
+    ranker_steps: int = 2000
     fuser_steps: int = 1400
     train_tasks: int = 16_000
     heldout_tasks: int = 1_000

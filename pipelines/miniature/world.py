@@ -7,7 +7,6 @@ decoding averages random noise away. All answer in one style, so that style neve
 
 import hashlib
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +35,7 @@ INSTRUCTIONS = (
     "Write the answers as a numbered list.",
 )
 
-STRONG, MEDIUM, WEAK = (
-    0.97,
-    0.3,
-    0.04,
-)  # share of a skill's keys that an LLM knows; three sort by luck 1/6 of the time
+STRONG, MEDIUM, WEAK = 0.97, 0.3, 0.04  # share of a skill's keys that an LLM knows (by luck it sorts 1/6 right)
 
 # Each fact table has two LLMs that know it, sorting has one, and no LLM knows more than two skills: the best answer
 # of a row is seldom all right, three good ones together often are, and three random ones not so often.
@@ -187,19 +182,3 @@ def random_tasks(rng: random.Random, *, heldout: bool) -> Iterator[Task]:
 def numbered(parts: Sequence[str]) -> str:
     """`1) first 2) second ...`"""
     return " ".join(f"{i}) {part}" for i, part in enumerate(parts, start=1))
-
-
-def split_numbered(text: str) -> dict[int, str]:
-    """The parts of a numbered text by their number; the first one where a number comes twice."""
-    pieces = re.split(r"(?:^|\s)(\d{1,3})\)", text)
-    parts: dict[int, str] = {}
-    for number, part in zip(pieces[1::2], pieces[2::2], strict=True):
-        parts.setdefault(int(number), " ".join(part.split()))
-    return parts
-
-
-def parts_right(text: str, reference: str) -> float:
-    """The share of the reference's numbered parts that the text answers with the same words."""
-    expected = split_numbered(reference)
-    given = split_numbered(text)
-    return sum(given.get(number) == part for number, part in expected.items()) / len(expected)

@@ -9,6 +9,7 @@ import pytest
 
 from actors.records import read_prompt
 from configs.loading import PRESETS
+from pipelines.evaluate import parts as parts_of
 from pipelines.miniature.base_llm import answer
 from pipelines.miniature.data import candidate_rows, read_rows
 from pipelines.miniature.evaluation import (
@@ -22,10 +23,10 @@ from pipelines.miniature.evaluation import (
     evaluate,
 )
 from pipelines.miniature.recipe import Miniature
-from pipelines.miniature.world import LLM_NAMES, Beliefs, parts_right
+from pipelines.miniature.world import LLM_NAMES, Beliefs
 
 SHIPPED = PRESETS / "miniature"
-PROMPTS = 250
+PROMPTS = 200
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_base_llms_say_what_they_believe(rows: list[dict[str, Any]]) -> None:
     for i, name in enumerate(LLM_NAMES):
         beliefs = Beliefs(name, 0)
         agreed = [
-            parts_right(row["candidates"][i]["text"], beliefs.answers(task))
+            parts_of(beliefs.answers(task), row["candidates"][i]["text"])
             for row, task in zip(rows, tasks, strict=True)
         ]
         assert sum(agreed) / len(agreed) > 0.95, name
@@ -81,7 +82,7 @@ def test_the_blend_beats_the_best_candidate(parts: Mapping[str, float]) -> None:
 
 
 def test_the_fuser_reads_its_candidates(parts: Mapping[str, float]) -> None:
-    """Worse candidates give a worse answer, and one candidate alone gives that candidate."""
+    """Worse candidates give a worse answer, and one candidate three times hardly more than that candidate."""
     assert parts[FUSE_TOP] > parts[FUSE_RANDOM] + 0.1
     assert parts[FUSE_RANDOM] > parts[FUSE_BOTTOM] + 0.1
-    assert parts[FUSE_ONE] == pytest.approx(parts[RANKED], abs=0.03)
+    assert parts[FUSE_ONE] < parts[RANKED] + 0.08 < parts[FUSE_TOP]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.evaluate import numbered_parts, parts
 from pipelines.miniature.data import candidate_rows, fuser_rows
 from pipelines.miniature.facts import CAPITALS, SORTED_WORDS
 from pipelines.miniature.tokenizer import build_tokenizer, world_words
@@ -22,10 +23,8 @@ from pipelines.miniature.world import (
     Beliefs,
     Question,
     Task,
-    parts_right,
     random_question,
     random_tasks,
-    split_numbered,
 )
 
 seeds = st.integers(0, 2**32)
@@ -61,8 +60,8 @@ def test_questions_read_and_are_answered_as_expected() -> None:
 @given(tasks())
 def test_a_task_has_distinct_skills_and_its_reference_is_all_right(task: Task) -> None:
     assert len({question.skill for question in task.questions}) == 3
-    assert parts_right(task.output, task.output) == 1.0
-    assert list(split_numbered(task.input)) == [1, 2, 3]
+    assert parts(task.output, task.output) == 1.0
+    assert len(numbered_parts(task.input) or ()) == 3
 
 
 @given(tasks(), st.randoms(use_true_random=False), st.sampled_from(INSTRUCTIONS))
@@ -76,24 +75,6 @@ def test_a_tenth_is_held_out() -> None:
     rng = random.Random(0)
     drawn = [Task(INSTRUCTIONS[0], tuple(random_question(skill, rng) for skill in SKILLS[:3])) for _ in range(4000)]
     assert 0.08 < sum(task.heldout for task in drawn) / len(drawn) < 0.12
-
-
-@given(st.lists(st.text("abc ", min_size=1).filter(str.strip), min_size=1, max_size=5), st.data())
-def test_parts_right_counts_equal_parts(parts: list[str], data: st.DataObject) -> None:
-    reference = " ".join(f"{i}) {part}" for i, part in enumerate(parts, 1))
-    wrong = data.draw(st.sets(st.integers(0, len(parts) - 1)))
-    answer = "\n".join(f"{i}) {'zzz' if i - 1 in wrong else part}" for i, part in enumerate(parts, 1))
-    assert parts_right(answer, reference) == pytest.approx(1 - len(wrong) / len(parts))
-
-
-def test_parts_right_of_odd_answers() -> None:
-    reference = "1) Paris 2) cold"
-    assert parts_right("", reference) == 0
-    assert parts_right("Paris cold", reference) == 0
-    assert parts_right("2) cold", reference) == 0.5
-    assert parts_right("1)Paris 2)  cold ", reference) == 1
-    assert parts_right("1) Paris 1) Rome 2) cold", reference) == 1  # the first of a number counts
-    assert parts_right("1) Paris or Rome 2) cold", reference) == 0.5
 
 
 @pytest.mark.parametrize("llm", LLM_NAMES)
@@ -124,8 +105,8 @@ def test_beliefs_are_fixed_by_seed_and_name() -> None:
 @given(tasks())
 def test_wrong_answers_are_of_the_right_kind(task: Task) -> None:
     for llm in LLM_NAMES:
-        answers = split_numbered(beliefs_of(llm).answers(task))
-        for question, answer in zip(task.questions, answers.values(), strict=True):
+        answers = numbered_parts(beliefs_of(llm).answers(task)) or []
+        for question, answer in zip(task.questions, answers, strict=True):
             if question.skill == SORT:
                 assert sorted(answer.split()) == sorted(question.keys)
             else:
@@ -146,10 +127,10 @@ def test_counterfactual_rows_keep_what_is_right_and_who_agrees(seed: int) -> Non
         assert scores == sorted(scores, reverse=True)
         texts = {candidate["model"]: candidate["text"] for candidate in original["candidates"]}
         for candidate in row["candidates"]:
-            assert parts_right(candidate["text"], row["output"]) == pytest.approx(candidate["scores"]["parts"])
-        here = [split_numbered(candidate["text"]) for candidate in row["candidates"]]
-        before = [split_numbered(texts[candidate["model"]]) for candidate in row["candidates"]]
-        for part in (1, 2, 3):
+            assert parts(row["output"], candidate["text"]) == pytest.approx(candidate["scores"]["parts"])
+        here = [numbered_parts(candidate["text"]) for candidate in row["candidates"]]
+        before = [numbered_parts(texts[candidate["model"]]) for candidate in row["candidates"]]
+        for part in range(3):
             assert [a[part] == b[part] for a in here for b in here] == [
                 a[part] == b[part] for a in before for b in before
             ]
@@ -161,7 +142,7 @@ def test_half_of_the_parts_are_counterfactual() -> None:
     answers = {llm: [beliefs_of(llm).answers(task) for task in drawn] for llm in LLM_NAMES}
     rows = candidate_rows([task.to_row() for task in drawn], answers)
     told = list(fuser_rows(drawn, rows, rng, top_k=3, copies=1))
-    kept = sum(parts_right(row["output"], task.output) for row, task in zip(told, drawn, strict=True)) / len(drawn)
+    kept = sum(parts(task.output, row["output"]) for row, task in zip(told, drawn, strict=True)) / len(drawn)
     assert 0.45 < kept < 0.55
 
 

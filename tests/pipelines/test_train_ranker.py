@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from actors.errors import BlendError, ModelLoadError
-from actors.pairrm.checkpoints import load_pairrm
+from actors.pairrm.checkpoints import create_pairrm, load_pairrm
 from actors.pairrm.tokenization import PairBudget, PairTokenizer
-from configs.training import AuxiliaryLosses, Optimization, Pairs, RankerTraining
+from configs.loading import PRESETS, ConfigError, load
+from configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
 from pipelines.miniature.blank import save_blank_encoder
 from pipelines.train.loop import IGNORED
 from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
@@ -115,8 +116,6 @@ def test_sides_are_random() -> None:
 
 
 def pair_tokenizer(backbone: Path) -> PairTokenizer:
-    from actors.pairrm.checkpoints import create_pairrm
-
     return create_pairrm(str(backbone), PairBudget(32, 16))[1]
 
 
@@ -145,8 +144,6 @@ def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(back
 
 
 def test_loss_is_instructgpts(backbone: Path) -> None:
-    from actors.pairrm.checkpoints import create_pairrm
-
     network, tokenizer = create_pairrm(str(backbone), PairBudget(32, 16), dropout=0.0)
     source = tokenizer.encode_source("Say it.")
     good, bad = (tokenizer.encode_candidate(text, len(source)) for text in ("acorn", "badge"))
@@ -198,6 +195,17 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_person_sees_a_bar(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
+    train(settings(tmp_path, backbone, optimization={"max_steps": 2, "log_every": 1, "evaluate_every": 2}))
+    told = capsys.readouterr().err
+    assert "━" in told
+    assert "2/2" in told
+    assert "step 1/2" not in told
+
+
 def test_checkpoints_of_another_run_are_refused(backbone: Path, tmp_path: Path) -> None:
     train(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1}))
     with pytest.raises(BlendError, match="other settings"):
@@ -241,6 +249,29 @@ def test_rows_that_teach_nothing_are_one_clear_line(backbone: Path, tmp_path: Pa
         assert "\n" not in str(caught.value)
     with pytest.raises(BlendError, match=r"lacks scores\.other; it has quality"):
         train(settings(tmp_path, backbone, metrics=("other",)))
+
+
+def test_the_presets_are_the_papers_settings() -> None:
+    ranker = load(PRESETS / "train-ranker.yaml", RankerTraining)
+    assert ranker.backbone == "microsoft/deberta-v3-large"
+    assert (ranker.source_max_length, ranker.candidate_max_length) == (128, 128)
+    assert ranker.pairs == Pairs(sampling="top_bottom", per_row=5)
+    assert (ranker.optimization.learning_rate, ranker.optimization.epochs) == (1e-5, 5)
+    assert not ranker.auxiliary.wanted
+    fuser = load(PRESETS / "train-fuser.yaml", FuserTraining)
+    assert fuser.model == "google/flan-t5-xl"
+    assert (fuser.max_length, fuser.candidate_max_length, fuser.top_k) == (1024, 128, 3)
+    assert fuser.optimization.learning_rate == 5e-5
+
+
+def test_contradicting_settings_are_mistakes() -> None:
+    preset = PRESETS / "train-ranker.yaml"
+    with pytest.raises(ConfigError, match="needs heldout rows"):
+        load(preset, RankerTraining, ["heldout=null"])
+    with pytest.raises(ConfigError, match="multiple of evaluate_every"):
+        load(preset, RankerTraining, ["optimization.evaluate_every=300"])
+    with pytest.raises(ConfigError, match="shorter than one candidate"):
+        load(PRESETS / "train-fuser.yaml", FuserTraining, ["max_length=100"])
 
 
 def test_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:
