@@ -1,8 +1,7 @@
 """A Ray Dataset of rows into files: one file in input order, or a folder of Parquet parts.
 
-One file is written by the driver, block after block; a folder by Ray's own `write_parquet`, from where the
-blocks are. What came as JSON gets columns of its own in Parquet and CSV: their types are looked for in the
-source, in a pass before the run.
+One file is written by the driver, block after block; a folder's parts from where the blocks are. What came as JSON
+gets columns of its own in Parquet and CSV: their types are looked for in the source, in a pass before the run.
 """
 
 import contextlib
@@ -20,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray.data
-from ray.data.datasource import FilenameProvider
+from ray.data.block import BlockAccessor
+from ray.data.datasource import BlockBasedFileDatasink, FilenameProvider
 from ray.exceptions import RayTaskError
 
 from actors.errors import BlendError, one_line
@@ -32,7 +32,7 @@ from pipelines.uris import filesystem, is_local, kind, replacing, row_files, tol
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
 ROWS_PER_FILE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
-_PART = re.compile(r"part-\d{6}-[0-9a-f]{32}.*\.parquet")
+_PART = re.compile(r"part-\d{6}-[0-9a-f]{32}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,19 @@ class _PartNames(FilenameProvider):
         return f"part-{task_index:06}-{write_uuid}.parquet"
 
 
+class _PartsDatasink(BlockBasedFileDatasink):
+    """Parquet parts. Ray's own `write_parquet` writes a part with several threads, which mixes up its rows."""
+
+    def __init__(self, folder: str, layout: Layout, filesystem: Any) -> None:
+        super().__init__(
+            folder, min_rows_per_file=ROWS_PER_FILE, filesystem=filesystem, filename_provider=_PartNames()
+        )
+        self._layout = layout
+
+    def write_block_to_file(self, block: BlockAccessor, file: "pa.NativeFile") -> None:
+        pq.write_table(self._layout.table(block.to_arrow()), file)
+
+
 def _parts(fs: Any, folder: str) -> list[str]:
     """The files in a folder that a run wrote there."""
     return [path for path in row_files(fs, folder) if _is_part(path, folder)]
@@ -207,12 +220,7 @@ def _write_folder(
     layout = _layout(source, results, keep)
     if old:
         fs.rm(old)
-    dataset.map_batches(layout.table, batch_format="pyarrow", batch_size=None).write_parquet(
-        folder,
-        filesystem=None if is_local(fs) else fs,
-        filename_provider=_PartNames(),
-        min_rows_per_file=ROWS_PER_FILE,
-    )
+    dataset.write_datasink(_PartsDatasink(folder, layout, None if is_local(fs) else fs))
     fs.invalidate_cache()
     if not _parts(fs, folder):  # no rows: Ray wrote nothing, yet the folder has columns
         name = _PartNames().get_filename_for_task("0" * 32, 0)

@@ -147,24 +147,23 @@ def test_more_than_the_machine_holds_is_refused_before_anything_starts(tmp_path:
         run_blend(config)
 
 
-class BreaksOnce:
-    """A stage whose process breaks in its first batch: its answers are worth nothing, another process is needed."""
-
-    def __init__(self, marker: Path) -> None:
-        self._marker = marker
-        self._broken = not marker.exists()
-
-    async def __call__(self, blends: list[Blend]) -> list[Blend]:
-        return [replace(blend, fused="lost" if self._broken else "answered") for blend in blends]
-
-    async def check_health(self) -> None:
-        if self._broken:
-            self._marker.touch()
-            raise BlendError("broken for good")
-
-
 @pytest.mark.usefixtures("ray_session")
 def test_a_broken_process_is_replaced_and_its_batch_done_again(tmp_path: Path) -> None:
+    class BreaksOnce:
+        """A stage whose process breaks in its first batch: its answers are worth nothing, another process is needed."""
+
+        def __init__(self, marker: Path) -> None:
+            self._marker = marker
+            self._broken = not marker.exists()
+
+        async def __call__(self, blends: list[Blend]) -> list[Blend]:
+            return [replace(blend, fused="lost" if self._broken else "answered") for blend in blends]
+
+        async def check_health(self) -> None:
+            if self._broken:
+                self._marker.touch()
+                raise BlendError("broken for good")
+
     board = start_board()
     rows = pa.Table.from_pylist([{"id": str(i), "prompt": "x", "error": None} for i in range(5)])
     dataset = ray.data.from_arrow(rows).map_batches(
