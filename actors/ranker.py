@@ -16,7 +16,6 @@ from actors.tournament import Full, Pair
 from actors.weights import resolve_device, resolve_dtype
 from configs.schema import Ranker as RankerSettings
 
-
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # a CPU's caches hold no more; a GPU is idle with less
 
 

@@ -146,7 +146,7 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     count, errors, comparisons = 0, 0, 0
     references: dict[str, Tally] = defaultdict(Tally)
     scores: dict[str, Tally] = defaultdict(Tally)
-    metrics: dict[str, Callable[[str, str], float]] = {"rouge_l": rouge_l, "bleu": bleu, "exact": exact}
+    metrics: dict[str, Callable[[str, str], float]] = {"exact": exact, "bleu": bleu, "rouge_l": rouge_l}
     numbered = True  # all references so far are numbered lists
     for row in rows:
         count += 1
@@ -229,7 +229,7 @@ def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line per system, a column per metric; rank and best are those of the first metric."""
     first = next(iter(metrics.values()))
     table = Table(title=Text(f"{title} ({first['rows']} rows)"), title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in (*(HEADINGS.get(name, name) for name in metrics), "mean rank", "best"):
         table.add_column(Text(heading), justify="right")
     for name in first["models"]:
@@ -244,7 +244,7 @@ def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
 def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
     best = of[0].get("best_share", of[0].get("is_best"))
     if of[0]:
-        means = [f"{one['mean']:.4f}" if one else "" for one in of]
+        means = [f"{one['mean']:.3f}" if one else "" for one in of]
         rank = f"{of[0]['rank']:.2f}" if "rank" in of[0] else ""
         table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
 

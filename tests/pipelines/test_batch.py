@@ -150,7 +150,7 @@ def test_more_than_the_machine_holds_is_refused_before_anything_starts(tmp_path:
 @pytest.mark.usefixtures("ray_session")
 def test_a_broken_process_is_replaced_and_its_batch_done_again(tmp_path: Path) -> None:
     class BreaksOnce:
-        """A stage whose process breaks in its first batch: its answers are worth nothing, another process is needed."""
+        """A stage whose process breaks in its first batch: its answers are worth nothing."""
 
         def __init__(self, marker: Path) -> None:
             self._marker = marker

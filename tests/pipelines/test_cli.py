@@ -169,7 +169,8 @@ def test_environment_of_a_local_ray_stays_on_this_machine() -> None:
         "with session(RayCluster(num_cpus=1)):\n"
         "    import os\n"
         "    mine = {p.pid for p in psutil.Process().children(recursive=True)} | {os.getpid()}\n"
-        "    print(*{c.laddr.ip for c in psutil.net_connections('inet') if c.status == 'LISTEN' and c.pid in mine})\n"
+        "    sockets = [c for c in psutil.net_connections('inet') if c.status == 'LISTEN' and c.pid in mine]\n"
+        "    print(*{c.laddr.ip for c in sockets})\n"
         "    print(ray.get(ray.remote(lambda: os.environ['RAY_USAGE_STATS_ENABLED']).remote()))\n"
     )
     done = subprocess.run(

@@ -1,0 +1,44 @@
+"""vLLM inside a Ray actor: a bulk run gives the answers that transformers gives."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.loading import PRESETS, load
+from configs.schema import BlendConfig
+from pipelines.jobs import run_blend
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed (make test-vllm)"),
+]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bulk_run_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    prompts = (PRESETS / "miniature" / "heldout.jsonl").read_text().splitlines()[:40]
+    (tmp_path / "in.jsonl").write_text("\n".join(prompts))
+    config = load(PRESETS / "demo.yaml", BlendConfig, [f"input={tmp_path / 'in.jsonl'}"])
+    local = config.models[0]
+    vllm = {
+        "name": "on-vllm",
+        "engine": "vllm",
+        "model": local.model,
+        "num_gpus": 0,
+        "num_cpus": 0.1,
+        "max_model_len": 128,
+        "sampling": local.sampling.model_dump(),
+    }
+    data = config.model_dump() | {"models": [vllm, local.model_dump()], "output": str(tmp_path / "out.jsonl")}
+    run_blend(BlendConfig.model_validate(data))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 40
+    for row in rows:
+        vllm_candidate, local_candidate = row["candidates"]
+        assert vllm_candidate.pop("model") == "on-vllm" and local_candidate.pop("model") == "alder"
+        assert vllm_candidate == local_candidate
+        assert vllm_candidate["error"] is None
+        assert row["comparisons"] == 1  # equal texts: one input to the ranker
