@@ -164,10 +164,10 @@ def test_a_file_is_evaluated_and_shown(tmp_path):
     lines = shown.getvalue().splitlines()
     assert lines[0] == "3 rows, 1 with an error, 0 comparisons"
     for start, cells in {
-        "tiny": "1.0000",
-        "best candidate (oracle)": "0.5000",
-        "random choice": "0.5000",
-        "blend": "1.0000",
+        "tiny": "1.000",
+        "best candidate (oracle)": "0.500",
+        "random choice": "0.500",
+        "blend": "1.000",
     }.items():
         line = next(line for line in lines if line.startswith(f"│ {start} "))
         assert " ".join(line.replace("│", " ").split()).startswith(f"{start} {cells}")
