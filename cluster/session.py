@@ -8,6 +8,7 @@ cluster needs it the other way round.
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,25 @@ def _keeping_to_itself() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def without_core_logs() -> Iterator[None]:
+    """Ray's C++ core writes to this process's file descriptor 2 what helps no user, and can't be told not to.
+
+    Within the block that descriptor leads nowhere, and Python's `sys.stderr` goes where it went before.
+    """
+    sys.stderr.flush()
+    python, terminal, nowhere = sys.stderr, os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with open(terminal, "w", buffering=1, closefd=False, encoding="utf-8", errors="replace") as sys.stderr:
+            yield
+    finally:
+        os.dup2(terminal, 2)
+        sys.stderr = python
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def capacity() -> Capacity:

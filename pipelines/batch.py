@@ -4,6 +4,7 @@ Rows travel as Arrow tables of plain columns; only inside an actor do they becom
 wrong with a row, so a task fails only when its actor does, and then Ray runs it again.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -24,7 +25,7 @@ from actors.records import Blend
 from actors.stages import Fuse, Generate, Rank, TakeBest
 from actors.tables import to_blends, with_blends
 from cluster.plan import Placement, Plan
-from cluster.session import session
+from cluster.session import session, without_core_logs
 from configs.schema import Fuser, Ranker, RayCluster
 from pipelines.progress import READ, shown, start_board
 
@@ -133,13 +134,14 @@ def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False
 @contextmanager
 def running(settings: RayCluster) -> Iterator[None]:
     """Ray and Ray Data set up for a run: rows keep their order, and errors are told by us alone."""
-    with session(settings):
+    debugging = "BLEND_DEBUG" in os.environ
+    with contextlib.nullcontext() if debugging else without_core_logs(), session(settings):
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         for handler in logging.getLogger("ray.data").handlers:
-            if not isinstance(handler, logging.FileHandler):
+            if not debugging and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
         yield
 

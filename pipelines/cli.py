@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `--help` doesn't wait f
 traceback too.
 """
 
+import os
 import sys
 import traceback
 from typing import Annotated, TypeVar
@@ -26,12 +27,11 @@ train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
 app.add_typer(train_app, name="train")
 
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
-_debug = False
 
 
 def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
+    if value:
+        os.environ["BLEND_DEBUG"] = "1"
 
 
 class UsageError(TyperException):
@@ -222,7 +222,7 @@ def main() -> None:
 
 
 def _tell(message: str, code: int) -> int:
-    if _debug:
+    if "BLEND_DEBUG" in os.environ:
         traceback.print_exc()
     for line in message.splitlines():
         print(f"blend: {line}", file=sys.stderr)

@@ -4,13 +4,12 @@ The board also carries the error with which a model failed to load: Ray passes o
 as the text of a traceback.
 """
 
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -49,9 +48,9 @@ def start_board() -> Any:
 
 
 @contextmanager
-def shown(board: Any, stages: Sequence[str], stream: TextIO = sys.stderr) -> Iterator[None]:
+def shown(board: Any, stages: Sequence[str]) -> Iterator[None]:
     """Show the board while the block runs: bars when a person watches, else a plain line now and then."""
-    console = Console(file=stream)
+    console = Console(stderr=True)
     stop = threading.Event()
     watch = _bars if console.is_terminal else _lines
     thread = threading.Thread(target=watch, args=(board, stages, console, stop), daemon=True)
@@ -87,4 +86,4 @@ def _lines(board: Any, stages: Sequence[str], console: Console, stop: threading.
     while not stop.wait(_LINE_EVERY_S):
         done = _counts(board)
         told = ", ".join(f"{stage} {done.get(stage, 0)}" for stage in (READ, *stages))
-        console.print(f"{time.monotonic() - started:.0f} s: rows {told}", highlight=False)
+        console.print(f"{time.monotonic() - started:.0f} s: rows {told}", highlight=False, soft_wrap=True)
