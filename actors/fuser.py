@@ -9,12 +9,19 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from actors.errors import ModelLoadError
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
 from configs.schema import Fuser as FuserSettings
 
+END = "</s>"
 REQUEST = "Summarize candidates into a better one for the given instruction:"
+
+
+def candidate_marker(index: int) -> str:
+    """The special token in front of candidate `index`."""
+    return f"<extra_id_{index}>"
 
 
 class FuserTemplate:
@@ -36,9 +43,9 @@ class FuserTemplate:
 
         KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
         """
-        end = self._tokenizer.mark("</s>")
+        end = self._tokenizer.mark(END)
         numbered = (
-            f"Candidate {i}: {self._tokenizer.mark(f'<extra_id_{i}>')}:{self._cut(text)}"
+            f"Candidate {i}: {self._tokenizer.mark(candidate_marker(i))}:{self._cut(text)}"
             for i, text in enumerate(candidates)
         )
         text = end.join([f"Instruction: {instruction}", f"Input: {input}", *numbered, REQUEST])
@@ -60,6 +67,12 @@ class Fuser:
             dtype=resolve_dtype(settings.dtype, self._device),
         )
         self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
+        for token in (END, candidate_marker(settings.top_k - 1)):
+            if token not in self._tokenizer:
+                raise ModelLoadError(
+                    f"{folder}: its tokenizer has no {token}, which the input of a fuser with top_k {settings.top_k} "
+                    "needs; take a fuser based on T5, or a smaller top_k"
+                )
         self._pad_id = load_tokenizer(folder).pad_token_id
         self.template = FuserTemplate(
             self._tokenizer,

@@ -53,15 +53,13 @@ class Rank:
         self._ranker = Ranker(settings)
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        done = [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends]
-        todo = [i for i, blend in enumerate(done) if blend.error is None]
-        rows = [(done[i].prompt, done[i].candidates) for i in todo]
-        for i, result in zip(todo, each_alone_on_failure(self._ranker.rank, rows), strict=True):
-            if isinstance(result, Exception):
-                done[i] = replace(done[i], error=f"ranking failed: {one_line(result)}")
-            else:
-                done[i] = replace(done[i], ranking=result)
-        return done
+        return _work(
+            "ranking",
+            [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends],
+            self._ranker.rank,
+            take=lambda blend: (blend.prompt, blend.candidates),
+            give=lambda blend, ranking: replace(blend, ranking=ranking),
+        )
 
 
 class Fuse:
@@ -72,15 +70,13 @@ class Fuse:
         self._fuser = Fuser(settings)
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        done = [chosen(blend, self._fuser.settings.top_k) for blend in blends]
-        todo = [i for i, blend in enumerate(done) if blend.error is None]
-        rows = [(done[i].prompt, [done[i].candidates[c].text or "" for c in done[i].fused_from]) for i in todo]
-        for i, result in zip(todo, each_alone_on_failure(self._fuser.fuse, rows), strict=True):
-            if isinstance(result, Exception):
-                done[i] = replace(done[i], error=f"fusing failed: {one_line(result)}")
-            else:
-                done[i] = replace(done[i], fused=result)
-        return done
+        return _work(
+            "fusing",
+            [chosen(blend, self._fuser.settings.top_k) for blend in blends],
+            self._fuser.fuse,
+            take=lambda blend: (blend.prompt, [blend.candidates[i].text or "" for i in blend.fused_from]),
+            give=lambda blend, fused: replace(blend, fused=fused),
+        )
 
 
 class TakeBest:
@@ -110,6 +106,25 @@ def chosen(blend: Blend, top_k: int) -> Blend:
     if blend.ranking is None or not blend.ranking.order:
         return replace(blend, error="not ranked: nothing to fuse")
     return replace(blend, fused_from=blend.ranking.order[:top_k])
+
+
+def _work(
+    doing: str,
+    blends: list[Blend],
+    run: Callable[[Sequence[_Row]], Sequence[_Result]],
+    *,
+    take: Callable[[Blend], _Row],
+    give: Callable[[Blend, _Result], Blend],
+) -> list[Blend]:
+    """`run` on what it takes of all blends without an error, its results given to them."""
+    done = list(blends)
+    todo = [i for i, blend in enumerate(blends) if blend.error is None]
+    for i, result in zip(todo, each_alone_on_failure(run, [take(blends[i]) for i in todo]), strict=True):
+        if isinstance(result, Exception):
+            done[i] = replace(done[i], error=f"{doing} failed: {one_line(result)}")
+        else:
+            done[i] = give(done[i], result)
+    return done
 
 
 def each_alone_on_failure(

@@ -77,6 +77,10 @@ class LiteralTokenizer:
     def _spelling(self, piece: str) -> str:
         return self.mark(piece) if piece in self._ids else piece
 
+    def __contains__(self, token: str) -> bool:
+        """Whether `token` is an added token, so one that can be marked."""
+        return token in self._ids
+
     def mark(self, token: str) -> str:
         """How a template writes the added token `token`. KeyError when the tokenizer has no such token."""
         return f"<{self._nonce}:{self._ids[token]}>"

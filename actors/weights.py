@@ -214,21 +214,29 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **options: 
 
 
 @contextlib.contextmanager
-def _as_load_error(folder: Path, what: str) -> Iterator[None]:
-    """Whatever transformers raises in the block becomes a ModelLoadError; its warnings stay silent."""
+def quiet() -> Iterator[None]:
+    """Transformers' warnings and bars off: what matters of them comes as an error, or in a run's own lines."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
         yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _as_load_error(folder: Path, what: str) -> Iterator[None]:
+    """Whatever transformers raises in the block becomes a ModelLoadError; its warnings stay silent."""
+    try:
+        with quiet():
+            yield
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"{folder}: the {what} doesn't fit on the GPU; use a smaller dtype, or give it a GPU of its own"
         ) from error
     except Exception as error:  # any of two dozen types, remote code's own among them
         raise ModelLoadError(f"{folder}: can't load the {what}: {one_line(error)}") from error
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

@@ -24,7 +24,7 @@ from actors.errors import ModelLoadError, one_line
 from actors.pairrm.network import MarkerIds, PairRMNetwork
 from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
 from actors.tokens import load_tokenizer_backend
-from actors.weights import load_config, load_model, load_tokenizer, locate, read_json
+from actors.weights import load_config, load_model, load_tokenizer, locate, quiet, read_json
 
 HF_ARCHITECTURE = "DebertaV2PairRM"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -126,7 +126,8 @@ def _assemble(
     backend = load_tokenizer_backend(backbone)
     backend.add_tokens([AddedToken(marker, normalized=True, special=False) for marker in MARKERS])
     tokenizer = PairTokenizer(backend, budget, cls=names.cls_token, sep=names.sep_token, pad=names.pad_token)
-    encoder.resize_token_embeddings(tokenizer.vocab_size)
+    with quiet():  # it tells how new rows are made up; a ranker's are read or trained
+        encoder.resize_token_embeddings(tokenizer.vocab_size)
     markers = MarkerIds(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
     return PairRMNetwork(encoder, markers, n_tasks=n_tasks, dropout=dropout), tokenizer
 
@@ -172,6 +173,7 @@ def save_pairrm(
         "source_maxlength": tokenizer.budget.source_max_length,
         "candidate_maxlength": tokenizer.budget.candidate_max_length,
     }
+    config.pop("_name_or_path", None)  # where it was trained from is a path of that machine
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

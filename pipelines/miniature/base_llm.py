@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from actors.records import Prompt
+from actors.weights import quiet
 from configs.training import Optimization
 from pipelines.miniature.tokenizer import build_tokenizer, compact
 from pipelines.miniature.world import Beliefs, Task, random_tasks
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad, quiet, remove_checkpoints
+from pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")

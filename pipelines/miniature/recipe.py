@@ -114,17 +114,7 @@ class Miniature:
                 dropout=0.0,
                 pairs=Pairs(sampling="all_pair", per_row=4),
                 auxiliary=AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
-                optimization=Optimization(
-                    learning_rate=1e-3,
-                    max_steps=self.sizes.ranker_steps,
-                    batch_size=32,
-                    schedule="cosine",
-                    warmup_share=0.1,
-                    weight_decay=0.01,
-                    seed=self.seed,
-                    log_every=100,
-                    evaluate_every=200,
-                ),
+                optimization=self._optimization(self.sizes.ranker_steps),
             )
         )
         compact(self.ranker)
@@ -145,21 +135,24 @@ class Miniature:
                 max_length=512,
                 candidate_max_length=64,
                 output_max_length=64,
-                optimization=Optimization(
-                    learning_rate=1e-3,
-                    max_steps=self.sizes.fuser_steps,
-                    batch_size=32,
-                    schedule="cosine",
-                    warmup_share=0.1,
-                    weight_decay=0.01,
-                    seed=self.seed,
-                    log_every=100,
-                    evaluate_every=200,
-                ),
+                optimization=self._optimization(self.sizes.fuser_steps),
             )
         )
         compact(self.fuser)
         remove_checkpoints(self.fuser)
+
+    def _optimization(self, steps: int) -> Optimization:
+        return Optimization(
+            learning_rate=1e-3,
+            max_steps=steps,
+            batch_size=32,
+            schedule="cosine",
+            warmup_share=0.1,
+            weight_decay=0.01,
+            seed=self.seed,
+            log_every=100,
+            evaluate_every=200,
+        )
 
     def measure(self) -> None:
         """Measure on the held-out rows, with the weights as they are shipped."""

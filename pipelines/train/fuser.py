@@ -17,9 +17,9 @@ from transformers import AutoModelForSeq2SeqLM
 from actors.errors import BlendError, ModelLoadError
 from actors.fuser import FuserTemplate
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from actors.weights import load_model, load_tokenizer, locate
+from actors.weights import load_model, load_tokenizer, locate, quiet
 from configs.training import FuserTraining
-from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, quiet, report
+from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 

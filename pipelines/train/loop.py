@@ -8,13 +8,11 @@ checkpoints with optimizer and random state); this module only decides its setti
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -234,21 +232,6 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     return get_last_checkpoint(str(folder))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers' warnings and bars off: what matters of them comes as an error or a progress line."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def is_main_process() -> bool:

@@ -21,8 +21,9 @@ from actors.errors import BlendError
 from actors.pairrm.checkpoints import create_pairrm, save_pairrm
 from actors.pairrm.network import PairRMNetwork
 from actors.pairrm.tokenization import PairBudget, PairTokenizer
+from actors.weights import quiet
 from configs.training import AuxiliaryLosses, Pairs, RankerTraining
-from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, quiet, report
+from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
 from pipelines.train.rows import TrainingRow, read_training_rows
 
 

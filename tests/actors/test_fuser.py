@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.errors import ModelLoadError
 from actors.fuser import Fuser
 from actors.records import Prompt
 from configs.schema import Fuser as FuserSettings
@@ -44,6 +45,11 @@ def test_fused_text_in_batches(fuser: Fuser) -> None:
 
 def test_fused_text_alone(fuser: Fuser) -> None:
     assert fuser.fuse([item(CASES[3])]) == [CASES[3]["fused_beam4_max24"]]
+
+
+def test_more_candidates_than_the_tokenizer_has_markers_is_refused_at_loading() -> None:
+    with pytest.raises(ModelLoadError, match=r"no <extra_id_100>, which the input of a fuser with top_k 101 needs"):
+        Fuser(FuserSettings(model=str(GOLDEN / "checkpoints" / "gen_fuser"), device="cpu", top_k=101))
 
 
 def test_nothing_to_fuse(fuser: Fuser) -> None:
