@@ -70,8 +70,8 @@ class Fuser:
         for token in (END, candidate_marker(settings.top_k - 1)):
             if token not in self._tokenizer:
                 raise ModelLoadError(
-                    f"{folder}: its tokenizer has no {token}, which the input of a fuser with top_k {settings.top_k} "
-                    "needs; take a fuser based on T5, or a smaller top_k"
+                    f"{folder}: its tokenizer has no {token}, which a fuser with top_k {settings.top_k} "
+                    "reads; take a fuser based on T5, or a smaller top_k"
                 )
         self._pad_id = load_tokenizer(folder).pad_token_id
         self.template = FuserTemplate(

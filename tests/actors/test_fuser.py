@@ -48,7 +48,7 @@ def test_fused_text_alone(fuser: Fuser) -> None:
 
 
 def test_more_candidates_than_the_tokenizer_has_markers_is_refused_at_loading() -> None:
-    with pytest.raises(ModelLoadError, match=r"no <extra_id_100>, which the input of a fuser with top_k 101 needs"):
+    with pytest.raises(ModelLoadError, match=r"no <extra_id_100>, which a fuser with top_k 101 reads"):
         Fuser(FuserSettings(model=str(GOLDEN / "checkpoints" / "gen_fuser"), device="cpu", top_k=101))
 
 
