@@ -95,17 +95,19 @@ def no_candidate(blend: Blend) -> str | None:
     if any(candidate.text is not None for candidate in blend.candidates):
         return None
     if not blend.candidates:
-        return "no candidates to rank"
+        return "no candidates"
     return "no candidate: " + "; ".join(f"{c.model}: {c.error}" for c in blend.candidates)
 
 
 def chosen(blend: Blend, top_k: int) -> Blend:
-    """The blend with `fused_from` set to its best `top_k` candidates."""
+    """The blend with `fused_from` set to its best `top_k` candidates; without a ranking, the given order counts."""
     if blend.error is not None:
         return blend
-    if blend.ranking is None or not blend.ranking.order:
-        return replace(blend, error="not ranked: nothing to fuse")
-    return replace(blend, fused_from=blend.ranking.order[:top_k])
+    if error := no_candidate(blend):
+        return replace(blend, error=error)
+    given = tuple(i for i, candidate in enumerate(blend.candidates) if candidate.text is not None)
+    order = given if blend.ranking is None else blend.ranking.order
+    return replace(blend, fused_from=order[:top_k])
 
 
 def _work(

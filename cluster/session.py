@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -85,22 +86,26 @@ def _keeping_to_itself() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_core_logs() -> Iterator[None]:
-    """Ray's C++ core writes to this process's file descriptor 2 what helps no user, and can't be told not to.
+def without_ray_output() -> Iterator[None]:
+    """Keep what Ray prints in this process off the terminal, within the block; `sys.stderr` works as before.
 
-    Within the block that descriptor leads nowhere, and Python's `sys.stderr` goes where it went before.
+    Its core writes to file descriptor 2, and its driver prints tracebacks of tasks that will be tried again on
+    `sys.stdout`; neither can be told not to.
     """
     sys.stderr.flush()
-    python, terminal, nowhere = sys.stderr, os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    python, terminal = sys.stderr, os.dup(2)
     try:
-        os.dup2(nowhere, 2)
-        with open(terminal, "w", buffering=1, closefd=False, encoding="utf-8", errors="replace") as sys.stderr:
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            open(terminal, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as sys.stderr,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            os.dup2(nowhere.fileno(), 2)
             yield
     finally:
         os.dup2(terminal, 2)
-        sys.stderr = python
         os.close(terminal)
-        os.close(nowhere)
+        sys.stderr = python
 
 
 def capacity() -> Capacity:

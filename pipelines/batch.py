@@ -25,7 +25,7 @@ from actors.records import Blend
 from actors.stages import Fuse, Generate, Rank, TakeBest
 from actors.tables import to_blends, with_blends
 from cluster.plan import Placement, Plan
-from cluster.session import session, without_core_logs
+from cluster.session import session, without_ray_output
 from configs.schema import Fuser, Ranker, RayCluster
 from pipelines.progress import READ, shown, start_board
 
@@ -135,7 +135,7 @@ def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False
 def running(settings: RayCluster) -> Iterator[None]:
     """Ray and Ray Data set up for a run: rows keep their order, and errors are told by us alone."""
     debugging = "BLEND_DEBUG" in os.environ
-    with contextlib.nullcontext() if debugging else without_core_logs(), session(settings):
+    with contextlib.nullcontext() if debugging else without_ray_output(), session(settings):
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

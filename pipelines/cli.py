@@ -114,7 +114,7 @@ def fuse(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Fuse the best candidates of rows that are ranked."""
+    """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
     settings = _settings(Fuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     from pipelines.jobs import run_fuse

@@ -33,7 +33,7 @@ def test_only_the_rows_that_fail_fail(rows: list[int], poison: set[int]) -> None
 
 def test_why_nothing_can_be_ranked() -> None:
     assert no_candidate(RANKED) is None
-    assert no_candidate(Blend(PROMPT, ())) == "no candidates to rank"
+    assert no_candidate(Blend(PROMPT, ())) == "no candidates"
     failed = (Candidate("a", error="refused"), Candidate("b", error="timed out"))
     assert no_candidate(Blend(PROMPT, failed)) == "no candidate: a: refused; b: timed out"
 
@@ -43,8 +43,12 @@ def test_the_best_are_chosen(top_k: int, expected: tuple[int, ...]) -> None:
     assert chosen(RANKED, top_k).fused_from == expected
 
 
-def test_nothing_is_fused_of_what_is_not_ranked_or_has_an_error() -> None:
-    assert chosen(replace(RANKED, ranking=None), 3).error == "not ranked: nothing to fuse"
+def test_without_a_ranking_the_given_order_counts() -> None:
+    assert chosen(replace(RANKED, ranking=None), 3).fused_from == (0, 2)
+    assert chosen(replace(RANKED, ranking=None, candidates=()), 3).error == "no candidates"
+
+
+def test_nothing_is_fused_of_what_has_an_error() -> None:
     bad = replace(RANKED, error="bad row")
     assert chosen(bad, 3) is bad
     assert TakeBest()([bad, RANKED]) == [bad, replace(RANKED, fused="better", fused_from=(2,))]

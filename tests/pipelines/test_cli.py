@@ -145,7 +145,8 @@ def test_what_is_not_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
     given = write_rows(tmp_path / "in.jsonl", {"prompt": "x", "candidates": candidates("a", "b")})
     output = tmp_path / "out.jsonl"
     done = blend("rank", "--ranker", tmp_path / "no-ranker", "--input", given, "--output", output, code=1)
-    assert "no-ranker: no such folder" in done.stderr.splitlines()[-1]
+    assert done.stderr == f"blend: {tmp_path / 'no-ranker'}: no such folder\n"
+    assert not done.stdout
     done = blend("rank", "--ranker", RANKER, "--input", tmp_path / "no-rows.jsonl", "--output", output, code=1)
     assert "no-rows.jsonl" in done.stderr.splitlines()[-1]
     assert "nothing to evaluate" in blend("evaluate", given.parent / "in.jsonl", code=1).stderr
