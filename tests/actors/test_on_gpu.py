@@ -1,0 +1,58 @@
+"""The original's answers on a GPU, in float32 and in the half precision that is the default there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.fuser import Fuser
+from actors.ranker import Ranker
+from actors.records import Candidate, Prompt
+from configs.schema import Fuser as FuserSettings
+from configs.schema import Ranker as RankerSettings
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+PAIRS = json.loads((GOLDEN / "pairranker.json").read_text())
+FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("auto", 0.05)])
+def test_ranker(dtype: str, tolerance: float) -> None:
+    ranker = Ranker(
+        RankerSettings(
+            model=str(GOLDEN / "checkpoints" / "PairRM"),
+            source_max_length=PAIRS["source_maxlength"],
+            candidate_max_length=PAIRS["candidate_maxlength"],
+            device="cuda",
+            dtype=dtype,
+        )
+    )
+    cases = [case for case in PAIRS["cases"] if "error" not in case]
+    rows = [
+        (Prompt("", case["instruction"], case["input"]), [Candidate(None, text) for text in case["candidates"]])
+        for case in cases
+    ]
+    for case, ranking in zip(cases, ranker.rank(rows), strict=True):
+        assert ranking.scores == pytest.approx(case["scores_max_logits"], abs=tolerance)
+
+
+def test_fuser() -> None:
+    fuser = Fuser(
+        FuserSettings(
+            model=str(GOLDEN / "checkpoints" / "gen_fuser"),
+            device="cuda",
+            dtype="float32",
+            num_beams=FUSIONS["num_beams"],
+            max_new_tokens=FUSIONS["max_new_tokens"],
+            max_length=FUSIONS["max_length"],
+            candidate_max_length=FUSIONS["candidate_maxlength"],
+        )
+    )
+    items = [(Prompt("", case["instruction"], case["input"]), case["candidates"]) for case in FUSIONS["cases"]]
+    assert fuser.fuse(items) == [case["fused_beam4_max24"] for case in FUSIONS["cases"]]
