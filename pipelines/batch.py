@@ -48,15 +48,21 @@ class OnTables:
         try:
             self._stage = stage(*settings)
         except BlendError as error:
-            ray.get(board.fail.remote(error))
+            self._tell(error)
             raise
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._out(table, self._stage(to_blends(table)))
 
+    def _tell(self, error: BlendError) -> None:
+        """Let the driver know of an error: what a worker raises, Ray passes on as the text of a traceback."""
+        ray.get(self._board.fail.remote(error))
+
     def _out(self, table: pa.Table, blends: Sequence[Blend]) -> pa.Table:
         if len(blends) != table.num_rows:
-            raise StageError(f"{self._name} gave back {len(blends)} rows for {table.num_rows}")
+            error = StageError(f"{self._name} gave back {len(blends)} rows for {table.num_rows}")
+            self._tell(error)
+            raise error
         self._board.add.remote(self._name, len(blends))
         return with_blends(table, blends)
 
@@ -153,10 +159,12 @@ def watched(plan: Plan) -> Iterator[Any]:
     try:
         with shown(board, [place.name for place in plan.placements]):
             yield board
-    except BlendError:
-        raise
     except Exception as error:
-        raise _reason(error, board) from error
+        if isinstance(error, BlendError) and not isinstance(error, RayError):
+            raise
+        raise _reason(
+            error, board
+        ) from error  # what a worker raised: Ray gives it both types, and a traceback as text
 
 
 def _reason(error: BaseException, board: Any) -> BlendError:
@@ -169,6 +177,6 @@ def _reason(error: BaseException, board: Any) -> BlendError:
         error = inner
         seen.add(id(error))
     if isinstance(error, BlendError):
-        return error
+        return BlendError(str(error).splitlines()[0])  # Ray appends to it
     kind = "Ray: " if isinstance(error, RayError) else ""
     return BlendError(f"the run failed: {kind}{one_line(error)}")

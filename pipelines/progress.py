@@ -1,7 +1,6 @@
 """How far a run is: its actors tell one small Ray actor, the board; the driver shows what the board says.
 
-The board also carries the error with which a model failed to load: Ray passes on an actor's constructor error only
-as the text of a traceback.
+The board also carries the error that ends a run: what an actor raises, Ray passes on as the text of a traceback.
 """
 
 import threading

@@ -11,10 +11,10 @@ import ray
 
 from actors.errors import BlendError
 from actors.records import Blend, Prompt, read_candidates, read_prompt
-from cluster.plan import PlanError
+from cluster.plan import Capacity, Plan, PlanError
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.batch import OnTablesAsync
+from pipelines.batch import OnTables, OnTablesAsync, watched
 from pipelines.blend import Blender
 from pipelines.jobs import run_blend
 from pipelines.progress import start_board
@@ -177,6 +177,25 @@ def test_a_broken_process_is_replaced_and_its_batch_done_again(tmp_path: Path) -
     assert (tmp_path / "broken").exists()
     assert [(row["id"], row["fused"]) for row in done] == [(str(i), "answered") for i in range(5)]
     assert ray.get(board.done.remote()) == {"breaks": 5}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_stage_that_loses_a_row_ends_the_run() -> None:
+    class Loses:
+        def __call__(self, blends: list[Blend]) -> list[Blend]:
+            return blends[1:]
+
+    rows = pa.Table.from_pylist([{"id": str(i), "prompt": "x", "error": None} for i in range(5)])
+    with (
+        pytest.raises(BlendError, match=r"^loses gave back 4 rows for 5$"),
+        watched(Plan((), Capacity(2))) as board,
+    ):
+        ray.data.from_arrow(rows).map_batches(
+            OnTables,
+            fn_constructor_args=(Loses, (), "loses", board),
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=1),
+        ).materialize()
 
 
 def test_the_reference_alone(prompts: list[dict]) -> None:
