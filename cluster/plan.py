@@ -113,7 +113,7 @@ def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Pl
     cpus = settings.num_cpus
     if cpus is None:
         cpus = 0.0 if gpus or getattr(settings, "engine", None) == "endpoint" else 1.0
-    kind = getattr(settings, "engine", type(settings).__name__.lower())
+    kind = getattr(settings, "engine", "PairRanker" if isinstance(settings, Ranker) else "GenFuser")
     return Placement(name, f"{kind} {settings.model}", settings, cpus, gpus)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -131,18 +132,21 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     if gpus is not None:
         have = replace(have, gpus=float(gpus))
     pools = plan(config, have)
-    Console().print(plan_table(pools))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file or pipe is not 80 columns wide
+    console.print(plan_table(pools))
     pools.check()
-    Console().print("Everything fits at once.", highlight=False)
+    console.print("Everything fits at once.")
 
 
 def plan_table(pools: Plan) -> Table:
     """A plan as a table: a line per pool, then the sums."""
-    table = Table(title="Plan")
-    for name in ("actors of", "runs"):
-        table.add_column(name, overflow="fold")
-    for name in ("replicas", "CPUs each", "GPUs each", "other"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE)
+    table.add_column("actors", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for name in ("replicas", "CPUs", "GPUs", "other"):
+        table.add_column(name, justify="right", no_wrap=True)
     for place in pools.placements:
         least, most = place.replicas
         other = " ".join(f"{name}:{amount:g}" for name, amount in place.settings.resources.items())
