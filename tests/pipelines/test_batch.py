@@ -61,7 +61,7 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
 @pytest.mark.parametrize("with_fuser", [True, False])
 def test_bulk_gives_what_the_reference_gives(mixed: Path, tmp_path: Path, with_fuser: bool) -> None:
     output = tmp_path / "out.jsonl"
-    config = demo("matrix=true", *([] if with_fuser else ["fuser="]))
+    config = demo("matrix=true", "ranker.replicas=2", *([] if with_fuser else ["fuser="]))
     config = config.model_copy(update={"input": str(mixed), "output": str(output), "max_error_rate": 0.5})
     summary = run_blend(config)
     given = [json.loads(line) if line.startswith('{"') else {} for line in mixed.read_text().splitlines()]
