@@ -141,7 +141,9 @@ def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False
 def running(settings: RayCluster) -> Iterator[None]:
     """Ray and Ray Data set up for a run: rows keep their order, and errors are told by us alone."""
     debugging = "BLEND_DEBUG" in os.environ
-    with contextlib.nullcontext() if debugging else without_ray_output(), session(settings):
+    quiet = contextlib.nullcontext() if debugging else without_ray_output()
+    with quiet, session(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on tuning: few rows don't fill all replicas
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
