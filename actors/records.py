@@ -4,6 +4,7 @@ A row enters as a mapping with one of `instruction` (+ `input`), `prompt` or `me
 candidates, ranking and fused text added. Everything is plain data: a stage sees text and numbers only.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,7 @@ CANDIDATE_TYPE = pa.struct(
         ("extra", pa.string()),
     ]
 )
+CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 # What a row is made of on its way; a column that is not here is the user's and passes through untouched.
@@ -177,7 +179,7 @@ def _candidate(index: int, value: Any) -> Candidate:
     where = f"candidates[{index}]"
     if not isinstance(value, Mapping):
         raise RowError(f"{where}: expected an object with model and text, got {type(value).__name__}")
-    fields = {name: value.get(name) for name in CANDIDATE_TYPE.names if name != "extra"}
+    fields = {name: value.get(name) for name in CANDIDATE_FIELDS}
     for name in ("model", "text", "error", "finish_reason"):
         if fields[name] is not None and not isinstance(fields[name], str):
             raise RowError(f"{where}.{name}: expected text, got {type(fields[name]).__name__}")
@@ -188,8 +190,15 @@ def _candidate(index: int, value: Any) -> Candidate:
         fields["error"] = "no text given"
     if fields["error"] is not None:
         fields["text"] = None
-    extra = {name: item for name, item in value.items() if name not in CANDIDATE_TYPE.names}
-    return Candidate(**fields, extra=json.dumps(extra, default=str) if extra else None)
+    extra = {name: item for name, item in value.items() if name not in CANDIDATE_FIELDS}
+    return Candidate(**fields, extra=json.dumps(extra, default=plain) if extra else None)
+
+
+def plain(value: Any) -> Any:
+    """What JSON has no type for, as text: bytes in base64, dates and times in ISO 8601."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def read_prompt(row: Mapping[str, Any]) -> Prompt:

@@ -5,7 +5,6 @@ ever. So the sums are compared before anything starts. Pure; what the cluster ha
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,11 +99,6 @@ def plan(config: BlendConfig, capacity: Capacity) -> Plan:
     if config.fuser:
         placements.append(place("fuser", config.fuser, capacity))
     return Plan(tuple(placements), capacity)
-
-
-def plan_stages(stages: Sequence[tuple[str, Ranker | Fuser]], capacity: Capacity) -> Plan:
-    """The pools of `blend rank`, `blend fuse` and `blend compare`."""
-    return Plan(tuple(place(name, settings, capacity) for name, settings in stages), capacity)
 
 
 def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Placement:

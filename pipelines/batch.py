@@ -41,9 +41,8 @@ class OnTables:
 
     def __init__(self, stage: type, settings: Sequence[Any], name: str, board: Any) -> None:
         self._name, self._board = name, board
-        if (
-            not ray.get_gpu_ids()
-        ):  # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one
+        # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
+        if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
             self._stage = stage(*settings)

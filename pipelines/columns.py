@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from actors.records import CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS
-from pipelines.rows import CANDIDATE_FIELDS, EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
+from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS
+from pipelines.rows import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
 
 JSON = pa.json_()  # stands for JSON text while types are joined; written as a string column
 MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record

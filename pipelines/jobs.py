@@ -1,10 +1,13 @@
 """The commands that work on whole datasets: what `blend run`, `rank`, `fuse`, `compare` and `plan` do."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
+from ray.data import Dataset
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +16,7 @@ from actors.errors import BlendError
 from actors.records import Blend
 from actors.stages import margin
 from actors.tables import to_blends
-from cluster.plan import Plan, plan, plan_stages
+from cluster.plan import Capacity, Plan, place, plan
 from cluster.session import LOCAL, address_of, capacity, local_capacity, session
 from configs.schema import BlendConfig, Fuser, Ranker, RayCluster
 from pipelines.batch import blended, running, watched
@@ -40,16 +43,12 @@ class Summary:
 def run_blend(config: BlendConfig, *, overwrite: bool = False) -> Summary:
     """`blend run`: `config.input` and `config.output` are set. Raises BlendError, also for too many bad rows."""
     assert config.input is not None and config.output is not None
+    source = functools.partial(read, config.input, config.limit, config.rows_per_block)
+    work = functools.partial(blended, take_best=config.fuser is None)
     results = (*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS)
-    check_output(config.output, overwrite)
-    with running(config.ray):
-        pools = plan(config, capacity())
-        pools.check()
-        with watched(pools) as board:
-            source = read(config.input, config.limit, config.rows_per_block)
-            dataset = blended(source, pools, board, take_best=config.fuser is None)
-            written = write(dataset, config.output, source=source, results=results, overwrite=overwrite)
-    summary = Summary(written, config.output)
+    planned = functools.partial(plan, config)
+    summary = _run(config.ray, planned, source, work, config.output, results, overwrite=overwrite)
+    written = summary.written
     if written.rows and written.errors / written.rows > config.max_error_rate:
         raise BlendError(f"{summary.line()}; more than max_error_rate {config.max_error_rate:g} allows")
     return summary
@@ -60,42 +59,67 @@ def run_rank(
 ) -> Summary:
     """`blend rank`. Raises BlendError."""
     results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
-    return _run((("ranker", settings),), input, output, results, overwrite=overwrite)
+    return _run_stage("ranker", settings, input, output, results, overwrite=overwrite)
 
 
 def run_fuse(settings: Fuser, input: str, output: str, *, overwrite: bool = False) -> Summary:
     """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
     keep = (*RANK_RESULTS, "logits")
-    return _run((("fuser", settings),), input, output, FUSE_RESULTS, keep=keep, overwrite=overwrite)
+    return _run_stage("fuser", settings, input, output, FUSE_RESULTS, keep=keep, overwrite=overwrite)
 
 
 def run_compare(settings: Ranker, input: str, output: str, *, overwrite: bool = False) -> Summary:
     """`blend compare`. Raises BlendError."""
+
+    def work(dataset: Dataset, pools: Plan, board: Any) -> Dataset:
+        pairs = dataset.map_batches(only_pairs, batch_format="pyarrow")
+        return blended(pairs, pools, board).map_batches(with_margins, batch_format="pyarrow")
+
     results = ("margin", "preference", "comparisons")
-    return _run((("ranker", settings),), input, output, results, compare=True, overwrite=overwrite)
+    return _run_stage("ranker", settings, input, output, results, work=work, overwrite=overwrite)
 
 
-def _run(
-    stages: Sequence[tuple[str, Ranker | Fuser]],
+def _run_stage(
+    name: str,
+    settings: Ranker | Fuser,
     input: str,
     output: str,
     results: Sequence[str],
     *,
+    work: Callable[[Dataset, Plan, Any], Dataset] = blended,
     keep: Sequence[str] = (),
-    compare: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Stages over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
+    """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
+
+    def planned(have: Capacity) -> Plan:
+        return Plan((place(name, settings, have),), have)
+
+    local = RayCluster(num_cpus=max(2, os.cpu_count() or 1))  # one to read, one for the model, if in turns
+    source = functools.partial(read, input)
+    return _run(local, planned, source, work, output, results, keep=keep, overwrite=overwrite)
+
+
+def _run(
+    cluster: RayCluster,
+    planned: Callable[[Capacity], Plan],
+    source: Callable[[], Dataset],
+    work: Callable[[Dataset, Plan, Any], Dataset],
+    output: str,
+    results: Sequence[str],
+    *,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Summary:
+    """Plan, read, work, write: nothing expensive starts before the output and the plan are known to do."""
     check_output(output, overwrite)
-    with running(RayCluster(num_cpus=max(2, os.cpu_count() or 1))):  # one to read, one for the model, if in turns
-        pools = plan_stages(stages, capacity())
+    with running(cluster):
+        pools = planned(capacity())
         pools.check()
         with watched(pools) as board:
-            source = read(input)
-            dataset = source.map_batches(only_pairs, batch_format="pyarrow") if compare else source
-            dataset = blended(dataset, pools, board)
-            dataset = dataset.map_batches(with_margins, batch_format="pyarrow") if compare else dataset
-            written = write(dataset, output, source=source, results=results, keep=keep, overwrite=overwrite)
+            rows = source()
+            dataset = work(rows, pools, board)
+            written = write(dataset, output, source=rows, results=results, keep=keep, overwrite=overwrite)
     return Summary(written, output)
 
 
@@ -147,11 +171,11 @@ def plan_table(pools: Plan) -> Table:
     table.add_column("run", overflow="fold")
     for name in ("replicas", "CPUs", "GPUs", "other"):
         table.add_column(name, justify="right", no_wrap=True)
-    for place in pools.placements:
-        least, most = place.replicas
-        other = " ".join(f"{name}:{amount:g}" for name, amount in place.settings.resources.items())
+    for pool in pools.placements:
+        least, most = pool.replicas
+        other = " ".join(f"{name}:{amount:g}" for name, amount in pool.settings.resources.items())
         replicas = str(least) if least == most else f"{least}..{most}"
-        table.add_row(place.name, place.runs, replicas, f"{place.num_cpus:g}", f"{place.num_gpus:g}", other)
+        table.add_row(pool.name, pool.runs, replicas, f"{pool.num_cpus:g}", f"{pool.num_gpus:g}", other)
     table.add_section()
     needed, amounts = pools.needed(), pools.capacity.amounts()
     for label, values in (("needed, with reading", needed), ("there", amounts)):

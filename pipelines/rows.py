@@ -5,7 +5,6 @@ travels as JSON in `extra` and comes back as it came. What can't be taken is kep
 beside an `error` that says why: a row is never dropped.
 """
 
-import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,10 @@ import pyarrow as pa
 
 from actors.errors import RowError
 from actors.records import (
-    CANDIDATE_TYPE,
+    CANDIDATE_FIELDS,
     PROMPT_COLUMNS,
     RESULT_COLUMNS,
+    plain,
     read_candidates,
     read_id,
     read_prompt,
@@ -26,7 +26,6 @@ from actors.records import (
 EXTRA = "extra"  # JSON object of the row's unknown keys
 RAW = "raw"  # a key of `extra`: text of what could not be taken
 PROMPT_TEXTS = ("instruction", "input", "prompt", "output")
-CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != EXTRA)
 OWN_COLUMNS = tuple(name for name in PROMPT_COLUMNS if name not in ("candidates", "error"))
 ROW_SCHEMA = pa.schema(
     {
@@ -75,9 +74,7 @@ def _items(name: str, value: Any, item: Callable[[str, Any], Any]) -> list[Any]:
 
 def _candidates(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [candidate.to_row() for candidate in read_candidates(given)]
-    for i, (row, value) in enumerate(zip(rows, given["candidates"], strict=True)):
-        extra = {name: item for name, item in value.items() if name not in CANDIDATE_FIELDS}
-        row[EXTRA] = json.dumps(extra, default=plain) if extra else None
+    for i, row in enumerate(rows):
         for name in ("model", "text", "error", "finish_reason"):
             if row[name] is not None:
                 _text(f"candidates[{i}].{name}", row[name])
@@ -241,13 +238,6 @@ def to_json(value: Any) -> str:
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=False, default=plain)
     return text if _is_unicode(text) else json.dumps(_finite(value), default=plain)
-
-
-def plain(value: Any) -> Any:
-    """What JSON has no type for, as text: bytes in base64, dates and times in ISO 8601."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -24,9 +24,9 @@ from ray.data.datasource import BlockBasedFileDatasink, FilenameProvider
 from ray.exceptions import RayTaskError
 
 from actors.errors import BlendError, one_line
-from actors.records import RESULT_COLUMNS
+from actors.records import RESULT_COLUMNS, plain
 from pipelines.columns import JSON, Layout, look, unify
-from pipelines.rows import EXTRA, ROW_SCHEMA, plain, to_json, write_row
+from pipelines.rows import EXTRA, ROW_SCHEMA, to_json, write_row
 from pipelines.uris import filesystem, is_local, kind, replacing, row_files, told
 
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}

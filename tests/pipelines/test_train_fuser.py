@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_rows import WORDS, short, write, write_once
 
 from actors.errors import BlendError, ModelLoadError
 from actors.fuser import Fuser
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from configs import schema
-from configs.training import FuserTraining, Optimization
+from configs.training import FuserTraining
 from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
 from pipelines.train.fuser import FusionDataset, best_first, token_is_right, train
 from pipelines.train.loop import IGNORED
 from pipelines.train.rows import read_training_rows
-
-WORDS = ("acorn", "badge", "candle", "desert", "engine", "feather", "garden", "hammer")
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +42,15 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def settings(folder: Path, model: Path, **changes: Any) -> FuserTraining:
-    optimization = {
-        "learning_rate": 1e-3,
-        "max_steps": 40,
-        "batch_size": 16,
-        "log_every": 10,
-        "evaluate_every": 20,
-        "save_every": 20,
-    }
-    if not (folder / "train.jsonl").exists():
-        write(folder / "train.jsonl", make_rows(400, 1))
-        write(folder / "heldout.jsonl", make_rows(50, 2))
     base = {
         "model": str(model),
-        "train": str(folder / "train.jsonl"),
-        "heldout": str(folder / "heldout.jsonl"),
+        **write_once(folder, make_rows),
         "output": str(folder / "fuser"),
         "max_length": 128,
         "candidate_max_length": 16,
         "output_max_length": 16,
-        "optimization": Optimization(**(optimization | changes.pop("optimization", {}))),
+        "optimization": short(**changes.pop("optimization", {})),
     }
     return FuserTraining(**(base | changes))
 

@@ -11,18 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from training_rows import WORDS, short, write, write_once
 
 from actors.errors import BlendError, ModelLoadError
 from actors.pairrm.checkpoints import create_pairrm, load_pairrm
 from actors.pairrm.tokenization import PairBudget, PairTokenizer
 from configs.loading import PRESETS, ConfigError, load
-from configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
+from configs.training import AuxiliaryLosses, FuserTraining, Pairs, RankerTraining
 from pipelines.miniature.blank import save_blank_encoder
 from pipelines.train.loop import IGNORED
 from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
 from pipelines.train.rows import read_training_rows
-
-WORDS = ("acorn", "badge", "candle", "desert", "engine", "feather", "garden", "hammer")
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +47,17 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def settings(folder: Path, backbone: Path, **changes: Any) -> RankerTraining:
-    optimization = {
-        "learning_rate": 1e-3,
-        "max_steps": 40,
-        "batch_size": 16,
-        "log_every": 10,
-        "evaluate_every": 20,
-        "save_every": 20,
-    }
-    given_rows = folder / "train.jsonl"
-    if not given_rows.exists():
-        write(given_rows, make_rows(400, 1))
-        write(folder / "heldout.jsonl", make_rows(50, 2))
     base = {
         "backbone": str(backbone),
-        "train": str(given_rows),
-        "heldout": str(folder / "heldout.jsonl"),
+        **write_once(folder, make_rows),
         "output": str(folder / "ranker"),
         "metrics": ("quality",),
         "dropout": 0.0,
         "source_max_length": 32,
         "candidate_max_length": 16,
         "auxiliary": AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
-        "optimization": Optimization(**(optimization | changes.pop("optimization", {}))),
+        "optimization": short(**changes.pop("optimization", {})),
     }
     return RankerTraining(**(base | changes))
 
