@@ -1,0 +1,86 @@
+"""What a tournament knows: who plays, and the logits so far.
+
+Candidates with the same text are one player: a ranker can't tell them apart, so they are compared once. Players
+take their seats by a hash of seed and text. All that strategies do goes by seats, so a result depends on neither
+the order of the candidates nor the process; a strategy needs no other randomness.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+Pair = tuple[int, int]  # left, then right
+
+
+class Board:
+    """Players by seat, 0 to P-1.
+
+    candidates: per seat the indexes of the candidates that are this player.
+    logits_PP: `logits_PP[left, right]`, NaN where not compared.
+    placed: the best players as a strategy's own rule has put them, best first; it outranks any score.
+    """
+
+    def __init__(self, keys: Sequence[str | None], *, seed: int, symmetric: bool) -> None:
+        """`keys`: the candidates' texts, None for one that isn't there. `symmetric`: logit(j, i) = -logit(i, j)."""
+        indexes: dict[str, list[int]] = {}
+        for i, key in enumerate(keys):
+            if key is not None:
+                indexes.setdefault(key, []).append(i)
+        self.symmetric = symmetric
+        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: _seat(key, seed))]
+        self.seat = {i: seat for seat, here in enumerate(self.candidates) for i in here}
+        self.copies_P = np.array([len(here) for here in self.candidates], dtype=int)
+        self.logits_PP = np.full((self.size, self.size), np.nan)
+        self.placed: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """P, the number of players."""
+        return len(self.candidates)
+
+    def knows(self, pair: Pair) -> bool:
+        return not np.isnan(self.logits_PP[pair])
+
+    def met(self, i: int, j: int) -> bool:
+        """Whether the two were compared in any order."""
+        return self.knows((i, j)) or self.knows((j, i))
+
+    def enter(self, pair: Pair, logit: float) -> None:
+        left, right = pair
+        self.logits_PP[left, right] = logit
+        if self.symmetric:
+            self.logits_PP[right, left] = -logit
+
+    def beats(self, i: int, j: int) -> bool:
+        """Whether i came out better than j, whom it has met; a tie goes to the lower seat."""
+        margin = np.nan_to_num(self.logits_PP[i, j]) - np.nan_to_num(self.logits_PP[j, i])
+        return bool(margin > 0 or (margin == 0 and i < j))
+
+    def parts(self) -> list[int]:
+        """By seat, the part of the graph of comparisons it belongs to: the lowest seat in it."""
+        part = list(range(self.size))
+        for i, j in np.argwhere(~np.isnan(self.logits_PP)):
+            low, high = sorted((part[i], part[j]))
+            part = [low if each == high else each for each in part]
+        return part
+
+    def both_orders(self, pairs: Iterable[Pair]) -> list[Pair]:
+        return [order for i, j in pairs for order in ((i, j), (j, i))]
+
+    def one_order(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Each pair in the order that evens out how often the two stand on the left."""
+        known_PP = ~np.isnan(self.logits_PP)
+        surplus_P = known_PP.sum(1) - known_PP.sum(0)
+        oriented = []
+        for i, j in pairs:
+            left, right = (j, i) if surplus_P[i] > surplus_P[j] else (i, j)
+            surplus_P[left] += 1
+            surplus_P[right] -= 1
+            oriented.append((left, right))
+        return oriented
+
+
+def _seat(key: str, seed: int) -> bytes:
+    text = key.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
+    return hashlib.blake2b(text, digest_size=16, key=seed.to_bytes(8, "little")).digest()

@@ -1,0 +1,133 @@
+"""Which candidates are compared, and how a ranking is made of the comparisons: one schema per kind of strategy.
+
+What each kind does, costs and promises is told in `actors.tournaments.strategies`. A strategy is a mapping with a
+`kind`, or text: `swiss`, or with options `swiss:rounds=4,orders=one`.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Discriminator, Field, ValidationError
+
+from configs.settings import Settings
+
+Aggregation = Literal["max-logits", "max-wins", "borda", "least-squares", "bradley-terry"]
+Reference = Literal["longest", "shortest", "median", "first", "last"]
+
+
+class Common(Settings):
+    """What every strategy has."""
+
+    orders: Literal["both", "one"] = "both"  # of a pair; one: a candidate is on the left in half of its pairs
+    aggregation: Aggregation = "least-squares"
+    budget: Annotated[int, Field(ge=1)] | None = None  # forwards for one row at most
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Full(Common):
+    """Every pair; with the defaults it is the original's ranking."""
+
+    kind: Literal["full"] = "full"
+    aggregation: Aggregation = "max-logits"
+
+
+class Sparse(Common):
+    """Every candidate against `degree` others."""
+
+    kind: Literal["sparse"] = "sparse"
+    degree: Annotated[int, Field(ge=2, multiple_of=2)] = 6  # even: only so is there a balanced graph of any size
+
+
+class SparseRefine(Common):
+    """Sparse, then all pairs of the leaders in both orders."""
+
+    kind: Literal["sparse-refine"] = "sparse-refine"
+    orders: Literal["both", "one"] = "one"  # of the sparse round
+    degree: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    leaders: Annotated[int, Field(ge=2)] | None = None  # None: top k + 2, or half of them when no k is known
+
+
+class Stoppable(Common):
+    """What a strategy has that can end after any round."""
+
+    rounds: Annotated[int, Field(ge=1)]  # at most
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None  # stop when the top k is this sure
+    deadline_s: Annotated[float, Field(gt=0)] | None = None  # seconds after which no further round begins
+
+
+class Focus(Stoppable):
+    """Sparse, then rounds of the comparisons that tell most about who belongs to the top k."""
+
+    kind: Literal["focus"] = "focus"
+    orders: Literal["both", "one"] = "one"
+    degree: Annotated[int, Field(ge=2, multiple_of=2)] = 4  # of the first round
+    width: Annotated[float, Field(gt=0)] = 1.5  # forwards of a further round, for each candidate
+    rounds: Annotated[int, Field(ge=1)] = 3
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = 0.7
+
+
+class Swiss(Stoppable):
+    """Rounds in which candidates of like standing meet."""
+
+    kind: Literal["swiss"] = "swiss"
+    rounds: Annotated[int, Field(ge=1)] = 5
+
+
+class Knockout(Common):
+    """Elimination, replayed for every further place."""
+
+    kind: Literal["knockout"] = "knockout"
+
+
+class Bubble(Common):
+    """Passes of a bubble sort, each of which brings the best of the rest to its place."""
+
+    kind: Literal["bubble"] = "bubble"
+    passes: Annotated[int, Field(ge=1)] | None = None  # None: top k, or a whole sort when no k is known
+
+
+class ToReference(Common):
+    """Every candidate against one of them: the original's `rank_with_ref`."""
+
+    kind: Literal["reference"] = "reference"
+    reference: Reference | Annotated[int, Field(ge=0)] = "longest"  # or the place of a candidate in its row
+
+
+_Kind = Full | Sparse | SparseRefine | Focus | Swiss | Knockout | Bubble | ToReference
+_SCHEMAS: dict[str, type[_Kind]] = {schema.model_fields["kind"].default: schema for schema in get_args(_Kind)}
+
+
+def _from_text(value: object) -> object:
+    """`kind` or `kind:option=value,...` as settings, the values being YAML; anything but text as it is."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, options = value.partition(":")
+    schema = _SCHEMAS.get(kind)
+    if schema is None:
+        raise ValueError(f"unknown strategy {kind!r}, expected one of {', '.join(_SCHEMAS)}")
+    given: dict[str, Any] = {}
+    for option in options.split(",") if colon else []:
+        name, equals, text = option.partition("=")
+        if name not in schema.model_fields or name == "kind":
+            takes = ", ".join(field for field in schema.model_fields if field != "kind")
+            raise ValueError(f"{kind} has no option {name!r}, it takes {takes}")
+        if not equals or name in given:
+            raise ValueError(f"{value}: expected {kind}:option=value,..., each option once")
+        try:
+            given[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{kind}: {name}={text} is not a YAML value") from error
+    try:
+        return schema(**given)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        expected = mistake["msg"].replace("Input should be", "expected")
+        raise ValueError(f"{kind}: {mistake['loc'][0]}: {expected}, got {mistake['input']!r}") from error
+
+
+Strategy = Annotated[Annotated[_Kind, Discriminator("kind")], BeforeValidator(_from_text)]
+
+
+def default_strategy(top_k: int | None) -> _Kind:
+    """What is done when nobody says: all pairs for a whole order, else what was measured best."""
+    return Full() if top_k is None else Focus()
