@@ -1,0 +1,28 @@
+"""PairRanker's forward for ranking: sequences of any lengths in, logits out, nothing computed that isn't read."""
+
+from collections.abc import Sequence
+
+import torch
+
+from actors.pairrm.deberta import marker_encoder
+from actors.pairrm.network import PairRMNetwork
+
+
+class PairRMForward:
+    """The network's logits, as `PairRMNetwork.logits` gives them, from its weights in another dtype or place."""
+
+    def __init__(self, network: PairRMNetwork, *, device: torch.device, dtype: torch.dtype) -> None:
+        """The network gives its weights away: it is of no use after that."""
+        self._encoder = marker_encoder(network.pretrained_model, device=device, dtype=dtype)
+        self._head = network.head_layer.to(device=device, dtype=dtype)
+        self._markers = (network.markers.source, network.markers.left, network.markers.right)
+
+    @torch.inference_mode()
+    def logits(self, pairs: Sequence[list[int]]) -> list[float]:
+        """How much better left is than right, of each pair's token ids. A marker counts where it first occurs."""
+        places = [[pair.index(marker) for marker in self._markers] for pair in pairs]
+        source_BH, left_BH, right_BH = self._encoder.at_markers(pairs, places).unbind(dim=1)
+        left_BT, right_BT = (
+            self._head(torch.cat([source_BH, candidate_BH], dim=-1)) for candidate_BH in (left_BH, right_BH)
+        )
+        return (left_BT - right_BT).mean(dim=-1).float().tolist()
