@@ -5,6 +5,7 @@ The input is the original's to the token (llm-blender 0.0.2 `GenFuserDataset`): 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM
@@ -74,38 +75,50 @@ class Fuser:
                     "reads; take a fuser based on T5, or a smaller top_k"
                 )
         self._pad_id = load_tokenizer(folder).pad_token_id
-        self.template = FuserTemplate(
-            self._tokenizer,
-            max_length=settings.max_length,
-            candidate_max_length=settings.candidate_max_length,
+        self.template = self._template(settings.candidate_max_length)
+
+    def _template(self, candidate_max_length: int) -> FuserTemplate:
+        return FuserTemplate(
+            self._tokenizer, max_length=self.settings.max_length, candidate_max_length=candidate_max_length
         )
 
-    def fuse(self, items: Sequence[tuple[Prompt, Sequence[str]]]) -> list[str]:
+    def fuse(
+        self,
+        items: Sequence[tuple[Prompt, Sequence[str]]],
+        *,
+        candidate_max_length: int | None = None,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ) -> list[str]:
         """One answer per (prompt, candidate texts, best first), in the order given.
 
         Inputs are decoded together with others of like length, so little is padded; the mask keeps a row's
-        answer its own.
+        answer its own. Keywords stand in for the settings in this call; options are those of transformers'
+        `generate`. KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
         """
-        inputs = [self.template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
+        candidate_max_length = candidate_max_length or self.settings.candidate_max_length
+        options = {
+            "num_beams": self.settings.num_beams,
+            "max_new_tokens": self.settings.max_new_tokens or candidate_max_length,
+            "do_sample": False,
+            **options,
+        }
+        template = self._template(candidate_max_length)
+        options["return_dict_in_generate"] = False
+        inputs = [template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
         by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         fused = [""] * len(inputs)
-        size = self.settings.max_batch_size
+        size = max_batch_size or self.settings.max_batch_size
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]
-            for i, text in zip(batch, self._generate([inputs[i] for i in batch]), strict=True):
+            for i, text in zip(batch, self._generate([inputs[i] for i in batch], options), strict=True):
                 fused[i] = text
         return fused
 
     @torch.inference_mode()
-    def _generate(self, inputs: list[list[int]]) -> list[str]:
+    def _generate(self, inputs: list[list[int]], options: dict[str, Any]) -> list[str]:
         longest = max(map(len, inputs))
         ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in inputs], device=self._device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in inputs], device=self._device)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            num_beams=self.settings.num_beams,
-            max_new_tokens=self.settings.max_new_tokens or self.settings.candidate_max_length,
-            do_sample=False,
-        )
+        output = self._model.generate(input_ids=ids, attention_mask=mask, **options)
         return [self._tokenizer.decode(row, skip_special_tokens=True) for row in output.tolist()]

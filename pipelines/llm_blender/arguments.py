@@ -1,0 +1,111 @@
+"""What the methods of `Blender` are given as rows, and what comes of rows as arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from actors.records import Prompt
+
+Rows = list[tuple[Prompt, list[str]]]  # every input with its candidates
+Arrays = NDArray[Any] | list[NDArray[Any]]  # [rows, n]; a list where rows differ in n
+Candidates = Sequence[Sequence[str]] | Arrays  # of every input
+Conversation = Sequence[Mapping[str, str]]
+
+REFERENCES = ("longest", "shortest", "median_length", "first", "last")
+CONVERSATION = (  # as PairRM was trained on, slip of the pen included
+    "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
+)
+
+
+def texts(name: str, values: Sequence[str], count: int | None = None) -> list[str]:
+    """`values` if they are `count` texts. Raises ValueError, which calls them `name`."""
+    if isinstance(values, str):
+        raise ValueError(f"{name}: expected a list of texts, got one text")
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name}: there are {len(values)}, for {count} inputs")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}[{i}]: expected text, got {type(value).__name__}")
+    return [str(value) for value in values]  # numpy's texts too
+
+
+def prompts(inputs: Sequence[str], instructions: Sequence[str] | None) -> list[Prompt]:
+    """Prompts of instruction and input, as the fuser reads them."""
+    read = texts("inputs", inputs)
+    given = [""] * len(read) if instructions is None else texts("instructions", instructions, len(read))
+    return [Prompt("", instruction, text) for instruction, text in zip(given, read, strict=True)]
+
+
+def sources(inputs: Sequence[str], instructions: Sequence[str] | None) -> list[Prompt]:
+    """Prompts as rankers read them: instruction and input in one, with nothing between."""
+    return [Prompt("", "".join(prompt.texts())) for prompt in prompts(inputs, instructions)]
+
+
+def rows(prompts: Sequence[Prompt], candidates: Candidates) -> Rows:
+    """Every prompt with its candidates, of which it needs one at least."""
+    if len(candidates) != len(prompts):
+        raise ValueError(f"candidates: there are {len(candidates)} lists of them, for {len(prompts)} inputs")
+    read = [texts(f"candidates[{i}]", values) for i, values in enumerate(candidates)]
+    for i, row in enumerate(read):
+        if not row:
+            raise ValueError(f"candidates[{i}]: there are none")
+    return list(zip(prompts, read, strict=True))
+
+
+def reference(candidates: Sequence[str], ref_mode: str) -> str:
+    """The candidate that the others are compared with. Lengths are characters; of equal ones the first counts."""
+    match ref_mode:
+        case "longest":
+            return max(candidates, key=len)
+        case "shortest":
+            return min(candidates, key=len)
+        case "median_length":
+            return sorted(candidates, key=len)[len(candidates) // 2]
+        case "first":
+            return candidates[0]
+        case "last":
+            return candidates[-1]
+    raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
+
+
+def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:
+    """What the user asked, and what was answered. Raises ValueError unless they take turns."""
+    roles = [turn["role"] for turn in conversation]
+    if len(roles) % 2 or roles != ["USER", "ASSISTANT"] * (len(roles) // 2):
+        raise ValueError(f"{name}: expected turns of USER and ASSISTANT in alternation, got {', '.join(roles)}")
+    contents = texts(name, [turn["content"] for turn in conversation])
+    return contents[::2], contents[1::2]
+
+
+def stacked(arrays: Sequence[NDArray[Any]], dtype: DTypeLike) -> Arrays:
+    """One array where all have one length, of shape [0, 0] where there are none; else a list of them."""
+    if not arrays:
+        return np.empty((0, 0), dtype)
+    if len({len(array) for array in arrays}) > 1:
+        return [array.astype(dtype) for array in arrays]
+    return np.stack(arrays).astype(dtype)
+
+
+def ranks(scores: NDArray[Any]) -> NDArray[np.int32]:
+    """Ranks of one row's scores: 1 is the best, equal scores share the better rank."""
+    return 1 + (scores[None, :] > scores[:, None]).sum(axis=1, dtype=np.int32)
+
+
+def get_topk_candidates_from_ranks(
+    ranks: Sequence[Sequence[int]] | Arrays, candidates: Candidates, top_k: int | None
+) -> Arrays:
+    """The `top_k` best candidates of every row (None: all), best first; of equal ranks the first goes first.
+
+    An array of Python's own texts: numpy's would take the longest's memory for each and lose a NUL at an end.
+    """
+    if len(ranks) != len(candidates):
+        raise ValueError(f"ranks: there are {len(ranks)}, for {len(candidates)} lists of candidates")
+    best: list[NDArray[Any]] = []
+    for i, (row, given) in enumerate(zip(ranks, candidates, strict=True)):
+        if len(row) != len(given):
+            raise ValueError(f"ranks[{i}]: there are {len(row)}, for {len(given)} candidates")
+        order = np.argsort(row, kind="stable")[:top_k]
+        best.append(np.array([given[at] for at in order], dtype=object))
+    return stacked(best, object)
