@@ -1,99 +1,110 @@
-"""Ranks candidates with one PairRanker: plays the rows' tournaments together and scores their pairs in batches.
+"""Ranks candidates: plays the rows' tournaments together, so that their matchups are scored in common batches.
 
-All pairs of all rows in hand are scored at once, sorted by length, in batches of a token budget, so that little is
-padded whatever the rows are. What a row is given depends on the row alone.
+Who scores is a `Scorer`: one model in this process, or a pool of replicas that many requests share. What a row is
+given depends on the row alone.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeGuard
 
-import torch
-
-from actors.pairrm.checkpoints import load_pairrm
-from actors.pairrm.network import PairRMNetwork
-from actors.pairrm.tokenization import PairTokenizer
-from actors.records import Candidate, Comparison, Prompt, Ranking
-from actors.tournament import Full, Pair
-from actors.weights import resolve_device, resolve_dtype
+from actors.cache import ComparisonCache
+from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking
+from actors.scorers import Score, Scorer, ScoringError, load_scorer
+from actors.tournaments import Pair, tournament
 from configs.schema import Ranker as RankerSettings
+from configs.strategies import default_strategy
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # a CPU's caches hold no more; a GPU is idle with less
-
-
-class PairScorer:
-    """Logits of tokenized pairs, whatever their lengths."""
-
-    def __init__(self, network: PairRMNetwork, pad_id: int, *, batch_tokens: int) -> None:
-        self._network = network
-        self._pad_id = pad_id
-        self._batch_tokens = batch_tokens
-        self._device = next(network.parameters()).device
-
-    def score(self, pairs: Sequence[list[int]]) -> list[float]:
-        """One logit per pair, in the order given."""
-        logits = [0.0] * len(pairs)
-        for batch in length_batches([len(pair) for pair in pairs], self._batch_tokens):
-            for i, logit in zip(batch, self._forward([pairs[i] for i in batch]), strict=True):
-                logits[i] = logit
-        return logits
-
-    @torch.inference_mode()
-    def _forward(self, pairs: list[list[int]]) -> list[float]:
-        longest = max(map(len, pairs))
-        ids_BL = torch.tensor([pair + [self._pad_id] * (longest - len(pair)) for pair in pairs])
-        mask_BL = torch.tensor([[1] * len(pair) + [0] * (longest - len(pair)) for pair in pairs])
-        return self._network.logits(ids_BL.to(self._device), mask_BL.to(self._device)).float().tolist()
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indexes of `lengths` in batches of like length, each at most `batch_tokens` padding included (or one)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):  # a batch's first is its longest
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+Row = tuple[Prompt, Sequence[Candidate]]
 
 
 class Ranker:
-    """One PairRanker, loaded and ready."""
+    """A scorer, and the strategy that makes rankings of its scores."""
 
-    def __init__(self, settings: RankerSettings) -> None:
-        """Raises ModelLoadError when the model can't be used."""
-        self.settings = settings
-        network, self.tokenizer = load_pairrm(
-            settings.model,
-            revision=settings.revision,
-            source_max_length=settings.source_max_length,
-            candidate_max_length=settings.candidate_max_length,
-        )
-        device = resolve_device(settings.device)
-        dtype = resolve_dtype(settings.dtype, device)
-        network.to(device=device, dtype=torch.float16 if dtype == "auto" else dtype)  # on GPU as the original
-        batch_tokens = settings.batch_tokens or BATCH_TOKENS[device.type]
-        self._scorer = PairScorer(network, self.tokenizer.pad_id, batch_tokens=batch_tokens)
+    def __init__(self, settings: RankerSettings, scorer: Scorer | None = None) -> None:
+        """`scorer`: used in place of the one that the settings name. Raises ModelLoadError, CacheError."""
+        self._settings = settings
+        self._scorer = scorer or load_scorer(settings)
+        identity = self._scorer.traits.identity
+        self._cache = ComparisonCache(settings.cache, identity) if settings.cache and identity else None
 
-    def rank(self, rows: Sequence[tuple[Prompt, Sequence[Candidate]]]) -> list[Ranking]:
-        """The ranking of every row's candidates, in the order given; rows may differ in how many they have."""
-        games = [_Game(self.tokenizer, prompt, candidates) for prompt, candidates in rows]
-        while asked := [(game, pair) for game in games for pair in game.tournament.ask()]:
-            logits = self._scorer.score([game.tokens(pair) for game, pair in asked])
-            for (game, (left, right)), logit in zip(asked, logits, strict=True):
-                game.tournament.tell([Comparison(left, right, logit)])
-        return [game.tournament.ranking() for game in games]
+    async def rank(self, rows: Sequence[Row]) -> list[Ranking | Exception]:
+        """The ranking of every row's candidates, or why it has none; rows may differ in how many they have."""
+        try:
+            games = [_Game(self._settings, self._scorer, prompt, candidates) for prompt, candidates in rows]
+            await self._play(games)
+        except Exception as error:  # whatever a model does; one row's failure must stay its own
+            if len(rows) == 1:
+                return [error]
+            return [result for row in rows for result in await self.rank([row])]
+        return [game.result() for game in games]
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the scorer can't score any more."""
+        await self._scorer.check_health()
+
+    async def _play(self, games: Sequence["_Game"]) -> None:
+        while asked := [(game, pair) for game in games for pair in game.ask()]:
+            scores = await self._scores([(game, game.matchup(pair)) for game, pair in asked])
+            for (game, pair), score in zip(asked, scores, strict=True):
+                game.tell(pair, score)
+
+    async def _scores(self, asked: Sequence[tuple["_Game", Matchup]]) -> list[Score]:
+        """The scores of what is asked: from the cache where it has them, else from the scorer."""
+        matchups = [matchup for _, matchup in asked]
+        known = self._cache.get(matchups) if self._cache else {}
+        new = [i for i in range(len(asked)) if i not in known]
+        made = await self._scorer.score([matchups[i] for i in new]) if new else []
+        for i in new:
+            game, matchup = asked[i]
+            game.scored.append(matchup)
+        if self._cache:
+            numbers = [(matchups[i], score) for i, score in zip(new, made, strict=True) if _is_number(score)]
+            self._cache.put(numbers)
+        scores: dict[int, Score] = {**known}
+        scores.update(zip(new, made, strict=True))
+        return [scores[i] for i in range(len(asked))]
+
+
+def _is_number(score: Score) -> TypeGuard[float]:
+    return isinstance(score, float) and math.isfinite(score)
 
 
 class _Game:
-    """One row's tournament and its tokens; every text is tokenized once."""
+    """One row's tournament, and what became of it."""
 
-    def __init__(self, tokenizer: PairTokenizer, prompt: Prompt, candidates: Sequence[Candidate]) -> None:
-        self._tokenizer = tokenizer
-        self._source = tokenizer.encode_source("".join(prompt.texts()))
-        length = len(self._source)
-        self._ids = [None if c.text is None else tokenizer.encode_candidate(c.text, length) for c in candidates]
-        self.tournament = Full([None if ids is None else tuple(ids) for ids in self._ids])
+    def __init__(
+        self, settings: RankerSettings, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]
+    ) -> None:
+        self._prompt = prompt
+        self._texts = [candidate.text for candidate in candidates]
+        self._traits = scorer.traits
+        self._tournament = tournament(
+            settings.strategy or default_strategy(settings.top_k),
+            self._texts,
+            top_k=settings.top_k,
+            symmetric=self._traits.pointwise,
+        )
+        self._error: ScoringError | None = None
+        self.scored: list[Matchup] = []  # those that no cache knew
 
-    def tokens(self, pair: Pair) -> list[int]:
-        left, right = (self._ids[i] for i in pair)
+    def ask(self) -> list[Pair]:
+        return [] if self._error else self._tournament.ask()
+
+    def matchup(self, pair: Pair) -> Matchup:
+        left, right = (self._texts[i] for i in pair)
         assert left is not None and right is not None  # tournaments never ask for absent candidates
-        return self._tokenizer.join(self._source, left, right)
+        return Matchup(self._prompt, left, right)
+
+    def tell(self, pair: Pair, score: Score) -> None:
+        if isinstance(score, ScoringError):
+            self._error = score
+        elif not _is_number(score):
+            self._error = ScoringError(f"the score of candidate {pair[0]} over {pair[1]} is {score}")
+        elif not self._error:
+            self._tournament.tell([Comparison(*pair, score)])
+
+    def result(self) -> Ranking | ScoringError:
+        """The ranking, with the forwards that were really made."""
+        return self._error or replace(self._tournament.ranking(), comparisons=self._traits.forwards(self.scored))

@@ -75,8 +75,17 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Matchup:
+    """Two answers to one prompt, as a scorer reads them: `left` stands on the left."""
+
+    prompt: Prompt
+    left: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """One forward of the ranker: how much better candidate `left` is than `right`, `left` standing on the left."""
+    """One judgement of a scorer: how much better candidate `left` is than `right`, `left` standing on the left."""
 
     left: int
     right: int

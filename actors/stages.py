@@ -15,6 +15,7 @@ from actors.fuser import Fuser
 from actors.generator import Generator
 from actors.ranker import Ranker
 from actors.records import Blend, Ranking
+from actors.scorers import Scorer
 from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
@@ -48,18 +49,24 @@ class Generate:
 class Rank:
     """Ranks every blend's candidates; those without text are left out. None at all is the blend's error."""
 
-    def __init__(self, settings: RankerSettings) -> None:
-        """Raises ModelLoadError when the ranker can't be used."""
-        self._ranker = Ranker(settings)
+    def __init__(self, settings: RankerSettings, scorer: Scorer | None = None) -> None:
+        """`scorer`: used in place of the one that the settings name. Raises ModelLoadError, CacheError."""
+        self._ranker = Ranker(settings, scorer)
 
-    def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        return _work(
-            "ranking",
-            [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends],
-            self._ranker.rank,
-            take=lambda blend: (blend.prompt, blend.candidates),
-            give=lambda blend, ranking: replace(blend, ranking=ranking),
-        )
+    async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        done = [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends]
+        todo = [i for i, blend in enumerate(done) if blend.error is None]
+        rankings = await self._ranker.rank([(done[i].prompt, done[i].candidates) for i in todo])
+        for i, ranking in zip(todo, rankings, strict=True):
+            if isinstance(ranking, Exception):
+                done[i] = replace(done[i], error=f"ranking failed: {one_line(ranking)}")
+            else:
+                done[i] = replace(done[i], ranking=ranking)
+        return done
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the scorer can't score any more, whatever the row."""
+        await self._ranker.check_health()
 
 
 class Fuse:
@@ -70,13 +77,15 @@ class Fuse:
         self._fuser = Fuser(settings)
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        return _work(
-            "fusing",
-            [chosen(blend, self._fuser.settings.top_k) for blend in blends],
-            self._fuser.fuse,
-            take=lambda blend: (blend.prompt, [blend.candidates[i].text or "" for i in blend.fused_from]),
-            give=lambda blend, fused: replace(blend, fused=fused),
-        )
+        done = [chosen(blend, self._fuser.settings.top_k) for blend in blends]
+        todo = [i for i, blend in enumerate(done) if blend.error is None]
+        rows = [(done[i].prompt, [done[i].candidates[at].text or "" for at in done[i].fused_from]) for i in todo]
+        for i, fused in zip(todo, each_alone_on_failure(self._fuser.fuse, rows), strict=True):
+            if isinstance(fused, Exception):
+                done[i] = replace(done[i], error=f"fusing failed: {one_line(fused)}")
+            else:
+                done[i] = replace(done[i], fused=fused)
+        return done
 
 
 class TakeBest:
@@ -108,25 +117,6 @@ def chosen(blend: Blend, top_k: int) -> Blend:
     given = tuple(i for i, candidate in enumerate(blend.candidates) if candidate.text is not None)
     order = given if blend.ranking is None else blend.ranking.order
     return replace(blend, fused_from=order[:top_k])
-
-
-def _work(
-    doing: str,
-    blends: list[Blend],
-    run: Callable[[Sequence[_Row]], Sequence[_Result]],
-    *,
-    take: Callable[[Blend], _Row],
-    give: Callable[[Blend, _Result], Blend],
-) -> list[Blend]:
-    """`run` on what it takes of all blends without an error, its results given to them."""
-    done = list(blends)
-    todo = [i for i, blend in enumerate(blends) if blend.error is None]
-    for i, result in zip(todo, each_alone_on_failure(run, [take(blends[i]) for i in todo]), strict=True):
-        if isinstance(result, Exception):
-            done[i] = replace(done[i], error=f"{doing} failed: {one_line(result)}")
-        else:
-            done[i] = give(done[i], result)
-    return done
 
 
 def each_alone_on_failure(

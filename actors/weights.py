@@ -7,6 +7,7 @@ hub id is first brought to a local folder, so that everything after that sees fo
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -211,6 +212,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **options: 
         )
     with _as_load_error(folder, "tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+
+
+def weights_digest(model: torch.nn.Module, *others: object) -> str:
+    """A digest of a model's weights at the precision that they have, and of what else decides its answers.
+
+    others: anything JSON has a type for.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(json.dumps(others, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ Ray Data starts every actor pool of a run together, and neither warns nor fails 
 ever. So the sums are compared before anything starts. Pure; what the cluster has comes in as a `Capacity`.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.errors import BlendError
-from configs.schema import BlendConfig, Fuser, Model, Placed, Ranker
+from configs.schema import BlendConfig, Fuser, Judge, Model, PairRanker, Placed, Ranker, Replicas, RewardModel
 
 READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
 
@@ -42,20 +43,25 @@ class Placement:
     num_gpus: float
 
     @property
+    def placed(self) -> Placed:
+        """The settings that say where it runs."""
+        return self.settings.llm if isinstance(self.settings, Judge) else self.settings
+
+    @property
     def replicas(self) -> tuple[int, int]:
         """Fewest and most actors."""
-        return self.settings.replicas.min, self.settings.replicas.max
+        return self.placed.replicas.min, self.placed.replicas.max
 
     def amounts(self) -> dict[str, float]:
         """What one actor takes, by Ray's names."""
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.settings.resources}
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.placed.resources}
 
     def ray_options(self) -> dict[str, Any]:
         """What one actor takes, as Ray's arguments."""
         return {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
-            "resources": dict(self.settings.resources) or None,
+            "resources": dict(self.placed.resources) or None,
         }
 
 
@@ -95,7 +101,7 @@ class Plan:
 def plan(config: BlendConfig, capacity: Capacity) -> Plan:
     """The pools of a whole blend on a cluster."""
     placements = [place(model.name, model, capacity) for model in config.models]
-    placements.append(place("ranker", config.ranker, capacity))
+    placements.append(place("ranker", config.placing_ranker, capacity))
     if config.fuser:
         placements.append(place("fuser", config.fuser, capacity))
     return Plan(tuple(placements), capacity)
@@ -103,12 +109,43 @@ def plan(config: BlendConfig, capacity: Capacity) -> Plan:
 
 def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Placement:
     """One pool, with what was left open filled in: a GPU where the engine wants one, else a CPU."""
-    gpus = settings.num_gpus if settings.num_gpus is not None else _gpus_wanted(settings, capacity)
-    cpus = settings.num_cpus
+    placed: Placed = settings.llm if isinstance(settings, Judge) else settings
+    gpus = placed.num_gpus if placed.num_gpus is not None else _gpus_wanted(placed, capacity)
+    cpus = placed.num_cpus
     if cpus is None:
-        cpus = 0.0 if gpus or getattr(settings, "engine", None) == "endpoint" else 1.0
-    kind = getattr(settings, "engine", "PairRanker" if isinstance(settings, Ranker) else "GenFuser")
-    return Placement(name, f"{kind} {settings.model}", settings, cpus, gpus)
+        cpus = 0.0 if gpus or getattr(placed, "engine", None) == "endpoint" else 1.0
+    return Placement(name, _runs(settings), settings, cpus, gpus)
+
+
+def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
+    """The settings of a stage that has the cluster to itself: its pool may grow over all of it.
+
+    What the settings say themselves stays. On CPUs the actors share what reading and writing leave, so that every
+    core ranks (an actor of less than one CPU runs on one core).
+    """
+    if isinstance(settings, Judge) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
+        return settings
+    alone = place("", settings, capacity)
+    most = int(capacity.gpus / alone.num_gpus if alone.num_gpus else capacity.cpus)
+    replicas = settings.replicas if "replicas" in settings.model_fields_set else Replicas(min=1, max=max(1, most))
+    if alone.num_gpus or capacity.cpus <= READ_CPUS:
+        return settings.model_copy(update={"replicas": replicas})
+    share = min(1.0, (capacity.cpus - READ_CPUS) / replicas.max)
+    return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(share * 1000) / 1000})
+
+
+def _runs(settings: Model | Ranker | Fuser) -> str:
+    """What runs a model, and which."""
+    match settings:
+        case Judge(llm=llm):
+            return f"judge {llm.engine} {llm.model}"
+        case PairRanker():
+            return f"PairRanker {settings.model}"
+        case RewardModel():
+            return f"reward model {settings.model}"
+        case Fuser():
+            return f"GenFuser {settings.model}"
+    return f"{settings.engine} {settings.model}"
 
 
 def _gpus_wanted(settings: Placed, capacity: Capacity) -> float:

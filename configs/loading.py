@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from configs.schema import Settings
-
-_SettingsT = TypeVar("_SettingsT", bound=Settings)
+_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
 PRESETS = Path(__file__).parent
 
@@ -88,8 +86,8 @@ def _resolve_folders(data: Any, base: Path) -> None:
 def _where(loc: tuple[int | str, ...], data: Any) -> str:
     """The path to a field as the file has it: pydantic puts the kind of a union's member in between."""
     path, here = [], data
-    for key in loc:
-        if isinstance(here, dict) and key not in here and key in (here.get("engine"), here.get("kind")):
+    for depth, key in enumerate(loc):
+        if isinstance(here, dict) and key not in here and depth < len(loc) - 1:
             continue
         path.append(str(key))
         inside = (isinstance(here, dict) and key in here) or (isinstance(here, list) and isinstance(key, int))

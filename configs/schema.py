@@ -4,17 +4,16 @@ A config is data about *what* runs; it holds no secrets (an endpoint names the e
 its key). Relative model folders are resolved against the config's own folder by `configs.loading`.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from configs.settings import Settings
+from configs.strategies import Strategy
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt key is a mistake rather than a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Sampling(Settings):
@@ -109,18 +108,68 @@ class EndpointModel(BaseLLM):
 Model = Annotated[VLLMModel | TransformersModel | EndpointModel, Field(discriminator="engine")]
 
 
-class Ranker(Placed):
-    """PairRanker: any published layout, a local folder or a hub id."""
+class Comparing(Settings):
+    """What every ranker has, whatever scores the pairs: which are compared, and how many places must be right."""
 
+    strategy: Strategy | None = None  # None: focus, where top_k is known; else full
+    top_k: Annotated[int, Field(ge=1)] | None = None  # None: what the fuser takes, or without a blend every place
+    cache: str | None = None  # SQLite file of comparisons made, one on each node; a later run makes them no more
+    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value and "://" in value:
+            raise ValueError("expected a file on a local disk")
+        return str(Path(value).absolute()) if value else None  # actors run in folders of their own
+
+
+class PairRanker(Placed, Comparing):
+    """A cross-encoder that reads both candidates at once: any published layout, a local folder or a hub id."""
+
+    kind: Literal["pairranker"] = "pairranker"
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    strategy: Literal["full"] = "full"
     dtype: Dtype = "auto"  # auto: float32 on CPU, float16 on GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
-    batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: 2048 on CPU
-    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: as measured
+
+
+class RewardModel(Placed, Comparing):
+    """A pointwise scorer: any sequence-classification checkpoint with one label. Its margins are differences."""
+
+    kind: Literal["reward"]
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Dtype = "auto"  # auto: float32 on CPU, the checkpoint's own on GPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_length: Annotated[int, Field(ge=8)] | None = None  # tokens of prompt and answer; None: the checkpoint's own
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included
+    trust_remote_code: bool = False
+
+
+class Judge(Comparing):
+    """An LLM that says which of two answers is better; `llm` is placed as a base LLM is."""
+
+    kind: Literal["judge"]
+    llm: Model
+    criterion: Annotated[str, Field(min_length=1)] | None = None  # None: helpful, relevant, accurate and detailed
+
+
+def _kind(value: object) -> str:
+    """`kind` may be left out of a PairRanker's settings."""
+    given = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return given if isinstance(given, str) else "pairranker"
+
+
+Ranker = Annotated[
+    Annotated[PairRanker, Tag("pairranker")]
+    | Annotated[RewardModel, Tag("reward")]
+    | Annotated[Judge, Tag("judge")],
+    Discriminator(_kind),
+]
 
 
 class Fuser(Placed):
@@ -137,6 +186,14 @@ class Fuser(Placed):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
     batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
+
+
+class RankerConfig(BaseModel):
+    """The `ranker` of any config file; the rest of the file is of no interest."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    ranker: Ranker
 
 
 class RayCluster(Settings):
@@ -161,6 +218,12 @@ class BlendConfig(Settings):
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.5  # of rows; more, and the run ends with exit 1
     rows_per_block: Annotated[int, Field(ge=1)] = 256  # rows that travel together through the stages
     ray: RayCluster = RayCluster()
+
+    @property
+    def placing_ranker(self) -> Ranker:
+        """The ranker with `top_k` filled in: as many places must be right as the fuser takes."""
+        taken = self.fuser.top_k if self.fuser else 1
+        return self.ranker.model_copy(update={"top_k": self.ranker.top_k or taken})
 
     @field_validator("models", mode="before")
     @classmethod

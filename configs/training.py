@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.schema import Settings
+from configs.settings import Settings
 
 
 class Optimization(Settings):

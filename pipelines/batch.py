@@ -26,7 +26,7 @@ from actors.stages import Fuse, Generate, Rank, TakeBest
 from actors.tables import to_blends, with_blends
 from cluster.plan import Placement, Plan
 from cluster.session import session, without_ray_output
-from configs.schema import Fuser, Ranker, RayCluster
+from configs.schema import Fuser, Judge, PairRanker, RayCluster, RewardModel
 from pipelines.progress import READ, shown, start_board
 
 RETRIES = 3  # of a batch whose actor died; what a row does to a model is caught inside
@@ -91,7 +91,7 @@ class Step:
         """The dataset with this step's columns added."""
         least, most = self.placement.replicas
         settings = self.placement.settings
-        waits = self.stage is Generate
+        waits = self.stage in (Generate, Rank)
         with warnings.catch_warnings():
             # a finite number of retries takes an argument that Ray 2.64 drops; the default is to retry for ever
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -111,7 +111,7 @@ class Step:
 
 def steps(plan: Plan) -> list[Step]:
     """The steps of a plan, in the order of its placements."""
-    stages = {Ranker: Rank, Fuser: Fuse}
+    stages = {PairRanker: Rank, RewardModel: Rank, Judge: Rank, Fuser: Fuse}
     return [Step(stages.get(type(place.settings), Generate), place) for place in plan.placements]
 
 

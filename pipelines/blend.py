@@ -13,7 +13,7 @@ class Blender:
     def __init__(self, config: BlendConfig) -> None:
         """Raises ModelLoadError when a model can't be used."""
         self._generate = [Generate(model) for model in config.models]
-        self._rank = Rank(config.ranker)
+        self._rank = Rank(config.placing_ranker)
         self._fuse = Fuse(config.fuser) if config.fuser else TakeBest()
 
     async def blend(self, prompt: Prompt, given: Sequence[Candidate] = ()) -> Blend:
@@ -21,4 +21,4 @@ class Blender:
         blends = [Blend(prompt, tuple(given))]
         for stage in self._generate:
             blends = await stage(blends)
-        return self._fuse(self._rank(blends))[0]
+        return self._fuse(await self._rank(blends))[0]

@@ -5,17 +5,19 @@ Each command imports what it needs when it runs, so that `--help` doesn't wait f
 traceback too.
 """
 
+import json
 import os
 import sys
 import traceback
 from typing import Annotated, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
 from typer.exceptions import TyperException
 
 from actors.errors import BlendError, one_line
 from configs.loading import ConfigError, load
-from configs.schema import BlendConfig, Dtype, Fuser, Ranker, Settings
+from configs.schema import BlendConfig, Dtype, Fuser, Ranker, RankerConfig
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -25,8 +27,10 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
 app.add_typer(train_app, name="train")
+bench_app = typer.Typer(help="Measure on this machine; JSON comes last.")
+app.add_typer(bench_app, name="bench")
 
-_SettingsT = TypeVar("_SettingsT", bound=Settings)
+_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
 
 def _set_debug(value: bool) -> None:
@@ -45,6 +49,26 @@ Set = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Over
 Input = Annotated[str, typer.Option(metavar="URI", help="Rows: a file, folder or glob, local or s3://.")]
 Output = Annotated[
     str, typer.Option(metavar="URI", help="One .jsonl, .json, .parquet or .csv file, or a folder of Parquet files.")
+]
+RankerOption = Annotated[
+    str,
+    typer.Option(metavar="M", help="A local folder or hub id, or a config (.yaml) whose `ranker` is used."),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="What M is: pairranker (default), or reward for a reward model."),
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S",
+        help="What is compared: full, sparse, sparse-refine, focus, swiss, knockout, bubble or reference, with "
+        "options as in swiss:rounds=4,orders=one. Default: focus, or full without --top-k.",
+    ),
+]
+TopK = Annotated[int | None, typer.Option(min=1, metavar="K", help="How many of the best must be right.")]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(metavar="D", help="auto (default), float32, bfloat16 or float16.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Debug = Annotated[
@@ -78,21 +102,29 @@ def run(
 
 @app.command()
 def rank(
-    ranker: Annotated[str, typer.Option(metavar="M", help="PairRanker: a local folder or hub id.")],
+    ranker: RankerOption,
     input: Input,
     output: Output,
-    strategy: Annotated[str, typer.Option(metavar="S", help="Which pairs to compare: full.")] = "full",
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="K", help="How many of the best must be right (full gets all right)."),
-    ] = None,
+    kind: Kind = None,
+    strategy: StrategyOption = None,
+    top_k: TopK = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Also write every row's logits.")] = False,
-    dtype: Annotated[Dtype, typer.Option(metavar="D", help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: DtypeOption = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Keep comparisons here (SQLite), and make none that are there."),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Actors that rank; default: up to what fits."),
+    ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Rank the candidates that rows already have."""
-    settings = _settings(Ranker, model=ranker, strategy=strategy, dtype=dtype)
+    """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
+    settings = _ranker(
+        ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
+    )
 
     from pipelines.jobs import run_rank
 
@@ -124,15 +156,16 @@ def fuse(
 
 @app.command()
 def compare(
-    ranker: Annotated[str, typer.Option(metavar="M", help="PairRanker: a local folder or hub id.")],
+    ranker: RankerOption,
     input: Input,
     output: Output,
-    dtype: Annotated[Dtype, typer.Option(metavar="D", help="auto, float32, bfloat16 or float16.")] = "auto",
+    kind: Kind = None,
+    dtype: DtypeOption = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
-    settings = _settings(Ranker, model=ranker, dtype=dtype)
+    settings = _ranker(ranker, kind=kind, dtype=dtype, strategy="full")
 
     from pipelines.jobs import run_compare
 
@@ -180,6 +213,28 @@ def train_fuser(
     train(load(config, FuserTraining, set_))
 
 
+@bench_app.command("rank")
+def bench_rank(
+    ranker: RankerOption,
+    input: Input,
+    kind: Kind = None,
+    strategy: Annotated[
+        list[str], typer.Option(metavar="S", help="To compare with full; repeatable. Default: one of each kind.")
+    ] = [],  # noqa: B006
+    top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best must be right.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N rows.")] = None,
+    dtype: DtypeOption = None,
+    debug: Debug = False,
+) -> None:
+    """Speed of a ranker, and what every strategy costs and loses against comparing all pairs."""
+    settings = _ranker(ranker, kind=kind, dtype=dtype)
+    strategies = [_ranker(ranker, kind=kind, strategy=one).strategy for one in strategy]
+
+    from pipelines.bench.rank import main as measure
+
+    measure(settings, input, limit=limit, top_k=top_k, strategies=[one for one in strategies if one])
+
+
 @app.command()
 def evaluate(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
@@ -195,13 +250,28 @@ def evaluate(
 
 def _settings(schema: type[_SettingsT], **values: object) -> _SettingsT:
     """Settings of command line options; a value the schema refuses is wrong use."""
-    from pydantic import ValidationError
-
     try:
         return schema.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        mistakes = "; ".join(f"--{'-'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        mistakes = "; ".join(f"--{_option(e['loc'])}: {e['msg']}" for e in error.errors())
         raise UsageError(mistakes) from error
+
+
+def _option(path: tuple[int | str, ...]) -> str:
+    """The option that set what is at a path of the settings."""
+    return str(next((key for key in reversed(path) if key in _RANKER_OPTIONS), path[-1])).replace("_", "-")
+
+
+_RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
+
+
+def _ranker(given: str, **options: object) -> Ranker:
+    """The ranker that `--ranker` names, with what other options say of it."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if given.endswith((".yaml", ".yml")):
+        overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
+        return load(given, RankerConfig, overrides).ranker
+    return _settings(RankerConfig, ranker={"model": given, **options}).ranker
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             numbered = numbered and numbered_parts(reference) is not None
             for name, metric in {"parts": parts, **metrics}.items() if numbered else metrics.items():
                 _against_reference(references[name], row, functools.partial(metric, reference))
-        for name, quality in _given_scores(row["candidates"] or ()).items():
+        for name, quality in given_scores(row["candidates"] or ()).items():
             scores[name].add(row, quality)
     if not numbered:
         references.pop("parts", None)
@@ -255,7 +255,7 @@ def _against_reference(tally: Tally, row: Mapping[str, Any], metric: Callable[[s
         tally.systems["blend"]["mean"].add(metric(row["fused"]))
 
 
-def _given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """For each metric in `candidates[].scores`, its value for each candidate."""
     given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
     scores = [one if isinstance(one, dict) else {} for one in given]

@@ -16,7 +16,7 @@ from actors.errors import BlendError
 from actors.records import Blend
 from actors.stages import margin
 from actors.tables import to_blends
-from cluster.plan import Capacity, Plan, place, plan
+from cluster.plan import Capacity, Plan, place, plan, spread
 from cluster.session import LOCAL, address_of, capacity, local_capacity, session
 from configs.schema import BlendConfig, Fuser, Ranker, RayCluster
 from pipelines.batch import blended, running, watched
@@ -93,7 +93,7 @@ def _run_stage(
     """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
 
     def planned(have: Capacity) -> Plan:
-        return Plan((place(name, settings, have),), have)
+        return Plan((place(name, spread(settings, have), have),), have)
 
     local = RayCluster(num_cpus=max(2, os.cpu_count() or 1))  # one to read, one for the model, if in turns
     source = functools.partial(read, input)
@@ -173,7 +173,7 @@ def plan_table(pools: Plan) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for pool in pools.placements:
         least, most = pool.replicas
-        other = " ".join(f"{name}:{amount:g}" for name, amount in pool.settings.resources.items())
+        other = " ".join(f"{name}:{amount:g}" for name, amount in pool.placed.resources.items())
         replicas = str(least) if least == most else f"{least}..{most}"
         table.add_row(pool.name, pool.runs, replicas, f"{pool.num_cpus:g}", f"{pool.num_gpus:g}", other)
     table.add_section()

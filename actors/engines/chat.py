@@ -23,26 +23,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
     if tokenizer.chat_template is None:
         text = "\n".join(message["content"] for message in messages)
         return tokenizer(text, verbose=False)["input_ids"]
-    text = _render(tokenizer, messages)
+    text = render(tokenizer, messages)
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template wrote them
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> str:
     """The chat as the model's own template writes it.
 
     Some templates have no place for a system message; they raise, or drop it without a word. Then it goes in
-    front of the first user message, where the makers of such models put it.
+    front of the first user message, where the makers of such models put it. Raises GenerationError when the
+    template refuses the chat.
     """
-    system = "\n".join(m["content"] for m in messages if m["role"] == "system").strip()
+
+    def rendered(messages: list[Message]) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    system = [content for m in messages if m["role"] == "system" and (content := m["content"].strip())]
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        if system in text:
+        text = rendered(list(messages))
+        if all(content in text for content in system):
             return text
     except TemplateError as error:
         if not system:
             raise _refused(error) from error
     try:
-        return tokenizer.apply_chat_template(_folded(messages), tokenize=False, add_generation_prompt=True)
+        return rendered(_folded(messages))
     except TemplateError as error:
         raise _refused(error) from error
 

@@ -1,5 +1,6 @@
 """How good the miniature is: base LLMs, oracle, PairRanker's choice, and fusions of good and bad candidates."""
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +42,13 @@ def choose(rows: Sequence[Row], orders: Sequence[Sequence[int]], seed: int) -> d
 
 def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
     """Each row's candidate indexes, best first."""
-    model = Ranker(schema.Ranker(model=str(ranker), device="cpu"))
-    return [ranking.order for ranking in model.rank([(read_prompt(row), read_candidates(row)) for row in rows])]
+    model = Ranker(schema.PairRanker(model=str(ranker), device="cpu"))
+    orders = []
+    for ranking in asyncio.run(model.rank([(read_prompt(row), read_candidates(row)) for row in rows])):
+        if isinstance(ranking, Exception):
+            raise ranking
+        orders.append(ranking.order)
+    return orders
 
 
 def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:

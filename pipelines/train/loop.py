@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from actors.errors import BlendError
-from configs.schema import Settings
+from configs.settings import Settings
 from configs.training import Optimization
 
 Example = Mapping[str, Any]

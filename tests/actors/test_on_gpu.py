@@ -1,5 +1,6 @@
 """The original's answers on a GPU, in float32 and in the half precision that is the default there."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from actors.fuser import Fuser
 from actors.ranker import Ranker
 from actors.records import Candidate, Prompt
 from configs.schema import Fuser as FuserSettings
-from configs.schema import Ranker as RankerSettings
+from configs.schema import PairRanker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PAIRS = json.loads((GOLDEN / "pairranker.json").read_text())
@@ -25,7 +26,7 @@ pytestmark = [
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("auto", 0.05)])
 def test_ranker(dtype: str, tolerance: float) -> None:
     ranker = Ranker(
-        RankerSettings(
+        PairRanker(
             model=str(GOLDEN / "checkpoints" / "PairRM"),
             source_max_length=PAIRS["source_maxlength"],
             candidate_max_length=PAIRS["candidate_maxlength"],
@@ -38,7 +39,7 @@ def test_ranker(dtype: str, tolerance: float) -> None:
         (Prompt("", case["instruction"], case["input"]), [Candidate(None, text) for text in case["candidates"]])
         for case in cases
     ]
-    for case, ranking in zip(cases, ranker.rank(rows), strict=True):
+    for case, ranking in zip(cases, asyncio.run(ranker.rank(rows)), strict=True):
         assert ranking.scores == pytest.approx(case["scores_max_logits"], abs=tolerance)
 
 

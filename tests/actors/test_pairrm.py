@@ -1,5 +1,6 @@
 """PairRanker against the original's answers (llm-blender 0.0.2, float32, one case per call)."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from actors.errors import ModelLoadError
 from actors.pairrm.checkpoints import load_pairrm, save_pairrm
 from actors.ranker import Ranker
-from actors.records import Candidate, Prompt
-from configs.schema import Ranker as RankerSettings
+from actors.records import Candidate, Prompt, Ranking
+from configs.schema import PairRanker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 ANSWERS = json.loads((GOLDEN / "pairranker.json").read_text())
@@ -20,8 +21,8 @@ CASES = ANSWERS["cases"]
 LAYOUTS = ("PairRM", "PairRM-hf")
 
 
-def settings(layout: str, **changes: object) -> RankerSettings:
-    return RankerSettings(
+def settings(layout: str, **changes: object) -> PairRanker:
+    return PairRanker(
         model=str(GOLDEN / "checkpoints" / layout),
         source_max_length=ANSWERS["source_maxlength"],
         candidate_max_length=ANSWERS["candidate_maxlength"],
@@ -35,6 +36,12 @@ def row(case: dict) -> tuple[Prompt, list[Candidate]]:
     return prompt, [Candidate(f"m{i}", text) for i, text in enumerate(case["candidates"])]
 
 
+def rank(ranker: Ranker, rows: list) -> list[Ranking]:
+    rankings = asyncio.run(ranker.rank(rows))
+    assert all(isinstance(ranking, Ranking) for ranking in rankings), rankings
+    return rankings
+
+
 @pytest.fixture(scope="module", params=LAYOUTS)
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     return Ranker(settings(request.param))
@@ -43,7 +50,7 @@ def ranker(request: pytest.FixtureRequest) -> Ranker:
 @pytest.fixture(scope="module")
 def rankings(ranker: Ranker) -> list:
     """All cases in one call, so in batches with others: a row's result must be what it is alone."""
-    return ranker.rank([row(case) for case in CASES])
+    return rank(ranker, [row(case) for case in CASES])
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
@@ -72,7 +79,7 @@ def test_golden_case(rankings: list, number: int) -> None:
 
 def test_a_row_is_the_same_alone_and_among_others(ranker: Ranker, rankings: list) -> None:
     for number in (0, 7, 14, 33):
-        alone = ranker.rank([row(CASES[number])])[0]
+        alone = rank(ranker, [row(CASES[number])])[0]
         assert alone.order == rankings[number].order
         assert alone.scores == pytest.approx(rankings[number].scores, abs=1e-5)
 
@@ -94,7 +101,7 @@ def test_separator_in_a_text_is_a_space_as_in_the_original() -> None:
 
 @pytest.mark.parametrize("texts", [["only one"], ["", "not empty"], ["same", "same"], ["x" * 20_000, "y", "z"]])
 def test_any_number_and_length_of_candidates(ranker: Ranker, texts: list[str]) -> None:
-    ranking = ranker.rank([(Prompt("", "a question"), [Candidate(None, text) for text in texts])])[0]
+    ranking = rank(ranker, [(Prompt("", "a question"), [Candidate(None, text) for text in texts])])[0]
     assert sorted(ranking.order) == list(range(len(texts)))
     if len(set(texts)) == 1:
         assert set(ranking.scores) == {0.0}
@@ -103,11 +110,11 @@ def test_any_number_and_length_of_candidates(ranker: Ranker, texts: list[str]) -
 
 def test_failed_candidates_are_left_out(ranker: Ranker) -> None:
     texts = ["first answer", None, "second one", None]
-    ranking = ranker.rank([(Prompt("", "q"), [Candidate(None, text) for text in texts])])[0]
+    ranking = rank(ranker, [(Prompt("", "q"), [Candidate(None, text) for text in texts])])[0]
     assert sorted(ranking.order) == [0, 2]
     assert [score is None for score in ranking.scores] == [False, True, False, True]
     assert ranking.comparisons == 2
-    kept = ranker.rank([(Prompt("", "q"), [Candidate(None, text) for text in texts if text is not None])])[0]
+    kept = rank(ranker, [(Prompt("", "q"), [Candidate(None, text) for text in texts if text is not None])])[0]
     assert [ranking.scores[0], ranking.scores[2]] == pytest.approx(kept.scores, abs=1e-6)
 
 
@@ -116,7 +123,7 @@ def test_bfloat16_keeps_clear_orders() -> None:
     rows = [row(case) for case in CASES if "error" not in case]
     pairs = [
         (a, b)
-        for e, r in zip(exact.rank(rows), rough.rank(rows), strict=True)
+        for e, r in zip(rank(exact, rows), rank(rough, rows), strict=True)
         for a, b in zip(e.scores, r.scores, strict=True)
     ]
     a, b = torch.tensor(pairs).T

@@ -5,13 +5,23 @@ themselves, and differ with the system prompt. The other folders hold random wei
 form matters.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -149,3 +159,82 @@ def save_seq2seq_model(folder: Path) -> Path:
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+def save_classifier(folder: Path, kind: str, *, labels: int = 1, chat_template: str = CHAT_TEMPLATE) -> Path:
+    """A sequence classifier with random weights, of one of the forms that reward models have.
+
+    deberta: a pair of texts. bert: the same, told apart by token types. gpt2: the texts joined, no pad token.
+    llama: a chat.
+    """
+    torch.manual_seed(0)
+    model: PreTrainedModel
+    match kind:
+        case "deberta":
+            published = Path(__file__).parent.parent / "golden" / "checkpoints" / "backbone"
+            for name in ("spm.model", "tokenizer_config.json"):
+                shutil.copy(published / name, folder)
+            shape = json.loads((published / "config.json").read_text()) | {"num_hidden_layers": 2}
+            model = DebertaV2ForSequenceClassification(DebertaV2Config(**shape, num_labels=labels))
+        case "bert":
+            tokenizer = make_bert_tokenizer()
+            tokenizer.save_pretrained(folder)
+            config = BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=CONTEXT,
+                initializer_range=0.2,
+                pad_token_id=tokenizer.pad_token_id,
+                num_labels=labels,
+            )
+            model = BertForSequenceClassification(config)
+        case "gpt2":
+            tokenizer = make_tokenizer(chat_template=None)
+            tokenizer.save_pretrained(folder)
+            config = GPT2Config(
+                vocab_size=len(tokenizer),
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                n_positions=CONTEXT,
+                initializer_range=0.2,
+                bos_token_id=None,
+                eos_token_id=None,
+                num_labels=labels,
+            )
+            model = GPT2ForSequenceClassification(config)
+        case "llama":
+            tokenizer = make_tokenizer(chat_template)
+            tokenizer.save_pretrained(folder)
+            config = llama_config(tokenizer)
+            config.initializer_range = 0.2
+            config.num_labels = labels
+            model = LlamaForSequenceClassification(config)
+        case _:
+            raise ValueError(kind)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_bert_tokenizer() -> PreTrainedTokenizerFast:
+    """The facts' words in WordPiece; a pair's second text is of token type 1."""
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    backend.train_from_iterator([*FACTS, *FACTS.values()], trainer)
+    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )

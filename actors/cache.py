@@ -1,0 +1,78 @@
+"""Comparisons already made, so that a later run over the same rows makes them no more.
+
+One SQLite file, which all processes of a node may share: keyed by scorer, prompt and both answers, so that it
+serves any strategy, and rows that have got more candidates since. Nodes that share no disk have a file each.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from actors.errors import BlendError, one_line
+from actors.records import Matchup
+
+LOOKED_UP_AT_ONCE = 500  # older SQLite takes at most 999 parameters
+WAIT_S = 60.0  # for another process that is writing
+
+
+class CacheError(BlendError):
+    """The cache's file can't be used."""
+
+
+class ComparisonCache:
+    """Scores of one scorer's matchups, kept in a file."""
+
+    def __init__(self, file: str | Path, identity: str) -> None:
+        """`identity`: of the scorer (`Traits.identity`). A file that isn't there is made. Raises CacheError."""
+        self._file = Path(file)
+        self._identity = identity
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"cache {self._file}: {one_line(error)}") from error
+        with self._open() as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers don't wait for a writer
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS comparisons "
+                "(matchup BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID"
+            )
+
+    def get(self, matchups: Sequence[Matchup]) -> dict[int, float]:
+        """The scores that are known, by their matchup's place in `matchups`. Raises CacheError."""
+        places: dict[bytes, list[int]] = {}
+        for i, matchup in enumerate(matchups):
+            places.setdefault(self._key(matchup), []).append(i)
+        keys = list(places)
+        found: dict[int, float] = {}
+        with self._open() as database:
+            for start in range(0, len(keys), LOOKED_UP_AT_ONCE):
+                some = keys[start : start + LOOKED_UP_AT_ONCE]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT matchup, score FROM comparisons WHERE matchup IN ({marks})"
+                for key, score in database.execute(query, some):
+                    found.update(dict.fromkeys(places[key], score))
+        return found
+
+    def put(self, scores: Iterable[tuple[Matchup, float]]) -> None:
+        """Keep these. Raises CacheError."""
+        rows = [(self._key(matchup), score) for matchup, score in scores]
+        if rows:
+            with self._open() as database:
+                database.executemany("INSERT OR REPLACE INTO comparisons VALUES (?, ?)", rows)
+
+    def _key(self, matchup: Matchup) -> bytes:
+        prompt = matchup.prompt
+        parts = [self._identity, prompt.instruction, prompt.input, prompt.messages, matchup.left, matchup.right]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection for the block, which is one transaction."""
+        try:
+            with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as database, database:
+                yield database
+        except sqlite3.Error as error:
+            raise CacheError(f"cache {self._file}: {one_line(error)}; remove the file or name another") from error

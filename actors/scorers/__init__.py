@@ -1,0 +1,76 @@
+"""What can tell which of two answers is better, behind one protocol; each scorer has its own module.
+
+A scorer knows nothing of tournaments: it is given matchups, of any prompts, and gives a score for each. So every
+scorer goes with every strategy, in this process or in a pool of replicas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from actors.errors import BlendError
+from actors.records import Matchup
+from configs.schema import Judge, PairRanker, Ranker, RewardModel
+
+
+class ScoringError(BlendError):
+    """One matchup has no score; others have."""
+
+
+Score = float | ScoringError  # how much better left is than right, or why nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a tournament and a cache have to know of a scorer.
+
+    pointwise: every answer is scored by itself and a matchup's score is the difference, so that n forwards are
+        enough for n answers, and the order of two makes none.
+    identity: a digest of everything that decides a score; None when the settings name no cache.
+    """
+
+    pointwise: bool
+    identity: str | None = None
+
+    def forwards(self, matchups: Sequence[Matchup]) -> int:
+        """How many runs of the model score matchups of one prompt."""
+        if self.pointwise:
+            return len({text for matchup in matchups for text in (matchup.left, matchup.right)})
+        return len(matchups)
+
+
+class Scorer(Protocol):
+    """One model, loaded and ready, or several that look like one."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """One score per matchup, in the order given; positive when left is better.
+
+        May be called many times at once. Raises when the model fails on all of them.
+        """
+        ...
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the model can't score any more, so that its actor has to be replaced."""
+        ...
+
+
+def load_scorer(settings: Ranker) -> Scorer:
+    """Load the scorer that the settings ask for: seconds to minutes. Raises ModelLoadError."""
+    match settings:
+        case PairRanker():
+            from actors.scorers.pairwise import PairwiseScorer
+
+            return PairwiseScorer(settings)
+        case RewardModel():
+            from actors.scorers.reward import RewardScorer
+
+            return RewardScorer(settings)
+        case Judge():
+            from actors.scorers.judge import JudgeScorer
+
+            return JudgeScorer(settings)
+        case _:
+            assert_never(settings)

@@ -1,0 +1,75 @@
+"""A pool of rankers as Ray actors: what an online service, or one long request, spreads its comparisons over."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.pool import Pool
+from actors.records import Matchup
+from actors.scorers import Score, Scorer, Traits, load_scorer
+from cluster.plan import Placement
+from configs.schema import Ranker
+
+START_S = 600.0  # for a model to be fetched and loaded
+
+
+class ScorerActor:
+    """A scorer in an actor of its own.
+
+    It loads at the first call: what a constructor raises, Ray passes on as the text of a traceback only.
+    """
+
+    def __init__(self, settings: Ranker) -> None:
+        self._settings = settings
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        if not ray.get_gpu_ids():  # Ray doesn't hide GPUs from an actor that has none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return load_scorer(self._settings)
+
+    async def traits(self) -> Traits:
+        """Raises ModelLoadError when the model can't be used."""
+        return self._scorer.traits
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        return await self._scorer.score(matchups)
+
+
+class RayReplica:
+    """One such actor, as `Pool` calls it. Ray starts another in its place when it dies."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        return await self.actor.score.remote(matchups)
+
+    async def ready(self) -> None:
+        # with retries the call waits for a restart, where a plain one would fail at once
+        await self.actor.traits.options(max_task_retries=-1).remote()
+
+
+@contextlib.contextmanager
+def ranker_pool(placement: Placement) -> Iterator[Pool]:
+    """The placement's fewest replicas, loaded, as one scorer, for the block; Ray has to be running.
+
+    Raises ModelLoadError when the model can't be used.
+    """
+    count = placement.replicas[0]
+    remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())
+    actors = [remote.remote(placement.settings) for _ in range(count)]
+    try:
+        try:
+            traits = ray.get([actor.traits.remote() for actor in actors], timeout=START_S)
+        except RayTaskError as error:
+            raise error.cause from error
+        yield Pool([RayReplica(actor) for actor in actors], traits[0])
+    finally:
+        for actor in actors:
+            ray.kill(actor)

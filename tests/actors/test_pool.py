@@ -1,0 +1,213 @@
+"""The pool as pure asyncio, in virtual time: who gets which matchups, and what a broken replica costs."""
+
+import asyncio
+import random
+import selectors
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.pool import RETRIES, Pool, PoolError, even_shares
+from actors.records import Matchup, Prompt
+from actors.scorers import Score, Traits
+
+PAIRWISE = Traits(pointwise=False)
+
+
+class InstantSelector(selectors.DefaultSelector):
+    """Waits for nothing: the time it should have waited has passed at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop in which sleeping takes no time, and `time()` tells how much it would have taken."""
+
+    def __init__(self) -> None:
+        self.selector = InstantSelector()
+        super().__init__(self.selector)
+
+    def time(self) -> float:
+        return self.selector.now
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(work)
+
+
+def value(matchup: Matchup) -> float:
+    return len(matchup.left) - len(matchup.right) + 0.25
+
+
+class SimulatedReplica:
+    """Takes a second per hundred characters of answers, one call at a time."""
+
+    def __init__(self, *, broken_calls: int = 0, poison: str = "", comes_back: bool = True) -> None:
+        self.calls: list[list[Matchup]] = []
+        self.broken_calls, self.poison, self.comes_back = broken_calls, poison, comes_back
+        self.busy = False
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        assert not self.busy
+        self.busy = True
+        self.calls.append(list(matchups))
+        try:
+            await asyncio.sleep(sum(len(m.left) + len(m.right) for m in matchups) / 100)
+            if len(self.calls) <= self.broken_calls or (
+                self.poison and any(m.left == self.poison for m in matchups)
+            ):
+                raise ConnectionError("the replica is gone")
+            return [value(matchup) for matchup in matchups]
+        finally:
+            self.busy = False
+
+    async def ready(self) -> None:
+        await asyncio.sleep(3)
+        if not self.comes_back:
+            raise RuntimeError("it never comes back")
+
+
+def request(name: str, count: int, seed: int = 0) -> list[Matchup]:
+    """All ordered pairs of `count` answers of realistic lengths."""
+    rng = random.Random(seed)
+    texts = [name * int(rng.lognormvariate(6, 0.5)) for _ in range(count)]
+    return [Matchup(Prompt("", name), a, b) for i, a in enumerate(texts) for j, b in enumerate(texts) if i != j]
+
+
+async def timed(work: Coroutine[Any, Any, Any]) -> tuple[Any, float]:
+    start = asyncio.get_running_loop().time()
+    result = await work
+    return result, asyncio.get_running_loop().time() - start
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16, 32, 64])
+def test_one_request_is_spread_over_all_replicas(count: int) -> None:
+    matchups = request("x", 11)
+
+    async def latency(replicas: int) -> float:
+        scores, seconds = await timed(Pool([SimulatedReplica() for _ in range(replicas)], PAIRWISE).score(matchups))
+        assert scores == [value(matchup) for matchup in matchups]
+        return seconds
+
+    assert run(latency(1)) / run(latency(count)) >= 0.8 * count
+
+
+def test_requests_of_one_moment_share_calls() -> None:
+    replica = SimulatedReplica()
+    requests = [request(name, 3) for name in "abcd"]
+
+    async def work() -> list:
+        pool = Pool([replica], PAIRWISE)
+        return await asyncio.gather(*(pool.score(matchups) for matchups in requests))
+
+    assert run(work()) == [[value(m) for m in matchups] for matchups in requests]
+    assert len(replica.calls) == 1
+
+
+def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+    large, small = request("x", 40), request("y", 2)
+
+    async def work() -> tuple[float, float]:
+        pool = Pool([SimulatedReplica(), SimulatedReplica()], PAIRWISE, share_characters=20_000)
+        first = asyncio.ensure_future(timed(pool.score(large)))
+        await asyncio.sleep(1)
+        _, waited = await timed(pool.score(small))
+        return waited, (await first)[1]
+
+    waited, whole = run(work())
+    assert waited < whole
+
+
+def test_a_call_is_no_larger_than_a_share() -> None:
+    replicas = [SimulatedReplica() for _ in range(3)]
+    matchups = request("x", 20)
+    run(Pool(replicas, PAIRWISE, share_characters=30_000).score(matchups))
+    calls = [call for replica in replicas for call in replica.calls]
+    longest = max(len(m.left) + len(m.right) for m in matchups) + 32
+    assert all(sum(len(m.left) + len(m.right) for m in call) <= 30_000 + longest for call in calls)
+    assert sum(map(len, calls)) == len(matchups)
+
+
+def test_a_replicas_death_costs_its_share_a_retry() -> None:
+    replicas = [SimulatedReplica(broken_calls=1), SimulatedReplica()]
+    matchups = request("x", 6)
+    assert run(Pool(replicas, PAIRWISE).score(matchups)) == [value(matchup) for matchup in matchups]
+    lost = replicas[0].calls[0]
+    made = [m for replica in replicas for call in replica.calls for m in call]
+    assert len(made) == len(matchups) + len(lost)
+
+
+def test_a_replica_that_never_comes_back_is_left_out() -> None:
+    replicas = [SimulatedReplica(broken_calls=99, comes_back=False), SimulatedReplica()]
+    matchups = request("x", 6)
+
+    async def work() -> None:
+        pool = Pool(replicas, PAIRWISE)
+        for _ in range(3):
+            assert await pool.score(matchups) == [value(matchup) for matchup in matchups]
+        await pool.check_health()
+
+    run(work())
+    assert len(replicas[0].calls) == 1
+
+
+def test_without_any_replica_left_a_request_fails_in_one_line() -> None:
+    async def work() -> None:
+        pool = Pool([SimulatedReplica(broken_calls=99, comes_back=False)], PAIRWISE)
+        for _ in range(2):  # also a request that comes later
+            with pytest.raises(PoolError, match="it never comes back") as caught:
+                await pool.score(request("x", 3))
+            assert "\n" not in str(caught.value)
+        with pytest.raises(PoolError):
+            await pool.check_health()
+
+    run(work())
+
+
+def test_what_kills_every_replica_takes_no_other_request_with_it() -> None:
+    poison = [Matchup(Prompt(""), "poison", "y")]
+    others = [request(name, 4, seed) for seed, name in enumerate("abc")]
+    replicas = [SimulatedReplica(poison="poison") for _ in range(2)]
+
+    async def work() -> list:
+        pool = Pool(replicas, PAIRWISE)
+        return await asyncio.gather(*map(pool.score, [*others, poison]), return_exceptions=True)
+
+    *fine, bad = run(work())
+    assert fine == [[value(m) for m in matchups] for matchups in others]
+    assert isinstance(bad, PoolError)
+    assert sum(poison[0] in call for replica in replicas for call in replica.calls) == RETRIES + 1
+
+
+def test_a_cancelled_request_leaves_the_queue() -> None:
+    replica = SimulatedReplica()
+    large, small = request("x", 30), request("y", 2)
+
+    async def work() -> None:
+        pool = Pool([replica], PAIRWISE, share_characters=10_000)
+        task = asyncio.ensure_future(pool.score(large))
+        await asyncio.sleep(1)
+        task.cancel()
+        assert await pool.score(small) == [value(matchup) for matchup in small]
+
+    run(work())
+    assert sum(map(len, replica.calls)) < len(large) / 10
+
+
+@given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 20))
+def test_even_shares(sizes: list[int], count: int) -> None:
+    shares = even_shares(sizes, count)
+    assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
+    assert len(shares) == min(count, len(sizes)) and all(shares)
+    sums = [sum(sizes[i] for i in share) for share in shares]
+    assert sums == sorted(sums, reverse=True)
+    if sums:  # no share could be shortened by giving its last item to the smallest
+        assert sums[0] - sums[-1] <= max(sizes)
