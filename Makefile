@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo check test test-vllm test-gpu miniature constraints clean
+.PHONY: help install demo check test test-vllm test-gpu bench-original miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -31,8 +31,17 @@ test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, o
 test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (install the `vllm` extra first)
 	$(PYTEST) -m gpu
 
+bench-original: $(VENV)/.installed out/original/.installed            ## the original package and ours in turns (ROWS=, RANKER=, LIMIT=), JSON last
+	$(BIN)/python -m pipelines.bench.side_by_side --python out/original/bin/python \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(RANKER),--ranker $(RANKER)) $(if $(LIMIT),--limit $(LIMIT))
+
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
 	$(BIN)/python -m pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)
+
+out/original/.installed: pipelines/bench/requirements-original.txt
+	$(PYTHON) -m venv out/original
+	out/original/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 constraints:            ## write constraints.txt anew from what pip resolves today
 	$(PYTHON) -m venv out/resolve

@@ -31,7 +31,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from actors.errors import BlendError
 from actors.pairrm.attention import Attention, Block, Distances, Linear, Queries, Workspace
 
-CPU_BLOCK = 2**16  # B·L² of a block: an L x L matrix of every head then stays in a core's second-level cache
+CPU_BLOCK = 2**16  # B·L² of a block; 2**15 and 2**17 are as fast: what matters is to stay in a core's cache
 
 
 class MarkerEncoder(Protocol):
@@ -43,10 +43,18 @@ class MarkerEncoder(Protocol):
         ids: B sequences of token ids, of any lengths, at least one. markers: M positions in each. What a sequence
         is given doesn't depend on the others, beyond rounding.
         """
+        ...
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        """How many tokens are computed for sequences of these lengths, padding included."""
+        ...
 
 
 def marker_encoder(encoder: PreTrainedModel, *, device: torch.device, dtype: torch.dtype) -> MarkerEncoder:
-    """An inference-only encoder with the weights of `encoder`, shared where device and dtype are the same."""
+    """An inference-only encoder with the weights of `encoder`, shared where device and dtype are the same.
+
+    The caller gives `encoder` away: it may be moved and cast.
+    """
     if isinstance(encoder, DebertaV2Model):
         return DebertaMarkerEncoder(encoder, device=device, dtype=dtype)
     return PlainMarkerEncoder(encoder, device=device, dtype=dtype)
@@ -96,6 +104,10 @@ class PlainMarkerEncoder:
         rows_B1 = torch.arange(len(ids), device=self._device)[:, None]
         return hidden_BLH[rows_B1, torch.tensor(markers, device=self._device)]
 
+    def positions(self, lengths: Sequence[int]) -> int:
+        """See MarkerEncoder."""
+        return len(lengths) * max(lengths)
+
 
 class DebertaMarkerEncoder:
     """DeBERTa-v2 or v3, in every variant its config knows."""
@@ -125,6 +137,12 @@ class DebertaMarkerEncoder:
             if i == 0 and self._convolution is not None:
                 hidden_NH = self._convolution(embedded_NH, hidden_NH, batch.blocks, queries)
         return batch.in_order(hidden_NH)
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        """See MarkerEncoder."""
+        longest_first = sorted(lengths, reverse=True)
+        blocks = _blocks(longest_first, self._device)
+        return sum((block.stop - block.start) * longest_first[block.start] for block in blocks)
 
 
 class _Batch:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from transformers import DebertaV2Config
 
-from actors.pairrm.deberta import marker_encoder
+from actors.pairrm.deberta import marker_encoder, sequence_flops
 from actors.pairrm.network import PairRMNetwork
 
 
@@ -15,6 +16,8 @@ class PairRMForward:
         """The network gives its weights away: it is of no use after that."""
         self._encoder = marker_encoder(network.pretrained_model, device=device, dtype=dtype)
         self._head = network.head_layer.to(device=device, dtype=dtype)
+        config = network.pretrained_model.config
+        self._config = config if isinstance(config, DebertaV2Config) else None
         self._markers = (network.markers.source, network.markers.left, network.markers.right)
 
     @torch.inference_mode()
@@ -26,3 +29,13 @@ class PairRMForward:
             self._head(torch.cat([source_BH, candidate_BH], dim=-1)) for candidate_BH in (left_BH, right_BH)
         )
         return (left_BT - right_BT).mean(dim=-1).float().tolist()
+
+    def positions(self, lengths: Sequence[int]) -> int:
+        """How many tokens are computed for pairs of these lengths in one batch, padding included."""
+        return self._encoder.positions(lengths)
+
+    def flops(self, lengths: Sequence[int]) -> int | None:
+        """Of the matrix products that pairs of these lengths need, padding not counted; None where unknown."""
+        if self._config is None:
+            return None
+        return sum(sequence_flops(self._config, length) for length in lengths)

@@ -7,6 +7,7 @@ rows are. What a matchup is given depends on it alone.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,15 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # a CPU's caches hold no more; a GP
 TEXTS_KEPT = 8192  # tokenized texts kept for the next round of the same rows
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What scoring takes: tokens of the pairs, the same with padding, and FLOPs of their matrix products."""
+
+    tokens: int
+    positions: int
+    flops: int | None
+
+
 class PairwiseScorer:
     """One PairRanker, loaded and ready. Forwards run one after the other, in a thread of their own."""
 
@@ -34,14 +44,14 @@ class PairwiseScorer:
             source_max_length=settings.source_max_length,
             candidate_max_length=settings.candidate_max_length,
         )
-        device = resolve_device(settings.device)
-        dtype = resolve_dtype(settings.dtype, device)
+        self.device = resolve_device(settings.device)
+        dtype = resolve_dtype(settings.dtype, self.device)
         self.dtype = torch.float16 if dtype == "auto" else dtype  # on GPU as the original
         decides = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget), str(self.dtype))
         identity = weights_digest(network, *decides) if settings.cache else None
         self.traits = Traits(pointwise=False, identity=identity)
-        self._forward = PairRMForward(network, device=device, dtype=self.dtype)
-        self._batch_tokens = settings.batch_tokens or BATCH_TOKENS[device.type]
+        self._forward = PairRMForward(network, device=self.device, dtype=self.dtype)
+        self._batch_tokens = settings.batch_tokens or BATCH_TOKENS[self.device.type]
         self._source = lru_cache(TEXTS_KEPT)(self.tokenizer.encode_source)
         self._candidate = lru_cache(TEXTS_KEPT)(self.tokenizer.encode_candidate)
         self._thread = ThreadPoolExecutor(1, "pairranker")  # torch's own threads belong to one thread of Python
@@ -57,6 +67,13 @@ class PairwiseScorer:
         source = self._source("".join(matchup.prompt.texts()))
         left, right = (self._candidate(text, len(source)) for text in (matchup.left, matchup.right))
         return self.tokenizer.join(source, left, right)
+
+    def work(self, matchups: Sequence[Matchup]) -> Work:
+        """What scoring these takes, in one call."""
+        lengths = [len(self.tokens(matchup)) for matchup in matchups]
+        batches = length_batches(lengths, self._batch_tokens)
+        positions = sum(self._forward.positions([lengths[i] for i in batch]) for batch in batches)
+        return Work(sum(lengths), positions, self._forward.flops(lengths))
 
     def logits(self, matchups: Sequence[Matchup]) -> list[Score]:
         """The same as `score`, in the calling thread."""

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from actors.errors import BlendError
 from actors.pairrm.checkpoints import load_pairrm
 from pipelines.bench import original
-from pipelines.bench.original import BATCH_SIZES, Measured, Row, calibrate, one_pair_each, serve
+from pipelines.bench.original import Measured, Row, calibrate, one_pair_each, serve
 from pipelines.bench.workload import Lengths, Shape, as_original, copy_ranker, make_ranker, make_rows, take_rows
 
 ROOT = Path(__file__).parents[2]
@@ -167,18 +167,25 @@ def test_calibration_takes_the_size_with_the_best_time(capsys):
     calls = []
 
     def rank(rows, batch_size):
-        calls.append((len(rows), batch_size))
-        late = 2.0 if calls.count((len(rows), batch_size)) == 1 else 1.0  # the first time something else ran too
-        per_row = 1 + abs(batch_size - 8)
-        seconds = late * per_row * len(rows)
-        return Measured(seconds, seconds, seconds, 2 * len(rows), 100 * len(rows), 100 * len(rows), [], [])
+        calls.append(batch_size)
+        assert len(rows) == 64 or len(calls) == 1  # every size has the same rows, once warm
+        seconds_per_row = {1: 3, 2: 2, 4: 1.2, 8: 1, 16: 1.1}.get(batch_size, 2)
+        busy = 5 if calls.count(batch_size) == 1 else 1  # the first time something else ran too
+        seconds = busy * seconds_per_row * len(rows)
+        return Measured(seconds, seconds, seconds, 2 * len(rows), 100, 100, [], [])
 
     result = calibrate(rank, rows_for_original(64))
     assert result["batch_size"] == 8
-    assert list(result["tokens_per_s"]) == list(BATCH_SIZES)
-    assert result["tokens_per_s"][8] == pytest.approx(100)
-    assert "batch size 64" in capsys.readouterr().err
-    assert max(calibrate(rank, rows_for_original(5))["tokens_per_s"]) == 4  # no size that the rows can't fill
+    assert result["forwards_per_s"][8] == pytest.approx(2)
+    assert list(result["forwards_per_s"]) == [1, 2, 4, 8, 16, 32, 64]
+    assert "batch size 16" in capsys.readouterr().err
+
+
+def test_calibration_leaves_out_sizes_that_the_rows_cannot_fill():
+    def rank(rows, batch_size):
+        return Measured(1, 1, 1, 2 * len(rows), 100, 100, [], [])
+
+    assert list(calibrate(rank, rows_for_original(5))["forwards_per_s"]) == [1, 2, 4]
 
 
 def test_the_worker_tells_what_went_wrong_and_goes_on(capsys):

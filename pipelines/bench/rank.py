@@ -1,0 +1,277 @@
+"""`blend bench rank`: how fast a ranker is on this machine, and what fewer comparisons cost and lose.
+
+Every pair of every row is scored once, timed. Strategies are then replayed on these scores: what they would have
+asked for is known already, so that their agreement with the full comparison takes no more forwards; the default one
+is run and timed as well.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import BlendError
+from actors.ranker import Ranker as RowRanker
+from actors.ranker import Row
+from actors.records import Matchup, Ranking, read_candidates, read_prompt
+from actors.scorers import Score, Scorer, Traits, load_scorer
+from actors.scorers.pairwise import PairwiseScorer
+from configs.schema import Ranker
+from configs.strategies import Full, Strategy
+from pipelines.bench.machine import matrix_rate
+from pipelines.evaluate import given_scores
+from pipelines.parsing import read_rows
+
+STRATEGIES = (
+    "full:orders=one",
+    "sparse:degree=6",
+    "sparse:degree=4",
+    "sparse-refine",
+    "focus",
+    "focus:width=1",
+    "swiss",
+    "knockout",
+    "bubble:passes=1",
+    "bubble",
+    "reference",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Rows to rank, and per row and metric the scores that candidates came with."""
+
+    rows: list[Row]
+    scores: list[dict[str, list[float | None]]]
+
+
+def read_workload(uri: str, limit: int | None) -> Workload:
+    """The rows of a URI that have at least two candidates. Raises BlendError when there are none."""
+    rows: list[Row] = []
+    scores: list[dict[str, list[float | None]]] = []
+    for row in read_rows(uri):
+        if limit is not None and len(rows) == limit:
+            break
+        if row["error"] is None:
+            candidates = read_candidates(row)
+            if sum(candidate.text is not None for candidate in candidates) > 1:
+                rows.append((read_prompt(row), candidates))
+                scores.append(given_scores(row["candidates"]))
+    if not rows:
+        raise BlendError(f"{uri}: no row with two candidates or more")
+    return Workload(rows, scores)
+
+
+class Watch:
+    """A scorer looked at: the same scores, the calls and matchups counted."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.traits = replace(scorer.traits, identity=None)
+        self.matchups: list[Matchup] = []
+        self.calls = 0
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        self.matchups += matchups
+        self.calls += 1
+        return await self._scorer.score(matchups)
+
+    async def check_health(self) -> None:
+        await self._scorer.check_health()
+
+
+class Replay:
+    """Scores of a full comparison, given again."""
+
+    def __init__(self, traits: Traits, rows: Sequence[Row], rankings: Sequence[Ranking]) -> None:
+        self.traits = replace(traits, identity=None)
+        self._scores = {
+            (prompt.texts(), left.text, right.text): logit
+            for (prompt, candidates), ranking in zip(rows, rankings, strict=True)
+            for left, logits in zip(candidates, ranking.logits, strict=True)
+            for right, logit in zip(candidates, logits, strict=True)
+            if logit is not None
+        }
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        return [self._scores[matchup.prompt.texts(), matchup.left, matchup.right] for matchup in matchups]
+
+    async def check_health(self) -> None:
+        """Numbers are always healthy."""
+
+
+def bench_rank(
+    settings: Ranker, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
+) -> dict[str, Any]:
+    """All that is measured, as plain data (README, "Measuring"). Raises BlendError."""
+    settings = settings.model_copy(update={"top_k": top_k, "cache": None})
+    scorer = load_scorer(settings)
+    warm_up(scorer, workload.rows)
+    full = play(settings, Full(), scorer, workload.rows)
+    default = play(settings, None, scorer, workload.rows)
+    replay = Replay(scorer.traits, workload.rows, full.rankings)
+    replayed = {told(strategy): play(settings, strategy, replay, workload.rows) for strategy in strategies}
+    return {
+        "rows": len(workload.rows),
+        "candidates": mean(len(ranking.order) for ranking in full.rankings),
+        "top_k": top_k,
+        "threads": torch.get_num_threads(),
+        "full": speed(scorer, full),
+        "default": speed(scorer, default),
+        "strategies": {
+            name: quality(played, full, workload, top_k)
+            for name, played in {"full": full, "default": default, **replayed}.items()
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Rankings, and what it took to make them."""
+
+    rankings: list[Ranking]
+    matchups: list[Matchup]
+    rounds: float  # in the mean over batches of rows
+    seconds: float
+
+    @property
+    def forwards(self) -> int:
+        return sum(ranking.comparisons for ranking in self.rankings)
+
+
+def play(settings: Ranker, strategy: Strategy | None, scorer: Scorer, rows: Sequence[Row]) -> Played:
+    """Rank the rows, as many at a time as a bulk run hands over. Raises what ranking a row gives."""
+    watch = Watch(scorer)
+    ranker = RowRanker(settings.model_copy(update={"strategy": strategy}), watch)
+    batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+
+    async def all_batches() -> list[Ranking | Exception]:
+        return [ranking for batch in batches for ranking in await ranker.rank(batch)]
+
+    begin = time.perf_counter()
+    given = asyncio.run(all_batches())
+    seconds = time.perf_counter() - begin
+    for ranking in given:
+        if isinstance(ranking, Exception):
+            raise ranking
+    rankings = [ranking for ranking in given if isinstance(ranking, Ranking)]
+    return Played(rankings, watch.matchups, watch.calls / len(batches), seconds)
+
+
+def warm_up(scorer: Scorer, rows: Sequence[Row]) -> None:
+    """Let kernels be chosen and memory be taken before anything is timed."""
+    prompt, candidates = rows[0]
+    texts = [candidate.text for candidate in candidates if candidate.text is not None][:2]
+    asyncio.run(scorer.score([Matchup(prompt, texts[0], texts[1])] * 8))
+
+
+def speed(scorer: Scorer, played: Played) -> dict[str, float | None]:
+    """Rates of a run; of a PairRanker also what it read, and how much of the machine's arithmetic that took."""
+    rates: dict[str, float | None] = {
+        "forwards_per_s": played.forwards / played.seconds,
+        "prompts_per_s": len(played.rankings) / played.seconds,
+    }
+    if isinstance(scorer, PairwiseScorer):
+        work = scorer.work(played.matchups)
+        rate = matrix_rate(scorer.dtype, scorer.device)
+        rates |= {
+            "tokens_per_s": work.tokens / played.seconds,
+            "tokens_per_forward": work.tokens / len(played.matchups),
+            "padding_share": 1 - work.tokens / work.positions,
+            "matrix_gflops": rate / 1e9,
+            "matrix_rate_share": None if work.flops is None else work.flops / played.seconds / rate,
+        }
+    return rates
+
+
+def quality(played: Played, full: Played, workload: Workload, top_k: int) -> dict[str, Any]:
+    """What a strategy asked for, how far its top k is the full comparison's, and what given scores say of it.
+
+    same_best: the share of rows with the same first. scores: by metric the mean score of the first, of the top k.
+    """
+    pairs = list(zip(played.rankings, full.rankings, strict=True))
+    return {
+        "forwards": played.forwards / len(pairs),
+        "rounds": played.rounds,
+        "agreement": agreement(played, full, top_k),
+        "same_best": mean(ours.order[0] == theirs.order[0] for ours, theirs in pairs),
+        "scores": _by_given_scores(played.rankings, workload, top_k),
+    }
+
+
+def agreement(played: Played, full: Played, top_k: int) -> float:
+    """The share of the full comparison's top k that is in the other's, in the mean over rows."""
+    return mean(
+        len(set(ours.order[:top_k]) & set(theirs.order[:top_k])) / min(top_k, len(theirs.order))
+        for ours, theirs in zip(played.rankings, full.rankings, strict=True)
+    )
+
+
+def _by_given_scores(rankings: Sequence[Ranking], workload: Workload, top_k: int) -> dict[str, dict[str, float]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for ranking, metrics in zip(rankings, workload.scores, strict=True):
+        for metric, values in metrics.items():
+            known = [value for i in ranking.order[:top_k] if (value := values[i]) is not None]
+            first = values[ranking.order[0]]
+            if known and first is not None:
+                found.setdefault(metric, []).append((first, mean(known)))
+    return {
+        metric: {"first": mean(first for first, _ in values), "top_k": mean(top for _, top in values)}
+        for metric, values in found.items()
+    }
+
+
+def told(strategy: Strategy) -> str:
+    """A strategy as the command line has it: what differs from the defaults of its kind."""
+    options = strategy.model_dump(exclude_defaults=True, exclude={"kind"})
+    return strategy.kind + "".join(
+        f"{',' if i else ':'}{name}={value}" for i, (name, value) in enumerate(options.items())
+    )
+
+
+def main(settings: Ranker, uri: str, *, limit: int | None, top_k: int, strategies: Sequence[Strategy]) -> None:
+    """Measure, print tables for people, and everything as JSON in the last line."""
+    strategies = strategies or TypeAdapter(list[Strategy]).validate_python(STRATEGIES)
+    result = bench_rank(settings, read_workload(uri, limit), top_k=top_k, strategies=strategies)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file or pipe is not 80 columns wide
+    console.print(speed_table(result))
+    console.print(strategy_table(result))
+    print(json.dumps(result))
+
+
+def speed_table(result: dict[str, Any]) -> Table:
+    """Rates of the two runs that were timed."""
+    names = list(result["full"])
+    table = Table("", "full", "default", title=f"{result['rows']} rows, {result['threads']} threads")
+    for name in names:
+        table.add_row(name.replace("_", " "), *(_figure(result[run][name]) for run in ("full", "default")))
+    return table
+
+
+def strategy_table(result: dict[str, Any]) -> Table:
+    """A line per strategy."""
+    metrics = sorted({metric for line in result["strategies"].values() for metric in line["scores"]})
+    table = Table("", "forwards", "rounds", f"top {result['top_k']} agreement", "same best", *metrics)
+    for name, line in result["strategies"].items():
+        scores = [line["scores"].get(metric, {}).get("first") for metric in metrics]
+        table.add_row(
+            name,
+            f"{line['forwards']:.1f}",
+            f"{line['rounds']:.1f}",
+            *map(_figure, (line["agreement"], line["same_best"], *scores)),
+        )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

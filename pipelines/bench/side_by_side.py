@@ -1,0 +1,167 @@
+"""`make bench-original`: the original package and ours rank the same rows with the same weights, in turns.
+
+A machine's speed drifts, so every round measures both sides and the machine's own matrix rate, and what is told is
+the median over rounds. The original runs in a process and an environment of its own (`original.py`).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.errors import BlendError
+from actors.ranker import Row
+from actors.scorers.pairwise import PairwiseScorer
+from configs.schema import PairRanker
+from configs.strategies import Full, default_strategy
+from pipelines.bench.rank import Replay, agreement, play, speed, warm_up
+from pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
+
+TOP_K = 3
+WORKER = Path(__file__).parent / "original.py"
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@contextmanager
+def original(python: str, threads: int) -> Iterator[Ask]:
+    """The original as a function of requests (see `original.py`). Raises BlendError for what it can't do."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    command = [python, "-I", str(WORKER)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stdin is not None and run.stdout is not None
+        requests, answers = run.stdin, run.stdout
+
+        def ask(**request: Any) -> dict[str, Any]:
+            print(json.dumps(request), file=requests, flush=True)
+            line = answers.readline()
+            answer = json.loads(line) if line else {"error": "its process ended"}
+            if "error" in answer:
+                raise BlendError(f"the original: {answer['error']}")
+            return answer
+
+        try:
+            yield ask
+        finally:
+            requests.close()
+
+
+def side_by_side(ask: Ask, folder: Path, rows: Sequence[Row], *, rounds: int, threads: int) -> dict[str, Any]:
+    """Rates of both sides on the rows, `rounds` times a part of them each."""
+    torch.set_num_threads(threads)
+    versions = ask(do="load", ranker=str(folder), threads=threads)
+    calibration = ask(do="calibrate", rows=as_original(rows))
+    settings = PairRanker(model=str(folder), device="cpu", top_k=TOP_K)
+    scorers = {
+        dtype: PairwiseScorer(settings.model_copy(update={"dtype": dtype})) for dtype in ("float32", "bfloat16")
+    }
+    for scorer in scorers.values():
+        warm_up(scorer, rows)
+    lines: list[dict[str, dict[str, float]]] = []
+    for part in (rows[start::rounds] for start in range(rounds)):
+        theirs = ask(do="rank", rows=as_original(part), batch_size=calibration["batch_size"])
+        ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
+        default = play(settings, None, scorers["bfloat16"], part)
+        lines.append(
+            {
+                "forwards_per_s": {
+                    "original": theirs["forwards"] / theirs["seconds"],
+                    **_each(ours, "forwards_per_s"),
+                },
+                "prompts_per_s": {
+                    "original": len(part) / theirs["seconds"],
+                    **_each(ours, "prompts_per_s"),
+                    "default": len(part) / default.seconds,
+                },
+                "matrix_rate_share": _each(ours, "matrix_rate_share"),
+                "padding_share": {
+                    "original": 1 - theirs["tokens"] / theirs["positions"],
+                    **_each(ours, "padding_share"),
+                },
+                "tokens_per_forward": {"original": theirs["tokens"] / theirs["forwards"]},
+                "default_forwards": {"default": default.forwards / len(part)},
+            }
+        )
+        print(f"round {len(lines)} of {rounds}: {json.dumps(lines[-1])}", file=sys.stderr, flush=True)
+    medians = {
+        measure: {side: statistics.median(line[measure][side] for line in lines) for side in lines[0][measure]}
+        for measure in lines[0]
+    }
+    return {**medians, "original_batch_size": calibration["batch_size"], "versions": versions}
+
+
+def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, float]:
+    return {dtype: value for dtype, rate in rates.items() if (value := rate[name]) is not None}
+
+
+def logit_difference(ask: Ask, folder: Path, row: Row) -> float:
+    """The largest difference between both sides' float32 logits of one row, ranked by itself.
+
+    In a batch the original cuts candidates by the longest source of the batch, so that a row's logits differ from
+    what it gets alone.
+    """
+    theirs = ask(do="rank", rows=as_original([row]), batch_size=1)["logits"][0]
+    settings = PairRanker(model=str(folder), device="cpu", dtype="float32")
+    (ours,) = play(settings, Full(), PairwiseScorer(settings), [row]).rankings
+    return max(
+        abs(a - b)
+        for our_logits, their_logits in zip(ours.logits, theirs, strict=True)
+        for a, b in zip(our_logits, their_logits, strict=True)
+        if a is not None
+    )
+
+
+def top3_agreement(folder: Path, rows: Sequence[Row]) -> dict[str, float]:
+    """How much of the full comparison's top 3 others find, in bfloat16, replayed on the scores of one."""
+    settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=TOP_K)
+    scorer = PairwiseScorer(settings)
+    full = play(settings, Full(), scorer, rows)
+    replay = Replay(scorer.traits, rows, full.rankings)
+    strategies = {"default": default_strategy(TOP_K), "one_random_order": Full(orders="one")}
+    return {
+        name: agreement(play(settings, strategy, replay, rows), full, TOP_K)
+        for name, strategy in strategies.items()
+    }
+
+
+def main() -> None:
+    """Print what was measured as JSON, the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", required=True, help="interpreter of the original's environment")
+    parser.add_argument("--rows", help="rows with candidates (MixInstruct's layout); default: made on the spot")
+    parser.add_argument("--ranker", help="a PairRanker; default: random weights, 12 layers, 384 wide")
+    parser.add_argument("--limit", type=int, default=10, help="rows that both sides rank")
+    parser.add_argument("--agreement-rows", type=int, default=100, help="rows for the agreement of strategies")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that the rows are cut into")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    count = max(given.limit, given.agreement_rows)
+    rows = take_rows(given.rows, count) if given.rows else make_rows(count)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "ranker"
+        folder = copy_ranker(given.ranker, folder) if given.ranker else make_ranker(rows, folder)
+        with original(given.python, given.threads) as ask:
+            timed = rows[: given.limit]
+            result = side_by_side(ask, folder, timed, rounds=min(given.rounds, len(timed)), threads=given.threads)
+            result["logit_difference"] = logit_difference(ask, folder, rows[0])
+        result["top3_agreement"] = top3_agreement(folder, rows[: given.agreement_rows])
+    result |= {"rows": len(timed), "agreement_rows": len(rows[: given.agreement_rows]), "threads": given.threads}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BlendError as error:
+        sys.exit(f"bench-original: {error}")
