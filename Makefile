@@ -40,7 +40,7 @@ miniature: install            ## train the included miniature from nothing (SEED
 
 out/original/.installed: pipelines/bench/requirements-original.txt
 	$(PYTHON) -m venv out/original
-	out/original/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	out/original/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 constraints:            ## write constraints.txt anew from what pip resolves today

@@ -235,6 +235,26 @@ def bench_rank(
     measure(settings, input, limit=limit, top_k=top_k, strategies=[one for one in strategies if one])
 
 
+@bench_app.command("pool")
+def bench_pool(
+    ranker: RankerOption,
+    input: Input,
+    replicas: Annotated[int, typer.Option(min=2, metavar="N", help="Ranker actors that share a request.")] = 2,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Requests: the first N rows.")] = 5,
+    dtype: DtypeOption = None,
+    simulated_s: Annotated[
+        float, typer.Option(metavar="S", help="Seconds that a comparison takes on a simulated replica.")
+    ] = 0.3,
+    debug: Debug = False,
+) -> None:
+    """How much sooner one request is ranked on several replicas, and on up to 64 simulated ones."""
+    settings = _ranker(ranker, dtype=dtype)
+
+    from pipelines.bench.pool import main as measure
+
+    measure(settings, input, replicas=replicas, limit=limit, simulated_s=simulated_s)
+
+
 @app.command()
 def evaluate(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],

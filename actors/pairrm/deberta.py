@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaV2Config, PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     ConvLayer,
     DebertaV2Embeddings,
@@ -196,6 +196,13 @@ def _blocks(lengths: Sequence[int], device: torch.device) -> Iterator[slice]:
             start = stop
 
 
+def _in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The activation, over its input where it can be: memory for a result costs more time than computing it."""
+    if isinstance(activation, GELUActivation) and activation.act is functional.gelu:
+        return torch.ops.aten.gelu_.default
+    return activation
+
+
 class _Norm:
     def __init__(self, norm: nn.LayerNorm, device: torch.device, dtype: torch.dtype) -> None:
         self._weight = norm.weight.to(device, dtype)
@@ -243,7 +250,7 @@ class _Layer:
         self._attention_output = linear(layer.attention.output.dense)
         self._attention_norm = _Norm(layer.attention.output.LayerNorm, device, dtype)
         self._up = linear(layer.intermediate.dense)
-        self._activation: Callable[[Tensor], Tensor] = layer.intermediate.intermediate_act_fn
+        self._activation = _in_place(layer.intermediate.intermediate_act_fn)
         self._down = linear(layer.output.dense)
         self._norm = _Norm(layer.output.LayerNorm, device, dtype)
 

@@ -27,6 +27,8 @@ from pipelines.bench.rank import Replay, agreement, play, speed, warm_up
 from pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
 
 TOP_K = 3
+CALIBRATION_ROWS = 32  # the original's best batch is far smaller
+BUSY = 0.85  # of the threads' time; a round in which the original got less was disturbed
 WORKER = Path(__file__).parent / "original.py"
 
 Ask = Callable[..., dict[str, Any]]
@@ -57,11 +59,14 @@ def original(python: str, threads: int) -> Iterator[Ask]:
             requests.close()
 
 
-def side_by_side(ask: Ask, folder: Path, rows: Sequence[Row], *, rounds: int, threads: int) -> dict[str, Any]:
-    """Rates of both sides on the rows, `rounds` times a part of them each."""
+def side_by_side(
+    ask: Ask, folder: Path, rows: Sequence[Row], calibration_rows: Sequence[Row], *, rounds: int, threads: int
+) -> dict[str, Any]:
+    """Rates of both sides on the rows, cut into at most `rounds` parts that fill the original's batches."""
     torch.set_num_threads(threads)
     versions = ask(do="load", ranker=str(folder), threads=threads)
-    calibration = ask(do="calibrate", rows=as_original(rows))
+    calibration = ask(do="calibrate", rows=as_original(calibration_rows))
+    rounds = max(1, min(rounds, len(rows) // calibration["batch_size"]))
     settings = PairRanker(model=str(folder), device="cpu", top_k=TOP_K)
     scorers = {
         dtype: PairwiseScorer(settings.model_copy(update={"dtype": dtype})) for dtype in ("float32", "bfloat16")
@@ -71,6 +76,8 @@ def side_by_side(ask: Ask, folder: Path, rows: Sequence[Row], *, rounds: int, th
     lines: list[dict[str, dict[str, float]]] = []
     for part in (rows[start::rounds] for start in range(rounds)):
         theirs = ask(do="rank", rows=as_original(part), batch_size=calibration["batch_size"])
+        if theirs["cpu_seconds"] < BUSY * theirs["seconds"] * threads:
+            print("the machine is busy with something else: this round tells little", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
         default = play(settings, None, scorers["bfloat16"], part)
         lines.append(
@@ -89,8 +96,11 @@ def side_by_side(ask: Ask, folder: Path, rows: Sequence[Row], *, rounds: int, th
                     "original": 1 - theirs["tokens"] / theirs["positions"],
                     **_each(ours, "padding_share"),
                 },
-                "tokens_per_forward": {"original": theirs["tokens"] / theirs["forwards"]},
-                "default_forwards": {"default": default.forwards / len(part)},
+                "tokens_per_s": {"original": theirs["tokens"] / theirs["seconds"], **_each(ours, "tokens_per_s")},
+                "forwards_per_prompt": {
+                    "original": theirs["forwards"] / len(part),
+                    "default": default.forwards / len(part),
+                },
             }
         )
         print(f"round {len(lines)} of {rounds}: {json.dumps(lines[-1])}", file=sys.stderr, flush=True)
@@ -98,7 +108,7 @@ def side_by_side(ask: Ask, folder: Path, rows: Sequence[Row], *, rounds: int, th
         measure: {side: statistics.median(line[measure][side] for line in lines) for side in lines[0][measure]}
         for measure in lines[0]
     }
-    return {**medians, "original_batch_size": calibration["batch_size"], "versions": versions}
+    return {**medians, "calibration": calibration, "versions": versions, "rounds": rounds}
 
 
 def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, float]:
@@ -146,14 +156,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns that the rows are cut into")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
-    count = max(given.limit, given.agreement_rows)
+    count = max(given.limit, given.agreement_rows, CALIBRATION_ROWS)
     rows = take_rows(given.rows, count) if given.rows else make_rows(count)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "ranker"
         folder = copy_ranker(given.ranker, folder) if given.ranker else make_ranker(rows, folder)
         with original(given.python, given.threads) as ask:
             timed = rows[: given.limit]
-            result = side_by_side(ask, folder, timed, rounds=min(given.rounds, len(timed)), threads=given.threads)
+            result = side_by_side(
+                ask, folder, timed, rows[:CALIBRATION_ROWS], rounds=given.rounds, threads=given.threads
+            )
             result["logit_difference"] = logit_difference(ask, folder, rows[0])
         result["top3_agreement"] = top3_agreement(folder, rows[: given.agreement_rows])
     result |= {"rows": len(timed), "agreement_rows": len(rows[: given.agreement_rows]), "threads": given.threads}
