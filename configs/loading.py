@@ -105,6 +105,8 @@ def _mistake(error: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             return "unknown setting"
+        case "unknown_kind":
+            return str(error["msg"])
         case "missing":
             return "required, but missing"
         case "union_tag_invalid":

@@ -168,7 +168,11 @@ Ranker = Annotated[
     Annotated[PairRanker, Tag("pairranker")]
     | Annotated[RewardModel, Tag("reward")]
     | Annotated[Judge, Tag("judge")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="unknown kind of ranker, expected pairranker, reward or judge",
+    ),
 ]
 
 

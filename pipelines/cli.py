@@ -273,7 +273,9 @@ def _settings(schema: type[_SettingsT], **values: object) -> _SettingsT:
     try:
         return schema.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        mistakes = "; ".join(f"--{_option(e['loc'])}: {e['msg']}" for e in error.errors())
+        mistakes = "; ".join(
+            f"--{_option(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise UsageError(mistakes) from error
 
 

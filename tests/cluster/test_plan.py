@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.plan import Capacity, PlanError, plan
-from configs.schema import BlendConfig
+from cluster.plan import Capacity, Plan, PlanError, place, plan, spread
+from configs.schema import BlendConfig, PairRanker
 
 
 def config(*models: dict, **changes: object) -> BlendConfig:
@@ -60,3 +60,28 @@ def test_a_plan_passes_exactly_when_the_sums_fit(models: list[dict], gpus: int, 
         and 1 + sum(place.num_cpus * place.replicas[0] for place in pools.placements) <= cpus
     )
     assert fits == (not pools.shortages())
+
+
+class TestSpread:
+    """A stage that has the cluster to itself may fill it."""
+
+    def placed(self, capacity: Capacity, **settings: object) -> tuple[tuple[int, int], float, float]:
+        ranker = PairRanker.model_validate({"model": "org/r", **settings})
+        pools = Plan((place("ranker", spread(ranker, capacity), capacity),), capacity)
+        pools.check()
+        (pool,) = pools.placements
+        return pool.replicas, pool.num_cpus, pool.num_gpus
+
+    def test_every_gpu_ranks(self) -> None:
+        assert self.placed(Capacity(16, 4)) == ((1, 4), 0, 1)
+        assert self.placed(Capacity(16, 4), num_gpus=0.5) == ((1, 1), 0, 0.5)  # who says so means it
+
+    @given(st.integers(2, 64))
+    def test_every_core_ranks_and_one_is_left_to_read(self, cores: int) -> None:
+        (least, most), cpus, _ = self.placed(Capacity(cores))
+        assert (least, most) == (1, cores) and cores - 1.1 <= most * cpus <= cores - 1
+
+    def test_what_the_settings_say_stays(self) -> None:
+        assert self.placed(Capacity(8), replicas=3) == ((3, 3), 1, 0)
+        assert self.placed(Capacity(2), replicas=2) == ((2, 2), 0.5, 0)
+        assert self.placed(Capacity(8), replicas=2, num_cpus=3) == ((2, 2), 3, 0)

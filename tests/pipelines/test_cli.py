@@ -65,6 +65,9 @@ def test_help_needs_neither_torch_nor_ray() -> None:
         (["run", PRESETS / "demo.yaml", "--set", "limit=many"], "limit: expected a valid integer"),
         (["run", PRESETS / "demo.yaml", "--limit", "0"], "--limit"),
         (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--strategy", "magic"], "--strategy"),
+        (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--strategy", "swiss:turns=2"], "'turns'"),
+        (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--cache", "s3://b/c"], "--cache"),
+        (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--kind", "oracle"], "unknown kind"),
         (["rank", "--ranker", "x", "--input", "i", "--output", "o", "--dtype", "int3"], "--dtype"),
         (["fuse", "--fuser", "x", "--input", "i", "--output", "o", "--top-k", "0"], "--top-k"),
     ],
@@ -139,6 +142,32 @@ def test_rank_fuse_compare_evaluate(tmp_path: Path) -> None:
     report = json.loads(blend("evaluate", fused, "--json").stdout)
     assert report["rows"] == 5 and report["references"]["exact"]["rows"] == 2
     assert "ranker's choice" in blend("evaluate", fused).stdout
+
+
+def test_rank_with_a_strategy_a_cache_and_a_config(tmp_path: Path) -> None:
+    given = [
+        {"instruction": case["instruction"], "input": case["input"], "candidates": candidates(*case["candidates"])}
+        for case in CASES
+        if len(set(case["candidates"])) >= 6
+    ][:4]
+    rows = write_rows(tmp_path / "in.jsonl", *given)
+    config = tmp_path / "ranker.yaml"
+    config.write_text(f"models: nothing of interest here\nranker: {{model: {RANKER}, device: cpu}}\n")
+    common = ("--input", rows, "--cache", tmp_path / "cache", "--dtype", "float32")
+    blend("rank", "--ranker", config, "--output", tmp_path / "1.jsonl", "--top-k", 2, "--matrix", *common)
+    first = read_rows(tmp_path / "1.jsonl")
+    for row in first:
+        n = len(row["candidates"])
+        compared = sum(logit is not None for line in row["logits"] for logit in line)
+        assert row["error"] is None and row["comparisons"] == compared < n * (n - 1)
+        assert [row["scores"][i] for i in row["ranking"]] == sorted(row["scores"], reverse=True)
+    knockout = ("--strategy", "knockout:orders=both", "--replicas", 2)
+    blend("rank", "--ranker", RANKER, "--output", tmp_path / "2.jsonl", "--top-k", 1, *knockout, *common)
+    blend("rank", "--ranker", RANKER, "--output", tmp_path / "3.jsonl", "--top-k", 1, *knockout, *common)
+    second, third = read_rows(tmp_path / "2.jsonl"), read_rows(tmp_path / "3.jsonl")
+    assert all(row["error"] is None for row in second)
+    assert [row["comparisons"] for row in third] == [0] * len(given)
+    assert [row["ranking"] for row in third] == [row["ranking"] for row in second]
 
 
 def test_what_is_not_there_is_one_line_and_exit_1(tmp_path: Path) -> None:

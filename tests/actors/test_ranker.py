@@ -1,0 +1,135 @@
+"""Rows' tournaments played together: what a cache saves, and that one row's failure stays its own."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from actors.cache import CacheError
+from actors.ranker import Ranker, Row
+from actors.records import Candidate, Matchup, Prompt, Ranking
+from actors.scorers import Score, ScoringError, Traits
+from configs.loading import PRESETS
+from configs.schema import PairRanker
+from configs.strategies import Full, Knockout, ToReference
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MINIATURE = str(PRESETS / "miniature" / "ranker")
+
+
+def settings(**changes: object) -> PairRanker:
+    return PairRanker.model_validate({"model": MINIATURE, "device": "cpu", **changes})
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    lines = (PRESETS / "miniature" / "heldout.jsonl").read_text().splitlines()[:6]
+    texts = ["1) Rome", "1) Rome 2) cold", "1) Rome 2) cold 3) went", "Rome", "nothing"]
+    given = [json.loads(line) for line in lines]
+    return [
+        (Prompt(row["id"], row["instruction"], row["input"]), [Candidate(None, text) for text in texts])
+        for row in given
+    ]
+
+
+def rank(ranker: Ranker, rows: Sequence[Row]) -> list[Ranking]:
+    rankings = asyncio.run(ranker.rank(rows))
+    assert all(isinstance(ranking, Ranking) for ranking in rankings), rankings
+    return [ranking for ranking in rankings if isinstance(ranking, Ranking)]
+
+
+class TestCache:
+    def test_a_second_run_makes_no_comparison_and_gives_the_same(self, rows: list[Row], tmp_path: Path) -> None:
+        cached = settings(cache=str(tmp_path / "cache"), top_k=2)
+        first = rank(Ranker(cached), rows)
+        again = rank(Ranker(cached), rows)
+        assert all(ranking.comparisons > 0 for ranking in first)
+        assert all(ranking.comparisons == 0 for ranking in again)
+        assert [(r.order, r.scores, r.logits) for r in first] == [(r.order, r.scores, r.logits) for r in again]
+
+    def test_another_strategy_and_one_more_candidate_use_what_is_there(
+        self, rows: list[Row], tmp_path: Path
+    ) -> None:
+        cached = settings(cache=str(tmp_path / "cache"), strategy=Full())
+        rank(Ranker(cached), rows)
+        assert all(
+            ranking.comparisons == 0
+            for ranking in rank(Ranker(settings(cache=cached.cache, strategy="focus", top_k=2)), rows)
+        )
+        more = [(prompt, [*candidates, Candidate(None, "one more")]) for prompt, candidates in rows]
+        assert all(ranking.comparisons == 2 * 5 for ranking in rank(Ranker(cached), more))
+
+    @pytest.mark.parametrize(
+        "other",
+        [{"model": str(GOLDEN / "checkpoints" / "PairRM")}, {"dtype": "bfloat16"}, {"source_max_length": 9}],
+    )
+    def test_another_ranker_finds_nothing(self, rows: list[Row], tmp_path: Path, other: dict) -> None:
+        cache = str(tmp_path / "cache")
+        rank(Ranker(settings(cache=cache)), rows[:1])
+        (ranking,) = rank(Ranker(settings(cache=cache, **other)), rows[:1])
+        assert ranking.comparisons == 20
+
+    def test_a_cache_that_cant_be_used_is_told_before_anything_is_ranked(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x" * 5000)
+        with pytest.raises(CacheError):
+            Ranker(settings(cache=str(tmp_path / "file")))
+
+
+class Moody:
+    """A scorer at the public seam that prefers longer texts, and fails on some in one of three ways."""
+
+    traits = Traits(pointwise=False)
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        self.calls.append(len(matchups))
+        if any("explode" in matchup.left for matchup in matchups):
+            raise RuntimeError("out of memory")
+        return [self._one(matchup) for matchup in matchups]
+
+    def _one(self, matchup: Matchup) -> Score:
+        if "mute" in matchup.left:
+            return ScoringError("no verdict")
+        return float("nan") if "nan" in matchup.left else float(len(matchup.left) - len(matchup.right))
+
+    async def check_health(self) -> None:
+        """Always."""
+
+
+def row(*texts: str) -> Row:
+    return Prompt("", "q"), [Candidate(None, text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"), [("explode", "out of memory"), ("mute", "no verdict"), ("nan", "candidate 1 over 0 is nan")]
+)
+def test_one_rows_failure_stays_its_own(bad: str, told: str) -> None:
+    fine = row("a", "bb", "ccc")
+    results = asyncio.run(Ranker(settings(), Moody()).rank([fine, row("a", bad, "ccc"), fine]))
+    assert [isinstance(result, Ranking) for result in results] == [True, False, True]
+    assert told in str(results[1])
+    assert results[0].order == results[2].order == (2, 1, 0)  # type: ignore[union-attr]
+
+
+def test_rounds_of_all_rows_are_scored_in_one_call() -> None:
+    scorer = Moody()
+    asyncio.run(Ranker(settings(strategy=Knockout(), top_k=1), scorer).rank([row("a", "bb", "ccc", "dddd")] * 10))
+    assert scorer.calls == [40, 20]  # two matches in both orders in each row, then one
+
+
+def test_what_a_strategy_names_and_a_row_lacks_is_that_rows_error() -> None:
+    strategy = ToReference(reference=3)
+    results = asyncio.run(Ranker(settings(strategy=strategy), Moody()).rank([row("a", "bb"), row(*"abcd")]))
+    assert "no candidate 3" in str(results[0]) and isinstance(results[1], Ranking)
+
+
+def test_without_a_number_of_places_all_pairs_are_compared_with_one_fewer() -> None:
+    texts = ["x" * length for length in range(1, 12)]
+    (full,) = rank(Ranker(settings(), Moody()), [row(*texts)])
+    (focused,) = rank(Ranker(settings(top_k=3), Moody()), [row(*texts)])
+    assert full.comparisons == 110
+    assert focused.comparisons <= 44 and focused.order[:3] == full.order[:3] == (10, 9, 8)
