@@ -61,7 +61,7 @@ class Focus(Stoppable):
     kind: Literal["focus"] = "focus"
     orders: Literal["both", "one"] = "one"
     degree: Annotated[int, Field(ge=2, multiple_of=2)] = 4  # of the first round
-    width: Annotated[float, Field(gt=0)] = 1.0  # forwards of a further round, for each candidate
+    width: Annotated[float, Field(gt=0)] = 1.3  # forwards of a further round, for each candidate
     rounds: Annotated[int, Field(ge=1)] = 3
     confidence: Annotated[float, Field(gt=0, lt=1)] | None = 0.7
 

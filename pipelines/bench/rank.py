@@ -36,7 +36,7 @@ STRATEGIES = (
     "sparse:degree=4",
     "sparse-refine",
     "focus",
-    "focus:width=1.5",
+    "focus:width=1",
     "swiss",
     "knockout",
     "bubble:passes=1",
