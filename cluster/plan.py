@@ -13,6 +13,7 @@ from actors.errors import BlendError
 from configs.schema import BlendConfig, Fuser, Judge, Model, PairRanker, Placed, Ranker, Replicas, RewardModel
 
 READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
+MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
 
 
 class PlanError(BlendError):
@@ -118,20 +119,25 @@ def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Pl
 
 
 def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
-    """The settings of a stage that has the cluster to itself: its pool may grow over all of it.
+    """The settings of a stage that has the cluster to itself: its pool fills it, unless they say otherwise.
 
-    What the settings say themselves stays. On CPUs the actors share what reading and writing leave, so that every
-    core ranks (an actor of less than one CPU runs on one core).
+    On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
+    on one), or on many cores one for every four, which hold a model together.
     """
     if isinstance(settings, Judge) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
         return settings
     alone = place("", settings, capacity)
-    most = int(capacity.gpus / alone.num_gpus if alone.num_gpus else capacity.cpus)
-    replicas = settings.replicas if "replicas" in settings.model_fields_set else Replicas(min=1, max=max(1, most))
-    if alone.num_gpus or capacity.cpus <= READ_CPUS:
+    left = capacity.cpus - READ_CPUS
+    if "replicas" in settings.model_fields_set:
+        replicas, cpus = settings.replicas, min(1.0, left / settings.replicas.max)
+    else:
+        many = capacity.cpus > MANY_CPUS
+        on_cpus = int(left / CPUS_TOGETHER if many else capacity.cpus)
+        count = max(1, int(capacity.gpus / alone.num_gpus) if alone.num_gpus else on_cpus)
+        replicas, cpus = Replicas(min=count, max=count), CPUS_TOGETHER if many else left / count
+    if alone.num_gpus or left <= 0:
         return settings.model_copy(update={"replicas": replicas})
-    share = min(1.0, (capacity.cpus - READ_CPUS) / replicas.max)
-    return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(share * 1000) / 1000})
+    return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
 
 
 def _runs(settings: Model | Ranker | Fuser) -> str:

@@ -116,7 +116,7 @@ def rank(
     ] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Actors that rank; default: up to what fits."),
+        typer.Option(min=1, metavar="N", help="Actors that rank; default: what fits."),
     ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
