@@ -22,7 +22,8 @@ def most_telling(
     noise = fit.strengths.var() if fit.noise is None else fit.noise
     leads_C, variances_C, above_C, below_C = contrasts(fit, top_k)
     squares_C = np.maximum(noise * variances_C, np.finfo(float).tiny)
-    weights_C = np.exp(-(leads_C**2) / 2 / squares_C) / np.sqrt(np.maximum(variances_C, np.finfo(float).tiny))
+    exponents_C = np.minimum(leads_C**2 / 2, 700 * squares_C) / squares_C  # without noise it would overflow
+    weights_C = np.exp(-exponents_C) / np.sqrt(np.maximum(variances_C, np.finfo(float).tiny))
     open_CQ = _differences(np.column_stack([above_C, below_C]), len(fit.covariance))
     worth_QQ = open_CQ.T * weights_C @ open_CQ
 

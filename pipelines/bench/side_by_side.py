@@ -1,7 +1,7 @@
 """`make bench-original`: the original package and ours rank the same rows with the same weights, in turns.
 
-A machine's speed drifts, so every round measures both sides and the machine's own matrix rate, and what is told is
-the median over rounds. The original runs in a process and an environment of its own (`original.py`).
+A machine's speed drifts, so every round measures both sides and the machine's own matrix rate. The original runs in
+a process and an environment of its own (`original.py`).
 """
 
 import argparse
@@ -79,7 +79,7 @@ def side_by_side(
         if theirs["cpu_seconds"] < BUSY * theirs["seconds"] * threads:
             print("the machine is busy with something else: this round tells little", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
-        default = play(settings, None, scorers["bfloat16"], part)
+        default = play(settings, None, scorers["bfloat16"], rows)  # a bulk run has 32 rows in hand, not two
         lines.append(
             {
                 "forwards_per_s": {
@@ -89,7 +89,7 @@ def side_by_side(
                 "prompts_per_s": {
                     "original": len(part) / theirs["seconds"],
                     **_each(ours, "prompts_per_s"),
-                    "default": len(part) / default.seconds,
+                    "default": len(rows) / default.seconds,
                 },
                 "matrix_rate_share": _each(ours, "matrix_rate_share"),
                 "padding_share": {
@@ -99,16 +99,23 @@ def side_by_side(
                 "tokens_per_s": {"original": theirs["tokens"] / theirs["seconds"], **_each(ours, "tokens_per_s")},
                 "forwards_per_prompt": {
                     "original": theirs["forwards"] / len(part),
-                    "default": default.forwards / len(part),
+                    "default": default.forwards / len(rows),
                 },
             }
         )
         print(f"round {len(lines)} of {rounds}: {json.dumps(lines[-1])}", file=sys.stderr, flush=True)
-    medians = {
-        measure: {side: statistics.median(line[measure][side] for line in lines) for side in lines[0][measure]}
-        for measure in lines[0]
+    return {
+        **{measure: _over_rounds(measure, [line[measure] for line in lines]) for measure in lines[0]},
+        "calibration": calibration,
+        "versions": versions,
+        "rounds": rounds,
     }
-    return {**medians, "calibration": calibration, "versions": versions, "rounds": rounds}
+
+
+def _over_rounds(measure: str, lines: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of rates the harmonic mean, which is all work over all time, since rounds are of one size; else the mean."""
+    mean = statistics.harmonic_mean if measure.endswith("_per_s") else statistics.mean
+    return {side: mean([line[side] for line in lines]) for side in lines[0]}
 
 
 def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, float]:

@@ -148,7 +148,7 @@ def test_rank_with_a_strategy_a_cache_and_a_config(tmp_path: Path) -> None:
     given = [
         {"instruction": case["instruction"], "input": case["input"], "candidates": candidates(*case["candidates"])}
         for case in CASES
-        if len(set(case["candidates"])) >= 6
+        if len(set(case["candidates"])) == len(case["candidates"]) >= 6
     ][:4]
     rows = write_rows(tmp_path / "in.jsonl", *given)
     config = tmp_path / "ranker.yaml"
