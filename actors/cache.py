@@ -4,15 +4,13 @@ One SQLite file, which all processes of a node may share: keyed by scorer, promp
 serves any strategy, and rows that have got more candidates since. Nodes that share no disk have a file each.
 """
 
-import hashlib
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from actors.errors import BlendError, one_line
-from actors.records import Matchup
+from actors.records import Matchup, digest
 
 LOOKED_UP_AT_ONCE = 500  # older SQLite takes at most 999 parameters
 WAIT_S = 60.0  # for another process that is writing
@@ -64,9 +62,7 @@ class ComparisonCache:
                 database.executemany("INSERT OR REPLACE INTO comparisons VALUES (?, ?)", rows)
 
     def _key(self, matchup: Matchup) -> bytes:
-        prompt = matchup.prompt
-        parts = [self._identity, prompt.instruction, prompt.input, prompt.messages, matchup.left, matchup.right]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+        return digest(matchup.prompt, self._identity, matchup.left, matchup.right)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

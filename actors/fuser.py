@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from actors.batches import padded, token_mask
 from actors.errors import ModelLoadError
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
@@ -102,9 +103,9 @@ class Fuser:
             "max_new_tokens": self.settings.max_new_tokens or candidate_max_length,
             "do_sample": False,
             **options,
+            "return_dict_in_generate": False,
         }
         template = self._template(candidate_max_length)
-        options["return_dict_in_generate"] = False
         inputs = [template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
         by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         fused = [""] * len(inputs)
@@ -117,8 +118,7 @@ class Fuser:
 
     @torch.inference_mode()
     def _generate(self, inputs: list[list[int]], options: dict[str, Any]) -> list[str]:
-        longest = max(map(len, inputs))
-        ids = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in inputs], device=self._device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in inputs], device=self._device)
-        output = self._model.generate(input_ids=ids, attention_mask=mask, **options)
+        ids_B_L = padded(inputs, self._pad_id, device=self._device)
+        mask_B_L = token_mask(inputs, device=self._device)
+        output = self._model.generate(input_ids=ids_B_L, attention_mask=mask_B_L, **options)
         return [self._tokenizer.decode(row, skip_special_tokens=True) for row in output.tolist()]

@@ -83,6 +83,12 @@ class Matchup:
     right: str
 
 
+def digest(prompt: Prompt, *texts: str) -> bytes:
+    """16 bytes that tell what is asked, whatever its id, and these texts apart from any others."""
+    parts = [prompt.instruction, prompt.input, prompt.messages, *texts]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One judgement of a scorer: how much better candidate `left` is than `right`, `left` standing on the left."""

@@ -15,7 +15,6 @@ from actors.fuser import Fuser
 from actors.generator import Generator
 from actors.ranker import Ranker
 from actors.records import Blend, Ranking
-from actors.scorers import Scorer
 from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
@@ -49,9 +48,9 @@ class Generate:
 class Rank:
     """Ranks every blend's candidates; those without text are left out. None at all is the blend's error."""
 
-    def __init__(self, settings: RankerSettings, scorer: Scorer | None = None) -> None:
-        """`scorer`: used in place of the one that the settings name. Raises ModelLoadError, CacheError."""
-        self._ranker = Ranker(settings, scorer)
+    def __init__(self, settings: RankerSettings) -> None:
+        """Raises ModelLoadError when the ranker can't be used, CacheError when its cache can't."""
+        self._ranker = Ranker(settings)
 
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
         done = [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends]

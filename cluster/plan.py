@@ -46,7 +46,7 @@ class Placement:
     @property
     def placed(self) -> Placed:
         """The settings that say where it runs."""
-        return self.settings.llm if isinstance(self.settings, Judge) else self.settings
+        return _placed(self.settings)
 
     @property
     def replicas(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ def plan(config: BlendConfig, capacity: Capacity) -> Plan:
 
 def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Placement:
     """One pool, with what was left open filled in: a GPU where the engine wants one, else a CPU."""
-    placed: Placed = settings.llm if isinstance(settings, Judge) else settings
+    placed = _placed(settings)
     gpus = placed.num_gpus if placed.num_gpus is not None else _gpus_wanted(placed, capacity)
     cpus = placed.num_cpus
     if cpus is None:
@@ -138,6 +138,10 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
     if alone.num_gpus or left <= 0:
         return settings.model_copy(update={"replicas": replicas})
     return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
+
+
+def _placed(settings: Model | Ranker | Fuser) -> Placed:
+    return settings.llm if isinstance(settings, Judge) else settings
 
 
 def _runs(settings: Model | Ranker | Fuser) -> str:

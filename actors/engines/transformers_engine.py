@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal
 
 import torch
 import transformers
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -27,6 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from actors.batches import padded, token_mask
 from actors.engines import Completion, chat
 from actors.errors import BlendError, GenerationError, one_line
 from actors.records import FinishReason, Message
@@ -162,17 +163,12 @@ class TransformersEngine:
     def _decode(self, rows: list[list[int]], requests: list[_Request]) -> list[Completion]:
         """Answers of B prompts decoded together, in their order. rows: B lists of token ids."""
         sampling = requests[0].sampling
-        side = "right" if self._seq2seq else "left"
+        side: Literal["left", "right"] = "right" if self._seq2seq else "left"
         pad = self._model.generation_config.pad_token_id
-
-        def padded(values: list[list[int]], filler: int) -> torch.Tensor:
-            tensors = [torch.tensor(row) for row in values]
-            return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side).to(self._device)
-
-        ids_B_L = padded(rows, pad)
+        ids_B_L = padded(rows, pad, device=self._device, side=side)
         output_B_T = self._model.generate(
             ids_B_L,
-            attention_mask=padded([[1] * len(row) for row in rows], 0),
+            attention_mask=token_mask(rows, device=self._device, side=side),
             max_new_tokens=sampling.max_tokens,
             do_sample=False,  # where sampling is asked for, the last processor brings the randomness
             logits_processor=_processors(sampling, self._device),

@@ -13,11 +13,11 @@ from functools import lru_cache
 
 import torch
 
+from actors.batches import length_batches
 from actors.pairrm.checkpoints import load_pairrm
 from actors.pairrm.inference import PairRMForward
 from actors.records import Matchup
 from actors.scorers import Score, Traits
-from actors.scorers.batches import length_batches
 from actors.weights import resolve_device, resolve_dtype, weights_digest
 from configs.schema import PairRanker
 

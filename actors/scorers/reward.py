@@ -5,9 +5,7 @@ its prompt and itself alone.
 """
 
 import asyncio
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections import OrderedDict
@@ -17,14 +15,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Encoding
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from actors.batches import length_batches, padded
 from actors.engines import chat
 from actors.errors import ModelLoadError, one_line
-from actors.records import Matchup, Message, Prompt
+from actors.records import Matchup, Message, Prompt, digest
 from actors.scorers import Score, ScoringError, Traits
-from actors.scorers.batches import length_batches
 from actors.tokens import load_tokenizer_backend
 from actors.weights import (
     load_config,
@@ -153,7 +150,7 @@ class RewardScorer:
     def margins(self, matchups: Sequence[Matchup]) -> list[Score]:
         """The same as `score`, in the calling thread."""
         answers = [(matchup.prompt, text) for matchup in matchups for text in (matchup.left, matchup.right)]
-        keys = [_key(prompt, text) for prompt, text in answers]
+        keys = [digest(prompt, text) for prompt, text in answers]
         rewards = {key: self._kept[key] for key in keys if key in self._kept}
         new = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in rewards}
         rewards.update(zip(new, self.rewards(list(new.values())), strict=True))
@@ -194,18 +191,13 @@ class RewardScorer:
         return encoding
 
     def _forward(self, encodings: Sequence[Encoding]) -> list[float]:
-        pad = self._padding(encodings)
-
-        def padded(rows: Sequence[Sequence[int]], filler: int = 0) -> torch.Tensor:
-            tensors = [torch.tensor(row) for row in rows]
-            return pad_sequence(tensors, batch_first=True, padding_value=filler).to(self._device)
-
+        device = self._device
         inputs = {
-            "input_ids": padded([encoding.ids for encoding in encodings], pad),
-            "attention_mask": padded([encoding.attention_mask for encoding in encodings]),
+            "input_ids": padded([encoding.ids for encoding in encodings], self._padding(encodings), device=device),
+            "attention_mask": padded([encoding.attention_mask for encoding in encodings], 0, device=device),
         }
         if self._typed:
-            inputs["token_type_ids"] = padded([encoding.type_ids for encoding in encodings])
+            inputs["token_type_ids"] = padded([encoding.type_ids for encoding in encodings], 0, device=device)
         return self._model(**inputs).logits.float().reshape(len(encodings)).tolist()
 
     def _padding(self, encodings: Sequence[Encoding]) -> int:
@@ -221,12 +213,6 @@ class RewardScorer:
         pad = next(token for token in itertools.count() if token not in ends)
         self._model.config.get_text_config().pad_token_id = pad
         return pad
-
-
-def _key(prompt: Prompt, answer: str) -> bytes:
-    """A digest of what an answer's reward depends on."""
-    parts = [prompt.instruction, prompt.input, prompt.messages, answer]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
 
 def _difference(left: Score, right: Score) -> Score:

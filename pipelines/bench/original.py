@@ -29,7 +29,7 @@ from typing import Any, TextIO, TypedDict
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows, as the original counts them
 PASSES = 2
-AS_FAST = 0.97  # of the best rate: closer ones can\'t be told apart
+AS_FAST = 0.97  # of the best rate: closer ones can't be told apart
 
 
 class Row(TypedDict):

@@ -7,13 +7,21 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from actors.records import Prompt
+from actors.tournaments import strategies
+from configs.strategies import Reference, ToReference
 
 Rows = list[tuple[Prompt, list[str]]]  # every input with its candidates
 Arrays = NDArray[Any] | list[NDArray[Any]]  # [rows, n]; a list where rows differ in n
 Candidates = Sequence[Sequence[str]] | Arrays  # of every input
 Conversation = Sequence[Mapping[str, str]]
 
-REFERENCES = ("longest", "shortest", "median_length", "first", "last")
+REFERENCES: dict[str, Reference] = {  # the original's names for them
+    "longest": "longest",
+    "shortest": "shortest",
+    "median_length": "median",
+    "first": "first",
+    "last": "last",
+}
 CONVERSATION = (  # as PairRM was trained on, slip of the pen included
     "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
 )
@@ -56,18 +64,9 @@ def rows(prompts: Sequence[Prompt], candidates: Candidates) -> Rows:
 
 def reference(candidates: Sequence[str], ref_mode: str) -> str:
     """The candidate that the others are compared with. Lengths are characters; of equal ones the first counts."""
-    match ref_mode:
-        case "longest":
-            return max(candidates, key=len)
-        case "shortest":
-            return min(candidates, key=len)
-        case "median_length":
-            return sorted(candidates, key=len)[len(candidates) // 2]
-        case "first":
-            return candidates[0]
-        case "last":
-            return candidates[-1]
-    raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
+    if ref_mode not in REFERENCES:
+        raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
+    return candidates[strategies.reference(ToReference(reference=REFERENCES[ref_mode]), candidates)]
 
 
 def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:

@@ -5,10 +5,9 @@ The LLM is the caller's, loaded already, so this is not one of `actors.engines`.
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
+from actors.batches import padded, token_mask
 
 DEFAULTS: dict[str | None, dict[str, Any]] = {
     "top_p_sampling": {"do_sample": True, "top_p": 1.0, "temperature": 0.7},
@@ -38,18 +37,6 @@ def sample(
     return [answers for batch in batches for answers in _with_transformers(model, tokenizer, batch, n, options)]
 
 
-def padded(
-    rows: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask of B rows, each [B, the longest]."""
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    ids_B_L, mask_B_L = (
-        pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side).to(device)
-        for tensors, filler in ((ids, pad_id), ([torch.ones_like(row) for row in ids], 0))
-    )
-    return ids_B_L, mask_B_L
-
-
 def _with_transformers(
     model: Any, tokenizer: Any, prompts: Sequence[str], n: int, options: Mapping[str, Any]
 ) -> list[list[str]]:
@@ -72,10 +59,11 @@ def _with_transformers(
             options["max_length"] = room
     rows = [tokenizer(prompt, truncation=limit is not None)["input_ids"] for prompt in prompts]
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)  # masked
-    ids_B_L, mask_B_L = padded(rows, pad_id, "right" if seq2seq else "left", model.device)
+    side: Literal["left", "right"] = "right" if seq2seq else "left"
+    ids_B_L = padded(rows, pad_id, device=model.device, side=side)
     output = model.generate(
         input_ids=ids_B_L,
-        attention_mask=mask_B_L,
+        attention_mask=token_mask(rows, device=model.device, side=side),
         **{"pad_token_id": pad_id} | options | {"num_return_sequences": n, "return_dict_in_generate": False},
     )
     start = 0 if seq2seq else ids_B_L.shape[1]
