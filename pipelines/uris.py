@@ -1,13 +1,14 @@
 """Files behind a URI: a local path or any fsspec URL (`s3://...`); a file, a folder or a glob.
 
 fsspec opens everything, so that a worker opens what the driver listed with credentials of its own environment
-(s3fs reads the usual AWS variables, `AWS_ENDPOINT_URL` too): none travels in a task.
+(`pipelines.s3` reads the usual AWS variables, `AWS_ENDPOINT_URL` too): none travels in a task.
 """
 
 import contextlib
 import glob
 import gzip
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -15,15 +16,23 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.parsers import ResponseParserError
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from actors.errors import BlendError, one_line
+from pipelines.s3 import S3
 
+S3_SCHEMES = ("s3://", "s3a://")
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
-UNREADABLE = (OSError, EOFError, zlib.error, BotoCoreError)  # what opening, reading or writing a file raises
+# What opening, reading or writing a file raises.
+UNREADABLE = (OSError, EOFError, zlib.error, BotoCoreError, ResponseParserError, aiohttp.ClientError)
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
 _COMPRESSED = (".jsonl.gz", ".ndjson.gz", ".json.gz", ".csv.gz")
+_USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 
 
 def kind(uri: str) -> str | None:
@@ -35,14 +44,33 @@ def kind(uri: str) -> str | None:
 
 @contextlib.contextmanager
 def told(uri: str, doing: str) -> Iterator[None]:
-    """Turn what a file system raises into one line: `URI: can't DOING: why`."""
+    """Turn what a file system raises into one line: `URI: can't DOING: why`. No credential is in it."""
     try:
         yield
     except FileNotFoundError as error:
         raise BlendError(f"{uri}: no such file or folder") from error
     except UNREADABLE as error:
         why = getattr(error, "strerror", None) or one_line(error)
+        if isinstance(error, FSTimeoutError):
+            why = "the answer broke off"  # fsspec's error has no message
+        why = _clean(why)
+        if isinstance(error, PermissionError | NoCredentialsError) and uri.startswith(S3_SCHEMES):
+            why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
         raise BlendError(f"{uri}: can't {doing}: {why}") from error
+
+
+@contextlib.contextmanager
+def written_told(uri: str) -> Iterator[None]:
+    """What an object store doesn't find when an object is written is the bucket, or the upload: it says which."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BlendError(f"{uri}: can't write it: {_clean(str(error))}") from error
+
+
+def _clean(text: str) -> str:
+    """In one line, and without what stands for a user in an endpoint's URL."""
+    return _USER_IN_URL.sub("", " ".join(text.split()))
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -50,10 +78,14 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         return LocalFileSystem(), os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 (doesn't follow links)
     try:
-        fs, path = fsspec.url_to_fs(uri)
-    except (ImportError, ValueError) as error:  # an extra package is missing; an unknown scheme
-        raise BlendError(f"{uri}: {' '.join(str(error).split())}") from error
-    return fs, path
+        with told(uri, "reach it"):  # an AWS profile that isn't there
+            if not uri.startswith(S3_SCHEMES):
+                return fsspec.url_to_fs(uri)
+            fs = S3()
+            fs.connect()
+            return fs, S3._strip_protocol(uri)
+    except (ImportError, ValueError) as error:  # an extra package is missing; an unknown scheme; a bad endpoint
+        raise BlendError(f"{uri}: {_clean(str(error))}") from error
 
 
 def is_local(fs: Any) -> bool:
@@ -108,28 +140,44 @@ def replacing(uri: str) -> Iterator[IO[bytes]]:
     """A file for writing that gets its name when all of it is written: a killed run leaves no half file."""
     fs, path = filesystem(uri)
     zipped = path.lower().endswith(_COMPRESSED)
-    if is_local(fs):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file, _zipping(file, zipped) as sink:
-                yield sink
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    else:
-        file = fs.open(path, "wb", autocommit=False)  # an object store shows an object once it is committed
-        try:
-            with _zipping(file, zipped) as sink:
-                yield sink
+    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, _zipping(file, zipped) as sink:
+        yield sink
+
+
+@contextlib.contextmanager
+def renaming(path: str) -> Iterator[IO[bytes]]:
+    """`replacing` on a disk. Folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
+    """`replacing` in an object store, which shows an object once its upload is committed."""
+    mark = {"upload": uuid.uuid4().hex}
+    file = fs.open(path, "wb", autocommit=False, **({"Metadata": mark} if isinstance(fs, S3) else {}))
+    try:
+        yield file
+        with written_told(uri):
             file.close()
-        except BaseException:
+            try:
+                file.commit()
+            except FileNotFoundError:  # no such upload: it ended at the first attempt, whose answer got lost
+                if not isinstance(fs, S3) or mark.items() - fs.metadata(path).items():
+                    raise
+    except BaseException:
+        with contextlib.suppress(*UNREADABLE):  # the store may still be down
             file.discard()
-            file.closed = True  # or its finalizer would try to write what was discarded
-            raise
-        file.commit()
-        fs.invalidate_cache()
+        file.closed = True  # or its finalizer would try to write what was discarded
+        raise
+    fs.invalidate_cache()
 
 
 @contextlib.contextmanager

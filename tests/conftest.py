@@ -1,11 +1,11 @@
 """Fixtures that several packages' tests share: one Ray, and an S3 server, both on 127.0.0.1 only."""
 
 import os
-import socket
 import uuid
 from collections.abc import Iterator
 
 import pytest
+from faulty_proxy import FaultyProxy
 from hypothesis import settings
 
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
@@ -16,22 +16,22 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 @pytest.fixture(scope="session")
-def s3_environment() -> Iterator[int]:
-    """The usual AWS variables, set before Ray starts so that its workers have them too; gives the server's port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+def s3_environment() -> Iterator[FaultyProxy]:
+    """The usual AWS variables, set before Ray starts so that its workers have them too.
+
+    They lead to a proxy, which `s3_bucket` puts a server behind and `s3_faults` injects faults into.
+    """
+    with FaultyProxy() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield port
+        yield proxy
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_environment: int) -> Iterator[None]:
+def ray_session(s3_environment: FaultyProxy) -> Iterator[None]:
     """A Ray of two CPUs for the whole test run."""
     import ray
 
@@ -42,11 +42,12 @@ def ray_session(s3_environment: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _s3_server(s3_environment: int) -> Iterator[None]:
+def _s3_server(s3_environment: FaultyProxy) -> Iterator[None]:
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", s3_environment, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
+    _, s3_environment.port = server.get_host_and_port()
     yield
     server.stop()
 
@@ -59,3 +60,21 @@ def s3_bucket(_s3_server: None) -> str:
     name = f"rows-{uuid.uuid4().hex}"
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_faults(s3_bucket: str, s3_environment: FaultyProxy) -> Iterator[FaultyProxy]:
+    """What stands between every client and the server of `s3_bucket`: `plan` faults."""
+    s3_environment.clear()
+    yield s3_environment
+    s3_environment.clear()
+
+
+@pytest.fixture
+def new_s3() -> Iterator[None]:
+    """File systems of this process that are made in the test know the AWS variables that it sets."""
+    from pipelines.s3 import S3
+
+    S3.clear_instance_cache()
+    yield
+    S3.clear_instance_cache()

@@ -1,0 +1,112 @@
+"""S3 over a bad network: s3fs with one layer of retries, and no trouble taken for an answer.
+
+botocore's standard mode repeats a request that met a 5xx, throttling, a reset or a silence. s3fs would repeat all
+of that five times, and a range of a file five times more: hours with a store that stays down. So s3fs's own retries
+are off, and what botocore can't repeat is repeated here: reading a body that breaks off.
+
+Endpoint, credentials, retry mode and attempts are the operator's, by AWS's variables and profiles; only what these
+leave open is set here. There is no AWS variable for timeouts, but one of fsspec:
+FSSPEC_S3='{"config_kwargs": {"read_timeout": 60}}'.
+"""
+
+import errno
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import botocore.session
+import tenacity
+from botocore.exceptions import ClientError, IncompleteReadError, ResponseStreamingError
+from fsspec.asyn import sync
+from s3fs import S3FileSystem
+
+ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each silence
+MAX_WAIT_S = 20  # between two of them; botocore's own
+# What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
+BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
+
+
+class S3(S3FileSystem):
+    """s3fs's file system (arguments as there), made in each process from that process's environment."""
+
+    retries = 1  # botocore's are under it
+
+    def __init__(self, *, config_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("use_listings_cache", False)  # others write there too
+        kwargs.setdefault("max_concurrency", 1)  # an object is one GET, without a HEAD before it
+        retries = retry_settings(kwargs.get("profile"))
+        super().__init__(config_kwargs={"retries": retries, **(config_kwargs or {})}, **kwargs)
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        file = super()._open(path, mode, **kwargs)
+        if mode == "rb":
+            file.cache.fetcher = functools.partial(sync, self.loop, self._range, file)
+        return file
+
+    async def _range(self, file: Any, start: int, end: int) -> bytes:
+        """Bytes of a file as it was when it was opened. s3fs's own gives up on a silence, with an IndexError."""
+        if start >= end:
+            return b""
+        version = {"VersionId": file.version_id} if file.version_id else {}
+
+        async def read() -> bytes:
+            at = {"Bucket": file.bucket, "Key": file.key, "Range": f"bytes={start}-{end - 1}"}
+            try:
+                response = await self._call_s3("get_object", file.read_kw, **at, **version)
+            except OSError as error:
+                cause = error.__cause__
+                if isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "PreconditionFailed":
+                    raise OSError(errno.EBUSY, "another file took its place while it was read") from error
+                raise
+            async with response["Body"] as body:
+                return await body.read()
+
+        return await self._repeated(read)()
+
+    async def _cat_file(self, path: str, **kwargs: Any) -> bytes:
+        await self.set_session()
+        return await self._repeated(super()._cat_file)(path, **kwargs)
+
+    def _repeated(self, read: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+        """`read`, as often as a request is made, until a body arrives whole."""
+        attempts = self.s3.meta.config.retries.get("total_max_attempts", ATTEMPTS)
+        return tenacity.retry(
+            retry=tenacity.retry_if_exception_type(BROKEN_OFF),
+            stop=tenacity.stop_after_attempt(attempts),
+            wait=tenacity.wait_random_exponential(max=MAX_WAIT_S),
+            reraise=True,
+        )(read)
+
+    async def _isfile(self, path: str) -> bool:
+        """fsspec takes any error for a no."""
+        try:
+            return (await self._info(path))["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+    async def _walk(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """fsspec leaves out a folder that can't be listed, and so does its glob."""
+        kwargs["on_error"] = _unless_missing
+        async for found in super()._walk(path, maxdepth=maxdepth, **kwargs):
+            yield found
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def retry_settings(profile: str | None = None) -> dict[str, Any]:
+    """Of botocore's `retries`, those that neither the environment nor the AWS profile sets.
+
+    Raises botocore's ProfileNotFound.
+    """
+    session = botocore.session.Session(profile=profile)
+    settings: dict[str, Any] = {}
+    if "AWS_RETRY_MODE" not in os.environ and "retry_mode" not in session.get_scoped_config():
+        settings["mode"] = "standard"
+    if session.get_config_variable("max_attempts") is None:
+        settings["total_max_attempts"] = ATTEMPTS
+    return settings
