@@ -23,13 +23,15 @@ class Generator:
         self._sampling = model.sampling
         self._engine = load_engine(model)
 
-    async def answer(self, prompt: Prompt) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0) -> Candidate:
         """The model's candidate for the prompt, with `error` in place of `text` where it has none.
 
+        sample: which of several answers to the prompt, from 0; with a seed in the settings each is reproducible.
         To be called many times at once: the engine batches what is waiting.
         """
         try:
-            completion = await self._engine.generate(prompt.chat(self._system_prompt), self._sampling)
+            sampling = self._sampling.nth(sample)
+            completion = await self._engine.generate(prompt.chat(self._system_prompt), sampling)
         except GenerationError as error:
             return Candidate(model=self.name, error=one_line(error))
         except Exception as error:  # a row's failure must not end the run; CancelledError passes

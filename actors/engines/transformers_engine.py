@@ -38,7 +38,8 @@ from configs.schema import Sampling, TransformersModel
 @dataclass(eq=False, slots=True)
 class _Request:
     messages: list[Message]
-    sampling: Sampling
+    sampling: Sampling  # without its seed: requests that differ in nothing else are decoded together
+    seed: int | None
     future: Future[Completion] = field(default_factory=Future)
     abandoned: bool = False  # its caller is gone: stop decoding it
 
@@ -78,7 +79,7 @@ class TransformersEngine:
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
-        request = _Request(messages, sampling)
+        request = _Request(messages, sampling.model_copy(update={"seed": None}), sampling.seed)
         with self._changed:
             if self._closed:
                 raise GenerationError("the engine is closed")
@@ -171,7 +172,7 @@ class TransformersEngine:
             attention_mask=token_mask(rows, device=self._device, side=side),
             max_new_tokens=sampling.max_tokens,
             do_sample=False,  # where sampling is asked for, the last processor brings the randomness
-            logits_processor=_processors(sampling, self._device),
+            logits_processor=_processors(sampling, [request.seed for request in requests], self._device),
             stopping_criteria=StoppingCriteriaList([_Stop(self._tokenizer, requests, sampling.stop)]),
         )
         start = 1 if self._seq2seq else ids_B_L.shape[1]
@@ -230,8 +231,8 @@ def _as_generation_error(error: Exception) -> GenerationError:
     return GenerationError(one_line(error))
 
 
-def _processors(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
-    """What turns logits into scores whose argmax is the next token: nothing for greedy decoding."""
+def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> LogitsProcessorList:
+    """What turns logits into scores whose argmax is the next token: nothing for greedy decoding. seeds: B."""
     processors = LogitsProcessorList()
     if sampling.temperature == 0:
         return processors
@@ -240,22 +241,34 @@ def _processors(sampling: Sampling, device: torch.device) -> LogitsProcessorList
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(_GumbelNoise(sampling.seed, device))
+    processors.append(_GumbelNoise(seeds, device))
     return processors
 
 
 class _GumbelNoise(LogitsProcessor):
     """Makes the argmax an exact sample of softmax(scores): the Gumbel-max trick.
 
-    With a seed, step t of every answer gets the noise that this seed gives at step t, whatever the batch.
+    Step t of an answer with a seed gets the noise that this seed gives at step t, whatever the batch; answers
+    without one (None) get each their own. seeds: B, one per answer.
     """
 
-    def __init__(self, seed: int | None, device: torch.device) -> None:
-        self._generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        rows: dict[int | None, list[int]] = {}
+        for row, seed in enumerate(seeds):
+            rows.setdefault(seed, []).append(row)
+        self._free = torch.tensor(rows.pop(None, []), dtype=torch.long, device=device)
+        self._seeded = [
+            (torch.Generator(device).manual_seed(seed), torch.tensor(of_seed, device=device))
+            for seed, of_seed in rows.items()
+            if seed is not None
+        ]
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores if self._generator is None else scores[:1])
-        return scores - noise.exponential_(generator=self._generator).log()
+    def __call__(self, input_ids: torch.Tensor, scores_B_V: torch.Tensor) -> torch.Tensor:
+        noise_B_V = torch.empty_like(scores_B_V)
+        noise_B_V[self._free] = torch.empty_like(scores_B_V[: len(self._free)]).exponential_()
+        for generator, rows in self._seeded:
+            noise_B_V[rows] = torch.empty_like(scores_B_V[0]).exponential_(generator=generator)
+        return scores_B_V - noise_B_V.log()
 
 
 class _Stop(StoppingCriteria):

@@ -7,6 +7,7 @@ module turns settings into its arguments, and its failures into ours.
 import importlib.util
 import itertools
 import os
+import secrets
 from contextlib import aclosing
 
 from actors.engines import Completion, chat
@@ -60,6 +61,7 @@ class VLLMEngine:
             quantization=model.quantization,
             enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
             trust_remote_code=model.trust_remote_code,
+            seed=secrets.randbelow(2**31),  # for requests without one; vLLM's own 0 makes every engine draw alike
             tensor_parallel_size=model.tensor_parallel_size,
             # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
             distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,

@@ -170,6 +170,15 @@ def test_seed_fixes_the_sample(engine: Engine, runner: asyncio.Runner) -> None:
     assert len({*alone, *ask(seed=2, copies=1), *ask(seed=3, copies=1)}) == 3
 
 
+@pytest.mark.parametrize("seed", [None, 11])
+def test_samples_of_a_prompt_at_once_differ(engine: Engine, runner: asyncio.Runner, seed: int | None) -> None:
+    samplings = [Sampling(max_tokens=20, temperature=2.0, seed=seed).nth(sample) for sample in range(6)]
+    together = runner.run(gather(*(engine.generate(user("numbers"), sampling) for sampling in samplings)))
+    assert len({answer.text for answer in together}) > 1
+    if seed is not None:
+        assert together == [runner.run(engine.generate(user("numbers"), sampling)) for sampling in samplings]
+
+
 def test_narrow_sampling_is_greedy(engine: Engine, runner: asyncio.Runner) -> None:
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
         sampling = Sampling(max_tokens=40, temperature=2.0, **narrow)

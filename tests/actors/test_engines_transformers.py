@@ -213,10 +213,40 @@ def test_gumbel_noise_samples_the_softmax() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     rows = 20_000
     torch.manual_seed(0)
-    scores = _GumbelNoise(None, torch.device("cpu"))(torch.empty(0), probabilities.log().repeat(rows, 1))
+    noise = _GumbelNoise([None] * rows, torch.device("cpu"))
+    scores = noise(torch.empty(0), probabilities.log().repeat(rows, 1))
     counts = torch.bincount(scores.argmax(dim=1), minlength=5)
     five_sigma = 5 * (rows * probabilities * (1 - probabilities)).sqrt()
     assert ((counts - rows * probabilities).abs() <= five_sigma).all()
+
+
+def test_answers_of_different_seeds_are_decoded_together(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is what it is alone, whatever its neighbours' seeds; one without a seed takes nothing from them."""
+    engine = make_engine(plain, max_batch_size=8)
+    seeds = [1, None, 2, 1, 3, None]
+    samplings = [Sampling(max_tokens=12, temperature=1.0, seed=seed) for seed in seeds]
+    sizes = []
+    decode = engine._decode
+
+    def counting(rows: list[list[int]], requests: Any) -> list[Completion]:
+        sizes.append(len(rows))
+        return decode(rows, requests)
+
+    monkeypatch.setattr(engine, "_decode", counting)
+
+    async def main() -> tuple[list[Completion], list[Completion]]:
+        try:
+            together = await asyncio.gather(*(engine.generate(chat("numbers"), one) for one in samplings))
+            return together, [await engine.generate(chat("numbers"), one) for one in samplings]
+        finally:
+            await engine.close()
+
+    together, alone = asyncio.run(main())
+    assert sizes == [6, *[1] * 6]
+    seeded = [i for i, seed in enumerate(seeds) if seed is not None]
+    assert [together[i] for i in seeded] == [alone[i] for i in seeded]
+    assert together[0] == together[3]
+    assert len({answer.text for answer in (*together, alone[1], alone[5])}) == 7  # 3 seeded, 4 draws without a seed
 
 
 def test_max_tokens_beyond_the_context_is_told_at_load(plain: Path) -> None:

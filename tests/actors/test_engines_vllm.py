@@ -95,6 +95,11 @@ def test_cancelled_request_is_aborted(vllm: Engine, runner: asyncio.Runner) -> N
     runner.run(main())
 
 
+def test_every_engine_draws_anew(vllm: Engine) -> None:
+    """Engines of vLLM's default seed, 0, give equal prompts equal "random" answers; seen by starting two."""
+    assert vllm._llm.vllm_config.model_config.seed != 0  # type: ignore[attr-defined]
+
+
 def test_max_tokens_beyond_the_context_is_told_at_load(folder: Path) -> None:
     from actors.engines.vllm_engine import VLLMEngine
 

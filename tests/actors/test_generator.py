@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tiny_models import save_plain_model
 
 from actors.errors import ModelLoadError
@@ -19,11 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_generator(folder: Path, **settings: Any) -> Generator:
-    sampling = Sampling(max_tokens=5)
+    given = {"sampling": Sampling(max_tokens=5), **settings}
     return Generator(
-        TransformersModel(
-            name="mine", engine="transformers", model=str(folder), device="cpu", sampling=sampling, **settings
-        )
+        TransformersModel(name="mine", engine="transformers", model=str(folder), device="cpu", **given)
     )
 
 
@@ -88,6 +87,38 @@ def test_cancelling_passes_through() -> None:
         listener.close()
 
     asyncio.run(main())
+
+
+def test_samples_are_of_the_seeds_that_follow(folder: Path) -> None:
+    """Sample i of seed 3 is what seed 3 + i gives; the largest seed is followed by 0."""
+
+    def drawn(seed: int, *samples: int) -> list[Candidate]:
+        generator = make_generator(folder, sampling=Sampling(max_tokens=5, temperature=1.0, seed=seed))
+
+        async def main() -> list[Candidate]:
+            try:
+                prompt = Prompt("1", instruction="numbers")
+                return await asyncio.gather(*(generator.answer(prompt, sample) for sample in samples))
+            finally:
+                await generator.close()
+
+        return asyncio.run(main())
+
+    several = drawn(3, 0, 1, 2)
+    assert len({candidate.text for candidate in several}) == 3
+    assert several == [*drawn(3, 0), *drawn(4, 0), *drawn(5, 0)]
+    assert drawn(2**63 - 1, 1) == drawn(0, 0)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.0, "seed": 1}, {"temperature": 0.7, "top_k": 1}], ids=str
+)
+def test_samples_that_would_be_equal_are_refused(sampling: dict[str, Any]) -> None:
+    model = {"name": "a", "engine": "transformers", "model": "a", "sampling": sampling}
+    TransformersModel.model_validate({**model, "samples": 1})
+    with pytest.raises(ValidationError, match=r"all 4 would be equal; set sampling\.temperature above 0") as error:
+        TransformersModel.model_validate({**model, "samples": 4})
+    assert error.value.errors()[0]["loc"] == ("samples",)
 
 
 def test_model_that_cannot_load_raises(tmp_path: Path) -> None:
