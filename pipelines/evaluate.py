@@ -6,7 +6,6 @@ scores that candidates came with: those. Higher is better everywhere. A metric i
 random choice is an expectation, not a draw, and the oracle takes the best of each row.
 """
 
-import functools
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -69,50 +68,99 @@ def parts(reference: str, text: str) -> float:
     return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted) if wanted else 0.0
 
 
+# In the order in which they are told; the first that rows have is the one that places are counted by.
+METRICS: dict[str, Callable[[str, str], float]] = {
+    "parts": parts,
+    "exact": exact,
+    "bleu": bleu,
+    "rouge_l": rouge_l,
+}
+
+
 @dataclass
 class Mean:
-    """A mean under way."""
+    """A mean under way, and how sure it is. Squares are summed about the mean (Welford), so that none cancel."""
 
     total: float = 0.0
     count: int = 0
+    squares: float = 0.0
 
     def add(self, value: float) -> None:
         """One more value."""
+        from_before = value - self.total / self.count if self.count else 0.0
         self.total += value
         self.count += 1
+        self.squares += from_before * (value - self.total / self.count)
+
+    def merge(self, other: Self) -> None:
+        """The values of another mean (Chan, Golub and LeVeque 1979)."""
+        if self.count and other.count:
+            apart = self.total / self.count - other.total / other.count
+            self.squares += apart**2 * self.count * other.count / (self.count + other.count)
+        self.total += other.total
+        self.count += other.count
+        self.squares += other.squares
 
     @property
     def value(self) -> float | None:
         """The mean so far; None of nothing."""
         return self.total / self.count if self.count else None
 
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the mean's 95% interval, by the normal distribution; None of fewer than two values."""
+        if self.count < 2:
+            return None
+        return 1.96 * math.sqrt(self.squares / (self.count - 1) / self.count)
+
+
+Means = dict[str, dict[str, Mean]]
+
+
+def _means() -> Any:
+    return defaultdict(lambda: defaultdict(Mean))
+
 
 @dataclass
 class Tally:
-    """One metric over all rows."""
+    """One metric over all rows.
+
+    gains: by how much a system beat each model and the ranker's choice (None), row by row: what makes a row
+    hard for everyone cancels, so that the interval is narrower than those of the two means suggest.
+    """
 
     rows: int = 0
-    models: dict[str, dict[str, Mean]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Mean)))
-    systems: dict[str, dict[str, Mean]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Mean)))
+    models: Means = field(default_factory=_means)
+    systems: Means = field(default_factory=_means)
+    gains: dict[str, dict[str | None, Mean]] = field(default_factory=_means)
     pairwise: Mean = field(default_factory=Mean)
 
-    def add(self, row: Mapping[str, Any], quality: Sequence[float | None]) -> None:
-        """One row with the quality of each of its candidates; None where it isn't known."""
+    def add(self, row: Mapping[str, Any], quality: Sequence[float | None], blend: float | None = None) -> None:
+        """One row with the quality of each of its candidates and of what was fused; None where it isn't known."""
+        if blend is not None:
+            self.systems["blend"]["mean"].add(blend)
         known = {index: value for index, value in enumerate(quality) if value is not None}
         values = list(known.values())
         if not values:
             return
         top = max(values)
+        chosen = known.get(row["ranking"][0]) if row["ranking"] else None
         self.rows += 1
         for index, value in known.items():
-            model = self.models[_name(row["candidates"][index], index)]
+            name = name_of(row["candidates"][index], index)
+            model = self.models[name]
             model["mean"].add(value)
             model["rank"].add(_rank(value, values))
             model["best_share"].add((value == top) / values.count(top))
+            if chosen is not None:
+                self.gains["ranker"][name].add(chosen - value)
+            if blend is not None:
+                self.gains["blend"][name].add(blend - value)
         self.systems["random"]["mean"].add(sum(values) / len(values))
         self.systems["random"]["rank"].add((len(values) + 1) / 2)
         self.systems["oracle"]["mean"].add(top)
-        chosen = known.get(row["ranking"][0]) if row["ranking"] else None
+        if chosen is not None and blend is not None:
+            self.gains["blend"][None].add(blend - chosen)
         if chosen is not None:
             self.systems["ranker"]["mean"].add(chosen)
             self.systems["ranker"]["rank"].add(_rank(chosen, values))
@@ -122,6 +170,20 @@ class Tally:
             if margin is not None and a != b:
                 self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (a > b))
 
+    def merge(self, other: Self) -> None:
+        """The rows of another tally of the same metric."""
+        self.rows += other.rows
+        self.pairwise.merge(other.pairwise)
+        pairs: tuple[tuple[Any, Any], ...] = (
+            (self.models, other.models),
+            (self.systems, other.systems),
+            (self.gains, other.gains),
+        )
+        for ours, theirs in pairs:
+            for name, means in theirs.items():
+                for what, mean in means.items():
+                    ours[name][what].merge(mean)
+
     def report(self) -> dict[str, Any]:
         """The means, as plain data."""
         return {
@@ -130,6 +192,46 @@ class Tally:
             **{name: _values(means) for name, means in self.systems.items()},
             "pairwise": self.pairwise.value,
         }
+
+
+class Quality:
+    """All metrics of rows under way. Rows with an error are left out.
+
+    references: a tally per metric against the rows' references; scores: one per metric that candidates came with.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Tally] = defaultdict(Tally)
+        self._references: dict[str, Tally] = defaultdict(Tally)
+        self._numbered = True  # all references so far are numbered lists
+
+    @property
+    def references(self) -> dict[str, Tally]:
+        """`parts` is for rows whose references are all numbered lists."""
+        return {name: one for name, one in self._references.items() if self._numbered or name != "parts"}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One row of `parsing.read_rows`; a candidate with an error is worth 0 against a reference."""
+        if row["error"] is not None:
+            return
+        candidates, reference, fused = row["candidates"] or (), row["output"], row["fused"]
+        if reference and (candidates or fused is not None):
+            self._numbered = self._numbered and numbered_parts(reference) is not None
+            texts = {one["text"] for one in candidates} | {fused}
+            for name, metric in METRICS.items():
+                if name != "parts" or self._numbered:
+                    worth = {text: metric(reference, text) for text in texts if text is not None}
+                    quality = [worth.get(one["text"], 0.0) for one in candidates]
+                    self._references[name].add(row, quality, worth.get(fused))
+        for name, given in given_scores(candidates).items():
+            self.scores[name].add(row, given)
+
+    def merge(self, other: Self) -> None:
+        """The rows of another."""
+        self._numbered = self._numbered and other._numbered
+        for ours, theirs in ((self._references, other._references), (self.scores, other.scores)):
+            for name, tally in theirs.items():
+                ours[name].merge(tally)
 
 
 def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -144,26 +246,13 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Raises BlendError when no row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
-    references: dict[str, Tally] = defaultdict(Tally)
-    scores: dict[str, Tally] = defaultdict(Tally)
-    metrics: dict[str, Callable[[str, str], float]] = {"exact": exact, "bleu": bleu, "rouge_l": rouge_l}
-    numbered = True  # all references so far are numbered lists
+    quality = Quality()
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
-        if row["error"] is not None:
-            errors += 1
-            continue
-        reference = row["output"]
-        if reference and (row["candidates"] or row["fused"] is not None):
-            numbered = numbered and numbered_parts(reference) is not None
-            for name, metric in {"parts": parts, **metrics}.items() if numbered else metrics.items():
-                _against_reference(references[name], row, functools.partial(metric, reference))
-        for name, quality in given_scores(row["candidates"] or ()).items():
-            scores[name].add(row, quality)
-    if not numbered:
-        references.pop("parts", None)
-    if not references and not scores:
+        errors += row["error"] is not None
+        quality.add(row)
+    if not quality.references and not quality.scores:
         raise BlendError(
             f"nothing to evaluate: of {count} rows, {errors} with an error, none has candidates and a reference "
             "(`output`) or candidates with `scores`"
@@ -173,8 +262,8 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "errors": errors,
         "error_rate": errors / count,
         "comparisons": comparisons,
-        "references": {name: tally.report() for name, tally in references.items()},
-        "scores": {name: tally.report() for name, tally in sorted(scores.items())},
+        "references": {name: tally.report() for name, tally in quality.references.items()},
+        "scores": {name: tally.report() for name, tally in sorted(quality.scores.items())},
     }
 
 
@@ -204,16 +293,17 @@ def describe(row: Mapping[str, Any]) -> str:
     for place, index in [*enumerate(ranking, 1), *((None, index) for index in unranked)]:
         one = candidates[index]
         answer = f"no answer: {one['error']}" if one["text"] is None else one["text"]
-        lines.append(f"  {place or '-'}. {_name(one, index)}: {answer}")
+        lines.append(f"  {place or '-'}. {name_of(one, index)}: {answer}")
     if row["fused"] is not None:
-        taken = ", ".join(_name(candidates[index], index) for index in row["fused_from"] or ())
+        taken = ", ".join(name_of(candidates[index], index) for index in row["fused_from"] or ())
         lines.append(f"  Blend{f' of {taken}' if taken else ''}: {row['fused']}")
     if row["output"]:
         lines.append(f"  Reference: {row['output']}")
     return "\n".join(lines)
 
 
-def _name(candidate: Mapping[str, Any], index: int) -> str:
+def name_of(candidate: Mapping[str, Any], index: int) -> str:
+    """Who gave the answer; where rows don't tell, its place among them."""
     return candidate["model"] or f"candidate {index + 1}"
 
 
@@ -247,12 +337,6 @@ def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
         means = [f"{one['mean']:.3f}" if one else "" for one in of]
         rank = f"{of[0]['rank']:.2f}" if "rank" in of[0] else ""
         table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
-
-
-def _against_reference(tally: Tally, row: Mapping[str, Any], metric: Callable[[str], float]) -> None:
-    tally.add(row, [0.0 if one["text"] is None else metric(one["text"]) for one in row["candidates"] or ()])
-    if row["fused"] is not None:
-        tally.systems["blend"]["mean"].add(metric(row["fused"]))
 
 
 def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

@@ -1,0 +1,67 @@
+"""Errors by kind: the same cause told about a thousand rows is one line with a count.
+
+An error's text is all that rows keep. What differs from row to row (where it stands in a file, numbers, ids,
+addresses, what is quoted) is cut out, and what is left names the kind. Nothing but a report depends on it.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MOST = 1000  # kinds held at a time; the texts of others' rows may differ in ways not foreseen here
+LONGEST = 160  # characters of a kind
+OTHERS = "others"
+
+_CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: where in which file
+    (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)]+", re.I), "URL"),
+    (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"), "…"),
+    (re.compile(r"\[[^\[\]]*\]"), lambda match: match[0] if match[0].strip("[]").isalpha() else "[…]"),
+    (re.compile(r"(?<![\w.])(?:~|\.{1,2})?(?:/[\w.@+-]+){2,}"), "PATH"),
+    (
+        re.compile(r"\b(?:0x[0-9a-f]+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=\w*\d)[0-9a-f]{12,})\b", re.I),
+        "ID",
+    ),
+    (re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b"), "HOST"),
+    (re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.I), "N"),
+)
+
+
+def kind_of(error: str) -> str:
+    """The error without what tells one row from another, in one line of at most `LONGEST` characters."""
+    text = " ".join(error.split())
+    for pattern, put in _CUTS:
+        text = pattern.sub(put, text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+@dataclass
+class Kinds:
+    """Errors counted by kind, with the first of each as it was told."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, error: str) -> None:
+        """One more error."""
+        kind = kind_of(error)
+        if kind not in self.counts and len(self.counts) >= MOST:
+            kind = OTHERS
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if kind != OTHERS:
+            self.examples.setdefault(kind, error)
+
+    @property
+    def total(self) -> int:
+        """All errors."""
+        return sum(self.counts.values())
+
+    def most(self, n: int) -> list[tuple[str, int]]:
+        """The n most frequent kinds, most frequent first; the rest together as `OTHERS`, last."""
+        kinds = sorted(((kind, count) for kind, count in self.counts.items() if kind != OTHERS), key=_by_count)
+        rest = self.total - sum(count for _, count in kinds[:n])
+        return kinds[:n] + ([(OTHERS, rest)] if rest else [])
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]

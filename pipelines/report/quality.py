@@ -1,0 +1,160 @@
+"""How good the answers are: the sections about references and given scores."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from pipelines.evaluate import HEADINGS, LINES, Mean, Tally
+from pipelines.report import plots
+from pipelines.report.numbers import Numbers
+from pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
+
+METRICS = 6  # given scores at most
+
+
+def headline(numbers: Numbers) -> tuple[str, str, str] | None:
+    """(metric, how good the blend or choice was, how good the best LLM) of the first metric; None without one."""
+    given = sorted(numbers.sample.quality.scores.items())
+    for name, tally in [*_references(numbers), *given]:
+        best = max(tally.models, key=lambda one: tally.models[one]["mean"].value or 0.0, default=None)
+        system = next((one for one in ("blend", "ranker") if one in tally.systems), None)
+        if best is not None and system is not None:
+            value, of_best = tally.systems[system]["mean"].value, tally.models[best]["mean"].value
+            label = f"{LINES[system]}: {HEADINGS.get(name, name)}"
+            return label, f"{value:.3f}", f"best LLM, {plots.short(best)}: {of_best:.3f}"
+    return None
+
+
+def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
+    """One for references and one for each given score, about the LLMs of these names."""
+    quality = numbers.sample.quality
+    references = {name: tally for name, tally in _references(numbers) if tally.models}
+    scores = sorted((name, tally) for name, tally in quality.scores.items() if tally.models)[:METRICS]
+    found = []
+    if references:
+        found.append(_quality_of("Quality against references", references, numbers, names, "r"))
+    for index, (name, tally) in enumerate(scores):
+        found.append(_quality_of(f"Quality by given score: {name}", {name: tally}, numbers, names, f"s{index}"))
+    return found
+
+
+def _references(numbers: Numbers) -> list[tuple[str, Tally]]:
+    """The metrics against references, the telling one first; `exact` where 1% of something is."""
+    metrics = numbers.sample.quality.references
+    found = [(name, metrics[name]) for name in ("parts", "rouge_l", "bleu", "exact") if name in metrics]
+    return [(name, tally) for name, tally in found if name != "exact" or _best(tally) >= 0.01]
+
+
+def _best(tally: Tally) -> float:
+    return max(tally.systems[name]["mean"].value or 0.0 for name in ("oracle", "blend") if name in tally.systems)
+
+
+def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: Sequence[str], key: str) -> Section:
+    first_name, first = next(iter(metrics.items()))
+    heading = HEADINGS.get(first_name, first_name)
+    lines = _lines(first, names)
+    sampled = numbers.sample.rows < numbers.rows
+    of_rows = f"{first.rows:,} rows" + (
+        f", of a random sample of {numbers.sample.rows:,} of {numbers.rows:,}" if sampled else ""
+    )
+    system = "blend" if "blend" in first.gains else "ranker" if "ranker" in first.gains else None
+    against = f"{LINES[system]} minus it" if system else None
+    table = Table(
+        caption=f"Mean ± half its 95% interval over {of_rows}. Mean rank and best: by {heading}; 1 is the best "
+        "rank, LLMs that tie for a row's best share it, and the ranker's choice may be any of them."
+        + (f" Differences are of the same rows, by {heading}." if against else ""),
+        head=(
+            "",
+            *(HEADINGS.get(name, name) for name in metrics),
+            "mean rank",
+            "best",
+            *([against] if against else []),
+        ),
+        lines=tuple(
+            (
+                label,
+                *(plus_minus(_means_of(tally, role, name).get("mean")) for tally in metrics.values()),
+                value_of(_means_of(first, role, name).get("rank"), ".2f"),
+                percent(
+                    _means_of(first, role, name).get("best_share", _means_of(first, role, name).get("is_best"))
+                ),
+                *([_gain(first, system, role, name)] if system else []),
+            )
+            for label, role, name in lines
+        ),
+    )
+    figures = [
+        Figure(
+            HEADINGS.get(name, name),
+            Markup(plots.means(_points(tally, lines), f"mean {HEADINGS.get(name, name)}", f"q{key}{i}")),
+            f"Mean {HEADINGS.get(name, name)} of each LLM and of the blend, best first: " + _told(tally, lines),
+        )
+        for i, (name, tally) in enumerate(metrics.items())
+    ]
+    return Section(title, tuple(_findings(first, heading)), tuple(figures), (table,))
+
+
+_Line = tuple[str, plots.Role, str]  # label, role, name of the LLM
+
+
+def _lines(tally: Tally, names: Sequence[str]) -> list[_Line]:
+    """The LLMs of these names and every system, best mean first."""
+    lines: list[_Line] = [(name, "llm", name) for name in names if name in tally.models]
+    roles: tuple[plots.Role, ...] = ("random", "ranker", "blend", "oracle")
+    lines += [(LINES[role], role, "") for role in roles if role in tally.systems]
+
+    def order(line: _Line) -> tuple[float, str]:
+        return -(_means_of(tally, line[1], line[2])["mean"].value or 0.0), line[0]
+
+    return sorted(lines, key=order)
+
+
+def _means_of(tally: Tally, role: plots.Role, name: str) -> dict[str, Mean]:
+    return (tally.models.get(name) if role == "llm" else tally.systems.get(role)) or {}
+
+
+def _points(tally: Tally, lines: Sequence[_Line]) -> list[plots.Point]:
+    found = []
+    for label, role, name in lines:
+        mean = _means_of(tally, role, name).get("mean")
+        if mean is not None and mean.value is not None:
+            label = "oracle" if role == "oracle" else label
+            found.append(plots.Point(label, role, mean.value, mean.margin or 0.0))
+    return found
+
+
+def _told(tally: Tally, lines: Sequence[_Line]) -> str:
+    return ", ".join(f"{point.label} {point.mean:.3f}" for point in _points(tally, lines))
+
+
+def _gain(tally: Tally, system: str, role: plots.Role, name: str) -> str:
+    gains = tally.gains[system]
+    if role == "llm":
+        return plus_minus(gains.get(name), sign=True)
+    return plus_minus(gains.get(None), sign=True) if role == "ranker" and system == "blend" else ""
+
+
+def _findings(tally: Tally, heading: str) -> list[str]:
+    """What the table says, in words; a difference is one when its interval doesn't hold 0."""
+    found = []
+    best = max(tally.models, key=lambda name: (tally.models[name]["mean"].value or 0.0, name))
+    name = plots.short(best, 40)
+    for system in ("blend", "ranker"):
+        gain = tally.gains[system].get(best) if system in tally.gains else None
+        if gain is None or gain.value is None or gain.margin is None:
+            continue
+        label = "The blend" if system == "blend" else "The ranker's choice"
+        if abs(gain.value) <= gain.margin:
+            size = plus_minus(gain, sign=True)
+            found.append(f"{label} is about as good as the best LLM, {name}: {size} ({heading}, row by row).")
+        else:
+            word = "better" if gain.value > 0 else "worse"
+            size = f"{abs(gain.value):.3f} ± {gain.margin:.3f}"
+            found.append(f"{label} is {word} than the best LLM, {name}, by {size} ({heading}, row by row).")
+    right = tally.pairwise
+    if right.value is not None:
+        found.append(
+            f"Of {right.count:,} pairs of answers of different quality the ranker put "
+            f"{100 * right.value:.1f}% in the right order; chance is 50%."
+        )
+    return found

@@ -1,0 +1,269 @@
+"""The page as a browser would get it: whole, alone, with what rows hold as text and nothing else."""
+
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from actors.errors import BlendError
+from pipelines.manifest import FileRecord, InputRecord, Manifest, OutputRecord, StageRecord
+from pipelines.parsing import read_rows
+from pipelines.report import manifest_of, render, report
+from pipelines.report.numbers import count
+from pipelines.report.plots import short
+from pipelines.store import folder_of
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</text></svg><img src=http://x.example/a.png onerror=alert(1)>",
+    "$\\frac{x}{y}$ {{ 7777*9 }}",
+    "a\nb\u202etxt\x07",
+    "meta-llama/Meta-Llama-3.1-405B-Instruct-FP8-with-a-long-name",
+    "模型",
+)
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; keeps tags, attributes, ids and texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.ids, self.texts, self._open = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def checked(text):
+    """The page, which needs and starts nothing."""
+    page = Page(text)
+    assert not {"script", "img", "link", "iframe", "object", "embed", "foreignobject", "base"} & set(page.tags)
+    assert len(page.ids) == len(set(page.ids))
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href", "action", "data"):
+            assert value.startswith("#")
+            assert value[1:] in page.ids
+    assert "url(#" not in text or all(part.split(")")[0] in page.ids for part in text.split("url(#")[1:])
+    assert "@import" not in text
+    return page
+
+
+def written(folder, rows, name="run.jsonl"):
+    file = folder / name
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(file)
+
+
+def made(folder, rows):
+    """The page of rows without a manifest."""
+    return checked(render("run", count(read_rows(written(folder, rows))), None, NOON))
+
+
+def blended(models, rows=30, seed=0):
+    """Rows of a whole blend with everything a row can have."""
+    chance = random.Random(seed)
+    n = len(models)
+    for number in range(rows):
+        texts = [f"1) {chance.choice('abc')}" + " and more" * chance.randrange(3) for _ in models]
+        order = chance.sample(range(n), n)
+        yield {
+            "id": f"row-{number}",
+            "prompt": f"Which? {models[0]}",
+            "output": "1) a",
+            "candidates": [
+                {
+                    "model": name,
+                    "text": text,
+                    "finish_reason": "stop",
+                    "completion_tokens": 3,
+                    "scores": {"s": chance.random()},
+                }
+                for name, text in zip(models, texts, strict=True)
+            ],
+            "ranking": order,
+            "scores": [-float(order.index(i)) for i in range(n)],
+            "comparisons": n,
+            "logits": [[None if i == j else chance.gauss(0, 1) for j in range(n)] for i in range(n)],
+            "fused": f"1) {chance.choice('ab')}",
+            "fused_from": order[:3],
+            "error": f"fusing failed: {models[0]} {number}" if number % 10 == 9 else None,
+        }
+
+
+def manifest(rows=30, **stage):
+    ranker = StageRecord(
+        name="ranker", kind="rank", runs="m/r", wave=0, replicas=2, rows=rows, failed=0, seconds=8, both_orders=40,
+        agreeing=30,
+    )  # fmt: skip
+    one = {"name": "tiny", "kind": "generate", "runs": "m/t", "wave": 0, "replicas": 1, "rows": rows, "failed": 1}
+    generate = StageRecord(**{**one, "seconds": 4.0, "prompt_tokens": 90, "completion_tokens": 600, **stage})
+    return Manifest(
+        command="blend run <config>",
+        started=NOON - timedelta(hours=1, minutes=2),
+        finished=NOON,
+        sessions=2,
+        config={"models": [{"name": "tiny", "system_prompt": "</pre><b>"}]},
+        versions={"python": "3.11", "ray": "2.60.0"},
+        input=InputRecord(uri="in.jsonl", rows=rows, bad=0, digest="d"),
+        output=OutputRecord(
+            uri="out", rows=rows, errors=0, files=(FileRecord(path="p", rows=rows, bytes=9, sha256="s"),)
+        ),
+        stages=(generate, ranker),
+        errors={},
+    )
+
+
+def test_a_whole_run(tmp_path):
+    uri = written(tmp_path, blended(["alder", "birch", "cedar"]))
+    text = render(uri, count(read_rows(uri)), manifest(), NOON)
+    page = checked(text)
+    for heading in (
+        "Quality against references",
+        "Quality by given score: s",
+        "Who wins",
+        "Comparisons",
+        "Length of the answers",
+        "Errors and ends",
+        "Time and tokens",
+        "Examples",
+        "Versions and settings",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert page.tags.count("svg") == 4 + 1 + 2 + 1 + 2  # metrics, score, ranking, lengths, stages
+    alts = [value for name, value in page.attributes if name == "aria-label"]
+    assert len(alts) == page.tags.count("svg")
+    assert all(len(alt) > 20 for alt in alts)
+    assert "What this page lacks" not in text
+    for told in (
+        "30 30 with a fused answer",
+        "1 h 2 min later, in 2 sessions",
+        "fusing failed: alder N 3 10.0% fusing failed: alder 9",
+        "generate m/t 0 1 30 1 4.0 7.5 90 600 150.0",
+        "ray 2.60.0.",
+        "system_prompt: </pre><b>",
+        "The blend is",
+    ):
+        assert told in page.text
+    assert text == render(uri, count(read_rows(uri)), manifest(), NOON)
+
+
+def test_what_is_in_the_manifest_and_not_in_rows(tmp_path):
+    rows = [
+        {"prompt": "p", "candidates": [{"model": m, "text": m} for m in "ab"], "ranking": [0, 1]} for _ in range(3)
+    ]
+    uri = written(tmp_path, rows)
+    numbers = count(read_rows(uri))
+    page = checked(render(uri, numbers, manifest(seconds=0.0), NOON))
+    assert "both orders prefer the same answer (ranker) 75.0%" in page.text
+    assert "The manifest counts 30 rows, 3 were read" in page.text
+    assert "generate m/t 0 1 30 1 0.0 90 600" in page.text  # no rate without seconds
+    assert "No agreement of both orders" in checked(render(uri, numbers, None, NOON)).text
+
+
+def test_what_comes_from_rows_stays_text(tmp_path):
+    rows = [
+        {
+            **row,
+            "fused": HOSTILE[0],
+            "error": HOSTILE[1] if index % 2 else None,
+            "candidates": [{**one, "text": HOSTILE[index % 4]} for one in row["candidates"]],
+        }
+        for index, row in enumerate(blended(HOSTILE, rows=8))
+    ]
+    page = made(tmp_path, rows)
+    for name in HOSTILE:
+        assert " ".join(name.replace("\x07", "").split()) in page.text.replace("\x07", "")
+    assert "69993" not in page.text  # {{ 7777*9 }}
+
+
+def test_names_as_labels():
+    assert short("alder") == "alder"
+    assert short("org/a-name-of-20-chars.") == "a-name-of-20-chars."
+    assert len(short("x" * 100)) == 20
+    assert short("a-very-long-name-that-ends-in-seed-1") != short("a-very-long-name-that-ends-in-seed-2")
+    assert short(" a\nb\x00\u202e ") == "a b"
+    assert short("") == short("\n") == "(no name)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([], "There are no rows."),
+        ([{"prompt": "p"}], "No row has candidates"),
+        ([{"prompt": 1}, {"prompt": 2}, []], "prompt: expected text, got int 2 66.7%"),
+        ([{"prompt": "p", "candidates": [{"model": "a", "error": "lost"}], "error": "none"}], "a lost 1 100.0%"),
+        ([{"prompt": "p", "candidates": [{"model": "a", "text": ""}]}], "Nothing about ranking"),
+        ([{"prompt": "p", "fused": "x", "output": "y"}], "1 with a fused answer"),
+        ([{"prompt": "p", "fused": "x", "candidates": [{"text": "x"}], "output": "y"}] * 2, "candidate 1"),
+    ],
+    ids=["empty", "no candidates", "all bad", "all failed", "not ranked", "only fused", "no names"],
+)  # fmt: skip
+def test_rows_that_tell_little_make_a_page_too(tmp_path, rows, told):
+    assert told in made(tmp_path, rows).text
+
+
+@pytest.mark.parametrize("n", [1, 2, 25])
+def test_few_and_many_llms(tmp_path, n):
+    names = [f"llm-{i}" for i in range(n)]
+    page = made(tmp_path, blended(names, rows=4))
+    told = page.text.partition("Examples")[0]
+    assert sum(f" {name} " in told for name in names) == min(n, 24)
+    assert ("Of 25 LLMs the 24" in page.text) == (n == 25)
+    assert ("Who beats whom" in page.text) == (n > 1)
+
+
+def test_the_page_lies_beside_the_rows(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    one = written(folder, [{"prompt": "p"}], "part-0.jsonl")
+    assert report(one) == f"{one}.report.html"
+    assert report(f"{folder}/") == f"{folder}.report.html"
+    elsewhere = str(tmp_path / "pages" / "index.html")
+    assert report(f"{folder}/*.jsonl", elsewhere) == elsewhere
+    for file in (f"{one}.report.html", f"{folder}.report.html", elsewhere):
+        checked(Path(file).read_text("utf-8"))
+    for nameless in (f"{folder}/*.jsonl", ".", "..", "s3://bucket/"):
+        with pytest.raises(BlendError, match="give --output"):
+            report(nameless)
+    with pytest.raises(BlendError, match="no such file"):
+        report(str(tmp_path / "nothing.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["out", "run.jsonl"])
+def test_the_manifest_of_a_folder_and_of_a_file(tmp_path, name):
+    uri = str(tmp_path / name)
+    assert manifest_of(uri) is None
+    work = tmp_path / folder_of(name)
+    work.mkdir(parents=True)
+    (work / "manifest.json").write_text(manifest().json_text())
+    assert manifest_of(uri) == manifest()
+    (work / "manifest.json").write_text('{"format": 99}')
+    assert manifest_of(uri) is None
+    assert manifest_of(str(tmp_path / "*")) is None
