@@ -5,12 +5,12 @@ given depends on the row alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
 from actors.cache import ComparisonCache
-from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking
+from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest
 from actors.scorers import Score, Scorer, ScoringError, load_scorer
 from actors.tournaments import Pair, tournament
 from configs.schema import Ranker as RankerSettings
@@ -26,35 +26,41 @@ class Ranker:
         """`scorer`: used in place of the one that the settings name. Raises ModelLoadError, CacheError."""
         self._settings = settings
         self._scorer = scorer or load_scorer(settings)
-        identity = self._scorer.traits.identity
-        self._cache = ComparisonCache(settings.cache, identity) if settings.cache and identity else None
+        self.identity = self._scorer.traits.identity
+        self._cache = ComparisonCache(settings.cache, self.identity) if settings.cache and self.identity else None
 
-    async def rank(self, rows: Sequence[Row]) -> list[Ranking | Exception]:
-        """The ranking of every row's candidates, or why it has none; rows may differ in how many they have."""
+    async def rank(self, rows: Sequence[Row], known: Mapping[bytes, float] = {}) -> list[Ranking | Exception]:
+        """The ranking of every row's candidates, or why it has none; rows may differ in how many they have.
+
+        known: scores of this scorer that need not be made again, by `digest(prompt, left, right)`.
+        """
         try:
             games = [_Game(self._settings, self._scorer, prompt, candidates) for prompt, candidates in rows]
-            await self._play(games)
+            await self._play(games, known)
         except Exception as error:  # whatever a model does; one row's failure must stay its own
             if len(rows) == 1:
                 return [error]
-            return [result for row in rows for result in await self.rank([row])]
+            return [result for row in rows for result in await self.rank([row], known)]
         return [game.result() for game in games]
 
     async def check_health(self) -> None:
         """Raise BlendError when the scorer can't score any more."""
         await self._scorer.check_health()
 
-    async def _play(self, games: Sequence["_Game"]) -> None:
+    async def _play(self, games: Sequence["_Game"], known: Mapping[bytes, float]) -> None:
         while asked := [(game, pair) for game in games for pair in game.ask()]:
-            scores = await self._scores([(game, game.matchup(pair)) for game, pair in asked])
+            scores = await self._scores([(game, game.matchup(pair)) for game, pair in asked], known)
             for (game, pair), score in zip(asked, scores, strict=True):
                 game.tell(pair, score)
 
-    async def _scores(self, asked: Sequence[tuple["_Game", Matchup]]) -> list[Score]:
-        """The scores of what is asked: from the cache where it has them, else from the scorer."""
+    async def _scores(self, asked: Sequence[tuple["_Game", Matchup]], known: Mapping[bytes, float]) -> list[Score]:
+        """The scores of what is asked: from what is known or cached where it's there, else from the scorer."""
         matchups = [matchup for _, matchup in asked]
-        known = self._cache.get(matchups) if self._cache else {}
-        new = [i for i in range(len(asked)) if i not in known]
+        had = self._cache.get(matchups) if self._cache else {}
+        for i, m in enumerate(matchups if known else ()):
+            if (score := known.get(digest(m.prompt, m.left, m.right))) is not None:
+                had[i] = score
+        new = [i for i in range(len(asked)) if i not in had]
         made = await self._scorer.score([matchups[i] for i in new]) if new else []
         for i in new:
             game, matchup = asked[i]
@@ -62,7 +68,7 @@ class Ranker:
         if self._cache:
             numbers = [(matchups[i], score) for i, score in zip(new, made, strict=True) if _is_number(score)]
             self._cache.put(numbers)
-        scores: dict[int, Score] = {**known}
+        scores: dict[int, Score] = {**had}
         scores.update(zip(new, made, strict=True))
         return [scores[i] for i in range(len(asked))]
 

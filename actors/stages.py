@@ -6,15 +6,14 @@ and a blend that has an error already is left as it is.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from actors.errors import one_line
-from actors.fuser import Fuser
 from actors.generator import Generator
 from actors.ranker import Ranker
-from actors.records import Blend, Ranking
+from actors.records import Blend, Candidate, Ranking
 from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
@@ -24,11 +23,12 @@ _Result = TypeVar("_Result")
 
 
 class Generate:
-    """Adds one base LLM's candidate to every blend that has none of this LLM yet."""
+    """Adds one base LLM's candidates to every blend that lacks them: as many as its `samples` says, all at once."""
 
     def __init__(self, settings: Model) -> None:
         """Raises ModelLoadError when the LLM can't be used."""
         self._generator = Generator(settings)
+        self._samples = settings.samples
 
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
         return await asyncio.gather(*map(self._one, blends))
@@ -38,11 +38,20 @@ class Generate:
         await self._generator.check_health()
 
     async def _one(self, blend: Blend) -> Blend:
-        have = {candidate.model for candidate in blend.candidates}
-        if blend.error is not None or self._generator.name in have:
+        if blend.error is not None:
             return blend
-        answer = await self._generator.answer(blend.prompt)
-        return replace(blend, candidates=(*blend.candidates, answer))
+        have = sum(candidate.model == self._generator.name for candidate in blend.candidates)
+        missing = range(have, self._samples)
+        answers = await asyncio.gather(*(self._generator.answer(blend.prompt, sample) for sample in missing))
+        return replace(blend, candidates=(*blend.candidates, *answers))
+
+    def fail(self, blend: Blend, why: str) -> Blend:
+        """The blend as it is when asking the LLM can't be tried any more."""
+        if blend.error is not None:
+            return blend
+        have = sum(candidate.model == self._generator.name for candidate in blend.candidates)
+        failed = [Candidate(self._generator.name, error=why)] * (self._samples - have)
+        return replace(blend, candidates=(*blend.candidates, *failed))
 
 
 class Rank:
@@ -52,16 +61,26 @@ class Rank:
         """Raises ModelLoadError when the ranker can't be used, CacheError when its cache can't."""
         self._ranker = Ranker(settings)
 
-    async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+    async def __call__(self, blends: Sequence[Blend], known: Mapping[bytes, float] = {}) -> list[Blend]:
+        """known: see `Ranker.rank`."""
         done = [replace(blend, error=blend.error or no_candidate(blend)) for blend in blends]
         todo = [i for i, blend in enumerate(done) if blend.error is None]
-        rankings = await self._ranker.rank([(done[i].prompt, done[i].candidates) for i in todo])
+        rankings = await self._ranker.rank([(done[i].prompt, done[i].candidates) for i in todo], known)
         for i, ranking in zip(todo, rankings, strict=True):
             if isinstance(ranking, Exception):
                 done[i] = replace(done[i], error=f"ranking failed: {one_line(ranking)}")
             else:
                 done[i] = replace(done[i], ranking=ranking)
         return done
+
+    @property
+    def identity(self) -> str | None:
+        """Tells this scorer's scores from any other's (`Traits.identity`)."""
+        return self._ranker.identity
+
+    def fail(self, blend: Blend, why: str) -> Blend:
+        """The blend as it is when ranking it can't be tried any more."""
+        return blend if blend.error else replace(blend, error=f"ranking failed: {why}")
 
     async def check_health(self) -> None:
         """Raise BlendError when the scorer can't score any more, whatever the row."""
@@ -73,6 +92,8 @@ class Fuse:
 
     def __init__(self, settings: FuserSettings) -> None:
         """Raises ModelLoadError when the fuser can't be used."""
+        from actors.fuser import Fuser  # torch and transformers, which whoever only names a stage doesn't need
+
         self._fuser = Fuser(settings)
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
@@ -85,6 +106,10 @@ class Fuse:
             else:
                 done[i] = replace(done[i], fused=fused)
         return done
+
+    def fail(self, blend: Blend, why: str) -> Blend:
+        """The blend as it is when fusing it can't be tried any more."""
+        return blend if blend.error else replace(blend, error=f"fusing failed: {why}")
 
 
 class TakeBest:

@@ -45,7 +45,7 @@ def locate(model: str, revision: str | None = None, *, also: Sequence[str] = ())
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    try:
+    with _as_hub_error(model, revision):
         return Path(
             huggingface_hub.snapshot_download(
                 model,
@@ -54,6 +54,28 @@ def locate(model: str, revision: str | None = None, *, also: Sequence[str] = ())
                 ignore_patterns=_NOT_DOWNLOADED,
             )
         )
+
+
+def check_there(model: str, revision: str | None = None, *, weights: bool = True) -> None:
+    """Raise ModelLoadError when there is no such folder, its weights aren't whole, or the hub doesn't give it.
+
+    Of a model on the hub only config.json is fetched, so it is quick at any size. weights: in a local folder there
+    must be safetensors; without, it may be any layout.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if weights:
+            check_folder(folder)
+        return
+    with _as_hub_error(model, revision):
+        huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
+
+
+@contextlib.contextmanager
+def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
+    """What the hub raises in the block, as a ModelLoadError of one line."""
+    try:
+        yield
     except HFValidationError as error:  # not of the form "owner/name": a path was meant
         raise ModelLoadError(f"{model}: no such folder") from error
     except GatedRepoError as error:

@@ -1,12 +1,15 @@
-"""What runs where: the actors of a run, what each takes, and whether the cluster can hold them all at once.
+"""What runs where: which models run together, on how many actors, and whether the cluster can hold them.
 
-Ray Data starts every actor pool of a run together, and neither warns nor fails when they don't fit: it waits for
-ever. So the sums are compared before anything starts. Pure; what the cluster has comes in as a `Capacity`.
+Ray Data starts every actor pool of a plan at once, and neither warns nor fails when they don't fit: it waits for
+ever. So models run in waves, each of as many as fit at once, and actors are packed onto nodes before anything
+starts.
+Pure; what the cluster has comes in as a `Capacity`.
 """
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.errors import BlendError
@@ -14,6 +17,7 @@ from configs.schema import BlendConfig, Fuser, Judge, Model, PairRanker, Placed,
 
 READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
+_EPSILON = 1e-6
 
 
 class PlanError(BlendError):
@@ -21,16 +25,44 @@ class PlanError(BlendError):
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """What a cluster has, in Ray's units."""
+class Node:
+    """What one machine has, in Ray's units. accelerator: Ray's name of its GPUs' type, such as "H100"."""
 
     cpus: float
     gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
+    accelerator: str | None = None
 
     def amounts(self) -> dict[str, float]:
         """By Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a cluster has: an actor is on one node, so sums alone don't say what fits."""
+
+    nodes: tuple[Node, ...]
+
+    @classmethod
+    def machine(cls, cpus: float, gpus: float = 0.0, resources: dict[str, float] | None = None) -> "Capacity":
+        """A cluster of one node."""
+        return cls((Node(cpus, gpus, resources or {}),))
+
+    def amounts(self) -> dict[str, float]:
+        """Of all nodes together, by Ray's names."""
+        total: Counter[str] = Counter({"CPU": 0, "GPU": 0})
+        for node in self.nodes:
+            total.update(node.amounts())
+        return dict(total)
+
+    @property
+    def cpus(self) -> float:
+        return self.amounts()["CPU"]
+
+    @property
+    def gpus(self) -> float:
+        return self.amounts()["GPU"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +74,12 @@ class Placement:
     settings: Model | Ranker | Fuser
     num_cpus: float
     num_gpus: float
+    replicas: int
 
     @property
     def placed(self) -> Placed:
         """The settings that say where it runs."""
         return _placed(self.settings)
-
-    @property
-    def replicas(self) -> tuple[int, int]:
-        """Fewest and most actors."""
-        return self.placed.replicas.min, self.placed.replicas.max
 
     def amounts(self) -> dict[str, float]:
         """What one actor takes, by Ray's names."""
@@ -59,53 +87,152 @@ class Placement:
 
     def ray_options(self) -> dict[str, Any]:
         """What one actor takes, as Ray's arguments."""
-        return {
+        options: dict[str, Any] = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "resources": dict(self.placed.resources) or None,
         }
+        if self.placed.accelerator_type:
+            options["accelerator_type"] = self.placed.accelerator_type
+        return options
+
+    @property
+    def most(self) -> int | None:
+        """Most actors that make sense; None: as many as fit.
+
+        Without a word in the settings only what takes GPUs or custom resources is spread: on CPUs nothing tells
+        how many copies of a model the machine's memory holds.
+        """
+        if "replicas" in self.placed.model_fields_set:
+            return self.placed.replicas.max
+        return None if self.num_gpus or self.placed.resources else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All pools of a run."""
+    """All pools of a run, in waves: those of a wave run together, one wave after the other.
 
-    placements: tuple[Placement, ...]
+    Within a wave rows pass the pools in their order; rankers and fuser come after all base LLMs.
+    """
+
+    waves: tuple[tuple[Placement, ...], ...]
     capacity: Capacity
 
-    def needed(self) -> dict[str, float]:
-        """What the fewest actors of all pools take together, with reading and writing."""
-        total: Counter[str] = Counter({"CPU": READ_CPUS})
-        for placement in self.placements:
-            for name, amount in placement.amounts().items():
-                total[name] += amount * placement.replicas[0]  # type: ignore[assignment]  # Counter of floats
-        return {name: round(amount, 6) for name, amount in total.items()}
-
-    def shortages(self) -> list[str]:
-        """One line per resource of which there is too little; empty when the run fits."""
-        have = self.capacity.amounts()
-        return [
-            f"{amount:g} {name} needed at once, {have.get(name, 0):g} there"
-            for name, amount in self.needed().items()
-            if amount > have.get(name, 0) + 1e-6
-        ]
-
-    def check(self) -> None:
-        """Raise PlanError when the run doesn't fit."""
-        if shortages := self.shortages():
-            raise PlanError(
-                f"the cluster can't hold all models at once: {'; '.join(shortages)} "
-                "(`blend plan` shows who takes what; set num_gpus, num_cpus or replicas of models, ranker, fuser)"
-            )
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Of all waves."""
+        return tuple(placement for wave in self.waves for placement in wave)
 
 
 def plan(config: BlendConfig, capacity: Capacity) -> Plan:
-    """The pools of a whole blend on a cluster."""
-    placements = [place(model.name, model, capacity) for model in config.models]
-    placements.append(place("ranker", config.placing_ranker, capacity))
+    """The waves of a whole blend on a cluster. Raises PlanError, one line, when a part of it can't run at all."""
+    llms = [place(model.name, model, capacity) for model in config.models]
+    # Large ones first: what fits on few nodes is placed while they are empty (by Ray too, which keeps this order).
+    llms.sort(key=lambda one: (-one.num_gpus, -one.num_cpus))
+    last = [place("ranker", config.placing_ranker, capacity)]
     if config.fuser:
-        placements.append(place("fuser", config.fuser, capacity))
-    return Plan(tuple(placements), capacity)
+        last.append(place("fuser", config.fuser, capacity))
+    return pack(llms, last, capacity)
+
+
+def pack(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacity) -> Plan:
+    """Waves of as many of `llms` as fit, first fit; `last` in their order in the last wave, or waves of their own.
+
+    What a wave leaves over goes to more replicas. Raises PlanError when one doesn't fit even by itself.
+    """
+    waves: list[_Wave] = []
+    for pool in llms:
+        if not any(wave.take(pool) for wave in waves):
+            waves.append(_Wave.of(pool, capacity))
+    for pool in last:
+        if not waves or not waves[-1].take(pool):
+            waves.append(_Wave.of(pool, capacity))
+    return Plan(tuple(wave.spread() for wave in waves), capacity)
+
+
+class _Wave:
+    """Pools that run together, and what they leave of every node."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._free = [dict(node.amounts()) for node in capacity.nodes]
+        self._nodes = capacity.nodes
+        self._pools: list[Placement] = []
+        reading = {"CPU": READ_CPUS}
+        # where it is least in the way: on a node without GPUs, else on that with most CPUs
+        fitting = [at for at in range(len(self._free)) if self._fits(at, reading)]
+        if not fitting:
+            raise PlanError("the cluster has no CPU for reading and writing; a run takes one beside its models")
+        self._subtract(min(fitting, key=lambda at: (self._free[at]["GPU"], -self._free[at]["CPU"])), reading)
+
+    @classmethod
+    def of(cls, pool: Placement, capacity: Capacity) -> "_Wave":
+        """A wave of this one pool. Raises PlanError when it doesn't fit."""
+        wave = cls(capacity)
+        if not wave.take(pool):
+            raise PlanError(_why_not(pool, capacity))
+        return wave
+
+    def take(self, pool: Placement) -> bool:
+        """Place the pool's fewest actors; False when they don't all fit."""
+        before = [dict(free) for free in self._free]
+        if all(self._place_one(pool) for _ in range(pool.replicas)):
+            self._pools.append(pool)
+            return True
+        self._free = before
+        return False
+
+    def spread(self) -> tuple[Placement, ...]:
+        """The pools, with one more actor after the other for whoever has fewest, as long as one fits."""
+        counts = {pool.name: pool.replicas for pool in self._pools}
+        growing = [pool for pool in self._pools if any(pool.amounts().values())]  # what takes nothing always fits
+        while growing:
+            pool = min(growing, key=lambda one: counts[one.name])
+            if (pool.most is None or counts[pool.name] < pool.most) and self._place_one(pool):
+                counts[pool.name] += 1
+            else:
+                growing.remove(pool)
+        return tuple(replace(pool, replicas=counts[pool.name]) for pool in self._pools)
+
+    def _place_one(self, pool: Placement) -> bool:
+        needs, kind = pool.amounts(), pool.placed.accelerator_type
+        fitting = [
+            at
+            for at in range(len(self._free))
+            if self._fits(at, needs) and kind in (None, self._nodes[at].accelerator)
+        ]
+        if not fitting:
+            return False
+        # the tightest node: larger holes stay for larger models, and GPUs for those that need them
+        self._subtract(min(fitting, key=lambda at: (self._free[at]["GPU"], self._free[at]["CPU"])), needs)
+        return True
+
+    def _fits(self, at: int, needs: dict[str, float]) -> bool:
+        return all(amount <= self._free[at].get(name, 0.0) + _EPSILON for name, amount in needs.items() if amount)
+
+    def _subtract(self, at: int, needs: dict[str, float]) -> None:
+        for name, amount in needs.items():
+            if amount:
+                self._free[at][name] -= amount
+
+
+def _why_not(pool: Placement, capacity: Capacity) -> str:
+    """Why a pool doesn't fit into an empty cluster."""
+    kind = pool.placed.accelerator_type
+    nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
+    actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in pool.amounts().items() if amount) or "nothing"
+    if not nodes:
+        return f"{pool.name} needs a node of accelerator type {kind}: the cluster has none"
+    there = Counter[str]()
+    for node in nodes:
+        there.update(node.amounts())
+    has = ", ".join(f"{there.get(name, 0):g} {name}" for name, amount in pool.amounts().items() if amount)
+    most = f"{kind} nodes have" if kind else "the cluster has"
+    apart = f" on {len(nodes)} nodes, and an actor is on one" if len(nodes) > 1 else ""
+    return (
+        f"{pool.name} needs {actors}{needs}, beside {READ_CPUS:g} CPU for reading: {most} {has}{apart} "
+        f"(set its num_gpus, num_cpus or replicas; `blend plan` shows what each takes)"
+    )
 
 
 def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Placement:
@@ -114,8 +241,8 @@ def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Pl
     gpus = placed.num_gpus if placed.num_gpus is not None else _gpus_wanted(placed, capacity)
     cpus = placed.num_cpus
     if cpus is None:
-        cpus = 0.0 if gpus or getattr(placed, "engine", None) == "endpoint" else 1.0
-    return Placement(name, _runs(settings), settings, cpus, gpus)
+        cpus = 0.0 if gpus or getattr(placed, "engine", None) in ("endpoint", "echo") else 1.0
+    return Placement(name, _runs(settings), settings, cpus, gpus, placed.replicas.min)
 
 
 def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
@@ -127,15 +254,16 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
     if isinstance(settings, Judge) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
         return settings
     alone = place("", settings, capacity)
+    if alone.num_gpus:
+        return settings  # `pack` spreads over GPUs
     left = capacity.cpus - READ_CPUS
     if "replicas" in settings.model_fields_set:
         replicas, cpus = settings.replicas, min(1.0, left / settings.replicas.max)
     else:
         many = capacity.cpus > MANY_CPUS
-        on_cpus = int(left / CPUS_TOGETHER if many else capacity.cpus)
-        count = max(1, int(capacity.gpus / alone.num_gpus) if alone.num_gpus else on_cpus)
+        count = max(1, int(left / CPUS_TOGETHER if many else capacity.cpus))
         replicas, cpus = Replicas(min=count, max=count), CPUS_TOGETHER if many else left / count
-    if alone.num_gpus or left <= 0:
+    if left <= 0:
         return settings.model_copy(update={"replicas": replicas})
     return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
 
@@ -162,7 +290,7 @@ def _gpus_wanted(settings: Placed, capacity: Capacity) -> float:
     match getattr(settings, "engine", None), getattr(settings, "device", None):
         case "vllm", _:
             return float(getattr(settings, "tensor_parallel_size", 1))
-        case "endpoint", _:
+        case "endpoint" | "echo", _:
             return 0.0
         case _, "cpu":
             return 0.0

@@ -61,7 +61,7 @@ def ranker_pool(placement: Placement) -> Iterator[Pool]:
 
     Raises ModelLoadError when the model can't be used.
     """
-    count = placement.replicas[0]
+    count = placement.replicas
     remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())
     actors = [remote.remote(placement.settings) for _ in range(count)]
     try:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray._private import ray_constants
 
 from actors.errors import BlendError, one_line
-from cluster.plan import Capacity
+from cluster.plan import Capacity, Node
 from configs.schema import RayCluster
 
 LOCAL = "local"
@@ -40,7 +39,7 @@ def session(settings: RayCluster) -> Iterator[None]:
         yield
         return
     address = address_of(settings)
-    with _keeping_to_itself() if address == LOCAL else contextlib.nullcontext():
+    with keeping_to_itself() if address == LOCAL else contextlib.nullcontext():
         try:
             ray.init(
                 address=address,
@@ -68,8 +67,8 @@ def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _keeping_to_itself() -> Iterator[None]:
-    """A Ray started within the block binds 127.0.0.1 only and reports nothing."""
+def keeping_to_itself() -> Iterator[None]:
+    """A Ray started within the block, by this process or its children, binds 127.0.0.1 only and reports nothing."""
     ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.get(name) for name in ours}
     constant = ray_constants.ENABLE_RAY_CLUSTER
@@ -108,19 +107,45 @@ def without_ray_output() -> Iterator[None]:
         sys.stderr = python
 
 
-def capacity() -> Capacity:
-    """What the connected cluster has."""
-    total = ray.cluster_resources()
-    own = {name: amount for name, amount in total.items() if not _internal(name)}
-    return Capacity(own.pop("CPU", 0.0), own.pop("GPU", 0.0), own)
+def capacity(settings: RayCluster) -> Capacity:
+    """What the connected cluster has, or can grow to."""
+    if settings.nodes:
+        return grown(settings)
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            total = dict(node["Resources"])
+            kinds = [name.removeprefix(_ACCELERATOR) for name in total if name.startswith(_ACCELERATOR)]
+            own = {name: amount for name, amount in total.items() if not _internal(name)}
+            cpus, gpus = own.pop("CPU", 0.0), own.pop("GPU", 0.0)
+            nodes.append(Node(cpus, gpus, own, kinds[0] if kinds else None))
+    return Capacity(tuple(nodes))
+
+
+_ACCELERATOR = "accelerator_type:"
 
 
 def _internal(name: str) -> bool:
-    return name in ("memory", "object_store_memory") or name.startswith(("node:", "accelerator_type:"))
+    return name in ("memory", "object_store_memory") or name.startswith(("node:", _ACCELERATOR))
+
+
+def grown(settings: RayCluster) -> Capacity:
+    """What the settings say that the cluster can grow to."""
+    return Capacity(
+        tuple(
+            Node(group.num_cpus, group.num_gpus, dict(group.resources), group.accelerator_type)
+            for group in settings.nodes
+            for _ in range(group.count)
+        )
+    )
 
 
 def local_capacity(settings: RayCluster) -> Capacity:
     """What a local Ray would have, without starting one."""
     cpus = settings.num_cpus if settings.num_cpus is not None else os.cpu_count() or 1
-    gpus = settings.num_gpus if settings.num_gpus is not None else torch.cuda.device_count()
-    return Capacity(cpus, gpus, dict(settings.resources))
+    gpus = settings.num_gpus
+    if gpus is None:
+        import torch  # takes seconds, and only a local plan needs it
+
+        gpus = torch.cuda.device_count()
+    return Capacity.machine(cpus, gpus, dict(settings.resources))

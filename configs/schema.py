@@ -8,8 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from configs.preferences import Preferences
 from configs.settings import Settings
 from configs.strategies import Strategy
 
@@ -26,9 +36,20 @@ class Sampling(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether there is nothing to draw: the same prompt gets the same answer."""
+        return self.temperature == 0 or self.top_k == 1
+
+    def nth(self, sample: int) -> Self:
+        """The settings of one of several samples: where there is a seed, its own."""
+        if self.seed is None or sample == 0:
+            return self
+        return self.model_copy(update={"seed": (self.seed + sample) % 2**63})
+
 
 class Replicas(Settings):
-    """How many actors hold a model: Ray Data starts `min` and adds up to `max` while the stage is behind."""
+    """How many actors hold a model: at least `min`, and up to `max` where there is room."""
 
     min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] = 1
@@ -53,7 +74,8 @@ class Placed(Settings):
     num_cpus: Annotated[float, Field(ge=0)] | None = None  # None: 1 on CPU, 0 beside a GPU (RAY.md: the pool hangs)
     num_gpus: Annotated[float, Field(ge=0)] | None = None  # None: what the engine needs
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # custom Ray resources
-    replicas: Replicas = Replicas()
+    accelerator_type: str | None = None  # Ray's name of the GPUs it must run on, such as H100
+    replicas: Replicas = Replicas()  # not set: with GPUs or custom resources as many as its wave leaves room for
 
 
 class BaseLLM(Placed):
@@ -63,7 +85,18 @@ class BaseLLM(Placed):
     model: Annotated[str, Field(min_length=1)]  # local folder, hub id, or the endpoint's name for it
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
-    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time; several batches are in flight
+    samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
+
+    @field_validator("samples")
+    @classmethod
+    def _different(cls, value: int, info: ValidationInfo) -> int:
+        sampling = info.data.get("sampling")  # None where it is a mistake itself
+        if value > 1 and sampling is not None and sampling.greedy:
+            raise ValueError(
+                f"all {value} would be equal; set sampling.temperature above 0, such as 0.7, and no "
+                "sampling.top_k of 1"
+            )
+        return value
 
 
 class LocalLLM(BaseLLM):
@@ -105,7 +138,13 @@ class EndpointModel(BaseLLM):
     max_in_flight: Annotated[int, Field(ge=1)] = 16  # requests at a time, per actor
 
 
-Model = Annotated[VLLMModel | TransformersModel | EndpointModel, Field(discriminator="engine")]
+class EchoModel(BaseLLM):
+    """Answers with the prompt itself, at once: to try a config, or measure a pipeline, without any LLM."""
+
+    engine: Literal["echo"]
+
+
+Model = Annotated[VLLMModel | TransformersModel | EndpointModel | EchoModel, Field(discriminator="engine")]
 
 
 class Comparing(Settings):
@@ -114,7 +153,6 @@ class Comparing(Settings):
     strategy: Strategy | None = None  # None: focus, where top_k is known; else full
     top_k: Annotated[int, Field(ge=1)] | None = None  # None: what the fuser takes, or without a blend every place
     cache: str | None = None  # SQLite file of comparisons made, one on each node; a later run makes them no more
-    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
 
     @field_validator("cache")
     @classmethod
@@ -189,7 +227,6 @@ class Fuser(Placed):
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
-    batch_size: Annotated[int, Field(ge=1)] = 32  # rows handed over at a time
 
 
 class RankerConfig(BaseModel):
@@ -200,6 +237,16 @@ class RankerConfig(BaseModel):
     ranker: Ranker
 
 
+class NodeGroup(Settings):
+    """Machines of one kind that an autoscaling cluster can have, for the plan."""
+
+    count: Annotated[int, Field(ge=1)] = 1
+    num_cpus: Annotated[float, Field(ge=0)]
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    accelerator_type: str | None = None
+
+
 class RayCluster(Settings):
     """Which Ray runs it. `local` starts one on this machine that listens on 127.0.0.1 only."""
 
@@ -207,6 +254,8 @@ class RayCluster(Settings):
     num_cpus: Annotated[int, Field(ge=1)] | None = None  # local only; None: what the machine has
     num_gpus: Annotated[int, Field(ge=0)] | None = None  # local only
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # local only
+    nodes: tuple[NodeGroup, ...] = ()  # what a cluster that grows can grow to; none: what it has at the start
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # without a block done anywhere, and the run ends
 
 
 class BlendConfig(Settings):
@@ -220,7 +269,9 @@ class BlendConfig(Settings):
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first rows
     matrix: bool = False  # also write every row's logits
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.5  # of rows; more, and the run ends with exit 1
-    rows_per_block: Annotated[int, Field(ge=1)] = 256  # rows that travel together through the stages
+    rows_per_block: Annotated[int, Field(ge=1)] = 256  # rows that travel and are kept together, at most
+    format: Literal["parquet", "jsonl"] = "parquet"  # of the parts of an output that is a folder
+    preferences: Preferences | None = None  # also write chosen and rejected answers
     ray: RayCluster = RayCluster()
 
     @property
@@ -243,4 +294,6 @@ class BlendConfig(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: two have the same name: {', '.join(twice)}")
+        if taken := sorted({"ranker", "fuser"} & set(names)):
+            raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
         return self

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from actors.records import FinishReason, Message
-from configs.schema import EndpointModel, Model, Sampling, TransformersModel, VLLMModel
+from configs.schema import EchoModel, EndpointModel, Model, Sampling, TransformersModel, VLLMModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +57,9 @@ def load_engine(model: Model) -> Engine:
             from actors.engines.endpoint_engine import EndpointEngine
 
             return EndpointEngine(model)
+        case EchoModel():
+            from actors.engines.echo_engine import EchoEngine
+
+            return EchoEngine()
         case _:
             assert_never(model)

@@ -1,88 +1,184 @@
-"""The plan: who takes what, and refusing what doesn't fit before anything starts."""
+"""The plan: who runs with whom and takes what, and refusing what can't run before anything starts."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.plan import Capacity, Plan, PlanError, place, plan, spread
+from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, PlanError, pack, place, plan, spread
 from configs.schema import BlendConfig, PairRanker
-
-
-def config(*models: dict, **changes: object) -> BlendConfig:
-    named = [{"name": f"m{i}", "model": "org/m"} | model for i, model in enumerate(models)]
-    base: dict = {"models": named, "ranker": {"model": "org/r"}, "fuser": {"model": "org/f"}}
-    return BlendConfig.model_validate(base | changes)
-
 
 VLLM, LOCAL = {"engine": "vllm"}, {"engine": "transformers"}
 ENDPOINT = {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1"}
 
 
+def config(*models: dict, **changes: Any) -> BlendConfig:
+    named = [{"name": f"m{i}", "model": "org/m"} | model for i, model in enumerate(models)]
+    base: dict = {"models": named, "ranker": {"model": "org/r"}, "fuser": {"model": "org/f"}}
+    return BlendConfig.model_validate(base | changes)
+
+
+def machine(cpus: float, gpus: float = 0, **resources: float) -> Capacity:
+    return Capacity.machine(cpus, gpus, resources)
+
+
+def waves(made: Plan) -> list[dict[str, int]]:
+    """The replicas of every pool, wave by wave."""
+    return [{pool.name: pool.replicas for pool in wave} for wave in made.waves]
+
+
 def test_what_is_left_open_is_filled_in() -> None:
-    pools = plan(config(VLLM, VLLM | {"tensor_parallel_size": 4}, LOCAL, ENDPOINT), Capacity(8, 8))
-    taken = {place.name: (place.num_cpus, place.num_gpus) for place in pools.placements}
+    made = plan(config(VLLM, VLLM | {"tensor_parallel_size": 4}, LOCAL, ENDPOINT), machine(8, 8))
+    taken = {pool.name: (pool.num_cpus, pool.num_gpus) for pool in made.placements}
     assert taken == {"m0": (0, 1), "m1": (0, 4), "m2": (0, 1), "m3": (0, 0), "ranker": (0, 1), "fuser": (0, 1)}
-    assert pools.needed() == {"CPU": 1, "GPU": 8}
-    pools.check()
+    assert waves(made) == [{"m1": 1, "m0": 1, "m2": 1, "m3": 1, "ranker": 1, "fuser": 1}]
 
 
 def test_without_gpus_a_cpu_each() -> None:
-    pools = plan(config(LOCAL, LOCAL | {"num_cpus": 0.5}, fuser=None), Capacity(4))
-    assert [place.num_cpus for place in pools.placements] == [1, 0.5, 1]
-    pools.check()
+    made = plan(config(LOCAL, LOCAL | {"num_cpus": 0.5}, fuser=None), machine(4))
+    assert [pool.num_cpus for pool in made.placements] == [1, 0.5, 1]
+    assert len(made.waves) == 1
 
 
-def test_a_shortage_is_named() -> None:
-    pools = plan(config(VLLM, LOCAL | {"resources": {"big": 1}}), Capacity(1))
-    with pytest.raises(PlanError) as caught:
-        pools.check()
-    assert "1 GPU needed at once, 0 there" in str(caught.value)
-    assert "4 CPU needed at once, 1 there" in str(caught.value)
-    assert "1 big needed at once, 0 there" in str(caught.value)
+def test_what_does_not_fit_at_once_runs_one_after_the_other() -> None:
+    made = plan(config(VLLM, VLLM, VLLM), machine(4, 2))
+    assert waves(made) == [{"m0": 1, "m1": 1}, {"m2": 1, "ranker": 1}, {"fuser": 2}]
+
+
+def test_a_ranker_and_a_fuser_can_share_a_gpu() -> None:
+    half = {"num_gpus": 0.5}
+    made = plan(
+        config(VLLM, VLLM, ranker={"model": "org/r", **half}, fuser={"model": "org/f", **half}), machine(4, 3)
+    )
+    assert waves(made) == [{"m0": 1, "m1": 1, "ranker": 1, "fuser": 1}]
+
+
+def test_what_a_wave_leaves_goes_to_replicas() -> None:
+    made = plan(config(VLLM | {"tensor_parallel_size": 2}, VLLM, fuser=None), machine(4, 8))
+    assert waves(made) == [{"m0": 2, "m1": 2, "ranker": 2}]
+
+
+def test_the_settings_bound_replicas() -> None:
+    models = [VLLM | {"replicas": {"min": 2, "max": 9}}, VLLM | {"replicas": 1}, VLLM | {"replicas": {"max": 2}}]
+    made = plan(config(*models, ranker={"model": "org/r", "replicas": 1}, fuser=None), machine(2, 16))
+    assert waves(made) == [{"m0": 9, "m1": 1, "m2": 2, "ranker": 1}]
+
+
+def test_what_takes_no_gpu_is_not_spread() -> None:
+    made = plan(config(LOCAL | {"num_cpus": 0.1}, ENDPOINT, fuser=None), machine(64))
+    assert waves(made) == [{"m0": 1, "m1": 1, "ranker": 1}]
+
+
+def test_custom_resources_count_like_gpus() -> None:
+    slot = {"resources": {"slot": 1}, "num_cpus": 0}
+    made = plan(config(LOCAL | slot, LOCAL | slot, LOCAL | slot, fuser=None), machine(4, slot=2))
+    assert waves(made) == [{"m0": 1, "m1": 1}, {"m2": 2, "ranker": 1}]
+
+
+def test_an_actor_is_on_one_node() -> None:
+    nodes = Capacity((Node(8, 2), Node(8, 2)))
+    with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
+        plan(config(VLLM | {"tensor_parallel_size": 4}), nodes)
+    large = VLLM | {"tensor_parallel_size": 2}
+    made = plan(config(VLLM, VLLM, large, fuser=None, ranker={"model": "r", "num_cpus": 1, "num_gpus": 0}), nodes)
+    assert waves(made) == [{"m2": 1, "m0": 1, "m1": 1, "ranker": 1}]
+
+
+def test_models_run_on_the_accelerators_they_name() -> None:
+    nodes = Capacity((Node(8, 4, accelerator="L4"), Node(8, 2, accelerator="H100"), Node(4)))
+    large = VLLM | {"accelerator_type": "H100", "tensor_parallel_size": 2}
+    made = plan(config(VLLM, large, large, fuser=None, ranker={"model": "r", "device": "cpu"}), nodes)
+    assert waves(made) == [{"m1": 1, "m0": 4}, {"m2": 1, "ranker": 1}]
+    with pytest.raises(PlanError, match="m0 needs a node of accelerator type B200: the cluster has none"):
+        plan(config(VLLM | {"accelerator_type": "B200"}), nodes)
+
+
+@pytest.mark.parametrize(
+    ("models", "have", "why"),
+    [
+        ([VLLM], machine(2), "m0 needs 1 GPU, beside 1 CPU for reading: the cluster has 0 GPU "),
+        ([LOCAL], machine(1), "m0 needs 1 CPU, beside 1 CPU for reading: the cluster has 1 CPU "),
+        ([LOCAL | {"resources": {"big": 1}}], machine(4), "m0 needs 1 CPU, 1 big, .* has 4 CPU, 0 big "),
+        ([VLLM | {"replicas": 3}], machine(4, 2), "m0 needs 3 actors with 1 GPU, .* has 2 GPU "),
+        ([VLLM], machine(0, 4), "the cluster has no CPU for reading and writing"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_line(models: list[dict], have: Capacity, why: str) -> None:
+    with pytest.raises(PlanError, match=why) as caught:
+        plan(config(*models), have)
     assert "\n" not in str(caught.value)
 
 
-def test_replicas_count_from_their_fewest() -> None:
-    pools = plan(config(VLLM | {"replicas": {"min": 2, "max": 9}}), Capacity(2, 4))
-    assert pools.needed()["GPU"] == 4
-    pools.check()
-
-
-@given(
-    st.lists(st.sampled_from([VLLM, LOCAL, ENDPOINT]), min_size=1, max_size=12),
-    st.integers(0, 16),
-    st.integers(1, 16),
+nodes = st.builds(Node, st.integers(0, 16).map(float), st.integers(0, 8).map(float))
+models = st.one_of(
+    st.builds(lambda tp: VLLM | {"tensor_parallel_size": tp}, st.sampled_from([1, 1, 2, 4])),
+    st.just(LOCAL),
+    st.just(LOCAL | {"num_gpus": 0.5}),
+    st.just(ENDPOINT),
+    st.builds(lambda n: VLLM | {"replicas": n}, st.integers(1, 3)),
 )
-def test_a_plan_passes_exactly_when_the_sums_fit(models: list[dict], gpus: int, cpus: int) -> None:
-    pools = plan(config(*models), Capacity(cpus, gpus))
-    fits = (
-        sum(place.num_gpus * place.replicas[0] for place in pools.placements) <= gpus
-        and 1 + sum(place.num_cpus * place.replicas[0] for place in pools.placements) <= cpus
+
+
+def fits(pools: tuple[Placement, ...], capacity: Capacity) -> bool:
+    """Whether the actors can be on the nodes in some way: tried out, largest first."""
+    actors = sorted((p.num_gpus, p.num_cpus) for p in pools for _ in range(p.replicas))
+
+    def search(left: list[tuple[float, float]], free: tuple[tuple[float, float], ...]) -> bool:
+        if not left:
+            return any(cpus >= READ_CPUS for _, cpus in free)
+        gpus, cpus = left[-1]
+        tried = set()
+        for at, (g, c) in enumerate(free):
+            if g >= gpus and c >= cpus and (g, c) not in tried:
+                tried.add((g, c))
+                if search(left[:-1], (*free[:at], (g - gpus, c - cpus), *free[at + 1 :])):
+                    return True
+        return False
+
+    return search(actors, tuple((node.gpus, node.cpus) for node in capacity.nodes))
+
+
+@given(st.lists(models, min_size=1, max_size=6), st.lists(nodes, min_size=1, max_size=3))
+def test_every_wave_fits_and_nothing_is_left_out(wanted: list[dict], have: list[Node]) -> None:
+    capacity, blend = Capacity(tuple(have)), config(*wanted)
+    try:
+        made = plan(blend, capacity)
+    except PlanError as error:
+        alone = [place(m.name, m, capacity) for m in blend.models]
+        alone += [place("ranker", blend.ranker, capacity), place("fuser", blend.fuser, capacity)]
+        assert not all(fits((pool,), capacity) for pool in alone), error
+        return
+    names = [pool.name for pool in made.placements]
+    assert sorted(names) == sorted([*(m.name for m in blend.models), "ranker", "fuser"])
+    assert names[-2:] == ["ranker", "fuser"] or names.index("ranker") > max(
+        i for i, name in enumerate(names) if name.startswith("m")
     )
-    assert fits == (not pools.shortages())
+    assert names[-1] == "fuser"
+    for wave in made.waves:
+        assert fits(wave, capacity)
 
 
 class TestSpread:
     """A stage that has the cluster to itself may fill it."""
 
-    def placed(self, capacity: Capacity, **settings: object) -> tuple[tuple[int, int], float, float]:
+    def placed(self, capacity: Capacity, **settings: object) -> tuple[int, float, float]:
         ranker = PairRanker.model_validate({"model": "org/r", **settings})
-        pools = Plan((place("ranker", spread(ranker, capacity), capacity),), capacity)
-        pools.check()
-        (pool,) = pools.placements
+        made = pack([], [place("ranker", spread(ranker, capacity), capacity)], capacity)
+        (pool,) = made.placements
         return pool.replicas, pool.num_cpus, pool.num_gpus
 
     def test_every_gpu_ranks(self) -> None:
-        assert self.placed(Capacity(16, 4)) == ((4, 4), 0, 1)
-        assert self.placed(Capacity(16, 4), num_gpus=0.5) == ((1, 1), 0, 0.5)  # who says so means it
+        assert self.placed(machine(16, 4)) == (4, 0, 1)
+        assert self.placed(machine(16, 4), num_gpus=0.5) == (8, 0, 0.5)
 
     @given(st.integers(2, 64))
     def test_every_core_ranks_and_one_is_left_to_read(self, cores: int) -> None:
-        (least, most), cpus, _ = self.placed(Capacity(cores))
-        assert least == most and most * cpus <= cores - 1
-        assert (most == cores and cpus < 1) if cores <= 8 else (cpus == 4 and most * cpus > cores - 5)
+        count, cpus, _ = self.placed(machine(cores))
+        assert count * cpus <= cores - 1
+        assert (count == cores and cpus < 1) if cores <= 8 else (cpus == 4 and count * cpus > cores - 5)
 
     def test_what_the_settings_say_stays(self) -> None:
-        assert self.placed(Capacity(8), replicas=3) == ((3, 3), 1, 0)
-        assert self.placed(Capacity(2), replicas=2) == ((2, 2), 0.5, 0)
-        assert self.placed(Capacity(8), replicas=2, num_cpus=3) == ((2, 2), 3, 0)
+        assert self.placed(machine(8), replicas=3) == (3, 1, 0)
+        assert self.placed(machine(2), replicas=2) == (2, 0.5, 0)
+        assert self.placed(machine(8), replicas=2, num_cpus=3) == (2, 3, 0)

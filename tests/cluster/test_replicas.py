@@ -47,7 +47,7 @@ def test_many_requests_at_once_get_what_one_ranker_gives(rows: list) -> None:
         await pool.check_health()
         return [result[0] for result in await asyncio.gather(*(ranker.rank([row]) for row in rows))]
 
-    with ranker_pool(place("ranker", SETTINGS, Capacity(2))) as pool:
+    with ranker_pool(place("ranker", SETTINGS, Capacity.machine(2))) as pool:
         given = asyncio.run(through(pool))
     alone = asyncio.run(Ranker(SETTINGS).rank(rows))
     for ours, theirs in zip(given, alone, strict=True):
@@ -58,7 +58,7 @@ def test_many_requests_at_once_get_what_one_ranker_gives(rows: list) -> None:
 
 def test_a_replica_that_is_killed_costs_no_request(rows: list) -> None:
     asked = matchups(rows)
-    placement = place("ranker", SETTINGS, Capacity(2))
+    placement = place("ranker", SETTINGS, Capacity.machine(2))
     remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())
     actors = [remote.remote(SETTINGS) for _ in range(2)]
     traits = ray.get([actor.traits.remote() for actor in actors])
@@ -84,6 +84,6 @@ def test_a_ranker_that_does_not_load_is_told_when_the_pool_starts() -> None:
     settings = SETTINGS.model_copy(update={"model": str(PRESETS / "miniature" / "fuser")})
     with (
         pytest.raises(ModelLoadError, match="not a PairRanker checkpoint"),
-        ranker_pool(place("ranker", settings, Capacity(2))),
+        ranker_pool(place("ranker", settings, Capacity.machine(2))),
     ):
         pass

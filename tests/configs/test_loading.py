@@ -89,7 +89,7 @@ inptu: x
     assert lines == [
         "models.0.num_gpus: expected greater than or equal to 0, got -1",
         "models.0.foo: unknown setting",
-        "models.1: unknown engine 'vlm', expected 'vllm', 'transformers', 'endpoint'",
+        "models.1: unknown engine 'vlm', expected 'vllm', 'transformers', 'endpoint', 'echo'",
         "models.2.name: required, but missing",
         "models.2.base_url: required, but missing",
         "models.3: engine is required, but missing",

@@ -1,0 +1,75 @@
+"""`blend plan`: what would run where, as a table."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cluster.plan import Capacity, Node, Placement, Plan, plan
+from cluster.session import LOCAL, address_of, capacity, grown, local_capacity, session
+from configs.schema import BlendConfig
+
+
+def show_plan(config: BlendConfig, gpus: int | None) -> None:
+    """Print who runs when and where, and takes what. Raises PlanError when a part of it can't run."""
+    have = _capacity(config)
+    if gpus is not None:
+        have = _with_gpus(have, gpus)
+    made = plan(config, have)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file or pipe is not 80 columns wide
+    for number, wave in enumerate(made.waves, 1):
+        console.print(wave_table(wave, have, f"wave {number} of {len(made.waves)}"))
+    console.print(verdict(made), highlight=False, soft_wrap=True)
+
+
+def _capacity(config: BlendConfig) -> Capacity:
+    if config.ray.nodes:
+        return grown(config.ray)
+    if address_of(config.ray) == LOCAL:
+        return local_capacity(config.ray)
+    with session(config.ray):
+        return capacity(config.ray)
+
+
+def _with_gpus(have: Capacity, gpus: int) -> Capacity:
+    """As if all were one machine with so many GPUs."""
+    amounts = have.amounts()
+    own = {name: amount for name, amount in amounts.items() if name not in ("CPU", "GPU")}
+    kinds = {node.accelerator for node in have.nodes if node.accelerator}
+    return Capacity((Node(amounts["CPU"], float(gpus), own, kinds.pop() if len(kinds) == 1 else None),))
+
+
+def wave_table(wave: tuple[Placement, ...], have: Capacity, title: str) -> Table:
+    """One wave as a table: a line per pool, then the sums."""
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    table.add_column("actors", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for name in ("replicas", "CPUs", "GPUs", "other"):
+        table.add_column(name, justify="right", no_wrap=True)
+    needed = {"CPU": 1.0}
+    for pool in wave:
+        amounts = pool.amounts()
+        for name, amount in amounts.items():
+            needed[name] = needed.get(name, 0.0) + amount * pool.replicas
+        table.add_row(pool.name, pool.runs, str(pool.replicas), *_cells(amounts, pool.placed.accelerator_type))
+    table.add_section()
+    table.add_row("needed, with reading", "", "", *_cells(needed))
+    there = have.amounts()
+    nodes = f"{len(have.nodes)} nodes" if len(have.nodes) > 1 else ""
+    table.add_row("there", nodes, "", *_cells(there))
+    return table
+
+
+def _cells(amounts: dict[str, float], accelerator: str | None = None) -> tuple[str, str, str]:
+    other = [f"{name}:{amount:g}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
+    cpus, gpus = (f"{round(amounts.get(name, 0), 6):g}" for name in ("CPU", "GPU"))
+    return cpus, gpus, " ".join([*([accelerator] if accelerator else []), *other])
+
+
+def verdict(made: Plan) -> str:
+    """The plan in one sentence."""
+    if len(made.waves) == 1:
+        return "Everything fits at once."
+    order = ", then ".join(" + ".join(placement.name for placement in wave) for wave in made.waves)
+    return f"{len(made.waves)} waves, one after the other: {order}."
