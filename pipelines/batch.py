@@ -1,152 +1,137 @@
-"""The bulk path: stages over Ray Data, a pool of actors for each model, rows streaming through all of them at once.
+"""The bulk path: waves of stages over Ray Data, a pool of actors for each model, blocks streaming through all.
 
-Rows travel as Arrow tables of plain columns; only inside an actor do they become records. Stages catch what goes
-wrong with a row, so a task fails only when its actor does, and then Ray runs it again.
+A wave is one chain of actor pools. Every stage keeps its results of a block as soon as it has them
+(`pipelines.worker`), so a wave, and a run that starts again, reads only the blocks that lack something.
 """
 
 import contextlib
+import functools
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
-from ray.util.annotations import RayDeprecationWarning
 
 from actors.errors import BlendError, one_line
-from actors.records import Blend
-from actors.stages import Fuse, Generate, Rank, TakeBest
-from actors.tables import to_blends, with_blends
-from cluster.plan import Placement, Plan
 from cluster.session import session, without_ray_output
-from configs.schema import Fuser, Judge, PairRanker, RayCluster, RewardModel
-from pipelines.progress import READ, shown, start_board
+from configs.schema import RayCluster
+from pipelines.board import Count, telling
+from pipelines.flow import FLOWING, Step, Work, nested
+from pipelines.store import Block, Index, Store
+from pipelines.worker import Worker, calls_at_once
 
-RETRIES = 3  # of a batch whose actor died; what a row does to a model is caught inside
-
-
-class StageError(BlendError):
-    """A stage gave back another number of rows than it got: a bug, and never to be written."""
-
-
-class OnTables:
-    """A stage as Ray Data calls it: a table in, the table with the stage's columns out."""
-
-    def __init__(self, stage: type, settings: Sequence[Any], name: str, board: Any) -> None:
-        self._name, self._board = name, board
-        # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
-        if not ray.get_gpu_ids():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        try:
-            self._stage = stage(*settings)
-        except BlendError as error:
-            self._tell(error)
-            raise
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return self._out(table, self._stage(to_blends(table)))
-
-    def _tell(self, error: BlendError) -> None:
-        """Let the driver know of an error: what a worker raises, Ray passes on as the text of a traceback."""
-        ray.get(self._board.fail.remote(error))
-
-    def _out(self, table: pa.Table, blends: Sequence[Blend]) -> pa.Table:
-        if len(blends) != table.num_rows:
-            error = StageError(f"{self._name} gave back {len(blends)} rows for {table.num_rows}")
-            self._tell(error)
-            raise error
-        self._board.add.remote(self._name, len(blends))
-        return with_blends(table, blends)
+LOAD_DEATHS = 3  # of a stage's actors, one after the other, while they load their model
 
 
-class OnTablesAsync(OnTables):
-    """The same for a stage that waits: several batches are in flight, so an engine never idles between them."""
+class Blocks(Datasource):
+    """Blocks of a run's rows with the results of earlier waves: one read task and one row each."""
 
-    async def __call__(self, table: pa.Table) -> pa.Table:
-        blends = await self._stage(to_blends(table))
-        try:
-            await self._stage.check_health()
-        except BlendError as error:
-            # This process can't be mended. Ray starts another and gives it the batch again.
-            print(f"{self._name}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
-        return self._out(table, blends)
+    def __init__(
+        self,
+        store: Store,
+        fingerprint: str,
+        blocks: Sequence[Block],
+        work: Work,
+        earlier: Sequence[Step],
+        board: Any,
+    ) -> None:
+        super().__init__()
+        self._blocks = blocks
+        self._load = functools.partial(_load, store, fingerprint, work, tuple(earlier), board)
 
+    def get_name(self) -> str:
+        """What Ray calls it."""
+        return "Blocks"
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One stage of a bulk run: what runs, and the pool it runs in."""
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown, and not needed: the number of tasks is that of the blocks."""
+        return None
 
-    stage: type
-    placement: Placement
-
-    def apply(self, dataset: Dataset, board: Any) -> Dataset:
-        """The dataset with this step's columns added."""
-        least, most = self.placement.replicas
-        settings = self.placement.settings
-        waits = self.stage in (Generate, Rank)
-        with warnings.catch_warnings():
-            # a finite number of retries takes an argument that Ray 2.64 drops; the default is to retry for ever
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            return dataset.map_batches(
-                OnTablesAsync if waits else OnTables,
-                fn_constructor_args=(self.stage, (settings,), self.placement.name, board),
-                batch_size=settings.batch_size,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    min_size=least, max_size=most, max_concurrent_calls_per_actor=2 if waits else 1
-                ),
-                udf_modifying_row_count=False,
-                max_task_retries=RETRIES,
-                **self.placement.ray_options(),
-            )
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One for each block."""
+        about = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(functools.partial(self._load, block), about) for block in self._blocks]
 
 
-def steps(plan: Plan) -> list[Step]:
-    """The steps of a plan, in the order of its placements."""
-    stages = {PairRanker: Rank, RewardModel: Rank, Judge: Rank, Fuser: Fuse}
-    return [Step(stages.get(type(place.settings), Generate), place) for place in plan.placements]
+def _load(
+    store: Store, fingerprint: str, work: Work, earlier: Sequence[Step], board: Any, block: Block
+) -> list[pa.Table]:
+    with telling(board):
+        table = work.fresh(store.rows(fingerprint, block.file)).select(FLOWING)
+        for step in earlier:
+            result = store.result(step.key, block.digest)
+            if result is None:
+                raise BlendError(f"{store.root}: results of {step.name} were there, and are gone")
+            table = work.joined(table, step, result.table)
+        return [nested(block.digest, table)]
 
 
-def blended(dataset: Dataset, plan: Plan, board: Any, *, take_best: bool = False) -> Dataset:
-    """The dataset after all steps of the plan; lazy, as Ray Data is.
+def run_wave(
+    store: Store, index: Index, work: Work, wave: Sequence[Step], earlier: Sequence[Step], board: Any, largest: int
+) -> None:
+    """Bring every block through the steps of a wave. largest: rows of a block at most.
 
-    take_best: there is no fuser, the best candidate is the answer.
+    Raises what Ray raises when a part of the run fails for good.
     """
+    blocks = missing(store, index, wave)
+    kept = sum(block.rows for block in index.blocks) - sum(block.rows for block in blocks)
+    for step in wave:
+        board.add.remote(step.name, Count(rows=kept, saved=kept))
+    if not blocks:
+        return
+    dataset = ray.data.read_datasource(
+        Blocks(store, index.fingerprint, blocks, work, earlier, board), override_num_blocks=len(blocks)
+    )
+    for step in wave:
+        dataset = _applied(dataset, step, work, store, board, largest)
+    done = dataset.select_columns("block")
+    for _ in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+        pass
 
-    def count(table: pa.Table) -> pa.Table:
-        board.add.remote(READ, table.num_rows)
-        return table
 
-    dataset = dataset.map_batches(count, batch_format="pyarrow", udf_modifying_row_count=False)
-    for step in steps(plan):
-        dataset = step.apply(dataset, board)
-    if take_best:
-        best = TakeBest()
-        dataset = dataset.map_batches(
-            lambda table: with_blends(table, best(to_blends(table))), batch_format="pyarrow"
-        )
-    return dataset
+def missing(store: Store, index: Index, wave: Sequence[Step]) -> list[Block]:
+    """The blocks of which a step of the wave has no results, each content once."""
+    done = [store.done(step.key) for step in wave]
+    blocks = {block.digest: block for block in index.blocks}
+    return [block for block in blocks.values() if not all(block.digest in one for one in done)]
+
+
+def _applied(dataset: Dataset, step: Step, work: Work, store: Store, board: Any, largest: int) -> Dataset:
+    return dataset.map_batches(
+        Worker,
+        fn_constructor_args=(step, work, store, board),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=step.placement.replicas, max_concurrent_calls_per_actor=calls_at_once(step, largest)
+        ),
+        udf_modifying_row_count=False,
+        **step.placement.ray_options(),
+    )  # Ray starts dead actors and their tasks again for ever: the worker sees to it that deaths come to an end
 
 
 @contextmanager
 def running(settings: RayCluster) -> Iterator[None]:
-    """Ray and Ray Data set up for a run: rows keep their order, and errors are told by us alone."""
+    """Ray and Ray Data set up for a run: errors are told by us alone."""
     debugging = "BLEND_DEBUG" in os.environ
     quiet = contextlib.nullcontext() if debugging else without_ray_output()
     with quiet, session(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on tuning: few rows don't fill all replicas
         context = DataContext.get_current()
-        context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.max_consecutive_actor_init_deaths = LOAD_DEATHS
+        context.execution_no_progress_timeout_s = int(settings.stall_timeout_s)
         for handler in logging.getLogger("ray.data").handlers:
             if not debugging and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
@@ -154,22 +139,19 @@ def running(settings: RayCluster) -> Iterator[None]:
 
 
 @contextmanager
-def watched(plan: Plan) -> Iterator[Any]:
-    """A board for the block, shown while it runs. What Ray raises becomes the one BlendError behind it."""
-    board = start_board()
+def told_by(board: Any) -> Iterator[None]:
+    """What Ray raises in the block becomes the one BlendError behind it."""
     try:
-        with shown(board, [place.name for place in plan.placements]):
-            yield board
+        yield
     except Exception as error:
         if isinstance(error, BlendError) and not isinstance(error, RayError):
             raise
-        raise _reason(
-            error, board
-        ) from error  # what a worker raised: Ray gives it both types, and a traceback as text
+        # what a worker raised: Ray gives it both types, and a traceback as text
+        raise _reason(error, board) from error
 
 
 def _reason(error: BaseException, board: Any) -> BlendError:
-    """The error a user can act on: of a model that didn't load, else what is at the bottom of Ray's wrappings."""
+    """The error a user can act on: what a worker told the board, else what is at the bottom of Ray's wrappings."""
     failure = ray.get(board.failure.remote()) if ray.is_initialized() else None
     if failure is not None:
         return failure

@@ -5,19 +5,41 @@ Each command imports what it needs when it runs, so that `--help` doesn't wait f
 traceback too.
 """
 
-import json
 import os
 import sys
 import traceback
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
 from typer.exceptions import TyperException
 
 from actors.errors import BlendError, one_line
 from configs.loading import ConfigError, load
-from configs.schema import BlendConfig, Dtype, Fuser, Ranker, RankerConfig
+from configs.schema import BlendConfig, Fuser
+from pipelines.options import (
+    Config,
+    Debug,
+    DtypeOption,
+    Input,
+    Kind,
+    Limit,
+    Margin,
+    Output,
+    Overwrite,
+    Pairs,
+    PreferencesUri,
+    RankerOption,
+    RunInput,
+    RunOutput,
+    Set,
+    StrategyOption,
+    TopK,
+    Update,
+    bulk_settings,
+    preference_settings,
+    ranker_settings,
+    settings_of,
+)
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -30,74 +52,59 @@ app.add_typer(train_app, name="train")
 bench_app = typer.Typer(help="Measure on this machine; JSON comes last.")
 app.add_typer(bench_app, name="bench")
 
-_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
-
-
-def _set_debug(value: bool) -> None:
-    if value:
-        os.environ["BLEND_DEBUG"] = "1"
-
-
-class UsageError(TyperException):
-    """The command line itself is wrong."""
-
-    exit_code = 2
-
-
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of settings.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override one setting; repeatable.")]
-Input = Annotated[str, typer.Option(metavar="URI", help="Rows: a file, folder or glob, local or s3://.")]
-Output = Annotated[
-    str, typer.Option(metavar="URI", help="One .jsonl, .json, .parquet or .csv file, or a folder of Parquet files.")
-]
-RankerOption = Annotated[
-    str,
-    typer.Option(metavar="M", help="A local folder or hub id, or a config (.yaml) whose `ranker` is used."),
-]
-Kind = Annotated[
-    str | None,
-    typer.Option(metavar="KIND", help="What M is: pairranker (default), or reward for a reward model."),
-]
-StrategyOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="S",
-        help="What is compared: full, sparse, sparse-refine, focus, swiss, knockout, bubble or reference, with "
-        "options as in swiss:rounds=4,orders=one. Default: focus, or full without --top-k.",
-    ),
-]
-TopK = Annotated[int | None, typer.Option(min=1, metavar="K", help="How many of the best must be right.")]
-DtypeOption = Annotated[
-    Dtype | None, typer.Option(metavar="D", help="auto (default), float32, bfloat16 or float16.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", callback=_set_debug, is_eager=True, expose_value=False, help="Show tracebacks."),
-]
-
 
 @app.command()
 def run(
     config: Config,
-    input: Annotated[str | None, typer.Option(metavar="URI", help="Prompts; default: the config's input.")] = None,
-    output: Annotated[str | None, typer.Option(metavar="URI", help="Default: the config's output.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N rows.")] = None,
+    input: RunInput = None,
+    output: RunOutput = None,
+    limit: Limit = None,
     overwrite: Overwrite = False,
+    update: Update = False,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
 ) -> None:
-    """Bulk: read prompts, ask every LLM, rank the answers, fuse the best, write."""
-    settings = load(config, BlendConfig, set_)
-    given = {"input": input, "output": output, "limit": limit}
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    for name in ("input", "output"):
-        if getattr(settings, name) is None:
-            raise UsageError(f"no {name}: give --{name} or set `{name}` in {config}")
+    """Bulk: read prompts, ask every LLM, rank the answers, fuse the best, write. Goes on where it was stopped."""
+    wanted = (preferences, pairs, margin)
+    settings = bulk_settings(config, set_, input, output, limit, wanted, overwrite=overwrite, update=update)
 
     from pipelines.jobs import run_blend
 
-    typer.echo(run_blend(settings, overwrite=overwrite).line(), err=True)
+    typer.echo(run_blend(settings, overwrite=overwrite, update=update).line(), err=True)
+
+
+@app.command()
+def submit(
+    config: Config,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="The cluster's dashboard, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
+        ),
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Show its log, and end with its exit code.")] = False,
+    input: RunInput = None,
+    output: RunOutput = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """The same run as a job on a Ray cluster; submitted again, it goes on where it was stopped."""
+    wanted = (preferences, pairs, margin)
+    settings = bulk_settings(config, set_, input, output, limit, wanted, overwrite=overwrite, update=update)
+    flags = [*(["--overwrite"] if overwrite else []), *(["--update"] if update else [])]
+
+    from cluster.submission import submit as submit_job
+
+    raise typer.Exit(submit_job(settings, address, flags=flags, wait=wait, name=config))
 
 
 @app.command()
@@ -118,17 +125,23 @@ def rank(
         int | None,
         typer.Option(min=1, metavar="N", help="Actors that rank; default: what fits."),
     ] = None,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
-    settings = _ranker(
+    settings = ranker_settings(
         ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
     )
 
+    wanted = preference_settings(None, preferences, pairs, margin)
+
     from pipelines.jobs import run_rank
 
-    typer.echo(run_rank(settings, input, output, matrix=matrix, overwrite=overwrite).line(), err=True)
+    summary = run_rank(settings, input, output, matrix=matrix, preferences=wanted, overwrite=overwrite)
+    typer.echo(summary.line(), err=True)
 
 
 @app.command()
@@ -147,7 +160,7 @@ def fuse(
     debug: Debug = False,
 ) -> None:
     """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
-    settings = _settings(Fuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+    settings = settings_of(Fuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     from pipelines.jobs import run_fuse
 
@@ -165,7 +178,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
-    settings = _ranker(ranker, kind=kind, dtype=dtype, strategy="full")
+    settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
 
     from pipelines.jobs import run_compare
 
@@ -182,9 +195,23 @@ def plan(
     """Show what would run where, without running it."""
     settings = load(config, BlendConfig, set_)
 
-    from pipelines.jobs import show_plan
+    from pipelines.planning import show_plan
 
     show_plan(settings, gpus)
+
+
+@app.command()
+def report(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The page; default: URI.report.html, beside the rows.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """One HTML page of a run: quality, who wins, comparisons, lengths, errors, time; tables and plots."""
+    from pipelines.report import report as write_report
+
+    typer.echo(write_report(uri, output))
 
 
 @train_app.command("ranker")
@@ -227,8 +254,8 @@ def bench_rank(
     debug: Debug = False,
 ) -> None:
     """Speed of a ranker, and what every strategy costs and loses against comparing all pairs."""
-    settings = _ranker(ranker, kind=kind, dtype=dtype)
-    strategies = [_ranker(ranker, kind=kind, strategy=one).strategy for one in strategy]
+    settings = ranker_settings(ranker, kind=kind, dtype=dtype)
+    strategies = [ranker_settings(ranker, kind=kind, strategy=one).strategy for one in strategy]
 
     from pipelines.bench.rank import main as measure
 
@@ -248,7 +275,7 @@ def bench_pool(
     debug: Debug = False,
 ) -> None:
     """How much sooner one request is ranked on several replicas, and on up to 64 simulated ones."""
-    settings = _ranker(ranker, dtype=dtype)
+    settings = ranker_settings(ranker, dtype=dtype)
 
     from pipelines.bench.pool import main as measure
 
@@ -266,34 +293,6 @@ def evaluate(
     from pipelines.evaluate import main as evaluate_rows
 
     evaluate_rows(uri, as_json=as_json, examples=examples)
-
-
-def _settings(schema: type[_SettingsT], **values: object) -> _SettingsT:
-    """Settings of command line options; a value the schema refuses is wrong use."""
-    try:
-        return schema.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        mistakes = "; ".join(
-            f"--{_option(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        )
-        raise UsageError(mistakes) from error
-
-
-def _option(path: tuple[int | str, ...]) -> str:
-    """The option that set what is at a path of the settings."""
-    return str(next((key for key in reversed(path) if key in _RANKER_OPTIONS), path[-1])).replace("_", "-")
-
-
-_RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
-
-
-def _ranker(given: str, **options: object) -> Ranker:
-    """The ranker that `--ranker` names, with what other options say of it."""
-    options = {name: value for name, value in options.items() if value is not None}
-    if given.endswith((".yaml", ".yml")):
-        overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
-        return load(given, RankerConfig, overrides).ranker
-    return _settings(RankerConfig, ranker={"model": given, **options}).ranker
 
 
 def main() -> None:

@@ -164,17 +164,17 @@ class Layout:
             if name in extra_types:
                 columns.append(pa.array([fit(extra.get(name), extra_types[name]) for extra in extras], kind))
             elif name == "candidates":
-                lists = rows.column(name).to_pylist()
-                columns.append(pa.array([[self._candidate(one) for one in c or ()] for c in lists], kind))
+                lists, types = rows.column(name).to_pylist(), _fields(self.candidate_extra)
+                columns.append(pa.array([[self._candidate(one, types) for one in c or ()] for c in lists], kind))
             elif name in rows.column_names:
                 columns.append(rows.column(name).cast(kind))
             else:
                 columns.append(pa.nulls(len(rows), kind))
         return pa.table(columns, schema=schema)
 
-    def _candidate(self, candidate: dict[str, Any]) -> dict[str, Any]:
+    def _candidate(self, candidate: dict[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
         extra = _unknown(candidate[EXTRA], self.candidate_extra)
-        fitted = {name: fit(extra.get(name), kind) for name, kind in _fields(self.candidate_extra).items()}
+        fitted = {name: fit(extra.get(name), kind) for name, kind in types.items()}
         return {name: candidate[name] for name in CANDIDATE_FIELDS} | fitted
 
 

@@ -1,152 +1,103 @@
-"""A Ray Dataset of rows into files: one file in input order, or a folder of Parquet parts.
+"""Rows into files: one file in input order, or a folder of parts, written piece by piece as workers make them.
 
-One file is written by the driver, block after block; a folder's parts from where the blocks are. What came as JSON
-gets columns of its own in Parquet and CSV: their types are looked for in the source, in a pass before the run.
+A piece is the bytes of some rows. In a folder it is a file, which the worker writes where it is; of one file the
+driver puts the pieces together, and the file gets its name when it is complete.
 """
 
 import contextlib
 import csv
+import errno
 import glob
+import hashlib
 import io
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.parquet as pq
-import ray.data
-from ray.data.block import BlockAccessor
-from ray.data.datasource import BlockBasedFileDatasink, FilenameProvider
-from ray.exceptions import RayTaskError
 
-from actors.errors import BlendError, one_line
-from actors.records import RESULT_COLUMNS, plain
-from pipelines.columns import JSON, Layout, look, unify
-from pipelines.rows import EXTRA, ROW_SCHEMA, to_json, write_row
+from actors.errors import BlendError
+from actors.records import plain
+from configs.preferences import Preferences
+from pipelines.columns import JSON, Layout
+from pipelines.manifest import FileRecord
+from pipelines.preferences import PREFERENCE_SCHEMA, preference_table
+from pipelines.rows import EXTRA, to_json, write_row
+from pipelines.storage import put, remove
 from pipelines.uris import filesystem, is_local, kind, replacing, row_files, told
 
+FolderFormat = Literal["parquet", "jsonl"]
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
-ROWS_PER_FILE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
-_PART = re.compile(r"part-\d{6}-[0-9a-f]{32}\.parquet")
+_PART = re.compile(r"part-\d{6}-[0-9a-f]{16}\.(parquet|jsonl)")
+
+
+class Shape(Protocol):
+    """What is written of a table of finished rows. It travels to workers."""
+
+    def schema(self) -> pa.Schema:
+        """The columns of Parquet and CSV."""
+        ...
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        """As Parquet has it."""
+        ...
+
+    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        """As JSON has it."""
+        ...
+
+    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        """As CSV has it."""
+        ...
 
 
 @dataclass(frozen=True)
-class Written:
-    """How many rows were written, and how many of them have an `error`."""
+class BlendShape:
+    """The row's own columns, `candidates`, results, `error`."""
 
-    rows: int
-    errors: int
+    layout: Layout
 
+    def schema(self) -> pa.Schema:
+        return self.layout.schema()
 
-def write(
-    dataset: "ray.data.Dataset",
-    uri: str,
-    *,
-    source: "ray.data.Dataset",
-    results: Sequence[str],
-    keep: Sequence[str] = (),
-    overwrite: bool = False,
-) -> Written:
-    """Run `dataset` and write its rows: the row's own columns, `candidates`, `results`, `error`.
+    def table(self, rows: pa.Table) -> pa.Table:
+        return self.layout.table(rows)
 
-    An ending of .jsonl, .ndjson, .json, .csv (also with .gz) or .parquet makes one file, in input order, that
-    gets its name when it is complete; anything else is a folder of Parquet parts. `source` is what
-    `sources.read` gave for these rows. Result columns in `keep` are written where rows have them, those in
-    neither aren't.
+    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        results = list(self.layout.results)
+        return (write_row(row, results, self.layout.kept) for row in rows.to_pylist())
 
-    Raises BlendError when the output exists and `overwrite` is false, and when it can't be written.
-    """
-    check_output(uri, overwrite)
-    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in results}
-    ending = kind(uri)
-    with told(uri, "write it"), _causes(uri):
-        if ending is None:
-            return _write_folder(dataset, uri, source, types, keep)
-        with replacing(uri) as file:
-            if ending == ".parquet":
-                return _drain(dataset, _parquet(file, _layout(source, types, keep)))
-            if ending == ".csv":
-                return _drain(dataset, _csv(file, _layout(source, types, keep)))
-            return _drain(dataset, _json(file, results, keep, as_list=ending == ".json"))
-
-
-def check_output(uri: str, overwrite: bool) -> None:
-    """Raise BlendError if `write` would refuse the output; for before anything expensive starts."""
-    fs, path = filesystem(uri)
-    if glob.has_magic(uri):
-        raise BlendError(f"{uri}: an output is one file or folder, not a glob")
-    with told(uri, "write it"):
-        fs.invalidate_cache()
-        if kind(uri) is None:
-            if fs.isfile(path):
-                raise BlendError(f"{uri}: a file of that name is in the way of the folder")
-            found = row_files(fs, path) if fs.isdir(path) else []
-            others = sorted(set(found) - set(_parts(fs, path)))
-            if others and overwrite:
-                raise BlendError(f"{uri}: holds {others[0]}, which no run wrote; choose another folder")
-        elif fs.isdir(path):
-            raise BlendError(f"{uri}: a folder of that name is in the way of the file")
-        else:
-            found = [path] if fs.exists(path) else []
-    if found and not overwrite:
-        raise BlendError(f"{uri}: exists already; --overwrite replaces it")
-
-
-Write = Callable[[pa.Table], None]
-
-
-def _drain(dataset: "ray.data.Dataset", opened: contextlib.AbstractContextManager[Write]) -> Written:
-    rows = errors = 0
-    with opened as write_table:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            write_table(table)
-            rows += len(table)
-            errors += len(table) - table.column("error").null_count
-    return Written(rows, errors)
-
-
-@contextlib.contextmanager
-def _json(file: IO[bytes], results: Sequence[str], keep: Sequence[str], *, as_list: bool) -> Iterator[Write]:
-    before, between, after = (b"[\n", b",\n", b"\n]\n") if as_list else (b"", b"\n", b"\n")
-    empty = True
-
-    def write_table(table: pa.Table) -> None:
-        nonlocal empty
-        for row in table.to_pylist():
-            file.write(before if empty else between)
-            file.write(to_json(write_row(row, results, keep)).encode())
-            empty = False
-
-    yield write_table
-    if empty:
-        file.write(before)
-    if as_list or not empty:
-        file.write(after)
-
-
-@contextlib.contextmanager
-def _csv(file: IO[bytes], layout: Layout) -> Iterator[Write]:
-    """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
-    names = layout.schema().names
-    text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="", write_through=True)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-
-    def write_table(table: pa.Table) -> None:
-        for row in table.to_pylist():
-            out = write_row(row, list(layout.results), layout.kept)
-            if layout.extra == JSON:
+    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
+        names = self.schema().names
+        for out in map(dict, self.objects(rows)):
+            if self.layout.extra == JSON:
                 out[EXTRA] = {name: value for name, value in out.items() if name not in names} or None
-            writer.writerow([_cell(out.get(name)) for name in names])
+            yield [_cell(out.get(name)) for name in names]
 
-    yield write_table
-    text.flush()
-    text.detach()
+
+@dataclass(frozen=True)
+class PreferenceShape:
+    """Pairs of a better and a worse answer."""
+
+    settings: Preferences
+
+    def schema(self) -> pa.Schema:
+        return PREFERENCE_SCHEMA
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        return preference_table(rows.to_pylist(), self.settings)
+
+    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        return iter(self.table(rows).to_pylist())
+
+    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        return ([_cell(value) for value in row.values()] for row in self.objects(rows))
 
 
 def _cell(value: Any) -> str:
@@ -155,104 +106,200 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(plain(value))
 
 
-@contextlib.contextmanager
-def _parquet(file: IO[bytes], layout: Layout) -> Iterator[Write]:
-    """Blocks are gathered to row groups of a size that reads well."""
-    held: list[pa.Table] = []
-    with pq.ParquetWriter(file, layout.schema()) as writer:
+@dataclass(frozen=True)
+class Piece:
+    """Some rows as they are written: bytes for the driver, or the file that they are already."""
 
-        def flush() -> None:
-            if held:
-                writer.write_table(pa.concat_tables(held))
-                held.clear()
-
-        def write_table(table: pa.Table) -> None:
-            held.append(layout.table(table))
-            if sum(map(len, held)) >= GROUP_ROWS or sum(one.nbytes for one in held) >= GROUP_BYTES:
-                flush()
-
-        yield write_table
-        flush()
+    rows: int
+    data: bytes
+    file: FileRecord | None = None
 
 
-class _PartNames(FilenameProvider):
-    """Names that sort in input order, and that `_parts` knows again."""
+@dataclass(frozen=True)
+class Sink:
+    """Where rows go. mark: tells this run's parts of a folder from another's.
 
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        return f"part-{task_index:06}-{write_uuid}.parquet"
+    An ending of .jsonl, .ndjson, .json, .csv (also with .gz) or .parquet makes one file; anything else is a folder
+    of parts in `folder_format`.
+    """
+
+    uri: str
+    shape: Shape
+    mark: str
+    folder_format: FolderFormat = "parquet"
+
+    @property
+    def ending(self) -> str:
+        """The format, as the ending of its files."""
+        return kind(self.uri) or f".{self.folder_format}"
+
+    def piece(self, number: int, rows: pa.Table) -> Piece:
+        """The piece of this number, made by a worker."""
+        if kind(self.uri) is not None:
+            count, data = self._encoded(rows)
+            return Piece(count, data)
+        if self.ending == ".parquet":
+            table = self.shape.table(rows)
+            count, data = len(table), _parquet_bytes(table)
+        else:
+            count, data = self._encoded(rows)
+        name = f"part-{number:06}-{self.mark}{self.ending}"
+        put(f"{self.uri.rstrip('/')}/{name}", data)
+        record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return Piece(count, b"", record)
+
+    def _encoded(self, rows: pa.Table) -> tuple[int, bytes]:
+        """How many rows there are to write, and their bytes without what stands before and after all of them."""
+        if self.ending == ".parquet":
+            table = self.shape.table(rows)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            return len(table), sink.getvalue().to_pybytes()
+        if self.ending == ".csv":
+            text = io.StringIO()
+            cells = list(self.shape.cells(rows))
+            csv.writer(text, lineterminator="\n").writerows(cells)
+            return len(cells), text.getvalue().encode(errors="replace")
+        lines = [to_json(row).encode() for row in self.shape.objects(rows)]
+        if self.ending == ".json":
+            return len(lines), b",\n".join(lines)
+        return len(lines), b"".join(line + b"\n" for line in lines)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator["Written"]:
+        """Takes the pieces within the block, in order; after it, tells what was written. Raises BlendError."""
+        written = Written()
+        if kind(self.uri) is None:
+            written.add = lambda piece: written.files.append(piece.file) if piece.file else None
+            yield written
+            return
+        with told(self.uri, "write it"):
+            with replacing(self.uri) as file, self._joining(file) as join:
+
+                def add(piece: Piece) -> None:
+                    join(piece)
+                    written.rows += piece.rows
+
+                written.add = add
+                yield written
+            fs, path = filesystem(self.uri)
+            with fs.open(path, "rb") as done:
+                digest = hashlib.file_digest(done, "sha256").hexdigest()
+            name, size = PurePosixPath(path).name, fs.size(path)
+        written.files.append(FileRecord(path=name, rows=written.rows, bytes=size, sha256=digest))
+
+    @contextlib.contextmanager
+    def _joining(self, file: IO[bytes]) -> Iterator[Callable[[Piece], None]]:
+        """Puts pieces together in one file, with what stands before, between and after them."""
+        if self.ending == ".parquet":
+            with pq.ParquetWriter(file, self.shape.schema()) as writer:
+                groups = _RowGroups(writer)
+                yield groups.add
+                groups.flush()
+            return
+        is_list, begun = self.ending == ".json", False
+
+        def join(piece: Piece) -> None:
+            nonlocal begun
+            if is_list and begun and piece.rows:
+                file.write(b",\n")
+            file.write(piece.data)
+            begun = begun or piece.rows > 0
+
+        if self.ending == ".csv":
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerow(self.shape.schema().names)
+            file.write(text.getvalue().encode())
+        file.write(b"[\n" if is_list else b"")
+        yield join
+        file.write(b"\n]\n" if is_list else b"")
+
+    def clear(self) -> None:
+        """Remove the parts of a folder that another run, or this one with another config, wrote."""
+        if kind(self.uri) is None:
+            fs, folder = filesystem(self.uri)
+            with told(self.uri, "list it"):
+                found = parts(fs, folder)
+            for path in found:
+                name = PurePosixPath(path).name
+                if self.mark not in name:
+                    remove(f"{self.uri.rstrip('/')}/{name}")
 
 
-class _PartsDatasink(BlockBasedFileDatasink):
-    """Parquet parts. Ray's own `write_parquet` writes a part with several threads, which mixes up its rows."""
+@dataclass
+class Written:
+    """What a sink is given, and has written."""
 
-    def __init__(self, folder: str, layout: Layout, filesystem: Any) -> None:
-        super().__init__(
-            folder, min_rows_per_file=ROWS_PER_FILE, filesystem=filesystem, filename_provider=_PartNames()
-        )
-        self._layout = layout
-
-    def write_block_to_file(self, block: BlockAccessor, file: "pa.NativeFile") -> None:
-        pq.write_table(self._layout.table(block.to_arrow()), file)
+    add: Callable[[Piece], None] = lambda piece: None
+    rows: int = 0
+    files: list[FileRecord] = field(default_factory=list)
 
 
-def _parts(fs: Any, folder: str) -> list[str]:
+class _RowGroups:
+    """Pieces gathered to row groups of a size that reads well."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._held: list[pa.Table] = []
+
+    def add(self, piece: Piece) -> None:
+        self._held.append(pa.ipc.open_stream(piece.data).read_all())
+        if sum(map(len, self._held)) >= GROUP_ROWS or sum(one.nbytes for one in self._held) >= GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            self._writer.write_table(pa.concat_tables(self._held))
+            self._held.clear()
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def parts(fs: Any, folder: str) -> list[str]:
     """The files in a folder that a run wrote there."""
-    return [path for path in row_files(fs, folder) if _is_part(path, folder)]
+    if not fs.isdir(folder):
+        return []
+    return [
+        path
+        for path in row_files(fs, folder)
+        if PurePosixPath(path).parent == PurePosixPath(folder) and _PART.fullmatch(PurePosixPath(path).name)
+    ]
 
 
-def _is_part(path: str, folder: str) -> bool:
-    at = PurePosixPath(path)
-    return at.parent == PurePosixPath(folder) and _PART.fullmatch(at.name) is not None
+def check_output(uri: str, overwrite: bool) -> bool:
+    """Whether something is at the output. Raises BlendError when a run can't write there even if it may replace it.
 
-
-def _write_folder(
-    dataset: "ray.data.Dataset",
-    uri: str,
-    source: "ray.data.Dataset",
-    results: dict[str, pa.DataType],
-    keep: Sequence[str],
-) -> Written:
-    fs, folder = filesystem(uri)
-    fs.makedirs(folder, exist_ok=True)
-    old = _parts(fs, folder)
-    if set(old) & {filesystem(file)[1] for file in source.input_files()}:
-        raise BlendError(f"{uri}: is read by this run too; choose another output")
-    layout = _layout(source, results, keep)
-    if old:
-        fs.rm(old)
-    dataset.write_datasink(_PartsDatasink(folder, layout, None if is_local(fs) else fs))
-    fs.invalidate_cache()
-    if not _parts(fs, folder):  # no rows: Ray wrote nothing, yet the folder has columns
-        name = _PartNames().get_filename_for_task("0" * 32, 0)
-        with replacing(f"{uri.rstrip('/')}/{name}") as file:
-            pq.write_table(layout.schema().empty_table(), file)
+    overwrite: it may, but no file that no run wrote.
+    """
+    fs, path = filesystem(uri)
+    if glob.has_magic(uri):
+        raise BlendError(f"{uri}: an output is one file or folder, not a glob")
+    with told(uri, "write it"):
         fs.invalidate_cache()
-    written = pa.dataset.dataset(_parts(fs, folder), filesystem=fs, format="parquet")
-    return Written(written.count_rows(), written.count_rows(filter=~pc.field("error").is_null()))
+        if is_local(fs):
+            _check_place(Path(path))
+        if kind(uri) is not None:
+            if fs.isdir(path):
+                raise BlendError(f"{uri}: a folder of that name is in the way of the file")
+            return bool(fs.exists(path))
+        if fs.isfile(path):
+            raise BlendError(f"{uri}: a file of that name is in the way of the folder")
+        found = row_files(fs, path) if fs.isdir(path) else []
+        others = sorted(set(found) - set(parts(fs, path)))
+        if others and overwrite:
+            raise BlendError(f"{uri}: holds {others[0]}, which no run wrote; choose another folder")
+        return bool(found)
 
 
-def _layout(source: "ray.data.Dataset", results: dict[str, pa.DataType], keep: Sequence[str]) -> Layout:
-    """One pass over the source, whose blocks tell their types where they are."""
-    seen: pa.DataType = pa.null()
-    looked = source.map_batches(_look, batch_format="pyarrow", batch_size=None)
-    for table in looked.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for schema in table.column("schema").to_pylist():
-            seen = unify(seen, pa.ipc.read_schema(pa.py_buffer(schema)).field("seen").type)
-    return Layout.of(seen if pa.types.is_struct(seen) else look(ROW_SCHEMA.empty_table()), results, keep)
-
-
-def _look(table: pa.Table) -> pa.Table:
-    return pa.table({"schema": [pa.schema([("seen", look(table))]).serialize().to_pybytes()]})
-
-
-@contextlib.contextmanager
-def _causes(uri: str) -> Iterator[None]:
-    """What went wrong on a worker, without Ray's frames around it."""
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, BlendError):
-            raise BlendError(str(error.cause).splitlines()[0]) from error  # Ray appends lines to it
-        if isinstance(error.cause, OSError):  # of the read and write tasks: what stages raise isn't passed on
-            raise BlendError(f"{uri}: {one_line(error.cause)}") from error
-        raise
+def _check_place(path: Path) -> None:
+    """Raise OSError when nothing can be made at a local path."""
+    there = next(parent for parent in path.parents if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -83,7 +83,7 @@ def bench_pool(settings: Ranker, rows: Sequence[Row], *, replicas: int) -> dict[
 
     def placed(count: int) -> Placement:
         wanted = settings.model_copy(update={"replicas": Replicas(min=count, max=count)})
-        return place("ranker", wanted, capacity())
+        return place("ranker", wanted, capacity(RayCluster()))
 
     with ranker_pool(placed(1)) as one, ranker_pool(placed(replicas)) as many:
         pools = {"one": one, "many": many}

@@ -30,6 +30,7 @@ from pipelines.bench.machine import matrix_rate
 from pipelines.evaluate import given_scores
 from pipelines.parsing import read_rows
 
+ROWS_AT_ONCE = 32
 STRATEGIES = (
     "full:orders=one",
     "sparse:degree=6",
@@ -148,10 +149,10 @@ class Played:
 
 
 def play(settings: Ranker, strategy: Strategy | None, scorer: Scorer, rows: Sequence[Row]) -> Played:
-    """Rank the rows, as many at a time as a bulk run hands over. Raises what ranking a row gives."""
+    """Rank the rows, as many at a time as a bulk run's first blocks have. Raises what ranking a row gives."""
     watch = Watch(scorer)
     ranker = RowRanker(settings.model_copy(update={"strategy": strategy}), watch)
-    batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    batches = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
 
     async def all_batches() -> list[Ranking | Exception]:
         return [ranking for batch in batches for ranking in await ranker.rank(batch)]

@@ -12,12 +12,16 @@ import pytest
 import ray.data
 
 from actors.errors import BlendError
+from cluster.plan import Plan
+from configs.schema import RayCluster
 from pipelines.parsing import read_rows
 from pipelines.rows import write_row
-from pipelines.sinks import Written, check_output, write
-from pipelines.sources import read
+from pipelines.runs import Run, execute
+from pipelines.sinks import check_output
+from pipelines.store import folder_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
 
 ROWS = [
     {
@@ -48,12 +52,32 @@ ROWS = [
 RESULTS = ("ranking", "fused")
 
 
+def write(source, uri, *, results=(), keep=(), overwrite=False, limit=None, finish=None, rows_per_block=2):
+    """A run without any stage; how many rows it wrote, and how many of them with an error."""
+    run = Run(
+        command="test",
+        input=str(source),
+        output=uri,
+        cluster=RayCluster(),
+        planned=lambda have: Plan((), have),
+        results=results,
+        identity={"results": list(results)},
+        settings={},
+        keep=keep,
+        limit=limit,
+        rows_per_block=rows_per_block,
+        finish=finish,
+    )
+    written = execute(run, overwrite=overwrite).manifest.output
+    return written.rows, written.errors
+
+
 @pytest.fixture
 def source(tmp_path):
-    """A dataset of `ROWS` and a line that is no JSON."""
+    """A file of `ROWS` and a line that is no JSON."""
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "{bad\n")
-    return read(str(path), rows_per_block=2)
+    return path
 
 
 def expected():
@@ -70,7 +94,7 @@ def expected():
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz"])
 def test_json_has_every_row_as_it_came(source, tmp_path, name):
-    assert write(source, str(tmp_path / "out" / name), source=source, results=RESULTS) == Written(4, 2)
+    assert write(source, str(tmp_path / "out" / name), results=RESULTS) == (4, 2)
     content = (tmp_path / "out" / name).read_bytes()
     text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
     rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.split("\n")[:-1]]
@@ -83,7 +107,7 @@ def test_json_has_every_row_as_it_came(source, tmp_path, name):
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_parquet_gives_every_key_a_column_of_one_type(source, tmp_path, name):
     uri = str(tmp_path / name)
-    assert write(source, uri, source=source, results=RESULTS, keep=("logits", "scores")) == Written(4, 2)
+    assert write(source, uri, results=RESULTS, keep=("logits", "scores")) == (4, 2)
     table = pa.dataset.dataset(uri).to_table()
     assert table.schema.names == [
         *("id", "instruction", "input", "count", "mixed", "meta", "nothing", "raw"),
@@ -107,7 +131,7 @@ def test_parquet_gives_every_key_a_column_of_one_type(source, tmp_path, name):
 
 def test_csv_comes_back(source, tmp_path):
     uri = str(tmp_path / "out.csv")
-    assert write(source, uri, source=source, results=RESULTS) == Written(4, 2)
+    assert write(source, uri, results=RESULTS) == (4, 2)
     frame = pd.read_csv(uri, dtype=str, keep_default_na=False)
     assert list(frame.columns) == list(pq_columns(source, tmp_path))
     assert list(frame["instruction"][:2]) == [row["instruction"] for row in ROWS[:2]]
@@ -120,21 +144,20 @@ def test_csv_comes_back(source, tmp_path):
 
 def pq_columns(source, tmp_path):
     uri = str(tmp_path / "columns.parquet")
-    write(source, uri, source=source, results=RESULTS)
+    write(source, uri, results=RESULTS)
     return pq.read_schema(uri).names
 
 
 def test_results_of_stages_are_written_and_a_key_of_that_name_gives_way(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"prompt": "p", "margin": "mine", "candidates": [{"text": "a"}, {"text": "b"}]}\n')
-    source = read(str(path))
-    compared = source.map_batches(
-        lambda table: table.append_column("margin", pa.array([0.25])).append_column("preference", pa.array([0])),
-        batch_format="pyarrow",
-    )
+
+    def compared(table):
+        return table.append_column("margin", pa.array([0.25])).append_column("preference", pa.array([0]))
+
     results = ("margin", "preference", "comparisons")
     for name in ("a.jsonl", "a.parquet", "a.csv", "a"):
-        write(compared, str(tmp_path / name), source=source, results=results)
+        write(path, str(tmp_path / name), results=results, finish=compared)
     row = json.loads((tmp_path / "a.jsonl").read_text())
     assert list(row)[-5:] == ["candidates", *results, "error"]
     assert (row["margin"], row["preference"], row["comparisons"]) == (0.25, 0, None)
@@ -151,13 +174,13 @@ def test_native_columns_keep_their_type(tmp_path):
     when = pa.array([0, None], pa.timestamp("us", "UTC"))
     native = {"when": when, "kind": pa.array(["a", "b"]).dictionary_encode(), "blob": [b"\x00\xff", None]}
     pq.write_table(pa.table({"prompt": ["a", "b"], **native}), tmp_path / "in.parquet")
-    source = read(str(tmp_path / "in.parquet"))
-    write(source, str(tmp_path / "out"), source=source, results=())
+    source = tmp_path / "in.parquet"
+    write(source, str(tmp_path / "out"))
     table = pq.read_table(tmp_path / "out")
     assert table.schema.names == ["id", "prompt", "when", "kind", "blob", "candidates", "error"]
     assert (table.column("when").type, table.column("blob").type) == (when.type, pa.binary())
     assert table.column("kind").to_pylist() == ["a", "b"]
-    write(source, str(tmp_path / "out.jsonl"), source=source, results=())
+    write(source, str(tmp_path / "out.jsonl"))
     row = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     assert (row["when"], row["blob"]) == ("1970-01-01T00:00:00+00:00", "AP8=")
 
@@ -166,9 +189,8 @@ def test_a_folder_has_one_schema_in_all_files_and_input_order(tmp_path):
     path = tmp_path / "in.jsonl"
     rows = [{"id": str(i), "prompt": "p", ("even" if i % 2 == 0 else "odd"): i} for i in range(10_000)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = read(str(path))
-    assert write(source, str(tmp_path / "out"), source=source, results=()) == Written(10_000, 0)
-    parts = sorted((tmp_path / "out").iterdir())
+    assert write(path, str(tmp_path / "out"), rows_per_block=256) == (10_000, 0)
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
     assert 1 < len(parts) <= 3
     assert len({str(pq.read_schema(part)) for part in parts}) == 1
     assert [row["id"] for row in read_rows(str(tmp_path / "out"))] == [row["id"] for row in rows]
@@ -177,9 +199,9 @@ def test_a_folder_has_one_schema_in_all_files_and_input_order(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a"])
 def test_no_rows_are_a_file_without_rows(tmp_path, name):
     (tmp_path / "in.jsonl").write_text("")
-    source = read(str(tmp_path / "in.jsonl"))
+    source = tmp_path / "in.jsonl"
     uri = str(tmp_path / name)
-    assert write(source, uri, source=source, results=RESULTS) == Written(0, 0)
+    assert write(source, uri, results=RESULTS) == (0, 0)
     assert list(read_rows(uri)) == []
     if name == "a":
         assert pq.read_table(uri).schema.names == ["id", "candidates", *RESULTS, "error"]
@@ -188,44 +210,48 @@ def test_no_rows_are_a_file_without_rows(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.jsonl", "a"])
 def test_what_exists_is_kept_unless_overwritten(source, tmp_path, name):
     uri = str(tmp_path / name)
-    write(source, uri, source=source, results=())
+    write(source, uri)
+    with pytest.raises(BlendError, match=r"begun with another config \(results was \[\], is \['fused'\]\)"):
+        write(source, uri, results=["fused"])
+    with pytest.raises(BlendError, match="begun with other rows"):
+        write(source, uri, limit=1)
+    assert len(list(read_rows(uri))) == 4
+    shutil.rmtree(folder_of(uri))
     with pytest.raises(BlendError, match="exists already; --overwrite replaces it"):
-        write(source, uri, source=source, results=())
-    assert write(source.limit(1), uri, source=source, results=(), overwrite=True) == Written(1, 0)
+        write(source, uri)
+    assert write(source, uri, limit=1, overwrite=True) == (1, 0)
     assert len(list(read_rows(uri))) == 1
 
 
 def test_overwriting_a_folder_removes_what_a_run_wrote_and_nothing_else(source, tmp_path):
     folder = tmp_path / "out"
-    write(source, str(folder), source=source, results=())
+    write(source, str(folder))
     (folder / "notes.txt").write_text("mine")
-    write(source, str(folder), source=source, results=(), overwrite=True)
+    write(source, str(folder), overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
-    assert len(list(folder.iterdir())) == 2
+    assert len([path for path in folder.iterdir() if path.name != ".blend"]) == 2
     shutil.copy(next(folder.glob("*.parquet")), folder / "mine.parquet")
     with pytest.raises(BlendError, match=r"holds .*mine\.parquet, which no run wrote"):
-        write(source, str(folder), source=source, results=(), overwrite=True)
+        write(source, str(folder), overwrite=True)
     assert (folder / "mine.parquet").exists()
 
 
 def test_a_folder_is_not_overwritten_by_what_reads_it(source, tmp_path):
     folder = str(tmp_path / "out")
-    write(source, folder, source=source, results=())
-    again = read(folder)
+    write(source, folder)
     with pytest.raises(BlendError, match="is read by this run too"):
-        write(again, folder, source=again, results=(), overwrite=True)
+        write(folder, folder, overwrite=True)
     assert len(list(read_rows(folder))) == 4
 
 
 def test_a_file_can_be_overwritten_by_what_reads_it(source, tmp_path):
     uri = str(tmp_path / "in.jsonl")
-    assert write(source, uri, source=source, results=(), overwrite=True) == Written(4, 2)
+    assert write(source, uri, overwrite=True) == (4, 2)
     assert len(list(read_rows(uri))) == 4
 
 
 def test_a_run_that_fails_leaves_no_half_file(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(20)))
-    source = read(str(tmp_path / "in.jsonl"), rows_per_block=5)
     (tmp_path / "out.jsonl").write_text("old")
 
     def fail_late(table):
@@ -233,18 +259,17 @@ def test_a_run_that_fails_leaves_no_half_file(tmp_path):
             raise RuntimeError("a bug in a stage")
         return table
 
-    with pytest.raises(ray.exceptions.RayTaskError, match="a bug in a stage"):
-        broken = source.map_batches(fail_late, batch_format="pyarrow")
-        write(broken, str(tmp_path / "out.jsonl"), source=source, results=(), overwrite=True)
+    with pytest.raises(BlendError, match="the run failed: RuntimeError: a bug in a stage"):
+        write(tmp_path / "in.jsonl", str(tmp_path / "out.jsonl"), overwrite=True, finish=fail_late)
     assert (tmp_path / "out.jsonl").read_text() == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", ".out.jsonl.blend"}
 
 
 def test_what_goes_wrong_on_a_worker_is_one_line(tmp_path):
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "p"}\n' * 99_999)[:-9])
-    source = read(str(tmp_path / "in.jsonl.gz"))
+    source = tmp_path / "in.jsonl.gz"
     with pytest.raises(BlendError) as caught:
-        write(source, str(tmp_path / "out.jsonl"), source=source, results=())
+        write(source, str(tmp_path / "out.jsonl"))
     assert str(caught.value).startswith(f"{tmp_path}/in.jsonl.gz: can't read it: EOFError")
     assert "\n" not in str(caught.value)
 
@@ -263,7 +288,7 @@ def test_what_cannot_be_written_is_one_line(source, tmp_path, uri, why):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(BlendError) as caught:
-        write(source, str(tmp_path / uri), source=source, results=(), overwrite=True)
+        write(source, str(tmp_path / uri), overwrite=True)
     assert str(caught.value).startswith(str(tmp_path / uri))
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -271,11 +296,10 @@ def test_what_cannot_be_written_is_one_line(source, tmp_path, uri, why):
 
 def test_s3_is_read_and_written(source, s3_bucket, tmp_path):
     for uri in (f"{s3_bucket}/one/a.jsonl", f"{s3_bucket}/parts", f"{s3_bucket}/one/b.parquet"):
-        check_output(uri, overwrite=False)
-        assert write(source, uri, source=source, results=RESULTS) == Written(4, 2)
-        with pytest.raises(BlendError, match="exists already"):
-            check_output(uri, overwrite=False)
-        assert write(source, uri, source=source, results=RESULTS, overwrite=True) == Written(4, 2)
+        assert not check_output(uri, overwrite=False)
+        assert write(source, uri, results=RESULTS) == (4, 2)
+        assert check_output(uri, overwrite=False)
+        assert write(source, uri, results=RESULTS, overwrite=True) == (4, 2)
     ids = [row["id"] for row in read_rows(str(tmp_path / "in.jsonl"))]
     for uri in (
         f"{s3_bucket}/one/a.jsonl",
@@ -283,4 +307,4 @@ def test_s3_is_read_and_written(source, s3_bucket, tmp_path):
         f"{s3_bucket}/parts/part-*",
         f"{s3_bucket}/*/b*",
     ):
-        assert [row["id"] for row in read(uri).take_all()] == ids
+        assert [row["id"] for row in read_rows(uri)] == ids

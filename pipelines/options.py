@@ -1,0 +1,141 @@
+"""The command line's options, and the settings that they make."""
+
+import json
+import os
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from typer.exceptions import TyperException
+
+from configs.loading import load
+from configs.preferences import Preferences
+from configs.schema import BlendConfig, Dtype, Ranker, RankerConfig
+
+_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
+
+
+def _set_debug(value: bool) -> None:
+    if value:
+        os.environ["BLEND_DEBUG"] = "1"
+
+
+class UsageError(TyperException):
+    """The command line itself is wrong."""
+
+    exit_code = 2
+
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of settings.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override one setting; repeatable.")]
+Input = Annotated[str, typer.Option(metavar="URI", help="Rows: a file, folder or glob, local or s3://.")]
+Output = Annotated[
+    str, typer.Option(metavar="URI", help="One .jsonl, .json, .parquet or .csv file, or a folder of Parquet files.")
+]
+RankerOption = Annotated[
+    str,
+    typer.Option(metavar="M", help="A local folder or hub id, or a config (.yaml) whose `ranker` is used."),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="What M is: pairranker (default), or reward for a reward model."),
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S",
+        help="What is compared: full, sparse, sparse-refine, focus, swiss, knockout, bubble or reference, with "
+        "options as in swiss:rounds=4,orders=one. Default: focus, or full without --top-k.",
+    ),
+]
+TopK = Annotated[int | None, typer.Option(min=1, metavar="K", help="How many of the best must be right.")]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(metavar="D", help="auto (default), float32, bfloat16 or float16.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Update = Annotated[
+    bool,
+    typer.Option("--update", help="Go on though the config or the input has changed; what still holds is kept."),
+]
+PreferencesUri = Annotated[
+    str | None,
+    typer.Option("--preferences", metavar="URI", help="Also write pairs of a better and a worse answer (DPO)."),
+]
+Pairs = Annotated[
+    str | None, typer.Option(metavar="P", help="Which pairs: best-worst (default), best-random or all.")
+]
+Margin = Annotated[float | None, typer.Option(metavar="X", help="Least difference of scores in a pair.")]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, is_eager=True, expose_value=False, help="Show tracebacks."),
+]
+
+
+RunInput = Annotated[str | None, typer.Option("--input", metavar="URI", help="Prompts; default: the config's.")]
+RunOutput = Annotated[str | None, typer.Option("--output", metavar="URI", help="Default: the config's output.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N rows.")]
+
+
+def bulk_settings(
+    config: str,
+    overrides: list[str],
+    input: str | None,
+    output: str | None,
+    limit: int | None,
+    preferences: tuple[str | None, str | None, float | None],
+    *,
+    overwrite: bool,
+    update: bool,
+) -> BlendConfig:
+    """The settings of a bulk run, with what the command line says of them."""
+    if overwrite and update:
+        raise UsageError("--overwrite begins anew, --update goes on: give one of them")
+    settings = load(config, BlendConfig, overrides)
+    wanted = preference_settings(settings.preferences, *preferences)
+    given = {"input": input, "output": output, "limit": limit, "preferences": wanted}
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    for name in ("input", "output"):
+        if getattr(settings, name) is None:
+            raise UsageError(f"no {name}: give --{name} or set `{name}` in {config}")
+    return settings
+
+
+def preference_settings(
+    configured: Preferences | None, output: str | None, pairs: str | None, margin: float | None
+) -> Preferences | None:
+    """The preference data that a command is to write, by its options and, where it has one, its config."""
+    given = {"output": output, "pairs": pairs, "margin": margin}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return configured
+    if output is None and configured is None:
+        raise UsageError("--pairs and --margin say what --preferences writes: give it too")
+    return settings_of(Preferences, **{**(configured.model_dump() if configured else {}), **given})
+
+
+def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
+    """Settings of command line options; a value the schema refuses is wrong use."""
+    try:
+        return schema.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"--{_option(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
+        raise UsageError(mistakes) from error
+
+
+def _option(path: tuple[int | str, ...]) -> str:
+    """The option that set what is at a path of the settings."""
+    return str(next((key for key in reversed(path) if key in _RANKER_OPTIONS), path[-1])).replace("_", "-")
+
+
+_RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
+
+
+def ranker_settings(given: str, **options: object) -> Ranker:
+    """The ranker that `--ranker` names, with what other options say of it."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if given.endswith((".yaml", ".yml")):
+        overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
+        return load(given, RankerConfig, overrides).ranker
+    return settings_of(RankerConfig, ranker={"model": given, **options}).ranker

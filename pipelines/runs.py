@@ -1,0 +1,302 @@
+"""A bulk run from its start, or wherever it was killed, to its end: the same call goes on until all is written."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from actors.errors import BlendError
+from actors.records import RESULT_COLUMNS
+from cluster.plan import Capacity, Placement, Plan
+from cluster.session import capacity
+from configs.identity import deciding, differences
+from configs.preferences import Preferences
+from configs.schema import EchoModel, EndpointModel, Judge, RayCluster, TransformersModel, VLLMModel
+from pipelines.assembly import assemble
+from pipelines.batch import run_wave, running, told_by
+from pipelines.board import Snapshot, start_board
+from pipelines.columns import Layout
+from pipelines.display import ShownStage, shown
+from pipelines.flow import Step, Work
+from pipelines.importing import READ, fingerprint, read_input
+from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
+from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, PreferenceShape, Sink, check_output
+from pipelines.store import Index, Store, digest_of, folder_of
+from pipelines.uris import filesystem, kind, list_files
+
+TableFunction = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command does to its rows.
+
+    planned: the pools on a given cluster. llms: names in the order of their candidates. results: columns that the
+    run adds; keep: result columns of the input that are written where rows have them. settings: what the manifest
+    shows; identity: those of them that decide what is written.
+    """
+
+    command: str
+    input: str
+    output: str
+    cluster: RayCluster
+    planned: Callable[[Capacity], Plan]
+    results: Sequence[str]
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    llms: tuple[str, ...] = ()
+    keep: Sequence[str] = ()
+    limit: int | None = None
+    rows_per_block: int = 256
+    format: FolderFormat = "parquet"
+    preferences: Preferences | None = None
+    prepare: TableFunction | None = None
+    finish: TableFunction | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run, for a person. resumed: nothing was left to do."""
+
+    manifest: Manifest
+    output: str
+    resumed: bool = False
+    preferences: tuple[str, int] | None = None  # where, how many pairs
+
+    @property
+    def error_rate(self) -> float:
+        """Share of rows with an error."""
+        written = self.manifest.output
+        return written.errors / written.rows if written.rows else 0.0
+
+    def line(self) -> str:
+        """One line: rows, errors, where."""
+        written = self.manifest.output
+        errors = f", {written.errors} of them with an error" if written.errors else ""
+        pairs = "{1} pairs: {0}".format(*self.preferences) if self.preferences else ""
+        before = " (complete already; --overwrite does it again)" if self.resumed else ""
+        return f"{written.rows} rows{errors}: {self.output}{'; ' + pairs if pairs else ''}{before}"
+
+
+def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summary:
+    """Do the run, or what is left of it.
+
+    overwrite: whatever is at the output is replaced, and nothing that was kept is used; but this very run goes on
+    when it was killed. update: the config or the input may have changed since the output was begun; what was kept
+    counts where it still holds.
+
+    Raises BlendError, one line. Nothing at the output is touched before the plan is known to fit.
+    """
+    store = Store(folder_of(absolute(run.output)))
+    mark = fingerprint(run.input, run.limit)
+    _check_apart(run)
+    state = _state(run, store, mark, overwrite=overwrite, update=update)
+    if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
+        return done
+    with running(run.cluster):
+        plan = run.planned(capacity(run.cluster))
+        board = start_board()
+        with told_by(board):
+            _check_later(plan)
+            if overwrite and not state.there:
+                store.clear()
+            started = state.started or datetime.now(UTC)
+            sessions = state.sessions + 1
+            record = {
+                "identity": {**run.identity},
+                "fingerprint": mark,
+                "started": started.isoformat(),
+                "sessions": sessions,
+            }
+            index = _input(run, store, mark, board, update=update or not state.there)
+            store.save_run(record)
+            store.save_manifest(None)
+            work, waves = _work(run, plan, store)
+            earlier: list[Step] = []
+            for number, wave in enumerate(waves, 1):
+                stages = [ShownStage(step.name, step.placement.replicas) for step in wave]
+                title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
+                with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
+                    run_wave(store, index, work, wave, earlier, board, run.rows_per_block)
+                earlier += wave
+            return _written(run, store, index, work, waves, board, started, sessions)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known of earlier sessions."""
+
+    there: bool = False
+    finished: bool = False
+    fingerprint: str = ""
+    started: datetime | None = None
+    sessions: int = 0
+
+
+def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) -> _State:
+    """What earlier sessions left. Raises BlendError when this run mustn't go on from it."""
+    outputs = [run.output, *([run.preferences.output] if run.preferences else [])]
+    taken = [uri for uri in outputs if check_output(uri, overwrite)]
+    record = store.run()
+    if record is None:
+        if taken and not overwrite:
+            raise BlendError(f"{taken[0]}: exists already; --overwrite replaces it")
+        return _State()
+    changed = differences(record["identity"], run.identity)
+    if overwrite and (changed or record["fingerprint"] != mark or store.manifest() is not None):
+        return _State()
+    if changed and not update:
+        more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
+        raise BlendError(
+            f"{run.output}: was begun with another config ({'; '.join(changed[:2])}{more}): --update keeps what "
+            "still holds of it, --overwrite begins anew"
+        )
+    return _State(
+        there=True,
+        finished=not changed and store.manifest() is not None,
+        fingerprint=record["fingerprint"],
+        started=datetime.fromisoformat(record["started"]),
+        sessions=record["sessions"],
+    )
+
+
+def _check_apart(run: Run) -> None:
+    """Raise BlendError when the run would write its parts beside what it reads."""
+    folder = absolute(run.output).rstrip("/")
+    if kind(run.output) is None and any(file.rpartition("/")[0] == folder for file in list_files(run.input)):
+        raise BlendError(f"{run.output}: is read by this run too; choose another output")
+
+
+def _finished(run: Run, store: Store) -> Summary | None:
+    """The summary of a run that is complete; None when it isn't, or some of its files are gone."""
+    text = store.manifest()
+    if text is None:
+        return None
+    manifest = Manifest.parse(text)
+    fs, path = filesystem(run.output)
+    folder = path if kind(run.output) is None else path.rpartition("/")[0]
+    if not all(fs.exists(f"{folder}/{file.path}") for file in manifest.output.files):
+        return None
+    return Summary(manifest, run.output, resumed=True)
+
+
+def _input(run: Run, store: Store, mark: str, board: Any, *, update: bool) -> Index:
+    """The input's blocks: those that are there, or as they are read now. Raises BlendError when they changed."""
+    index = store.index()
+    if index is not None and index.fingerprint == mark:
+        return index
+    with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
+        new = read_input(store, run.input, run.limit, run.rows_per_block, board)
+    if index is not None and new.digest != index.digest and not update:
+        store.forget_rows(mark)
+        raise BlendError(
+            f"{run.output}: was begun with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
+            "not the same): --update keeps what still holds, --overwrite begins anew"
+        )
+    store.save_index(new)
+    if index is not None:
+        store.forget_rows(index.fingerprint)
+    return new
+
+
+def _work(run: Run, plan: Plan, store: Store) -> tuple[Work, list[list[Step]]]:
+    """What is made of every block, and the steps of each wave; their keys say all that decides their results."""
+    keys: dict[str, str] = {}
+    for placement in plan.placements:
+        if placement.name in run.llms:
+            keys[placement.name] = digest_of(deciding(placement.settings))
+    before = [keys[name] for name in run.llms] + [run.prepare.__name__ if run.prepare else ""]
+    for placement in plan.placements:
+        if placement.name not in run.llms:
+            keys[placement.name] = digest_of([deciding(placement.settings), *before])
+            before.append(keys[placement.name])
+    there = store.stages()
+
+    def step(placement: Placement) -> Step:
+        bare = Step(placement, "")
+        key = f"{bare.kind}-{_slug(placement.name)}-{keys[placement.name]}"
+        rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
+        return Step(placement, key, tuple(rankings) if bare.kind == "rank" else ())
+
+    waves = [[step(placement) for placement in wave] for wave in plan.waves]
+    steps = tuple(one for wave in waves for one in wave)
+    return Work(steps, run.llms, run.prepare, run.finish), waves
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:40]
+
+
+def _check_later(plan: Plan) -> None:
+    """Raise BlendError when a model of a later wave isn't there: not after hours, when its wave begins."""
+    later = [placement.settings for wave in plan.waves[1:] for placement in wave]
+    if later:
+        ray.get(ray.remote(num_cpus=0)(_check_there).remote(later))
+
+
+def _check_there(parts: Sequence[Any]) -> None:
+    from actors.weights import check_there  # torch, which the driver has no use for
+
+    for part in parts:
+        llm = part.llm if isinstance(part, Judge) else part
+        if not isinstance(llm, EndpointModel | EchoModel):
+            check_there(llm.model, llm.revision, weights=isinstance(llm, VLLMModel | TransformersModel))
+
+
+def _written(
+    run: Run,
+    store: Store,
+    index: Index,
+    work: Work,
+    waves: list[list[Step]],
+    board: Any,
+    started: datetime,
+    sessions: int,
+) -> Summary:
+    """The output of all that was kept, and the manifest."""
+    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
+    layout = Layout.of(index.seen, types, run.keep)
+    mark = digest_of([index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.format])
+    sinks = [Sink(absolute(run.output), BlendShape(layout), mark, run.format)]
+    if run.preferences:
+        shape = PreferenceShape(run.preferences)
+        sinks.append(
+            Sink(
+                absolute(run.preferences.output), shape, digest_of([mark, run.preferences.model_dump()]), run.format
+            )
+        )
+    for sink in sinks:
+        sink.clear()
+    account, files = assemble(store, index, work, sinks, board)
+    numbers = {step.name: number for number, wave in enumerate(waves, 1) for step in wave}
+    manifest = Manifest(
+        command=run.command,
+        started=started,
+        finished=datetime.now(UTC),
+        sessions=sessions,
+        config=dict(run.settings),
+        versions=versions(),
+        input=InputRecord(
+            uri=run.input, rows=index.rows, bad=sum(block.bad for block in index.blocks), digest=index.digest
+        ),
+        output=OutputRecord(uri=run.output, rows=account.rows, errors=account.errors, files=tuple(files[0])),
+        stages=account.stages(work, numbers),
+        errors=dict(account.kinds.most_common()),
+    )
+    store.save_manifest(manifest.json_text())
+    pairs = (run.preferences.output, sum(file.rows for file in files[1])) if run.preferences else None
+    return Summary(manifest, run.output, preferences=pairs)
+
+
+def _look(board: Any) -> Snapshot:
+    return ray.get(board.snapshot.remote())
+
+
+def absolute(uri: str) -> str:
+    """The URI as it means the same in every process: a local path from the root."""
+    return uri if "://" in uri else filesystem(uri)[1]

@@ -1,0 +1,189 @@
+"""What a run keeps beside its output, so that it can be killed at any moment and go on: the work folder.
+
+    rows/FINGERPRINT/00000-000012.parquet   the input as it was read, cut into blocks
+    index.parquet                           the blocks: file, rows, digests; written when all are there
+    results/alder-3f2a91c04d/8c1f....parquet  what one stage made of one block
+    run.json                                what the run was started with
+    manifest.json                           what it did; written when the output is complete
+
+A result's folder is named by all that decides it (the stage's settings, and those of the stages before), its file
+by the block's content. So a result is there or it isn't, whoever made it and when: a killed run, a restarted
+actor, a twelfth LLM or a longer input compute what is missing, and nothing else. Files appear whole
+(`storage.put`).
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.storage import get, names, put, remove
+from pipelines.uris import kind
+
+FOLDER = ".blend"
+_META = b"blend"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of the input that travel together.
+
+    digest: of what stages see of them; content: of all of them. bad: rows with an error of their own.
+    """
+
+    file: str
+    rows: int
+    bad: int
+    digest: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The whole input. fingerprint: of the files it was read from; seen: see `columns.look`."""
+
+    blocks: tuple[Block, ...]
+    fingerprint: str
+    seen: pa.DataType
+
+    @property
+    def rows(self) -> int:
+        return sum(block.rows for block in self.blocks)
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all rows in order."""
+        return digest_of([block.content for block in self.blocks])
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a stage made of one block: columns, and the account that goes into the manifest."""
+
+    table: pa.Table
+    account: dict[str, Any]
+
+
+def digest_of(value: Any) -> str:
+    """16 hexadecimal digits of any JSON value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def folder_of(output: str) -> str:
+    """The work folder of an output: hidden, so that whoever reads the output as a folder doesn't see it."""
+    output = output.rstrip("/")
+    if kind(output) is None:
+        return f"{output}/{FOLDER}"
+    head, slash, name = output.rpartition("/")
+    return f"{head}{slash}.{name}{FOLDER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A work folder. It travels to every actor, so it is only its URI."""
+
+    root: str
+
+    def run(self) -> dict[str, Any] | None:
+        """What the run was started with; None when there is none."""
+        text = get(f"{self.root}/run.json")
+        return None if text is None else json.loads(text)
+
+    def save_run(self, run: Mapping[str, Any]) -> None:
+        """Keep what the run is started with."""
+        put(f"{self.root}/run.json", json.dumps(run, indent=2, default=str).encode())
+
+    def manifest(self) -> bytes | None:
+        """The finished run's manifest; None when it isn't finished."""
+        return get(f"{self.root}/manifest.json")
+
+    def save_manifest(self, text: str | None) -> None:
+        """Keep the manifest; None: the output isn't complete (any more)."""
+        if text is None:
+            remove(f"{self.root}/manifest.json")
+        else:
+            put(f"{self.root}/manifest.json", text.encode())
+
+    def index(self) -> Index | None:
+        """The input's blocks; None when it wasn't read whole."""
+        data = get(f"{self.root}/index.parquet")
+        if data is None:
+            return None
+        table, meta = _read(data)
+        seen = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(meta["seen"]))).field("seen").type
+        return Index(tuple(Block(**row) for row in table.to_pylist()), meta["fingerprint"], seen)
+
+    def save_index(self, index: Index) -> None:
+        """Keep the input's blocks; rows read from other files before are removed."""
+        table = pa.Table.from_pylist([asdict(block) for block in index.blocks], schema=_INDEX_SCHEMA)
+        seen = pa.schema([("seen", index.seen)]).serialize().to_pybytes().hex()
+        put(f"{self.root}/index.parquet", _written(table, {"fingerprint": index.fingerprint, "seen": seen}))
+
+    def rows(self, fingerprint: str, block: str) -> pa.Table:
+        """The rows of one block."""
+        data = get(self._rows(fingerprint, block))
+        if data is None:
+            raise FileNotFoundError(self._rows(fingerprint, block))
+        return _read(data)[0]
+
+    def save_rows(self, fingerprint: str, block: str, table: pa.Table) -> None:
+        """Keep one block of the input."""
+        put(self._rows(fingerprint, block), _written(table, {}))
+
+    def forget_rows(self, fingerprint: str) -> None:
+        """Remove the rows of another input."""
+        remove(f"{self.root}/rows/{fingerprint}")
+
+    def _rows(self, fingerprint: str, block: str) -> str:
+        return f"{self.root}/rows/{fingerprint}/{block}.parquet"
+
+    def stages(self) -> set[str]:
+        """The folders of results that are there."""
+        return names(f"{self.root}/results")
+
+    def done(self, stage: str) -> set[str]:
+        """The digests of blocks of which a stage's results are there."""
+        return {PurePosixPath(name).stem for name in names(f"{self.root}/results/{stage}")}
+
+    def result(self, stage: str, digest: str) -> Result | None:
+        """What a stage made of a block; None when it hasn't."""
+        data = get(f"{self.root}/results/{stage}/{digest}.parquet")
+        return None if data is None else Result(*_read(data))
+
+    def save_result(self, stage: str, digest: str, result: Result) -> None:
+        """Keep what a stage made of a block."""
+        put(f"{self.root}/results/{stage}/{digest}.parquet", _written(result.table, result.account))
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        remove(self.root)
+
+
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("rows", pa.int64()),
+        ("bad", pa.int64()),
+        ("digest", pa.string()),
+        ("content", pa.string()),
+    ]
+)
+
+
+def _written(table: pa.Table, meta: Mapping[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink)
+    return sink.getvalue()
+
+
+def _read(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # a third of read_table's time, if small
+    meta = json.loads(table.schema.metadata[_META])
+    return table.replace_schema_metadata(None), meta

@@ -1,0 +1,209 @@
+"""A stage as Ray Data calls it: a block in, the block with the stage's columns out, and its results kept on the
+way.
+
+What a row does to a model is caught in the stage. What is left is a process that dies, and that is told from the
+board: work that was begun and never ended. Ray runs it again; the second time nothing else runs beside it, and if
+it still dies, rows are tried in ever smaller groups, until those that kill the process stand alone and get an
+error.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from actors.errors import BlendError
+from actors.records import Blend
+from actors.tables import to_blends
+from pipelines.board import Count, telling
+from pipelines.flow import STAGES, Step, Work, account_of, columns_of, flat, known_scores, nested
+from pipelines.store import Result, Store
+
+SPLIT = 16  # groups that rows are tried in after a death
+TRIES = 2  # of one row by itself
+DEATHS = 20  # of a stage's actors in a row: that isn't the rows
+# What an actor writes to its log (Ray's `worker-*.err`) of a block that it computes: results' folder, block, what.
+EVENT = re.compile(r"^(?P<stage>\S+) (?P<block>[0-9a-f]{16}) (?P<what>begun|saved)$", re.MULTILINE)
+_IN_FLIGHT = 512  # rows that an LLM's actor has at once: twice what vLLM batches, so that it never waits for more
+
+
+class StageError(BlendError):
+    """A stage gave back another number of rows than it got: a bug, and never to be written."""
+
+
+def calls_at_once(step: Step, rows_per_block: int) -> int:
+    """Blocks that one actor of a step works on at once; the next one is always there when one is done."""
+    return max(2, min(16, _IN_FLIGHT // rows_per_block)) if step.kind == "generate" else 2
+
+
+class Worker:
+    """One actor of one stage."""
+
+    def __init__(self, step: Step, work: Work, store: Store, board: Any) -> None:
+        """Raises BlendError when the model can't be used; the board has it too."""
+        self._step, self._work, self._store, self._board = step, work, store, board
+        self._actor = uuid.uuid4().hex[:8]
+        # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        try:
+            self._stage = STAGES[step.kind](step.placement.settings)
+        except BlendError as error:
+            self._tell(error)
+            raise
+        self._gate = Gate()
+        self._turn = asyncio.Lock()
+        board.loaded.remote(step.name)
+
+    async def __call__(self, row: pa.Table) -> pa.Table:
+        """One block, as `flow.nested` makes it."""
+        with telling(self._board):
+            return await self._passed(*flat(row))
+
+    async def _passed(self, block: str, table: pa.Table) -> pa.Table:
+        if self._step.kind != "generate":
+            table = self._work.gathered(table)
+        result = await asyncio.to_thread(self._store.result, self._step.key, block)
+        if result is not None:
+            count = Count(rows=len(table), saved=len(table))
+        else:
+            self._log(block, "begun")
+            result = await self._made(block, table)
+            await asyncio.to_thread(self._store.save_result, self._step.key, block, result)
+            self._log(block, "saved")
+            count = Count(**{name: value for name, value in result.account.items() if name in Count.__slots__})
+        self._board.add.remote(self._step.name, count)
+        return nested(block, self._work.joined(table, self._step, result.table))
+
+    async def _made(self, block: str, table: pa.Table) -> Result:
+        started = time.time()
+        before = await asyncio.to_thread(to_blends, table)
+        after = await self._survived(block, before)
+        if len(after) != len(before):
+            raise self._tell(StageError(f"{self._step.name} gave back {len(after)} rows for {len(before)}"))
+        account: dict[str, Any] = account_of(self._step.kind, before, after)
+        account |= {"actor": self._actor, "started": started, "ended": time.time()}
+        if self._step.kind == "rank":
+            account["identity"] = self._stage.identity
+        return Result(columns_of(self._step.kind, before, after), account)
+
+    async def _survived(self, block: str, blends: list[Blend]) -> list[Blend]:
+        """The stage's blends of a block, whatever that does to this process."""
+        if await self._begin(block) == 0:
+            async with self._gate.shared():
+                done = await self._run(block, blends)
+            await self._end(block)
+        else:
+            async with self._gate.alone():
+                done = await self._group(block, blends, 0, len(blends))
+            await self._end(block, survived=False)  # its groups have told what they survived
+        return done
+
+    async def _group(self, block: str, blends: list[Blend], low: int, high: int) -> list[Blend]:
+        """The rows from `low` to `high`, with nothing beside them."""
+        work = (block, low, high)
+        if kept := await self._board.kept.remote(self._step.name, work):
+            return kept
+        died = await self._begin(work)
+        if died < (TRIES if high - low == 1 else 1):
+            done = await self._run(block, blends[low:high])
+            await self._end(work, done)
+            return done
+        if high - low == 1:
+            return [self._stage.fail(blends[low], f"the process died each time on this row ({died + 2} times)")]
+        size = -(-(high - low) // SPLIT)
+        done = []
+        for start in range(low, high, size):
+            done += await self._group(block, blends, start, min(start + size, high))
+        return done
+
+    async def _run(self, block: str, blends: Sequence[Blend]) -> list[Blend]:
+        match self._step.kind:
+            case "rank" if self._step.older:
+                done = await self._stage(blends, await asyncio.to_thread(self._known, block, blends))
+            case "fuse":
+                async with self._turn:
+                    return await asyncio.to_thread(self._stage, blends)
+            case _:
+                done = await self._stage(blends)
+        try:
+            await self._stage.check_health()
+        except BlendError as error:
+            # This process can't be mended. Ray starts another and gives it the block again.
+            print(f"{self._step.name}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        return done
+
+    def _known(self, block: str, blends: Sequence[Blend]) -> Any:
+        found = [self._store.result(key, block) for key in self._step.older]
+        same = [one.table for one in found if one and one.account.get("identity") == self._stage.identity]
+        return known_scores(blends, [table for table in same if len(table) == len(blends)])
+
+    async def _begin(self, work: Any) -> int:
+        died = await self._board.begin.remote(self._step.name, work, self._actor)
+        deaths = await self._board.deaths.remote(self._step.name)
+        if deaths > DEATHS:
+            raise self._tell(
+                BlendError(f"{self._step.name}: its process died {deaths} times and finished nothing in between")
+            )
+        return died
+
+    async def _end(self, work: Any, result: Any = None, *, survived: bool = True) -> None:
+        await self._board.end.remote(self._step.name, work, result, survived=survived)
+
+    def _log(self, block: str, what: str) -> None:
+        print(f"{self._step.key} {block} {what}", file=sys.stderr, flush=True)
+
+    def _tell(self, error: BlendError) -> BlendError:
+        """Let the driver know of an error: what a worker raises, Ray passes on as the text of a traceback."""
+        ray.get(self._board.fail.remote(error))
+        return error
+
+
+class Gate:
+    """Many at once, or one alone: what runs beside a piece of work can't be what killed it."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._inside = 0
+        self._waiting_alone = 0
+
+    @contextlib.asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Together with others; those who want to be alone go first."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            await self._leave(-1)
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """With nobody else inside."""
+        async with self._changed:
+            self._waiting_alone += 1
+            try:
+                await self._changed.wait_for(lambda: self._inside == 0)
+            finally:
+                self._waiting_alone -= 1
+                self._changed.notify_all()
+            self._inside = -1
+        try:
+            yield
+        finally:
+            await self._leave(1)
+
+    async def _leave(self, change: int) -> None:
+        async with self._changed:
+            self._inside += change
+            self._changed.notify_all()

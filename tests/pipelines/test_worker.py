@@ -1,0 +1,166 @@
+"""What a worker does with a stage that breaks: its process is replaced, and what it can't mend ends the run."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.data import ActorPoolStrategy
+
+import pipelines.worker
+from actors.errors import BlendError
+from actors.records import Blend
+from cluster.plan import Capacity, place
+from configs.schema import EchoModel
+from pipelines.batch import told_by
+from pipelines.board import Count, start_board
+from pipelines.flow import FLOWING, TYPES, Step, Work, nested
+from pipelines.store import Store
+from pipelines.worker import Gate, Worker
+
+PROMPTS = pa.table({"id": [str(i) for i in range(5)], "prompt": ["x"] * 5})
+
+
+def block() -> pa.Table:
+    columns = {name: PROMPTS.column(name) if name in PROMPTS.column_names else None for name in FLOWING}
+    types = {"messages": pa.null(), **TYPES}
+    return pa.table(
+        {
+            name: values if values is not None else pa.nulls(5, types.get(name, pa.string()))
+            for name, values in columns.items()
+        }
+    )
+
+
+def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
+    """One block through a worker of this stage in a real actor."""
+
+    class Of(Worker):
+        def __init__(self, *args: Any) -> None:
+            pipelines.worker.STAGES["generate"] = stage
+            super().__init__(*args)
+
+    placement = place("stage", EchoModel(engine="echo", name="stage", model="m"), Capacity.machine(2))
+    step = Step(placement, "generate-stage-0")
+    work = Work((step,), ("stage",))
+    dataset = ray.data.from_arrow(nested("digest", block())).map_batches(
+        Of,
+        fn_constructor_args=(step, work, store, board),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.1,
+    )
+    with told_by(board):
+        return dataset.take_all()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_broken_process_is_replaced_and_its_block_done_again(tmp_path: Path) -> None:
+    class BreaksOnce:
+        """Its process breaks in its first block: its answers are worth nothing."""
+
+        def __init__(self, settings: Any) -> None:
+            self._marker = tmp_path / "broken"
+            self._broken = not self._marker.exists()
+
+        async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+            return [replace(blend, error="lost" if self._broken else None) for blend in blends]
+
+        async def check_health(self) -> None:
+            if self._broken:
+                self._marker.touch()
+                raise BlendError("broken for good")
+
+    board = start_board()
+    store = Store(str(tmp_path / "work"))
+    (row,) = through(BreaksOnce, store, board)
+    assert (tmp_path / "broken").exists()
+    assert row["block"] == "digest"
+    assert [one["error"] for one in row["rows"]] == [None] * 5
+    assert ray.get(board.snapshot.remote()).counts == {"stage": Count(rows=5)}
+    assert store.done("generate-stage-0") == {"digest"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_stage_that_loses_a_row_ends_the_run(tmp_path: Path) -> None:
+    class Loses:
+        def __init__(self, settings: Any) -> None: ...
+
+        async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+            return list(blends[1:])
+
+        async def check_health(self) -> None: ...
+
+    store = Store(str(tmp_path / "work"))
+    with pytest.raises(BlendError, match=r"^stage gave back 4 rows for 5$"):
+        through(Loses, store, start_board())
+    assert store.done("generate-stage-0") == set()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_bug_in_a_stage_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    class Buggy:
+        def __init__(self, settings: Any) -> None: ...
+
+        async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+            raise ZeroDivisionError("a bug\nof two lines")
+
+    with pytest.raises(BlendError, match=r"^the run failed: ZeroDivisionError: a bug of two lines$"):
+        through(Buggy, Store(str(tmp_path / "work")), start_board())
+
+
+class TestGate:
+    def test_shared_is_together_and_alone_is_alone(self) -> None:
+        """One who wants to be alone waits for those inside, and goes before those who come later."""
+
+        async def scene() -> list[str]:
+            gate, told = Gate(), []
+            leave = asyncio.Event()
+
+            async def stay(name: str, way: Any, until: asyncio.Event | None = None) -> None:
+                async with way():
+                    told.append(f"{name} in")
+                    if until:
+                        await until.wait()
+                told.append(f"{name} out")
+
+            first = [asyncio.create_task(stay(name, gate.shared, leave)) for name in "ab"]
+            while len(told) < 2:
+                await asyncio.sleep(0)
+            alone = asyncio.create_task(stay("alone", gate.alone))
+            await asyncio.sleep(0)
+            late = asyncio.create_task(stay("late", gate.shared))
+            await asyncio.sleep(0)
+            leave.set()
+            await asyncio.gather(*first, alone, late)
+            return told
+
+        told = asyncio.run(scene())
+        assert told[:2] == ["a in", "b in"]
+        assert told.index("alone in") > max(told.index("a out"), told.index("b out"))
+        assert told.index("late in") > told.index("alone in")
+        assert set(told[-2:]) <= {"alone out", "late in", "late out"}
+
+    def test_one_who_gives_up_waiting_is_forgotten(self) -> None:
+        async def scene() -> None:
+            gate = Gate()
+
+            async def alone() -> None:
+                async with gate.alone():
+                    raise AssertionError("it was cancelled before")
+
+            async with gate.shared():
+                waiting = asyncio.create_task(alone())
+                await asyncio.sleep(0)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+            async with gate.shared(), gate.shared():
+                pass
+
+        asyncio.run(asyncio.wait_for(scene(), 60))
