@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from configs.loading import PRESETS
+
 # Settings of any part of a config that leave its answers as they are.
 HOW = frozenset(
     {
@@ -28,6 +30,8 @@ def deciding(settings: BaseModel) -> dict[str, Any]:
 def _without_how(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_how(item) for name, item in value.items() if name not in HOW}
+    if isinstance(value, str) and value.startswith(f"{PRESETS}/"):
+        return value.removeprefix(f"{PRESETS}/")  # included models: a job unpacks them elsewhere each time
     return value
 
 

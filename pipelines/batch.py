@@ -28,6 +28,7 @@ from pipelines.flow import FLOWING, Step, Work, nested
 from pipelines.store import Block, Index, Store
 from pipelines.worker import Worker, calls_at_once
 
+_READ_AT_ONCE = 4
 LOAD_DEATHS = 3  # of a stage's actors, one after the other, while they load their model
 
 
@@ -90,10 +91,14 @@ def run_wave(
     if not blocks:
         return
     dataset = ray.data.read_datasource(
-        Blocks(store, index.fingerprint, blocks, work, earlier, board), override_num_blocks=len(blocks)
+        Blocks(store, index.fingerprint, blocks, work, earlier, board),
+        override_num_blocks=len(blocks),
+        concurrency=_READ_AT_ONCE,
+        num_cpus=0,  # reading mostly waits, and mustn't wait for a CPU that models hold for good
     )
+    mean = sum(block.rows for block in blocks) / len(blocks)
     for step in wave:
-        dataset = _applied(dataset, step, work, store, board, largest)
+        dataset = _applied(dataset, step, work, store, board, mean)
     done = dataset.select_columns("block")
     for _ in done.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
@@ -106,14 +111,14 @@ def missing(store: Store, index: Index, wave: Sequence[Step]) -> list[Block]:
     return [block for block in blocks.values() if not all(block.digest in one for one in done)]
 
 
-def _applied(dataset: Dataset, step: Step, work: Work, store: Store, board: Any, largest: int) -> Dataset:
+def _applied(dataset: Dataset, step: Step, work: Work, store: Store, board: Any, rows: float) -> Dataset:
     return dataset.map_batches(
         Worker,
         fn_constructor_args=(step, work, store, board),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            size=step.placement.replicas, max_concurrent_calls_per_actor=calls_at_once(step, largest)
+            size=step.placement.replicas, max_concurrent_calls_per_actor=calls_at_once(step, rows)
         ),
         udf_modifying_row_count=False,
         **step.placement.ray_options(),

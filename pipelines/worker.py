@@ -23,6 +23,7 @@ import ray
 from actors.errors import BlendError
 from actors.records import Blend
 from actors.tables import to_blends
+from configs.schema import EchoModel, EndpointModel, TransformersModel, VLLMModel
 from pipelines.board import Count, telling
 from pipelines.flow import STAGES, Step, Work, account_of, columns_of, flat, known_scores, nested
 from pipelines.store import Result, Store
@@ -32,16 +33,30 @@ TRIES = 2  # of one row by itself
 DEATHS = 20  # of a stage's actors in a row: that isn't the rows
 # What an actor writes to its log (Ray's `worker-*.err`) of a block that it computes: results' folder, block, what.
 EVENT = re.compile(r"^(?P<stage>\S+) (?P<block>[0-9a-f]{16}) (?P<what>begun|saved)$", re.MULTILINE)
-_IN_FLIGHT = 512  # rows that an LLM's actor has at once: twice what vLLM batches, so that it never waits for more
+# Rows that an LLM's actor has, to each that its engine works on at once: a long answer holds up its block, and
+# until it is done the engine lives on the other blocks.
+_IN_FLIGHT = 8
 
 
 class StageError(BlendError):
     """A stage gave back another number of rows than it got: a bug, and never to be written."""
 
 
-def calls_at_once(step: Step, rows_per_block: int) -> int:
-    """Blocks that one actor of a step works on at once; the next one is always there when one is done."""
-    return max(2, min(16, _IN_FLIGHT // rows_per_block)) if step.kind == "generate" else 2
+def calls_at_once(step: Step, rows_per_block: float) -> int:
+    """Blocks of so many rows, in the mean, that one actor of a step works on at once."""
+    llm = step.placement.settings
+    match llm:
+        case VLLMModel():
+            width = llm.max_num_seqs or 256
+        case TransformersModel():
+            width = llm.max_batch_size
+        case EndpointModel():
+            width = llm.max_in_flight
+        case EchoModel():
+            width = 64
+        case _:
+            return 2  # the next one is there when one is done
+    return max(2, min(64, round(_IN_FLIGHT * width / llm.samples / rows_per_block)))
 
 
 class Worker:

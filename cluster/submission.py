@@ -1,0 +1,353 @@
+"""A run as a Ray job: the code and the resolved config go to a cluster's dashboard, and `blend run` runs there.
+
+The job imports the submitter's code, also where the cluster's image has the project installed: an uploaded
+working_dir comes first on the path. Nothing of the submitter's environment travels, so no secret does: what the
+models need (keys, AWS variables, HF_TOKEN) is in the environment of the cluster's machines.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+import yaml
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from cluster.session import ClusterError
+from configs.loading import PRESETS, ConfigError
+from configs.schema import BlendConfig
+
+PACKAGES = ("actors", "cluster", "configs", "pipelines")
+CONFIG = "blend.yaml"  # in the uploaded folder
+MAX_UPLOAD_MB = 50  # models belong on a hub or on the cluster's file system
+INTERRUPTED = 130  # of a job that was stopped, or is followed no longer: 0 is kept for one that succeeded
+
+REQUEST_S = (5.0, 30.0)  # to connect, and between two bytes of an answer
+QUIET_S = 60.0  # without a line of the log before the connection is taken for dead
+RETRY_S = 1.0
+LOST_S = 300.0  # without contact before following ends
+STOPPED_S = 30.0  # for a job to end that was asked to
+
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers them to the address it is given
+
+
+class NoAnswerError(ClusterError):
+    """No answer now; a later attempt may have one."""
+
+
+class Client(JobSubmissionClient):
+    """Ray's own client, with time limits, and with errors of one line."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        try:
+            return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
+        except AuthenticationError as error:
+            problem = "refuses this token" if self._headers else "wants a token"
+            raise ClusterError(
+                f"Ray at {self.get_address()} {problem}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH to the cluster's token"
+            ) from error
+        except requests.RequestException as error:
+            raise NoAnswerError(
+                f"Ray at {self.get_address()}: no answer (expected the dashboard's address, http://HOST:8265)"
+            ) from error
+
+    def _raise_error(self, r: requests.Response) -> NoReturn:
+        # the last line of a traceback that the dashboard sends
+        why = r.text.strip().splitlines()[-1:] or ["no reason given"]
+        raise ClusterError(f"Ray at {self.get_address()}: HTTP {r.status_code}: {why[0]}")
+
+    def runs_here(self) -> bool:
+        """Whether the cluster's head is this machine: then its paths and its Python are the job's too."""
+        nodes = self._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
+        return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
+
+
+def connect(address: str) -> Client:
+    """A client of the cluster whose dashboard is at `address`. Raises ConfigError, ClusterError."""
+    for name in ("ray.dashboard", "ray._private.authentication", "ray._private.runtime_env"):
+        _only_errors(name)
+    url = _dashboard(address)
+    set_aside = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+    try:
+        return Client(url)
+    except AuthenticationError as error:  # nothing was asked yet
+        raise ClusterError(
+            "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
+        ) from error
+    except (requests.RequestException, RuntimeError, ValueError, KeyError) as error:  # an answer, but not Ray's
+        raise ClusterError(f"{url}: what answers there isn't Ray's dashboard (http://HOST:8265)") from error
+    finally:
+        os.environ.update(set_aside)
+
+
+def submit(
+    config: BlendConfig, address: str, *, flags: Sequence[str] = (), wait: bool = False, name: str = "blend"
+) -> int:
+    """Run `blend run` with a config as a job; the exit code of `blend submit`.
+
+    The job's id goes to stdout; what a person wants to know besides to stderr. With `wait` the job's log goes to
+    stdout instead, and the exit code is the job's.
+
+    Args:
+        config: with `input` and `output`; checked, so that a mistake ends here and not on the cluster.
+        address: of the cluster's dashboard.
+        flags: of `blend run`, as they are.
+        name: for the list of jobs.
+
+    Raises ConfigError when the cluster can't see a path, ClusterError.
+    """
+    client = connect(address)
+    here = client.runs_here()
+    config = config.model_copy(
+        update={key: on_cluster(key, getattr(config, key), here) for key in ("input", "output")}
+    )
+    job_id = f"blend-{secrets.token_hex(4)}"
+    python = sys.executable if here else "python"
+    with tempfile.TemporaryDirectory() as folder:
+        pack(config, Path(folder))
+        client.submit_job(
+            entrypoint=shlex.join([python, "-m", "pipelines", "run", CONFIG, *flags]),
+            submission_id=job_id,
+            runtime_env={"working_dir": folder},
+            metadata={"config": name, "output": config.output or ""},
+        )
+    if paths := local_paths(config):
+        _tell(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
+    if wait:
+        _tell(f"job {job_id} (Ctrl-C asks whether to stop it)")
+        return follow(client, job_id)
+    print(job_id)
+    _tell(_how_to("follow", client, job_id))
+    _tell(_how_to("stop", client, job_id))
+    return 0
+
+
+def on_cluster(setting: str, uri: str | None, here: bool) -> str | None:
+    """A URI as the job reads it: on another machine a path that depends on this one's folders means nothing."""
+    if uri is None or "://" in uri or Path(uri).is_absolute():
+        return uri
+    if here:
+        return str(Path(uri).expanduser().absolute())
+    raise ConfigError(
+        f"{setting}: {uri}: the cluster's machines can't see this folder; give s3://..., or the absolute path of a "
+        "file system that they share"
+    )
+
+
+def local_paths(config: BlendConfig) -> list[str]:
+    """What the config names by a path and isn't uploaded: rows, and model folders."""
+    uris = [uri for uri in (config.input, config.output) if uri and ("://" not in uri or uri.startswith("file://"))]
+    models = [value for value in _models(config.model_dump()) if Path(value).is_absolute()]
+    return list(dict.fromkeys(uris + [value for value in models if not _included(value)]))
+
+
+def pack(config: BlendConfig, folder: Path) -> None:
+    """Fill an empty folder with what a job needs: the packages, the included models it uses, and its config.
+
+    Raises ConfigError when that is more than MAX_UPLOAD_MB.
+    """
+    data = config.model_dump(mode="json", exclude_unset=True)
+    data.get("ray", {}).pop("address", None)  # the job's own cluster
+    used = [Path(value) for value in _models(data) if _included(value)]
+    files = dict(_files(used))
+    sizes = {target: source.stat().st_size for target, source in files.items()}
+    if sum(sizes.values()) > MAX_UPLOAD_MB * 1e6:
+        largest = max(sizes, key=lambda target: sizes[target])
+        raise ConfigError(
+            f"{sum(sizes.values()) / 1e6:.0f} MB to upload, more than {MAX_UPLOAD_MB}; the largest is {largest} "
+            f"({sizes[largest] / 1e6:.0f} MB): put it on a hub or on a file system of the cluster, and name that"
+        )
+    for target, source in files.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / target)
+    _move_included(data)
+    (folder / CONFIG).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def follow(client: Client, job_id: str) -> int:
+    """Print a job's log until it ends; its exit code, or 130 when a person waits no longer. Raises ClusterError."""
+    try:
+        return _ended(asyncio.run(_Log(client, job_id).follow()))
+    except KeyboardInterrupt:
+        return _interrupted(client, job_id)
+
+
+class _Log:
+    """A job's log, printed once however often the connection breaks: a new one starts at the log's beginning."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._printed = 0  # characters
+
+    async def follow(self) -> JobDetails:
+        """How the job ended."""
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
+                await self._stream()
+            if (info := await self._info()).status.is_terminal():
+                break
+            await asyncio.sleep(RETRY_S)
+        with contextlib.suppress(ClusterError):  # what a connection that broke at the very end left out
+            self._print(self._client.get_job_logs(self._job_id), 0)
+        return info
+
+    async def _stream(self) -> None:
+        """Ends when the job does, or raises when the connection breaks."""
+        chunks, at = self._client.tail_job_logs(self._job_id), 0
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                chunk = await asyncio.wait_for(anext(chunks), QUIET_S)
+                self._print(chunk, at)
+                at += len(chunk)
+
+    def _print(self, text: str, at: int) -> None:
+        """Print what is new of a text that starts `at` characters into the log."""
+        if new := text[max(0, self._printed - at) :]:
+            sys.stdout.write(new)
+            sys.stdout.flush()
+            self._printed += len(new)
+
+    async def _info(self) -> JobDetails:
+        deadline, lost = time.monotonic() + LOST_S, False
+        while True:
+            try:
+                return self._client.get_job_info(self._job_id)
+            except NoAnswerError as error:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{error}; the job may go on. {_how_to('follow', self._client, self._job_id)}"
+                    ) from error
+                if not lost:
+                    _tell("connection lost, trying again")
+                lost = True
+                await asyncio.sleep(RETRY_S)
+
+
+def _interrupted(client: Client, job_id: str) -> int:
+    """After Ctrl-C: on a terminal ask whether to stop the job, else leave it."""
+    try:
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            print("\nStop the job? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() in ("y", "yes"):
+                return _stop(client, job_id)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    _tell(f"the job goes on. {_how_to('follow', client, job_id)}")
+    return INTERRUPTED
+
+
+def _stop(client: Client, job_id: str) -> int:
+    client.stop_job(job_id)
+    deadline = time.monotonic() + STOPPED_S
+    while not (info := client.get_job_info(job_id)).status.is_terminal():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"job {job_id} was asked to stop {STOPPED_S:g} s ago and hasn't")
+        time.sleep(RETRY_S / 2)
+    return _ended(info)
+
+
+def _ended(info: JobDetails) -> int:
+    """The exit code of a job that ended; a line about it unless it succeeded."""
+    match info.status:
+        case JobStatus.SUCCEEDED:
+            return 0
+        case JobStatus.STOPPED:
+            _tell(f"job {info.submission_id} was stopped; submitted again, it goes on from what it saved")
+            return INTERRUPTED
+    code = info.driver_exit_code
+    if code is None:  # it never started, or its machine was lost: its log doesn't say why
+        _tell(f"job {info.submission_id} failed: {' '.join((info.message or 'no reason given').split())}")
+        return 1
+    _tell(f"job {info.submission_id} failed with exit code {code}")
+    return 128 - code if code < 0 else code or 1  # negative: ended by that signal
+
+
+def _how_to(do: str, client: Client, job_id: str) -> str:
+    command = "logs --follow" if do == "follow" else do
+    return f"to {do} it: ray job {command} --address {client.get_address()} {job_id}"
+
+
+def _tell(line: str) -> None:
+    print(f"blend: {line}", file=sys.stderr)
+
+
+def _only_errors(name: str) -> None:
+    """Keep what Ray tells of its requests off the terminal; its modules set levels of their own."""
+    logging.getLogger(name).setLevel(logging.ERROR)
+    for child in [one for one in logging.root.manager.loggerDict if one.startswith(f"{name}.")]:
+        logging.getLogger(child).setLevel(logging.ERROR)
+
+
+def _dashboard(address: str) -> str:
+    """The dashboard's URL; an address without a scheme is http, and its port, if it names none, 8265."""
+    url = address if "://" in address else f"http://{address}"
+    try:
+        parts, port = urlsplit(url), urlsplit(url).port
+        usable = parts.scheme in ("http", "https") and parts.hostname is not None
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise ConfigError(f"--address {address}: expected the dashboard's address, http://HOST:8265")
+    return url.rstrip("/") + (":8265" if url != address and port is None else "")
+
+
+def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """The files to upload, each with its path in the upload; of the included models only those that are used."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec and spec.submodule_search_locations
+        root = Path(spec.submodule_search_locations[0])
+        for file in sorted(root.rglob("*")):
+            inside = file.relative_to(root)
+            if not file.is_file() or any(re.match(r"\.|__pycache__$", part) for part in inside.parts):
+                continue
+            if package == "configs" and len(inside.parts) > 1 and not any(file.is_relative_to(m) for m in models):
+                continue
+            yield (Path(package) / inside).as_posix(), file
+
+
+def _included(model: str) -> bool:
+    """Whether a model is one of the folders that come with the project."""
+    return Path(model).is_absolute() and Path(model).is_relative_to(PRESETS.resolve())
+
+
+def _items(data: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(data, Mapping):
+        return data.items()
+    return enumerate(data) if isinstance(data, list | tuple) else ()
+
+
+def _models(data: Any) -> Iterator[str]:
+    """Every `model` that a config's data names."""
+    for key, value in _items(data):
+        if key == "model" and isinstance(value, str):
+            yield value
+        else:
+            yield from _models(value)
+
+
+def _move_included(data: Any) -> None:
+    """Name the included models by where they are in the upload, in place."""
+    for key, value in _items(data):
+        if key == "model" and isinstance(value, str) and _included(value):
+            data[key] = (Path("configs") / Path(value).relative_to(PRESETS.resolve())).as_posix()
+        else:
+            _move_included(value)

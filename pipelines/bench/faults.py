@@ -1,0 +1,374 @@
+"""What a bulk run loses when its processes are killed: `python -m pipelines.bench.faults`, JSON in the last line.
+
+The miniature blends the same rows three times: undisturbed; while SIGKILL ends its driver, its actors or all of its
+Ray at moments drawn with a seed, and the same command is given again after each death of the driver; and on a
+cluster of several Ray nodes, one of which goes without notice. Counted are rows lost and doubled (by the input's
+ids), rows that differ from the undisturbed run's (it decodes greedily, so none may), and, by what actors write to
+Ray's logs, blocks computed again.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pyarrow.dataset
+import yaml
+
+from cluster.session import keeping_to_itself
+from configs.loading import PRESETS, load
+from configs.schema import BlendConfig
+from pipelines.worker import EVENT
+
+Target = Literal["driver", "actor", "node"]
+TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
+HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
+MODELS = 2  # of the miniature's LLMs
+POLL_S = 0.02
+LATEST_S = 2.0  # a kill comes at most so long after the work it waits for
+PATIENCE_S = 60.0  # for what must end by itself
+
+
+class FaultError(Exception):
+    """The run didn't do what was to be measured."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, and when: `delay_s` after so many results (of a stage for a block) were kept."""
+
+    target: Target
+    results: int
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What became of the rows, and what it took.
+
+    begun: computations of a block by a stage that an actor began; in_flight: those of them that were not kept,
+    because something was killed; again: those that had been begun before. saved_twice: kept more than once.
+    """
+
+    rows: int
+    lost: int
+    doubled: int
+    different: int
+    results: int
+    begun: int
+    in_flight: int
+    again: int
+    saved_twice: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `blend run`. Its Ray keeps its session in `folder`, which must have a short path."""
+
+    folder: Path
+    config: Path
+    input: Path
+    address: str | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def results(self) -> Path:
+        """Where each stage's results of each block appear as files."""
+        return self.output / ".blend" / "results"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Give the command; what it writes goes to `log`."""
+        command = [sys.executable, "-m", "pipelines", "run", str(self.config)]
+        command += ["--input", str(self.input), "--output", str(self.output)]
+        environment = os.environ | {"RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        if self.address:
+            environment["RAY_ADDRESS"] = self.address
+        with self.log.open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def kept(self) -> int:
+        """How many results there are."""
+        return sum(1 for _ in self.results.glob("*/*.parquet"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was written."""
+        return list(pyarrow.dataset.dataset(self.output, format="parquet").to_table().to_pylist())
+
+    def events(self) -> Iterator[tuple[str, str, str]]:
+        """What actors wrote to their logs: stage, block, what."""
+        for file in self.folder.glob("ray/session_2*/logs/worker-*.err"):
+            for event in EVENT.finditer(file.read_text(errors="replace")):
+                yield event["stage"], event["block"], event["what"]
+
+
+def count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | None = None) -> Counted:
+    """Compare what a finished job wrote with its input's ids, and with another run's rows."""
+    rows = job.rows()
+    found = Counter(row["id"] for row in rows)
+    expected = {row["id"]: row for row in reference or rows}
+    begun, saved = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for stage, block, what in job.events():
+        (begun if what == "begun" else saved)[stage, block] += 1
+    return Counted(
+        rows=len(rows),
+        lost=(Counter(ids) - found).total(),
+        doubled=(found - Counter(ids)).total(),
+        different=sum(row != expected.get(row["id"]) for row in rows),
+        results=job.kept(),
+        begun=begun.total(),
+        in_flight=(begun - saved).total(),
+        again=begun.total() - len(begun),
+        saved_twice=saved.total() - len(saved),
+    )
+
+
+def drawn(seed: int, kills: int, results: int) -> list[Kill]:
+    """Kills spread over a run that keeps so many results: each third of them of one target, in any order."""
+    draw = random.Random(seed)
+    targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
+    draw.shuffle(targets)
+    moments = sorted(draw.randrange(results) for _ in range(kills))
+    return [Kill(target, at, draw.uniform(0, LATEST_S)) for target, at in zip(targets, moments, strict=True)]
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
+    """Wait for something that a process is to bring about; False when it ended before."""
+    while not true():
+        if process.poll() is not None:
+            return true()
+        time.sleep(POLL_S)
+    return True
+
+
+def under(process: subprocess.Popen[bytes] | int) -> list[psutil.Process]:
+    """The processes that a process started, and those that these did."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process if isinstance(process, int) else process.pid).children(recursive=True)
+    return []
+
+
+def actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those of them that are actors of a stage; Ray gives its processes titles."""
+    return [one for one in processes if "(Worker)" in title(one)]
+
+
+def title(process: psutil.Process) -> str:
+    """A process's command line; empty when it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that don't end by themselves. Ray's agents do, but take a minute to see that the rest is gone."""
+    _, left = psutil.wait_procs([one for one in processes if "Agent" not in title(one)], timeout=PATIENCE_S)
+    return list(left)
+
+
+def strike(target: Target, process: subprocess.Popen[bytes], draw: random.Random) -> bool:
+    """Kill; False when the run ended before there was anything to kill.
+
+    Raises FaultError when a driver whose Ray is gone doesn't end, or processes stay behind.
+    """
+    there: list[psutil.Process] = []
+
+    def found() -> bool:
+        there[:] = under(process)
+        if target == "actor":
+            there[:] = actors(there)
+        return any("raylet/raylet" in title(one) for one in there) if target == "node" else bool(there)
+
+    if not until(found, process):
+        return False
+    if target == "actor":
+        draw.choice(there).kill()
+        return True
+    for one in there if target == "node" else [process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise FaultError(f"the driver didn't end within {PATIENCE_S:g} s of its Ray") from None
+    if left := remaining(there):
+        raise FaultError(f"left behind: {', '.join(map(title, left))}")
+    return True
+
+
+def undisturbed(job: Job) -> float:
+    """Run it once; seconds. Raises FaultError when it fails."""
+    begin = time.perf_counter()
+    finish(job, job.start())
+    return time.perf_counter() - begin
+
+
+def finish(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Wait for a driver's end. Raises FaultError unless it ended well."""
+    if process.wait() != 0:
+        raise FaultError(f"exit {process.returncode}: {job.log.read_text(errors='replace')[-2000:]}")
+
+
+def disturbed(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target], int]:
+    """Run it to its end through kills; gives what was killed, and how often the command was given.
+
+    Raises FaultError when it ends otherwise than by a kill or by being done.
+    """
+    draw = random.Random(seed)
+    process, starts = job.start(), 1
+    struck: list[Target] = []
+    try:
+        for kill in kills:
+            if not until(lambda kill=kill: job.kept() >= kill.results, process):  # type: ignore[misc]
+                break
+            time.sleep(kill.delay_s)
+            if process.poll() is not None or not strike(kill.target, process, draw):
+                break
+            struck.append(kill.target)
+            print(f"{kill.target} killed at {job.kept()} results", file=sys.stderr)
+            if process.poll() is not None:
+                process, starts = job.start(), starts + 1
+        finish(job, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    return struck, starts
+
+
+@contextlib.contextmanager
+def nodes(cpus: Sequence[int]) -> Iterator[Any]:
+    """A Ray cluster of several nodes on this machine; the first is its head."""
+    from ray.cluster_utils import Cluster
+
+    with keeping_to_itself():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "include_dashboard": False})
+        try:
+            for number in cpus[1:]:
+                cluster.add_node(num_cpus=number)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def raylet_of(node: Any) -> int:
+    """The process id of a node's raylet, under which its workers are."""
+    (raylet,) = node.all_processes["raylet"]
+    return int(raylet.process.pid)
+
+
+def remove_busiest(cluster: Any) -> int:
+    """Take away the worker node with most actors of stages, without notice; gives how many it had."""
+    busy = {node: len(actors(under(raylet_of(node)))) for node in cluster.worker_nodes}
+    busiest = max(busy, key=lambda node: busy[node])
+    workers = under(raylet_of(busiest))
+    cluster.remove_node(busiest, allow_graceful=False)
+    for one in workers:  # a machine that is gone takes them with it
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    return busy[busiest]
+
+
+def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]]:
+    """The config, the input, and the input's ids: held-out prompts, in another order each time they come again."""
+    config = load(PRESETS / "demo.yaml", BlendConfig)
+    config = config.model_copy(update={"models": config.models[:MODELS]})
+    given = [json.loads(line) for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
+    draw = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    while len(made) < rows:  # equal blocks would be computed once
+        made += [row | {"id": f"{row['id']}-{len(made)}"} for row in given]
+        draw.shuffle(given)
+    made = made[:rows]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder / "config.yaml", folder / "in.jsonl", [row["id"] for row in made]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do all three runs, print what was counted, JSON last. Exit code 1: rows are lost, doubled or different."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.faults", description=__doc__)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    # a short path: Ray's sockets are in it, and may have 107 characters
+    with tempfile.TemporaryDirectory(prefix="bf", ignore_cleanup_errors=True) as name:
+        report = measure(Path(name), given.rows, given.kills, given.seed)
+    for part in ("kills", "node_removed"):
+        print(f"{part}: " + ", ".join(f"{key} {value}" for key, value in report[part].items()))
+    print(json.dumps(report))
+    if any(report[part][name] for part in ("kills", "node_removed") for name in ("lost", "doubled", "different")):
+        sys.exit(1)
+
+
+def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
+    """All three runs, and what was counted of them."""
+    config, source, ids = write_job(folder, rows, seed)
+
+    def job(name: str, address: str | None = None) -> Job:
+        (folder / name).mkdir()
+        return Job(folder / name, config, source, address)
+
+    plain = job("a")
+    seconds = undisturbed(plain)
+    reference = plain.rows()
+    report: dict[str, Any] = {"rows": rows, "seed": seed}
+    report["undisturbed"] = {"seconds": round(seconds, 1), **asdict(count(plain, ids))}
+    print(f"undisturbed: {seconds:.0f} s", file=sys.stderr)
+
+    hit = job("b")
+    begin = time.perf_counter()
+    struck, starts = disturbed(hit, drawn(seed, kills, plain.kept()), seed)
+    report["kills"] = {
+        "killed": dict(Counter(struck)),
+        "starts": starts,
+        "seconds": round(time.perf_counter() - begin, 1),
+        **asdict(count(hit, ids, reference)),
+    }
+
+    os.environ["RAY_TMPDIR"] = str(folder / "c")
+    with nodes((1, 1, 1)) as cluster:
+        spread = job("c", cluster.address)
+        begin = time.perf_counter()
+        process = spread.start()
+        try:
+            if not until(lambda: spread.kept() >= plain.kept() // 3, process):
+                finish(spread, process)
+                raise FaultError("the run was over before a node was removed")
+            actors_lost = remove_busiest(cluster)
+            finish(spread, process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        took = time.perf_counter() - begin
+    report["node_removed"] = {
+        "nodes": 3,
+        "actors_lost": actors_lost,
+        "seconds": round(took, 1),
+        **asdict(count(spread, ids, reference)),
+    }
+    return report
+
+
+if __name__ == "__main__":
+    main()
