@@ -129,6 +129,7 @@ def rank(
     pairs: Pairs = None,
     margin: Margin = None,
     overwrite: Overwrite = False,
+    update: Update = False,
     debug: Debug = False,
 ) -> None:
     """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
@@ -140,7 +141,9 @@ def rank(
 
     from pipelines.jobs import run_rank
 
-    summary = run_rank(settings, input, output, matrix=matrix, preferences=wanted, overwrite=overwrite)
+    summary = run_rank(
+        settings, input, output, matrix=matrix, preferences=wanted, overwrite=overwrite, update=update
+    )
     typer.echo(summary.line(), err=True)
 
 
@@ -157,6 +160,7 @@ def fuse(
         int | None, typer.Option(min=1, metavar="T", help="Longest answer; default: a candidate's 128.")
     ] = None,
     overwrite: Overwrite = False,
+    update: Update = False,
     debug: Debug = False,
 ) -> None:
     """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
@@ -164,7 +168,7 @@ def fuse(
 
     from pipelines.jobs import run_fuse
 
-    typer.echo(run_fuse(settings, input, output, overwrite=overwrite).line(), err=True)
+    typer.echo(run_fuse(settings, input, output, overwrite=overwrite, update=update).line(), err=True)
 
 
 @app.command()
@@ -175,6 +179,7 @@ def compare(
     kind: Kind = None,
     dtype: DtypeOption = None,
     overwrite: Overwrite = False,
+    update: Update = False,
     debug: Debug = False,
 ) -> None:
     """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
@@ -182,7 +187,7 @@ def compare(
 
     from pipelines.jobs import run_compare
 
-    typer.echo(run_compare(settings, input, output, overwrite=overwrite).line(), err=True)
+    typer.echo(run_compare(settings, input, output, overwrite=overwrite, update=update).line(), err=True)
 
 
 @app.command()

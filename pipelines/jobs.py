@@ -66,24 +66,23 @@ def run_rank(
     *,
     matrix: bool = False,
     preferences: Preferences | None = None,
-    overwrite: bool = False,
+    **existing: bool,
 ) -> Summary:
-    """`blend rank`. Raises BlendError."""
+    """`blend rank`; `existing` as in `runs.execute`. Raises BlendError."""
     results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
-    return _run_stage("rank", settings, input, output, results, preferences=preferences, overwrite=overwrite)
+    return _run_stage("rank", settings, input, output, results, existing, preferences=preferences)
 
 
-def run_fuse(settings: Fuser, input: str, output: str, *, overwrite: bool = False) -> Summary:
+def run_fuse(settings: Fuser, input: str, output: str, **existing: bool) -> Summary:
     """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
-    keep = (*RANK_RESULTS, "logits")
-    return _run_stage("fuse", settings, input, output, FUSE_RESULTS, keep=keep, overwrite=overwrite)
+    return _run_stage("fuse", settings, input, output, FUSE_RESULTS, existing, keep=(*RANK_RESULTS, "logits"))
 
 
-def run_compare(settings: Ranker, input: str, output: str, *, overwrite: bool = False) -> Summary:
+def run_compare(settings: Ranker, input: str, output: str, **existing: bool) -> Summary:
     """`blend compare`. Raises BlendError."""
     results = ("margin", "preference", "comparisons")
     return _run_stage(
-        "compare", settings, input, output, results, overwrite=overwrite, prepare=only_pairs, finish=with_margins
+        "compare", settings, input, output, results, existing, prepare=only_pairs, finish=with_margins
     )
 
 
@@ -93,8 +92,8 @@ def _run_stage(
     input: str,
     output: str,
     results: Sequence[str],
+    existing: Mapping[str, bool],
     *,
-    overwrite: bool,
     preferences: Preferences | None = None,
     **changes: Any,
 ) -> Summary:
@@ -117,7 +116,7 @@ def _run_stage(
         preferences=preferences,
         **changes,
     )
-    return execute(run, overwrite=overwrite)
+    return execute(run, **existing)
 
 
 def only_pairs(table: pa.Table) -> pa.Table:

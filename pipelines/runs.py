@@ -152,9 +152,10 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
         return _State()
     if changed and not update:
         more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
+        was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
-            f"{run.output}: was begun with another config ({'; '.join(changed[:2])}{more}): --update keeps what "
-            "still holds of it, --overwrite begins anew"
+            f"{run.output}: {was} with another config ({'; '.join(changed[:2])}{more}); --update keeps what still "
+            "holds of it, --overwrite begins anew"
         )
     return _State(
         there=True,
@@ -194,9 +195,10 @@ def _input(run: Run, store: Store, mark: str, board: Any, *, update: bool) -> In
         new = read_input(store, run.input, run.limit, run.rows_per_block, board)
     if index is not None and new.digest != index.digest and not update:
         store.forget_rows(mark)
+        was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
-            f"{run.output}: was begun with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
-            "not the same): --update keeps what still holds, --overwrite begins anew"
+            f"{run.output}: {was} with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
+            "not the same); --update keeps what still holds, --overwrite begins anew"
         )
     store.save_index(new)
     if index is not None:

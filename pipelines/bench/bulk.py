@@ -100,7 +100,7 @@ def watching(samples: list[Sample]) -> Iterator[None]:
         thread.join()
 
 
-def _spans(store: Store) -> dict[str, list[tuple[float, float]]]:
+def spans(store: Store) -> dict[str, list[tuple[float, float]]]:
     """By the folder of a stage's results: when work on each block started and ended."""
     found: dict[str, list[tuple[float, float]]] = {}
     for stage in sorted(store.stages()):
@@ -115,7 +115,7 @@ def phases(store: Store) -> Phases:
     manifest = Manifest.parse(store.manifest() or b"")
     began, ended = manifest.started.timestamp(), manifest.finished.timestamp()
     read = (Path(store.root) / "index.parquet").stat().st_mtime
-    work = [span for stage in _spans(store).values() for span in stage]
+    work = [span for stage in spans(store).values() for span in stage]
     first, last = min(start for start, _ in work), max(end for _, end in work)
     return Phases(read - began, first - read, last - first, ended - last)
 
@@ -210,7 +210,7 @@ def run_rate(model: VLLMModel, count: int) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         config = _config(scratch, count, model.model_dump())
         tokens = _run(config).stages[0].completion_tokens
-        (work,) = (spans for stage, spans in _spans(_store(config)).items() if stage.startswith("generate-"))
+        (work,) = (found for stage, found in spans(_store(config)).items() if stage.startswith("generate-"))
     return tokens / (max(end for _, end in work) - min(start for start, _ in work))
 
 

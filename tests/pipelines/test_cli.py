@@ -121,7 +121,8 @@ def test_rank_fuse_compare_evaluate(tmp_path: Path) -> None:
     assert "logits" in rows[0] and "fused" not in rows[0]
 
     assert (
-        "exists already" in blend("rank", "--ranker", RANKER, "--input", given, "--output", ranked, code=1).stderr
+        "exists already, made with another config"
+        in blend("rank", "--ranker", RANKER, "--input", given, "--output", ranked, code=1).stderr
     )
 
     fused = tmp_path / "fused"

@@ -1,0 +1,41 @@
+"""The bulk benchmark counts what a whole run really did."""
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from actors.errors import BlendError
+from pipelines.bench import bulk
+from pipelines.store import Result, Store
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_whole_run_without_an_llm() -> None:
+    result = bulk.bench_noop(300)
+    assert result["rows"] == 300
+    assert all(seconds > 0 for seconds in result["phases_s"].values())
+    assert sum(result["phases_s"].values()) <= result["wall_s"]
+    assert 0 < result["rows_per_s"]["whole"] < result["rows_per_s"]["steady"]
+    memory = result["driver_mib"]
+    assert 0 < memory["first"] <= memory["most"] and 0 < memory["last"] <= memory["most"]
+    assert result["stages_cpu_us_per_row"] > 0
+
+
+def test_made_rows_are_all_different(tmp_path: Path) -> None:
+    """Equal blocks are made once, and wouldn't be measured."""
+    bulk.make_rows(2500, tmp_path / "in.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "in.jsonl").read_text().splitlines()]
+    assert len({row["instruction"] for row in rows}) == len({row["id"] for row in rows}) == 2500
+
+
+def test_work_is_timed_from_what_stages_kept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for block, span in (("a", (1.0, 2.5)), ("b", (2.0, 4.0))):
+        account = {"started": span[0], "ended": span[1]}
+        store.save_result("generate-x-1", block, Result(pa.table({"n": [1]}), account))
+    assert {name: sorted(found) for name, found in bulk.spans(store).items()} == {
+        "generate-x-1": [(1.0, 2.5), (2.0, 4.0)]
+    }
