@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data._internal.execution.backpressure_policy import DownstreamCapacityBackpressurePolicy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
@@ -26,10 +27,10 @@ from configs.schema import RayCluster
 from pipelines.board import Count, telling
 from pipelines.flow import FLOWING, Step, Work, nested
 from pipelines.store import Block, Index, Store
-from pipelines.worker import Worker, calls_at_once
+from pipelines.worker import LOAD_DEATHS, Worker, calls_at_once
 
 _READ_AT_ONCE = 4
-LOAD_DEATHS = 3  # of a stage's actors, one after the other, while they load their model
+_AHEAD = 4.0  # how much may wait for a stage, to what it works on: beyond that the stage before it waits
 
 
 class Blocks(Datasource):
@@ -98,9 +99,8 @@ def run_wave(
     )
     mean = sum(block.rows for block in blocks) / len(blocks)
     for step in wave:
-        dataset = _applied(dataset, step, work, store, board, mean)
-    done = dataset.select_columns("block")
-    for _ in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+        dataset = _applied(dataset, step, work, store, board, mean, last=step is wave[-1])
+    for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
 
 
@@ -111,10 +111,13 @@ def missing(store: Store, index: Index, wave: Sequence[Step]) -> list[Block]:
     return [block for block in blocks.values() if not all(block.digest in one for one in done)]
 
 
-def _applied(dataset: Dataset, step: Step, work: Work, store: Store, board: Any, rows: float) -> Dataset:
+def _applied(
+    dataset: Dataset, step: Step, work: Work, store: Store, board: Any, rows: float, *, last: bool
+) -> Dataset:
     return dataset.map_batches(
         Worker,
         fn_constructor_args=(step, work, store, board),
+        fn_constructor_kwargs={"last": last},
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -135,6 +138,9 @@ def running(settings: RayCluster) -> Iterator[None]:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # Small blocks that wait are in the driver's own memory. Ray limits them only when half the object store is full.
+        context.downstream_capacity_backpressure_ratio = _AHEAD
+        DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
         context.max_consecutive_actor_init_deaths = LOAD_DEATHS
         context.execution_no_progress_timeout_s = int(settings.stall_timeout_s)
         for handler in logging.getLogger("ray.data").handlers:

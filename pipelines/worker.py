@@ -30,7 +30,8 @@ from pipelines.store import Result, Store
 
 SPLIT = 16  # groups that rows are tried in after a death
 TRIES = 2  # of one row by itself
-DEATHS = 20  # of a stage's actors in a row: that isn't the rows
+DEATHS = 12  # of a stage's actors in a row: that isn't the rows. Four rows side by side that each kill make 11.
+LOAD_DEATHS = 3  # of one actor in a row, while it loads its model
 # What an actor writes to its log (Ray's `worker-*.err`) of a block that it computes: results' folder, block, what.
 EVENT = re.compile(r"^(?P<stage>\S+) (?P<block>[0-9a-f]{16}) (?P<what>begun|saved)$", re.MULTILINE)
 # Rows that an LLM's actor has, to each that its engine works on at once: a long answer holds up its block, and
@@ -62,18 +63,31 @@ def calls_at_once(step: Step, rows_per_block: float) -> int:
 class Worker:
     """One actor of one stage."""
 
-    def __init__(self, step: Step, work: Work, store: Store, board: Any) -> None:
-        """Raises BlendError when the model can't be used; the board has it too."""
+    def __init__(self, step: Step, work: Work, store: Store, board: Any, *, last: bool = False) -> None:
+        """last: nobody takes the rows on from here.
+
+        Raises BlendError when the model can't be used; the board has it too.
+        """
+        self._last = last
         self._step, self._work, self._store, self._board = step, work, store, board
         self._actor = uuid.uuid4().hex[:8]
         # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        loading = ("loading", ray.get_runtime_context().get_actor_id())  # which a restart leaves as it is
+        died = ray.get(board.begin.remote(step.name, loading, self._actor))
+        if died >= LOAD_DEATHS:  # Ray would go on for ever
+            raise self._tell(
+                BlendError(
+                    f"{step.name}: its process died {died} times while it loaded the model; most often the machine "
+                    "hasn't enough memory for it (num_cpus, num_gpus and replicas say how many share one)"
+                )
+            )
         try:
             self._stage = STAGES[step.kind](step.placement.settings)
         except BlendError as error:
-            self._tell(error)
-            raise
+            raise self._tell(error) from None
+        board.end.remote(step.name, loading, survived=False)
         self._gate = Gate()
         self._turn = asyncio.Lock()
         board.loaded.remote(step.name)
@@ -96,7 +110,9 @@ class Worker:
             self._log(block, "saved")
             count = Count(**{name: value for name, value in result.account.items() if name in Count.__slots__})
         self._board.add.remote(self._step.name, count)
-        return nested(block, self._work.joined(table, self._step, result.table))
+        return nested(
+            block, table.slice(0, 0) if self._last else self._work.joined(table, self._step, result.table)
+        )
 
     async def _made(self, block: str, table: pa.Table) -> Result:
         started = time.time()
@@ -164,8 +180,7 @@ class Worker:
 
     async def _begin(self, work: Any) -> int:
         died = await self._board.begin.remote(self._step.name, work, self._actor)
-        deaths = await self._board.deaths.remote(self._step.name)
-        if deaths > DEATHS:
+        if died and (deaths := await self._board.deaths.remote(self._step.name)) > DEATHS:
             raise self._tell(
                 BlendError(f"{self._step.name}: its process died {deaths} times and finished nothing in between")
             )

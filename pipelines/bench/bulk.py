@@ -216,8 +216,9 @@ def run_rate(model: VLLMModel, count: int) -> float:
 
 def bench_vllm(folder: str, count: int, *, turns: int, max_tokens: int) -> dict[str, Any]:
     """Tokens a second of the bare engine and of a run, in turns, each with an engine of its own."""
-    placed = {} if torch.cuda.is_available() else {"num_gpus": 0, "num_cpus": 0}
-    model = VLLMModel(name="vllm", engine="vllm", model=folder, sampling=Sampling(max_tokens=max_tokens), **placed)
+    model = VLLMModel(name="vllm", engine="vllm", model=folder, sampling=Sampling(max_tokens=max_tokens))
+    if not torch.cuda.is_available():
+        model = model.model_copy(update={"num_gpus": 0, "num_cpus": 0})
     rates = [(_alone(bare_rate, model, count), _alone(run_rate, model, count)) for _ in range(turns)]
     return {
         "rows": count,

@@ -91,7 +91,7 @@ class Job:
         """Where each stage's results of each block appear as files."""
         return self.output / ".blend" / "results"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[Any]:
         """Give the command; what it writes goes to `log`."""
         command = [sys.executable, "-m", "pipelines", "run", str(self.config)]
         command += ["--input", str(self.input), "--output", str(self.output)]
@@ -151,7 +151,7 @@ def drawn(seed: int, kills: int, results: int) -> list[Kill]:
     return [Kill(target, at, draw.uniform(0, LATEST_S)) for target, at in zip(targets, moments, strict=True)]
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
+def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
     """Wait for something that a process is to bring about; False when it ended before."""
     while not true():
         if process.poll() is not None:
@@ -160,7 +160,7 @@ def until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def under(process: subprocess.Popen[bytes] | int) -> list[psutil.Process]:
+def under(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
     """The processes that a process started, and those that these did."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(process if isinstance(process, int) else process.pid).children(recursive=True)
@@ -185,7 +185,7 @@ def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return list(left)
 
 
-def strike(target: Target, process: subprocess.Popen[bytes], draw: random.Random) -> bool:
+def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) -> bool:
     """Kill; False when the run ended before there was anything to kill.
 
     Raises FaultError when a driver whose Ray is gone doesn't end, or processes stay behind.
@@ -222,7 +222,7 @@ def undisturbed(job: Job) -> float:
     return time.perf_counter() - begin
 
 
-def finish(job: Job, process: subprocess.Popen[bytes]) -> None:
+def finish(job: Job, process: subprocess.Popen[Any]) -> None:
     """Wait for a driver's end. Raises FaultError unless it ended well."""
     if process.wait() != 0:
         raise FaultError(f"exit {process.returncode}: {job.log.read_text(errors='replace')[-2000:]}")
@@ -326,7 +326,7 @@ def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
     config, source, ids = write_job(folder, rows, seed)
 
     def job(name: str, address: str | None = None) -> Job:
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         return Job(folder / name, config, source, address)
 
     plain = job("a")
@@ -346,7 +346,9 @@ def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
         **asdict(count(hit, ids, reference)),
     }
 
-    os.environ["RAY_TMPDIR"] = str(folder / "c")
+    print(f"kills: {report['kills']}", file=sys.stderr)
+
+    os.environ["RAY_TMPDIR"] = str(folder / "c")  # of the cluster's nodes
     with nodes((1, 1, 1)) as cluster:
         spread = job("c", cluster.address)
         begin = time.perf_counter()

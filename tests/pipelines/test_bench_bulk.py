@@ -1,13 +1,11 @@
 """The bulk benchmark counts what a whole run really did."""
 
 import json
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from actors.errors import BlendError
 from pipelines.bench import bulk
 from pipelines.store import Result, Store
 

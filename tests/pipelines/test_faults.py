@@ -25,7 +25,8 @@ from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 from actors.errors import BlendError
 from configs.loading import PRESETS
 from configs.schema import BlendConfig
-from pipelines.bench.faults import actors, nodes, remaining, remove_busiest, under, until
+from pipelines.bench.faults import actors, drawn, nodes, remaining, remove_busiest, under, until
+from pipelines.board import Board
 from pipelines.jobs import run_blend
 from pipelines.manifest import Manifest
 from pipelines.store import Store, folder_of
@@ -94,7 +95,7 @@ class Command:
 
     def kill_when(self, true: Callable[[], bool]) -> None:
         """SIGKILL as soon as something is so, and see that no process stays; then the same command again."""
-        assert until(true, self.process), self.end()  # type: ignore[arg-type]
+        assert until(true, self.process), self.end()
         started = under(self.process.pid)
         self.process.kill()
         self.process.communicate()
@@ -164,13 +165,34 @@ def test_a_node_that_goes_without_notice(tmp_path_factory: pytest.TempPathFactor
         spread = echo("one", 3, num_cpus=0.5, replicas={"min": 2, "max": 2})
         settings = config(source, output, spread, rows_per_block=16)
         command = Command(folder, settings, address=cluster.address)
-        assert until(lambda: len(kept(output)) > 2, command.process), command.end()  # type: ignore[arg-type]
+        assert until(lambda: len(kept(output)) > 2, command.process), command.end()
         remove_busiest(cluster)
         at = len(kept(output))
         code, told = command.end()
     assert (code, told) == (0, f"2000 rows: {output}")
     assert at < len(kept(output))
     assert [row["fused"] for row in rows_of(output)] == [f"number {i} of" for i in range(2000)]
+
+
+def test_an_actor_dies_once_whatever_it_had_in_hand() -> None:
+    board = Board()
+    assert [board.begin("llm", block, "first") for block in range(50)] == [0] * 50
+    assert [board.begin("llm", block, "second") for block in range(50)] == [1] * 50
+    assert board.deaths("llm") == 1
+    assert board.begin("llm", 0, "third") == 2
+    assert board.deaths("llm") == 2
+    board.end("llm", 0, survived=False)
+    assert board.deaths("llm") == 2  # its rows were given up
+    board.end("llm", 1)
+    assert (board.deaths("llm"), board.begin("llm", 1, "third")) == (0, 0)
+
+
+def test_kills_are_drawn_over_the_whole_run() -> None:
+    kills = drawn(seed=0, kills=10, results=300)
+    assert drawn(seed=0, kills=10, results=300) == kills != drawn(seed=1, kills=10, results=300)
+    assert sorted(Counter(kill.target for kill in kills).values()) == [3, 3, 4]
+    assert [kill.results for kill in kills] == sorted(kill.results for kill in kills)
+    assert kills[0].results < 100 and 200 < kills[-1].results < 300
 
 
 @pytest.mark.usefixtures("ray_session")
