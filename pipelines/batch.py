@@ -138,7 +138,7 @@ def running(settings: RayCluster) -> Iterator[None]:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        # Small blocks that wait are in the driver's own memory. Ray limits them only when half the object store is full.
+        # Small blocks that wait are in the driver's memory; Ray limits them only when half the object store is full
         context.downstream_capacity_backpressure_ratio = _AHEAD
         DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
         context.max_consecutive_actor_init_deaths = LOAD_DEATHS

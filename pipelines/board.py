@@ -119,3 +119,14 @@ def start_board() -> Any:
     """A board's handle, which can be handed to actors; on the driver's node, without which there is no run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@contextmanager
+def a_board() -> Iterator[Any]:
+    """A board for the block."""
+    board = start_board()
+    try:
+        yield board
+    finally:
+        if ray.is_initialized():
+            ray.kill(board)

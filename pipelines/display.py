@@ -303,6 +303,7 @@ class _Display:
             self._began, tuple(StageProgress(stage.name, total, stage.replicas) for stage in stages)
         )
         self._end: tuple[float, _State] | None = None
+        self._begun = False  # a line has been written
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="display", daemon=True)
         # Ray's tracebacks of what it will try again come on stdout, which is elsewhere for that reason.
@@ -311,9 +312,6 @@ class _Display:
     def start(self) -> None:
         if self._console.is_interactive:
             self._live.start(refresh=True)
-        else:
-            stages = ", ".join(f"{stage.name} x{stage.replicas}" for stage in self._stages)
-            self._print(f"{self._title} | start | {self._total} rows | {stages}")
         self._thread.start()
 
     def finish(self, state: _State) -> None:
@@ -326,7 +324,7 @@ class _Display:
             if self._console.is_interactive:
                 with suppress(OSError):
                     self._live.stop()
-            else:
+            elif self._begun:
                 self._print(self._now().line())
 
     def _now(self) -> Moment:
@@ -344,6 +342,10 @@ class _Display:
                     self._progress = tracker.add(self._clock(), snapshot)
             moment = self._now()
             if not self._console.is_interactive and not self._stop.is_set() and moment.now >= line_at:
+                if not self._begun:  # a short run is told by its result alone
+                    stages = ", ".join(f"{stage.name} x{stage.replicas}" for stage in self._stages)
+                    self._print(f"{self._title} | start | {self._total} rows | {stages}")
+                    self._begun = True
                 self._print(moment.line())
                 line_at = moment.now + min(max(_LINE_AFTER_S, moment.elapsed * _LINE_GROWTH), _LINE_EVERY_S)
 

@@ -19,7 +19,7 @@ from configs.preferences import Preferences
 from configs.schema import EchoModel, EndpointModel, Judge, RayCluster, TransformersModel, VLLMModel
 from pipelines.assembly import assemble
 from pipelines.batch import run_wave, running, told_by
-from pipelines.board import Snapshot, start_board
+from pipelines.board import Snapshot, a_board
 from pipelines.columns import Layout
 from pipelines.display import ShownStage, shown
 from pipelines.flow import Step, Work
@@ -100,8 +100,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
         return done
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
-        board = start_board()
-        with told_by(board):
+        with a_board() as board, told_by(board):
             _check_later(plan)
             if overwrite and not state.there:
                 store.clear()
@@ -194,15 +193,14 @@ def _input(run: Run, store: Store, mark: str, board: Any, *, update: bool) -> In
     with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
         new = read_input(store, run.input, run.limit, run.rows_per_block, board)
     if index is not None and new.digest != index.digest and not update:
-        store.forget_rows(mark)
+        store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
             f"{run.output}: {was} with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
             "not the same); --update keeps what still holds, --overwrite begins anew"
         )
     store.save_index(new)
-    if index is not None:
-        store.forget_rows(index.fingerprint)
+    store.keep_rows(mark)
     return new
 
 

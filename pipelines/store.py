@@ -137,9 +137,10 @@ class Store:
         """Keep one block of the input."""
         put(self._rows(fingerprint, block), _written(table, {}))
 
-    def forget_rows(self, fingerprint: str) -> None:
-        """Remove the rows of another input."""
-        remove(f"{self.root}/rows/{fingerprint}")
+    def keep_rows(self, fingerprint: str | None) -> None:
+        """Remove the rows of other inputs than this one."""
+        for name in names(f"{self.root}/rows") - {fingerprint}:
+            remove(f"{self.root}/rows/{name}")
 
     def _rows(self, fingerprint: str, block: str) -> str:
         return f"{self.root}/rows/{fingerprint}/{block}.parquet"

@@ -189,8 +189,11 @@ def test_plan_shows_and_refuses() -> None:
         assert name in done.stdout
     done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 5)
     assert "fits" in done.stdout
-    done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 4, code=1)
-    assert "5 GPU needed at once, 4 there" in done.stderr
+    done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 2)
+    assert "3 waves, one after the other: qwen + mistral, then llama + ranker, then fuser." in done.stdout
+    done = blend("plan", PRESETS / "three-models.yaml", "--gpus", 0, code=1)
+    assert done.stderr.startswith("blend: qwen needs 1 GPU, beside 1 CPU for reading: the cluster has 0 GPU ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_environment_of_a_local_ray_stays_on_this_machine() -> None:

@@ -272,12 +272,29 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     assert (gaps[0], gaps[-1]) == (15, 120)
 
 
-def test_the_end_is_seen_however_short_the_run() -> None:
+def test_a_log_of_a_short_run_is_empty() -> None:
+    """What it did is told by its result, and why it failed by one line."""
     log = Console(file=io.StringIO())
+    with shown(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
+        pass
+    assert log.file.getvalue() == ""
+
+
+def test_the_end_is_seen() -> None:
+    time, log = Time(20), Console(file=io.StringIO())
     done = 0
-    with shown(lambda: board(alder=Count(rows=done)), ONE, total=5, title="wave 1 of 1", console=log):
+    with shown(
+        lambda: board(alder=Count(rows=done)),
+        ONE,
+        total=5,
+        title="wave 1 of 1",
+        console=log,
+        clock=time.clock,
+        wait=time.wait,
+    ):
+        assert time.over.wait(60)
         done = 5
-    assert "| alder 5/5 |" in log.file.getvalue().splitlines()[-1]
+    assert "| alder 5/5 " in log.file.getvalue().splitlines()[-1]
 
 
 def test_a_board_that_gives_nothing_or_fails_ends_nothing() -> None:
@@ -308,7 +325,7 @@ def test_a_board_that_never_answers_does_not_hold_up_the_end(monkeypatch: pytest
     try:
         with shown(read, ONE, total=5, title="wave 1 of 1", console=log, wait=lambda stop, _: stop.is_set()):
             assert asked.wait(60)
-        assert "| done after" in log.file.getvalue()
+        assert log.file.getvalue() == ""
     finally:
         answer.set()
 
@@ -322,8 +339,9 @@ def test_a_log_that_cannot_be_written_ends_nothing() -> None:
 def test_a_file_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the environment of a CI says."""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with shown(Snapshot, ONE, total=5, title="wave 1 of 1"):
-        pass
+    time = Time(20)
+    with shown(Snapshot, ONE, total=5, title="wave 1 of 1", clock=time.clock, wait=time.wait):
+        assert time.over.wait(60)
     said = capsys.readouterr()
     assert said.out == ""
     assert "\x1b" not in said.err
@@ -350,7 +368,11 @@ def test_what_ends_a_run_leaves_a_clean_terminal(
 
 
 def test_a_log_says_that_a_run_was_stopped() -> None:
-    log = Console(file=io.StringIO())
-    with pytest.raises(KeyboardInterrupt), shown(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
+    time, log = Time(20), Console(file=io.StringIO())
+    with (
+        pytest.raises(KeyboardInterrupt),
+        shown(Snapshot, ONE, total=5, title="w", console=log, clock=time.clock, wait=time.wait),
+    ):
+        assert time.over.wait(60)
         raise KeyboardInterrupt
-    assert "| stopped after 0 s |" in log.file.getvalue().splitlines()[-1]
+    assert "| stopped after 20 s |" in log.file.getvalue().splitlines()[-1]

@@ -266,10 +266,10 @@ def test_a_run_that_fails_leaves_no_half_file(tmp_path):
 
 
 def test_what_goes_wrong_on_a_worker_is_one_line(tmp_path):
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "p"}\n' * 99_999)[:-9])
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "p"}\n' * 20_000)[:-9])
     source = tmp_path / "in.jsonl.gz"
     with pytest.raises(BlendError) as caught:
-        write(source, str(tmp_path / "out.jsonl"))
+        write(source, str(tmp_path / "out.jsonl"), rows_per_block=4096)
     assert str(caught.value).startswith(f"{tmp_path}/in.jsonl.gz: can't read it: EOFError")
     assert "\n" not in str(caught.value)
 
