@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from actors.errors import BlendError
 from pipelines.board import telling
 from pipelines.error_kinds import kind_of
 from pipelines.flow import Work
@@ -146,9 +145,7 @@ class _Assembler:
         file, digest, rows = block
         table, accounts = self.work.fresh(self.store.rows(self.fingerprint, file)), []
         for step in self.work.steps:
-            result = self.store.result(step.key, digest)
-            if result is None or len(result.table) != rows:
-                raise BlendError(f"{self.store.root}: what {step.name} made of block {digest} is gone or damaged")
+            result = self.work.result(step, self.store, digest, rows)
             table = self.work.joined(table, step, result.table)
             accounts.append((step.name, result.account))
         table = self.work.gathered(table)

@@ -1,8 +1,7 @@
-"""What flows through a bulk run: blocks of rows, one to a row of the Ray Dataset, and what stages add to them.
+"""What stages make of a block: columns. Of a base LLM its candidates, of the ranker and the fuser theirs.
 
-A block is one row with its rows as a list of structs, so that Ray Data, which cuts and glues its own blocks as it
-likes, never takes one apart: a stage's call is about exactly one. What a stage makes of it are columns: of a base
-LLM its candidates, of the ranker and the fuser theirs.
+Through Ray Data flow the blocks' names alone. Rows and results are in the store, where every stage finds what it
+needs of them: nothing is lost with a node, waits in memory, or is held by the driver.
 """
 
 import hashlib
@@ -13,10 +12,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from actors.errors import BlendError
 from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Ranking, digest
 from actors.stages import Fuse, Generate, Rank
 from cluster.plan import Placement
 from configs.schema import Fuser, Judge, PairRanker, RewardModel
+from pipelines.store import Result, Store
 
 Kind = Literal["generate", "rank", "fuse"]
 STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
@@ -73,6 +74,25 @@ class Work:
             table = _with(table, name, pa.nulls(len(table), TYPES[name]))
         return table
 
+    def seen_by(self, step: Step, store: Store, fingerprint: str, block: str, digest: str) -> pa.Table:
+        """The rows of a block as a step sees them, with what the steps before it made.
+
+        Raises BlendError when a result is gone that was there.
+        """
+        table = self.fresh(store.rows(fingerprint, block)).select(FLOWING)
+        if step.kind == "generate":
+            return table
+        for before in self.steps[: self.steps.index(step)]:
+            table = self.joined(table, before, self.result(before, store, digest, len(table)).table)
+        return self.gathered(table)
+
+    def result(self, step: Step, store: Store, digest: str, rows: int) -> Result:
+        """What a step made of a block. Raises BlendError when it is gone or damaged."""
+        result = store.result(step.key, digest)
+        if result is None or len(result.table) != rows:
+            raise BlendError(f"{store.root}: what {step.name} made of block {digest} is gone or damaged")
+        return result
+
     def joined(self, table: pa.Table, step: Step, result: pa.Table) -> pa.Table:
         """The table with what a step made."""
         if step.kind == "generate":
@@ -97,20 +117,6 @@ def _own(llm: str) -> str:
 
 def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
-
-
-def nested(block: str, table: pa.Table) -> pa.Table:
-    """A table as one row."""
-    rows = table.to_struct_array().combine_chunks()
-    lists = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
-    return pa.table({"block": [block], "rows": lists})
-
-
-def flat(row: pa.Table) -> tuple[str, pa.Table]:
-    """The block's digest and its table, of what `nested` made."""
-    (block,) = row.column("block").to_pylist()
-    rows = row.column("rows").combine_chunks()
-    return block, pa.Table.from_struct_array(rows.flatten())
 
 
 def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:

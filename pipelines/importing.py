@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from actors.records import plain
@@ -93,7 +94,7 @@ class _Reader:
                 for name, table in self._named(number, file):
                     table = table if left is None else table.slice(0, left)
                     self.store.save_rows(self.mark, name, table)
-                    self.board.add.remote(READ, Count(rows=len(table)))
+                    ray.get(self.board.add.remote(READ, Count(rows=len(table))))
                     yield _entry(name, table)
                     left = None if left is None else left - len(table)
                     if left == 0:

@@ -52,7 +52,7 @@ class Run:
     llms: tuple[str, ...] = ()
     keep: Sequence[str] = ()
     limit: int | None = None
-    rows_per_block: int = 256
+    rows_per_block: int = 1024
     format: FolderFormat = "parquet"
     preferences: Preferences | None = None
     prepare: TableFunction | None = None
@@ -116,13 +116,11 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
             store.save_run(record)
             store.save_manifest(None)
             work, waves = _work(run, plan, store)
-            earlier: list[Step] = []
             for number, wave in enumerate(waves, 1):
                 stages = [ShownStage(step.name, step.placement.replicas) for step in wave]
                 title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
                 with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
-                    run_wave(store, index, work, wave, earlier, board, run.rows_per_block)
-                earlier += wave
+                    run_wave(store, index, work, wave, board)
             return _written(run, store, index, work, waves, board, started, sessions)
 
 

@@ -1,5 +1,4 @@
-"""A stage as Ray Data calls it: a block in, the block with the stage's columns out, and its results kept on the
-way.
+"""A stage as Ray Data calls it: the name of a block comes in, and what the stage makes of it goes into the store.
 
 What a row does to a model is caught in the stage. What is left is a process that dies, and that is told from the
 board: work that was begun and never ended. Ray runs it again; the second time nothing else runs beside it, and if
@@ -25,7 +24,7 @@ from actors.records import Blend
 from actors.tables import to_blends
 from configs.schema import EchoModel, EndpointModel, TransformersModel, VLLMModel
 from pipelines.board import Count, telling
-from pipelines.flow import STAGES, Step, Work, account_of, columns_of, flat, known_scores, nested
+from pipelines.flow import STAGES, Step, Work, account_of, columns_of, known_scores
 from pipelines.store import Result, Store
 
 SPLIT = 16  # groups that rows are tried in after a death
@@ -63,13 +62,9 @@ def calls_at_once(step: Step, rows_per_block: float) -> int:
 class Worker:
     """One actor of one stage."""
 
-    def __init__(self, step: Step, work: Work, store: Store, board: Any, *, last: bool = False) -> None:
-        """last: nobody takes the rows on from here.
-
-        Raises BlendError when the model can't be used; the board has it too.
-        """
-        self._last = last
-        self._step, self._work, self._store, self._board = step, work, store, board
+    def __init__(self, step: Step, work: Work, store: Store, fingerprint: str, board: Any) -> None:
+        """Raises BlendError when the model can't be used; the board has it too."""
+        self._step, self._work, self._store, self._fingerprint, self._board = step, work, store, fingerprint, board
         self._actor = uuid.uuid4().hex[:8]
         # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
         if not ray.get_gpu_ids():
@@ -93,26 +88,26 @@ class Worker:
         board.loaded.remote(step.name)
 
     async def __call__(self, row: pa.Table) -> pa.Table:
-        """One block, as `flow.nested` makes it."""
+        """One block: `file` and `digest` of a `store.Block`."""
         with telling(self._board):
-            return await self._passed(*flat(row))
+            (block,) = row.to_pylist()
+            await self._through(block["file"], block["digest"])
+            return row
 
-    async def _passed(self, block: str, table: pa.Table) -> pa.Table:
-        if self._step.kind != "generate":
-            table = self._work.gathered(table)
+    async def _through(self, file: str, block: str) -> None:
         result = await asyncio.to_thread(self._store.result, self._step.key, block)
         if result is not None:
-            count = Count(rows=len(table), saved=len(table))
+            count = Count(rows=len(result.table), saved=len(result.table))
         else:
             self._log(block, "begun")
+            table = await asyncio.to_thread(
+                self._work.seen_by, self._step, self._store, self._fingerprint, file, block
+            )
             result = await self._made(block, table)
             await asyncio.to_thread(self._store.save_result, self._step.key, block, result)
             self._log(block, "saved")
             count = Count(**{name: value for name, value in result.account.items() if name in Count.__slots__})
         self._board.add.remote(self._step.name, count)
-        return nested(
-            block, table.slice(0, 0) if self._last else self._work.joined(table, self._step, result.table)
-        )
 
     async def _made(self, block: str, table: pa.Table) -> Result:
         started = time.time()
@@ -149,7 +144,7 @@ class Worker:
             await self._end(work, done)
             return done
         if high - low == 1:
-            return [self._stage.fail(blends[low], f"the process died each time on this row ({died + 2} times)")]
+            return [self._stage.fail(blends[low], "the process died each time on this row")]
         size = -(-(high - low) // SPLIT)
         done = []
         for start in range(low, high, size):

@@ -147,6 +147,8 @@ def _focus(settings: Focus, board: Board, top_k: int | None, clock: Clock) -> Ro
             pairs = [pair for pair in combinations(range(board.size), 2) if not board.met(*pair)]
         else:
             pairs = [pair for pair in permutations(range(board.size), 2) if not board.knows(pair)]
+        if not pairs:
+            return
         count = _further(settings, board.size, board.symmetric)
         pairs = most_telling(least_squares(board.logits_PP), pairs, top_k, count, both_orders=paired)
         yield _new_cells(settings, board, pairs)

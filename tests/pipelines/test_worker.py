@@ -13,31 +13,21 @@ from ray.data import ActorPoolStrategy
 
 import pipelines.worker
 from actors.errors import BlendError
-from actors.records import Blend
+from actors.records import Blend, Candidate
 from cluster.plan import Capacity, place
 from configs.schema import EchoModel
 from pipelines.batch import told_by
 from pipelines.board import Count, start_board
-from pipelines.flow import FLOWING, TYPES, Step, Work, nested
+from pipelines.flow import Step, Work
+from pipelines.rows import ROW_SCHEMA, read_row
 from pipelines.store import Store
 from pipelines.worker import Gate, Worker
 
-PROMPTS = pa.table({"id": [str(i) for i in range(5)], "prompt": ["x"] * 5})
-
-
-def block() -> pa.Table:
-    columns = {name: PROMPTS.column(name) if name in PROMPTS.column_names else None for name in FLOWING}
-    types = {"messages": pa.null(), **TYPES}
-    return pa.table(
-        {
-            name: values if values is not None else pa.nulls(5, types.get(name, pa.string()))
-            for name, values in columns.items()
-        }
-    )
+FILE, DIGEST = "00000-000000", "0123456789abcdef"
 
 
 def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
-    """One block through a worker of this stage in a real actor."""
+    """A block of five rows through a worker of this stage in a real actor."""
 
     class Of(Worker):
         def __init__(self, *args: Any) -> None:
@@ -47,9 +37,11 @@ def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
     placement = place("stage", EchoModel(engine="echo", name="stage", model="m"), Capacity.machine(2))
     step = Step(placement, "generate-stage-0")
     work = Work((step,), ("stage",))
-    dataset = ray.data.from_arrow(nested("digest", block())).map_batches(
+    rows = [read_row({"id": str(i), "prompt": "x"}, "") for i in range(5)]
+    store.save_rows("input", FILE, pa.Table.from_pylist(rows, schema=ROW_SCHEMA))
+    dataset = ray.data.from_items([{"file": FILE, "digest": DIGEST}]).map_batches(
         Of,
-        fn_constructor_args=(step, work, store, board),
+        fn_constructor_args=(step, work, store, "input", board),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=1),
@@ -69,7 +61,8 @@ def test_a_broken_process_is_replaced_and_its_block_done_again(tmp_path: Path) -
             self._broken = not self._marker.exists()
 
         async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-            return [replace(blend, error="lost" if self._broken else None) for blend in blends]
+            answer = Candidate("stage", text="lost" if self._broken else "kept")
+            return [replace(blend, candidates=(*blend.candidates, answer)) for blend in blends]
 
         async def check_health(self) -> None:
             if self._broken:
@@ -78,12 +71,13 @@ def test_a_broken_process_is_replaced_and_its_block_done_again(tmp_path: Path) -
 
     board = start_board()
     store = Store(str(tmp_path / "work"))
-    (row,) = through(BreaksOnce, store, board)
+    assert through(BreaksOnce, store, board) == [{"file": FILE, "digest": DIGEST}]
     assert (tmp_path / "broken").exists()
-    assert row["block"] == "digest"
-    assert [one["error"] for one in row["rows"]] == [None] * 5
+    result = store.result("generate-stage-0", DIGEST)
+    assert result is not None
+    assert [[one["text"] for one in row] for row in result.table.column("candidates").to_pylist()] == [["kept"]] * 5
     assert ray.get(board.snapshot.remote()).counts == {"stage": Count(rows=5)}
-    assert store.done("generate-stage-0") == {"digest"}
+    assert store.done("generate-stage-0") == {DIGEST}
 
 
 @pytest.mark.usefixtures("ray_session")
