@@ -44,8 +44,8 @@ class VLLMEngine:
         try:
             from vllm import AsyncEngineArgs
             from vllm.platforms import current_platform
-            from vllm.v1.engine.async_llm import AsyncLLM
             from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:  # built for another torch or CUDA
             raise ModelLoadError(
                 f"{model.name}: the installed vLLM can't be imported: {one_line(error)}"
@@ -71,7 +71,7 @@ class VLLMEngine:
             **options,
         )
         try:
-            # Offline widths (sequences at once, tokens a step): vLLM takes narrower ones when it isn't told what for.
+            # sequences at once and tokens a step: vLLM takes small ones when it isn't told what for
             config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
             self._context: int = config.model_config.max_model_len
             chat.check_room(model.sampling, self._context)
