@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo check test test-vllm test-gpu bench-original miniature constraints clean
+.PHONY: help install demo check test test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -34,6 +34,15 @@ test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (instal
 bench-original: $(VENV)/.installed out/original/.installed            ## the original package and ours in turns (ROWS=, RANKER=, LIMIT=), JSON last
 	$(BIN)/python -m pipelines.bench.side_by_side --python out/original/bin/python \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(RANKER),--ranker $(RANKER)) $(if $(LIMIT),--limit $(LIMIT))
+
+bench-bulk: $(VENV)/.installed-dev            ## rows/s and memory of a whole run without models (ROWS=100000), JSON last
+	$(BIN)/python -m pipelines.bench.bulk noop --rows $(or $(ROWS),100000)
+
+bench-vllm: $(VENV)/.installed-vllm            ## tokens/s in a run and of the bare engine (MODEL=, ROWS=2000), JSON last
+	$(BIN)/python -m pipelines.bench.bulk vllm --model $(or $(MODEL),configs/miniature/alder) --rows $(or $(ROWS),2000)
+
+bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
+	$(BIN)/python -m pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)
 
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
 	$(BIN)/python -m pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)

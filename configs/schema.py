@@ -195,6 +195,13 @@ class Judge(Comparing):
     llm: Model
     criterion: Annotated[str, Field(min_length=1)] | None = None  # None: helpful, relevant, accurate and detailed
 
+    @field_validator("llm")
+    @classmethod
+    def _asked_once(cls, value: Model) -> Model:
+        if value.samples > 1:
+            raise ValueError("a judge is asked once; samples is for base LLMs")
+        return value
+
 
 def _kind(value: object) -> str:
     """`kind` may be left out of a PairRanker's settings."""

@@ -18,8 +18,21 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file or pipe is not 80 columns wide
+    _show(made, console)
+
+
+def announce(made: Plan) -> None:
+    """Before a run: the plan on a terminal; in a log one line, when there are several waves."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        _show(made, console)
+    elif len(made.waves) > 1:
+        print(verdict(made), file=console.file, flush=True)
+
+
+def _show(made: Plan, console: Console) -> None:
     for number, wave in enumerate(made.waves, 1):
-        console.print(wave_table(wave, have, f"wave {number} of {len(made.waves)}"))
+        console.print(wave_table(wave, made.capacity, f"wave {number} of {len(made.waves)}"))
     console.print(verdict(made), highlight=False, soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ from pipelines.display import ShownStage, shown
 from pipelines.flow import Step, Work
 from pipelines.importing import READ, fingerprint, read_input
 from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
+from pipelines.planning import announce
 from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, PreferenceShape, Sink, check_output
 from pipelines.store import Index, Store, digest_of, folder_of
 from pipelines.uris import filesystem, kind, list_files
@@ -100,6 +101,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
         return done
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
+        announce(plan)
         with a_board() as board, told_by(board):
             _check_later(plan)
             if overwrite and not state.there:

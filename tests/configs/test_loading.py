@@ -111,6 +111,12 @@ inptu: x
             "ray.address: expected a valid string, got 3",
         ),
         (GOOD.replace("name: b", "name: a"), "two have the same name: a"),
+        (GOOD.replace("name: b", "name: ranker"), "a base LLM can't be called ranker"),
+        (
+            "models: [{name: a, engine: echo, model: m}]\n"
+            "ranker: {kind: judge, llm: {name: j, engine: echo, model: m, samples: 2, sampling: {temperature: 1}}}",
+            "ranker.llm: a judge is asked once",
+        ),
         (
             GOOD.replace("max_tokens: 5", "max_tokens: 0"),
             "models.0.sampling.max_tokens: expected greater than or equal to 1",
