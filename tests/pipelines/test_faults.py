@@ -151,7 +151,7 @@ def test_an_actor_killed_at_work(tmp_path: Path) -> None:
     striking.start()
     summary = run_blend(config(source, output))
     striking.join()
-    assert len(struck) == 2 and struck[0] < len(kept(output))  # the echo's and the ranker's, in the midst of it
+    assert struck and struck[0] < len(kept(output))  # the ranker's at least, in the midst of it
     assert (summary.manifest.output.rows, summary.manifest.output.errors) == (600, 0)
     assert [row["fused"] for row in rows_of(output)] == [f"number {i} of" for i in range(600)]
 
