@@ -38,7 +38,7 @@ HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 MODELS = 2  # of the miniature's LLMs
 POLL_S = 0.02
 LATEST_S = 2.0  # a kill comes at most so long after the work it waits for
-PATIENCE_S = 60.0  # for what must end by itself
+PATIENCE_S = 240.0  # for what must end by itself; a driver takes more than a minute to see that its Ray is gone
 
 
 class FaultError(Exception):
