@@ -262,7 +262,7 @@ class RayCluster(Settings):
     num_gpus: Annotated[int, Field(ge=0)] | None = None  # local only
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # local only
     nodes: tuple[NodeGroup, ...] = ()  # what a cluster that grows can grow to; none: what it has at the start
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # without a block done anywhere, and the run ends
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 21600.0  # without a block done anywhere, and the run ends
 
 
 class BlendConfig(Settings):

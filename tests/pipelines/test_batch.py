@@ -13,6 +13,7 @@ from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
 from pipelines.blend import Blender
 from pipelines.jobs import run_blend
+from pipelines.parsing import read_rows
 
 DEMO = PRESETS / "demo.yaml"
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]
@@ -143,6 +144,33 @@ def test_more_than_the_machine_holds_is_refused_before_anything_starts(tmp_path:
     with pytest.raises(PlanError, match=r"birch needs .*1 GPU, beside 1 CPU for reading: the cluster has .*0 GPU"):
         run_blend(config)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_waves_give_what_one_wave_gives(tmp_path: Path) -> None:
+    """Two LLMs of a CPU each on two CPUs, one of which reads; candidates stand in the config's order."""
+    (tmp_path / "in.jsonl").write_text(
+        "".join(f'{{"id": "{i}", "prompt": "one two three {i}"}}\n' for i in range(40))
+    )
+    ranker = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
+
+    def blended(name: str, cpus: tuple[float, float]) -> tuple[list[dict], list[tuple[str, int]]]:
+        models = [
+            {"name": name, "engine": "echo", "model": "none", "num_cpus": cpus, "sampling": {"max_tokens": tokens}}
+            for name, tokens, cpus in (("short", 2, cpus[0]), ("long", 4, cpus[1]))
+        ]
+        config = {"models": models, "ranker": ranker, "rows_per_block": 16, "input": str(tmp_path / "in.jsonl")}
+        summary = run_blend(BlendConfig.model_validate(config | {"output": str(tmp_path / name)}))
+        stages = [(stage.name, stage.wave) for stage in summary.manifest.stages]
+        return list(read_rows(str(tmp_path / name))), stages
+
+    at_once, stages = blended("at_once", (0, 0))
+    assert stages == [("short", 1), ("long", 1), ("ranker", 1)]
+    in_turns, stages = blended("in_turns", (0.9, 1))
+    assert stages == [("long", 1), ("short", 2), ("ranker", 2)]
+    assert in_turns == at_once
+    assert [[c["text"] for c in row["candidates"]] for row in in_turns[:1]] == [["one two", "one two three 0"]]
+    assert all(row["fused"] for row in in_turns)
 
 
 def test_the_reference_alone(prompts: list[dict]) -> None:
