@@ -114,7 +114,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
                 "started": started.isoformat(),
                 "sessions": sessions,
             }
-            index = _input(run, store, mark, board, update=update or not state.there)
+            index = _input(run, store, mark, board, update=update or state.gone or not state.there)
             store.save_run(record)
             store.save_manifest(None)
             work, waves = _work(run, plan, store)
@@ -131,6 +131,7 @@ class _State:
     """What is known of earlier sessions."""
 
     there: bool = False
+    gone: bool = False  # the output of a finished run, but not what it kept
     finished: bool = False
     fingerprint: str = ""
     started: datetime | None = None
@@ -147,18 +148,21 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
             raise BlendError(f"{taken[0]}: exists already; --overwrite replaces it")
         return _State()
     changed = differences(record["identity"], run.identity)
-    if overwrite and (changed or record["fingerprint"] != mark or store.manifest() is not None):
+    finished = store.manifest() is not None
+    if overwrite and (changed or record["fingerprint"] != mark or finished):
         return _State()
-    if changed and not update:
+    gone = finished and run.output not in taken  # somebody removed it: nothing stands in the way of another
+    if changed and not update and not gone:
         more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
-        was = "was begun" if store.manifest() is None else "exists already, made"
+        was = "exists already, made" if finished else "was begun"
         raise BlendError(
             f"{run.output}: {was} with another config ({'; '.join(changed[:2])}{more}); --update keeps what still "
             "holds of it, --overwrite begins anew"
         )
     return _State(
         there=True,
-        finished=not changed and store.manifest() is not None,
+        gone=gone,
+        finished=finished and not changed,
         fingerprint=record["fingerprint"],
         started=datetime.fromisoformat(record["started"]),
         sessions=record["sessions"],

@@ -223,6 +223,17 @@ def test_what_exists_is_kept_unless_overwritten(source, tmp_path, name):
     assert len(list(read_rows(uri))) == 1
 
 
+def test_an_output_that_was_removed_is_in_nobodys_way(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert write(source, str(output)) == (4, 2)
+    output.unlink()
+    assert write(source, str(output)) == (4, 2)
+    assert len(list(read_rows(str(output)))) == 4
+    output.unlink()
+    assert write(source, str(output), results=RESULTS, limit=1) == (1, 0)
+    assert "fused" in json.loads(output.read_text())
+
+
 def test_overwriting_a_folder_removes_what_a_run_wrote_and_nothing_else(source, tmp_path):
     folder = tmp_path / "out"
     write(source, str(folder))
