@@ -40,18 +40,20 @@ class Generate:
     async def _one(self, blend: Blend) -> Blend:
         if blend.error is not None:
             return blend
-        have = sum(candidate.model == self._generator.name for candidate in blend.candidates)
-        missing = range(have, self._samples)
-        answers = await asyncio.gather(*(self._generator.answer(blend.prompt, sample) for sample in missing))
+        asked = (self._generator.answer(blend.prompt, sample) for sample in self._missing(blend))
+        answers = await asyncio.gather(*asked)
         return replace(blend, candidates=(*blend.candidates, *answers))
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when asking the LLM can't be tried any more."""
         if blend.error is not None:
             return blend
-        have = sum(candidate.model == self._generator.name for candidate in blend.candidates)
-        failed = [Candidate(self._generator.name, error=why)] * (self._samples - have)
+        failed = [Candidate(self._generator.name, error=why) for _ in self._missing(blend)]
         return replace(blend, candidates=(*blend.candidates, *failed))
+
+    def _missing(self, blend: Blend) -> range:
+        """The samples that the blend lacks."""
+        return range(sum(c.model == self._generator.name for c in blend.candidates), self._samples)
 
 
 class Rank:

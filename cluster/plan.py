@@ -223,9 +223,7 @@ def _why_not(pool: Placement, capacity: Capacity) -> str:
     needs = ", ".join(f"{amount:g} {name}" for name, amount in pool.amounts().items() if amount) or "nothing"
     if not nodes:
         return f"{pool.name} needs a node of accelerator type {kind}: the cluster has none"
-    there = Counter[str]()
-    for node in nodes:
-        there.update(node.amounts())
+    there = Capacity(tuple(nodes)).amounts()
     has = ", ".join(f"{there.get(name, 0):g} {name}" for name, amount in pool.amounts().items() if amount)
     most = f"{kind} nodes have" if kind else "the cluster has"
     apart = f" on {len(nodes)} nodes, and an actor is on one" if len(nodes) > 1 else ""

@@ -103,6 +103,16 @@ def look(table: pa.Table) -> pa.DataType:
     )
 
 
+def packed(kind: pa.DataType) -> bytes:
+    """A type as bytes, for a file or another process."""
+    return pa.schema([("type", kind)]).serialize().to_pybytes()
+
+
+def unpacked(data: bytes) -> pa.DataType:
+    """The type that `packed` made these bytes of."""
+    return pa.ipc.read_schema(pa.py_buffer(data)).field("type").type
+
+
 def _joined(texts: Iterable[str | None]) -> pa.DataType:
     kind = EMPTY
     for text in texts:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from actors.errors import BlendError
-from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Ranking, digest
+from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
 from actors.stages import Fuse, Generate, Rank
 from cluster.plan import Placement
 from configs.schema import Fuser, Judge, PairRanker, RewardModel
@@ -122,10 +122,7 @@ def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.
 def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
     """What a stage has added to blends, as columns."""
     if kind == "generate":
-        new = [
-            [candidate.to_row() for candidate in done.candidates[len(had.candidates) :]]
-            for had, done in zip(before, after, strict=True)
-        ]
+        new = [[candidate.to_row() for candidate in added] for added in _added(before, after)]
         return pa.table({"candidates": pa.array(new, TYPES["candidates"])})
     columns: dict[str, list[Any]] = {"error": [blend.error for blend in after]}
     if kind == "fuse":
@@ -146,15 +143,12 @@ def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> p
 def account_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> dict[str, int]:
     """What a stage has done, as numbers of `board.Count` and `manifest.StageRecord`."""
     if kind == "generate":
-        new = [c for had, done in zip(before, after, strict=True) for c in done.candidates[len(had.candidates) :]]
+        added = _added(before, after)
         return {
             "rows": len(after),
-            "failed": sum(
-                any(c.error for c in done.candidates[len(had.candidates) :])
-                for had, done in zip(before, after, strict=True)
-            ),
-            "prompt_tokens": sum(c.prompt_tokens or 0 for c in new),
-            "completion_tokens": sum(c.completion_tokens or 0 for c in new),
+            "failed": sum(any(c.error for c in new) for new in added),
+            "prompt_tokens": sum(c.prompt_tokens or 0 for new in added for c in new),
+            "completion_tokens": sum(c.completion_tokens or 0 for new in added for c in new),
         }
     failed = sum(had.error is None and done.error is not None for had, done in zip(before, after, strict=True))
     account = {"rows": len(after), "failed": failed}
@@ -165,6 +159,11 @@ def account_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> d
                 for name, number in _compared(blend, blend.ranking).items():
                     account[name] += number
     return account
+
+
+def _added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candidate, ...]]:
+    """The candidates that each blend has got."""
+    return [done.candidates[len(had.candidates) :] for had, done in zip(before, after, strict=True)]
 
 
 def _compared(blend: Blend, ranking: Ranking) -> dict[str, int]:

@@ -17,7 +17,7 @@ import ray.data
 
 from actors.records import plain
 from pipelines.board import Count, telling
-from pipelines.columns import look, unify
+from pipelines.columns import look, packed, unify, unpacked
 from pipelines.parsing import native_schema, read_tables
 from pipelines.rows import ROW_SCHEMA
 from pipelines.store import Block, Index, Store, digest_of
@@ -69,7 +69,7 @@ def read_input(store: Store, uri: str, limit: int | None, rows_per_block: int, b
     found = []
     seen: pa.DataType = pa.null()
     for row in tasks.flat_map(work).iter_rows():
-        seen = unify(seen, pa.ipc.read_schema(pa.py_buffer(row.pop("seen"))).field("seen").type)
+        seen = unify(seen, unpacked(row.pop("seen")))
         found.append(Block(**row))
     if not pa.types.is_struct(seen):
         seen = look(ROW_SCHEMA.empty_table())
@@ -130,5 +130,5 @@ def _entry(name: str, table: pa.Table) -> dict[str, Any]:
         "bad": len(table) - table.column("error").null_count,
         "digest": stages.hexdigest(),
         "content": content.hexdigest(),
-        "seen": pa.schema([("seen", look(table))]).serialize().to_pybytes(),
+        "seen": packed(look(table)),
     }

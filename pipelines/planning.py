@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.plan import Capacity, Node, Placement, Plan, plan
+from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
 from cluster.session import LOCAL, address_of, capacity, grown, local_capacity, session
 from configs.schema import BlendConfig
 
@@ -60,7 +60,7 @@ def wave_table(wave: tuple[Placement, ...], have: Capacity, title: str) -> Table
     table.add_column("run", overflow="fold")
     for name in ("replicas", "CPUs", "GPUs", "other"):
         table.add_column(name, justify="right", no_wrap=True)
-    needed = {"CPU": 1.0}
+    needed = {"CPU": READ_CPUS}
     for pool in wave:
         amounts = pool.amounts()
         for name, amount in amounts.items():

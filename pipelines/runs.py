@@ -16,7 +16,7 @@ from cluster.plan import Capacity, Placement, Plan
 from cluster.session import capacity
 from configs.identity import deciding, differences
 from configs.preferences import Preferences
-from configs.schema import EchoModel, EndpointModel, Judge, RayCluster, TransformersModel, VLLMModel
+from configs.schema import EchoModel, EndpointModel, RayCluster, TransformersModel, VLLMModel
 from pipelines.assembly import assemble
 from pipelines.batch import run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
@@ -204,7 +204,7 @@ def _input(run: Run, store: Store, mark: str, board: Any, *, update: bool) -> In
             "not the same); --update keeps what still holds, --overwrite begins anew"
         )
     store.save_index(new)
-    store.keep_rows(mark)
+    store.keep_rows(new.fingerprint)
     return new
 
 
@@ -238,7 +238,7 @@ def _slug(name: str) -> str:
 
 def _check_later(plan: Plan) -> None:
     """Raise BlendError when a model of a later wave isn't there: not after hours, when its wave begins."""
-    later = [placement.settings for wave in plan.waves[1:] for placement in wave]
+    later = [placement.placed for wave in plan.waves[1:] for placement in wave]
     if later:
         ray.get(ray.remote(num_cpus=0)(_check_there).remote(later))
 
@@ -247,9 +247,8 @@ def _check_there(parts: Sequence[Any]) -> None:
     from actors.weights import check_there  # torch, which the driver has no use for
 
     for part in parts:
-        llm = part.llm if isinstance(part, Judge) else part
-        if not isinstance(llm, EndpointModel | EchoModel):
-            check_there(llm.model, llm.revision, weights=isinstance(llm, VLLMModel | TransformersModel))
+        if not isinstance(part, EndpointModel | EchoModel):
+            check_there(part.model, part.revision, weights=isinstance(part, VLLMModel | TransformersModel))
 
 
 def _written(

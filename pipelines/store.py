@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.columns import packed, unpacked
 from pipelines.storage import get, names, put, remove
 from pipelines.uris import kind
 
@@ -117,14 +118,14 @@ class Store:
         if data is None:
             return None
         table, meta = _read(data)
-        seen = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(meta["seen"]))).field("seen").type
+        seen = unpacked(bytes.fromhex(meta["seen"]))
         return Index(tuple(Block(**row) for row in table.to_pylist()), meta["fingerprint"], seen)
 
     def save_index(self, index: Index) -> None:
-        """Keep the input's blocks; rows read from other files before are removed."""
+        """Keep the input's blocks."""
         table = pa.Table.from_pylist([asdict(block) for block in index.blocks], schema=_INDEX_SCHEMA)
-        seen = pa.schema([("seen", index.seen)]).serialize().to_pybytes().hex()
-        put(f"{self.root}/index.parquet", _written(table, {"fingerprint": index.fingerprint, "seen": seen}))
+        meta = {"fingerprint": index.fingerprint, "seen": packed(index.seen).hex()}
+        put(f"{self.root}/index.parquet", _written(table, meta))
 
     def rows(self, fingerprint: str, block: str) -> pa.Table:
         """The rows of one block."""
@@ -137,7 +138,7 @@ class Store:
         """Keep one block of the input."""
         put(self._rows(fingerprint, block), _written(table, {}))
 
-    def keep_rows(self, fingerprint: str | None) -> None:
+    def keep_rows(self, fingerprint: str) -> None:
         """Remove the rows of other inputs than this one."""
         for name in names(f"{self.root}/rows") - {fingerprint}:
             remove(f"{self.root}/rows/{name}")

@@ -71,17 +71,13 @@ class Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         loading = ("loading", ray.get_runtime_context().get_actor_id())  # which a restart leaves as it is
         died = ray.get(board.begin.remote(step.name, loading, self._actor))
-        if died >= LOAD_DEATHS:  # Ray would go on for ever
-            raise self._tell(
-                BlendError(
+        with telling(board):
+            if died >= LOAD_DEATHS:  # Ray would go on for ever
+                raise BlendError(
                     f"{step.name}: its process died {died} times while it loaded the model; most often the machine "
                     "hasn't enough memory for it (num_cpus, num_gpus and replicas say how many share one)"
                 )
-            )
-        try:
             self._stage = STAGES[step.kind](step.placement.settings)
-        except BlendError as error:
-            raise self._tell(error) from None
         board.end.remote(step.name, loading, survived=False)
         self._gate = Gate()
         self._turn = asyncio.Lock()
@@ -114,7 +110,7 @@ class Worker:
         before = await asyncio.to_thread(to_blends, table)
         after = await self._survived(block, before)
         if len(after) != len(before):
-            raise self._tell(StageError(f"{self._step.name} gave back {len(after)} rows for {len(before)}"))
+            raise StageError(f"{self._step.name} gave back {len(after)} rows for {len(before)}")
         account: dict[str, Any] = account_of(self._step.kind, before, after)
         account |= {"actor": self._actor, "started": started, "ended": time.time()}
         if self._step.kind == "rank":
@@ -176,9 +172,7 @@ class Worker:
     async def _begin(self, work: Any) -> int:
         died = await self._board.begin.remote(self._step.name, work, self._actor)
         if died and (deaths := await self._board.deaths.remote(self._step.name)) > DEATHS:
-            raise self._tell(
-                BlendError(f"{self._step.name}: its process died {deaths} times and finished nothing in between")
-            )
+            raise BlendError(f"{self._step.name}: its process died {deaths} times and finished nothing in between")
         return died
 
     async def _end(self, work: Any, result: Any = None, *, survived: bool = True) -> None:
@@ -186,11 +180,6 @@ class Worker:
 
     def _log(self, block: str, what: str) -> None:
         print(f"{self._step.key} {block} {what}", file=sys.stderr, flush=True)
-
-    def _tell(self, error: BlendError) -> BlendError:
-        """Let the driver know of an error: what a worker raises, Ray passes on as the text of a traceback."""
-        ray.get(self._board.fail.remote(error))
-        return error
 
 
 class Gate:
