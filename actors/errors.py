@@ -20,6 +20,10 @@ class GenerationError(BlendError):
     """One prompt got no answer from one LLM; the candidate carries this message."""
 
 
+class PromptError(GenerationError):
+    """The prompt itself can't be answered by this LLM (too long, no place in its template), however often asked."""
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The error as one line of at most `limit` characters: what goes into a row or onto stderr."""
     text = " ".join(str(error).split()) or "no message"

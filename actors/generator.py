@@ -4,11 +4,13 @@ What fails for one prompt is that candidate's `error`; only a model that doesn't
 """
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
-from actors.engines import load_engine
-from actors.errors import GenerationError, one_line
-from actors.records import Candidate, Prompt
-from configs.schema import Model
+from actors.engines import Completion, load_engine
+from actors.errors import GenerationError, PromptError, one_line
+from actors.records import Candidate, Message, Prompt
+from configs.schema import Model, Sampling, SamplingChange
 
 log = logging.getLogger(__name__)
 
@@ -19,24 +21,48 @@ class Generator:
     def __init__(self, model: Model) -> None:
         """Load the model: seconds to minutes. Raises ModelLoadError."""
         self.name = model.name
+        self.samples = model.samples
         self._system_prompt = model.system_prompt
         self._sampling = model.sampling
         self._engine = load_engine(model)
 
-    async def answer(self, prompt: Prompt, sample: int = 0) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
         """The model's candidate for the prompt, with `error` in place of `text` where it has none.
 
         sample: which of several answers to the prompt, from 0; with a seed in the settings each is reproducible.
-        To be called many times at once: the engine batches what is waiting.
+        change: of the sampling settings, for this answer. To be called many times at once: the engine batches what
+        is waiting.
         """
         try:
-            sampling = self._sampling.nth(sample)
-            completion = await self._engine.generate(prompt.chat(self._system_prompt), sampling)
-        except GenerationError as error:
-            return Candidate(model=self.name, error=one_line(error))
+            completion = await self._engine.generate(*self._asked(prompt, sample, change))
         except Exception as error:  # a row's failure must not end the run; CancelledError passes
-            log.exception("%s failed on prompt %s", self.name, prompt.id)
-            return Candidate(model=self.name, error=one_line(error))
+            return self._failed(prompt, error)
+        return self._candidate(completion)
+
+    async def stream(
+        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        """The same answer as it is made: pieces of its text, then the candidate.
+
+        Where the answer breaks off, the candidate has the error and no text. Closing the iterator stops the work.
+        """
+        candidate: Candidate
+        try:
+            async with aclosing(self._engine.stream(*self._asked(prompt, sample, change))) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, str):
+                        yield piece
+                    else:
+                        candidate = self._candidate(piece)
+        except Exception as error:  # as above; GeneratorExit passes too
+            candidate = self._failed(prompt, error)
+        yield candidate
+
+    def _asked(self, prompt: Prompt, sample: int, change: SamplingChange | None) -> tuple[list[Message], Sampling]:
+        sampling = change.of(self._sampling) if change else self._sampling
+        return prompt.chat(self._system_prompt), sampling.nth(sample)
+
+    def _candidate(self, completion: Completion) -> Candidate:
         return Candidate(
             model=self.name,
             text=completion.text,
@@ -44,6 +70,11 @@ class Generator:
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
         )
+
+    def _failed(self, prompt: Prompt, error: Exception) -> Candidate:
+        if not isinstance(error, GenerationError):
+            log.error("%s failed on prompt %s", self.name, prompt.id, exc_info=error)
+        return Candidate(model=self.name, error=one_line(error), refused=isinstance(error, PromptError))
 
     async def check_health(self) -> None:
         """Raise BlendError when the model can't answer any more, so that its actor has to be replaced."""

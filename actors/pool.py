@@ -62,7 +62,7 @@ class Pool:
         self._alive = len(replicas)
         self._waiting: deque[_Waiting] = deque()
         self._dispatching = False
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+        self._tasks: dict[asyncio.Task[None], list[_Waiting]] = {}  # by what works on it
         self._lost = ""
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
@@ -81,6 +81,16 @@ class Pool:
         """Raise PoolError when all replicas are lost."""
         if not self._alive:
             raise PoolError(f"all replicas are lost: {self._lost}")
+
+    async def close(self) -> None:
+        """Calls still open fail, and so do later ones. The replicas belong to others and are left as they are."""
+        self._idle.clear()
+        self._alive, self._lost = 0, "the pool is closed"
+        self._fail(self._waiting, self._lost)
+        for task, share in self._tasks.items():
+            task.cancel()
+            self._fail(share, self._lost)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _dispatch_soon(self) -> None:
         """Dispatch after what the loop has to do now, so that requests of one moment are dispatched together."""
@@ -109,8 +119,8 @@ class Pool:
 
     def _start(self, share: list[_Waiting]) -> None:
         task = asyncio.get_running_loop().create_task(self._run(self._idle.popleft(), share))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = share
+        task.add_done_callback(self._tasks.pop)
 
     async def _run(self, replica: Replica, share: list[_Waiting]) -> None:
         try:

@@ -5,7 +5,8 @@ given depends on the row alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -13,6 +14,7 @@ from actors.cache import ComparisonCache
 from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest
 from actors.scorers import Score, Scorer, ScoringError, load_scorer
 from actors.tournaments import Pair, tournament
+from configs.schema import Comparing
 from configs.schema import Ranker as RankerSettings
 from configs.strategies import default_strategy
 
@@ -28,6 +30,7 @@ class Ranker:
         self._scorer = scorer or load_scorer(settings)
         self.identity = self._scorer.traits.identity
         self._cache = ComparisonCache(settings.cache, self.identity) if settings.cache and self.identity else None
+        self.cache_hits = 0  # comparisons that the cache knew, so far
 
     async def rank(self, rows: Sequence[Row], known: Mapping[bytes, float] = {}) -> list[Ranking | Exception]:
         """The ranking of every row's candidates, or why it has none; rows may differ in how many they have.
@@ -43,6 +46,43 @@ class Ranker:
             return [result for row in rows for result in await self.rank([row], known)]
         return [game.result() for game in games]
 
+    async def rank_one(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None = None,
+        comparing: Comparing | None = None,
+    ) -> Ranking:
+        """The ranking of one row's candidates; see `rounds`."""
+        return [ranking async for ranking in self.rounds(prompt, candidates, budget_s, comparing)][-1]
+
+    async def rounds(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None = None,
+        comparing: Comparing | None = None,
+    ) -> AsyncGenerator[Ranking, None]:
+        """One row's ranking after every round of comparisons, `complete` after the last: the one that `rank` gives.
+
+        budget_s: after so long no further round begins. comparing: which pairs, and how many places must be right,
+        in place of the settings'. Raises what the scorer raises, and RowError.
+        """
+        until = None if budget_s is None else time.monotonic() + budget_s
+        game = _Game(comparing or self._settings, self._scorer, prompt, candidates)
+        asked = game.ask()
+        while asked and (until is None or time.monotonic() < until):
+            scores = await self._scores([(game, game.matchup(pair)) for pair in asked], {})
+            for pair, score in zip(asked, scores, strict=True):
+                game.tell(pair, score)
+            if asked := game.ask():
+                yield replace(game.ranking(), complete=False)
+        yield replace(game.ranking(), complete=not asked)
+
+    async def close(self) -> None:
+        """Free what the scorer holds."""
+        await self._scorer.close()
+
     async def check_health(self) -> None:
         """Raise BlendError when the scorer can't score any more."""
         await self._scorer.check_health()
@@ -57,6 +97,7 @@ class Ranker:
         """The scores of what is asked: from what is known or cached where it's there, else from the scorer."""
         matchups = [matchup for _, matchup in asked]
         had = self._cache.get(matchups) if self._cache else {}
+        self.cache_hits += len(had)
         for i, m in enumerate(matchups if known else ()):
             if (score := known.get(digest(m.prompt, m.left, m.right))) is not None:
                 had[i] = score
@@ -81,7 +122,7 @@ class _Game:
     """One row's tournament, and what became of it."""
 
     def __init__(
-        self, settings: RankerSettings, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]
+        self, settings: Comparing, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]
     ) -> None:
         self._prompt = prompt
         self._texts = [candidate.text for candidate in candidates]
@@ -111,6 +152,12 @@ class _Game:
         elif not self._error:
             self._tournament.tell([Comparison(*pair, score)])
 
+    def ranking(self) -> Ranking:
+        """The ranking so far, with the forwards that were really made. Raises ScoringError."""
+        if self._error:
+            raise self._error
+        return replace(self._tournament.ranking(), comparisons=self._traits.forwards(self.scored))
+
     def result(self) -> Ranking | ScoringError:
-        """The ranking, with the forwards that were really made."""
-        return self._error or replace(self._tournament.ranking(), comparisons=self._traits.forwards(self.scored))
+        """The ranking, or why there is none."""
+        return self._error or self.ranking()

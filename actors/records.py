@@ -68,6 +68,7 @@ class Candidate:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     extra: str | None = None  # JSON object of the fields that came with a given candidate (scores, ...)
+    refused: bool = False  # the error is the prompt's own: this LLM will never answer it; not in rows
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
@@ -110,12 +111,14 @@ class Ranking:
     scores: one per candidate, higher is better; None where there was no text.
     logits: n x n, `logits[i][j]` with i on the left; None where not compared.
     comparisons: forwards made.
+    complete: False while the strategy would compare more; not in rows.
     """
 
     order: tuple[int, ...]
     scores: tuple[float | None, ...]
     logits: tuple[tuple[float | None, ...], ...]
     comparisons: int
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ def _candidate(index: int, value: Any) -> Candidate:
     where = f"candidates[{index}]"
     if not isinstance(value, Mapping):
         raise RowError(f"{where}: expected an object with model and text, got {type(value).__name__}")
-    fields = {name: value.get(name) for name in CANDIDATE_FIELDS}
+    fields: dict[str, Any] = {name: value.get(name) for name in CANDIDATE_FIELDS}
     for name in ("model", "text", "error", "finish_reason"):
         if fields[name] is not None and not isinstance(fields[name], str):
             raise RowError(f"{where}.{name}: expected text, got {type(fields[name]).__name__}")

@@ -1,25 +1,22 @@
 """The steps of a blend as small classes: each takes blends and brings them one step on.
 
-The same classes run one prompt at a time (`pipelines.blend`), over Ray Data (`pipelines.batch`) and in a service;
-none of them knows which. A step never raises for a row: what went wrong is the candidate's or the blend's `error`,
+They are what the bulk path runs over Ray Data (`pipelines.batch`); the service and the reference run the same models
+one prompt at a time (`pipelines.blend`). A step never raises for a row: what went wrong is the candidate's or the blend's `error`,
 and a blend that has an error already is left as it is.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from actors.errors import one_line
+from actors.fusers import load_fuser
 from actors.generator import Generator
 from actors.ranker import Ranker
 from actors.records import Blend, Candidate, Ranking
 from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
-
-_Row = TypeVar("_Row")
-_Result = TypeVar("_Result")
 
 
 class Generate:
@@ -94,20 +91,26 @@ class Fuse:
 
     def __init__(self, settings: FuserSettings) -> None:
         """Raises ModelLoadError when the fuser can't be used."""
-        from actors.fuser import Fuser  # torch and transformers, which whoever only names a stage doesn't need
+        self._fuser = load_fuser(settings)
+        self._top_k = settings.top_k
 
-        self._fuser = Fuser(settings)
+    async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        return await asyncio.gather(*map(self._one, blends))
 
-    def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        done = [chosen(blend, self._fuser.settings.top_k) for blend in blends]
-        todo = [i for i, blend in enumerate(done) if blend.error is None]
-        rows = [(done[i].prompt, [done[i].candidates[at].text or "" for at in done[i].fused_from]) for i in todo]
-        for i, fused in zip(todo, each_alone_on_failure(self._fuser.fuse, rows), strict=True):
-            if isinstance(fused, Exception):
-                done[i] = replace(done[i], error=f"fusing failed: {one_line(fused)}")
-            else:
-                done[i] = replace(done[i], fused=fused)
-        return done
+    async def check_health(self) -> None:
+        """Raise BlendError when the fuser can't write any more, whatever the row."""
+        await self._fuser.check_health()
+
+    async def _one(self, blend: Blend) -> Blend:
+        blend = chosen(blend, self._top_k)
+        if blend.error is not None:
+            return blend
+        texts = [blend.candidates[at].text or "" for at in blend.fused_from]
+        try:
+            answer = await self._fuser.fuse(blend.prompt, texts)
+        except Exception as error:  # whatever a model does to a row; CancelledError passes
+            return self.fail(blend, one_line(error))
+        return replace(blend, fused=answer.text)
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when fusing it can't be tried any more."""
@@ -143,20 +146,6 @@ def chosen(blend: Blend, top_k: int) -> Blend:
     given = tuple(i for i, candidate in enumerate(blend.candidates) if candidate.text is not None)
     order = given if blend.ranking is None else blend.ranking.order
     return replace(blend, fused_from=order[:top_k])
-
-
-def each_alone_on_failure(
-    run: Callable[[Sequence[_Row]], Sequence[_Result]], rows: Sequence[_Row]
-) -> list[_Result | Exception]:
-    """The results of `run(rows)`; if that fails, of each row by itself, so that one row's failure stays its own."""
-    if not rows:
-        return []
-    try:
-        return list(run(rows))
-    except Exception as error:  # whatever a model does to a row
-        if len(rows) == 1:
-            return [error]
-        return [result for row in rows for result in each_alone_on_failure(run, [row])]
 
 
 def margin(ranking: Ranking) -> float:

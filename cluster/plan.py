@@ -13,7 +13,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.errors import BlendError
-from configs.schema import BlendConfig, Fuser, Judge, Model, PairRanker, Placed, Ranker, Replicas, RewardModel
+from configs.schema import (
+    BlendConfig,
+    EchoModel,
+    EndpointModel,
+    Fuser,
+    GenFuser,
+    Judge,
+    LLMFuser,
+    Model,
+    PairRanker,
+    Placed,
+    Ranker,
+    Replicas,
+    RewardModel,
+    TransformersModel,
+    VLLMModel,
+)
 
 READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
@@ -150,19 +166,61 @@ def pack(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacit
     return Plan(tuple(wave.spread() for wave in waves), capacity)
 
 
+def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
+    """All parts of a service, which run at the same time: base LLMs, ranker, fuser, each with its fewest replicas.
+
+    Raises PlanError when they don't all fit.
+    """
+    gateway = config.serve.gateway
+    wave = _Wave(capacity, gateway.num_cpus * gateway.replicas, "the gateway (serve.gateway.num_cpus)")
+    pools = [place(model.name, model, capacity) for model in config.models]
+    pools.append(place("ranker", config.placing_ranker, capacity))
+    if config.fuser:
+        pools.append(place("fuser", config.fuser, capacity))
+    for pool in sorted(pools, key=lambda one: (-one.num_gpus, -one.num_cpus)):  # as Ray has to, large ones first
+        if not pool.placed.replicas.min or wave.take(pool):
+            continue
+        if not _Wave(capacity, 0.0).take(pool):
+            raise PlanError(_why_not(pool, capacity, ""))
+        raise PlanError(
+            f"{pool.name} finds no room beside the others: a service holds all its models at once (set num_gpus, "
+            "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is there only while it is asked)"
+        )
+    return tuple(pools)
+
+
+def width(settings: Model | Ranker | Fuser) -> int:
+    """Requests that one replica works on at once; more wait in it."""
+    match settings:
+        case Judge(llm=llm) | LLMFuser(llm=llm):
+            return width(llm)
+        case VLLMModel():
+            return settings.max_num_seqs or 256
+        case TransformersModel() | GenFuser():
+            return settings.max_batch_size
+        case EndpointModel():
+            return settings.max_in_flight
+        case EchoModel():
+            return 64
+    return 16  # rankers: requests' comparisons share batches
+
+
 class _Wave:
     """Pools that run together, and what they leave of every node."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(
+        self, capacity: Capacity, beside: float = READ_CPUS, what: str = "reading and writing; a run takes one"
+    ) -> None:
+        """beside: CPUs that are taken beside the models, on one node, for `what`."""
         self._free = [dict(node.amounts()) for node in capacity.nodes]
         self._nodes = capacity.nodes
         self._pools: list[Placement] = []
-        reading = {"CPU": READ_CPUS}
         # where it is least in the way: on a node without GPUs, else on that with most CPUs
-        fitting = [at for at in range(len(self._free)) if self._fits(at, reading)]
+        fitting = [at for at in range(len(self._free)) if self._fits(at, {"CPU": beside})]
         if not fitting:
-            raise PlanError("the cluster has no CPU for reading and writing; a run takes one beside its models")
-        self._subtract(min(fitting, key=lambda at: (self._free[at]["GPU"], -self._free[at]["CPU"])), reading)
+            raise PlanError(f"the cluster has no CPU for {what} beside its models")
+        best = min(fitting, key=lambda at: (self._free[at]["GPU"], -self._free[at]["CPU"]))
+        self._subtract(best, {"CPU": beside})
 
     @classmethod
     def of(cls, pool: Placement, capacity: Capacity) -> "_Wave":
@@ -215,8 +273,8 @@ class _Wave:
                 self._free[at][name] -= amount
 
 
-def _why_not(pool: Placement, capacity: Capacity) -> str:
-    """Why a pool doesn't fit into an empty cluster."""
+def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
+    """Why a pool doesn't fit into an empty cluster. beside: what else has to."""
     kind = pool.placed.accelerator_type
     nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
     actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""
@@ -228,7 +286,7 @@ def _why_not(pool: Placement, capacity: Capacity) -> str:
     most = f"{kind} nodes have" if kind else "the cluster has"
     apart = f" on {len(nodes)} nodes, and an actor is on one" if len(nodes) > 1 else ""
     return (
-        f"{pool.name} needs {actors}{needs}, beside {READ_CPUS:g} CPU for reading: {most} {has}{apart} "
+        f"{pool.name} needs {actors}{needs}{beside}: {most} {has}{apart} "
         f"(set its num_gpus, num_cpus or replicas; `blend plan` shows what each takes)"
     )
 
@@ -240,7 +298,7 @@ def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Pl
     cpus = placed.num_cpus
     if cpus is None:
         cpus = 0.0 if gpus or getattr(placed, "engine", None) in ("endpoint", "echo") else 1.0
-    return Placement(name, _runs(settings), settings, cpus, gpus, placed.replicas.min)
+    return Placement(name, _runs(settings), settings, cpus, gpus, max(1, placed.replicas.min))
 
 
 def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
@@ -249,7 +307,7 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
     On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
     on one), or on many cores one for every four, which hold a model together.
     """
-    if isinstance(settings, Judge) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
+    if isinstance(settings, Judge | LLMFuser) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
         return settings
     alone = place("", settings, capacity)
     if alone.num_gpus:
@@ -267,7 +325,7 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
 
 
 def _placed(settings: Model | Ranker | Fuser) -> Placed:
-    return settings.llm if isinstance(settings, Judge) else settings
+    return settings.llm if isinstance(settings, Judge | LLMFuser) else settings
 
 
 def _runs(settings: Model | Ranker | Fuser) -> str:
@@ -279,8 +337,10 @@ def _runs(settings: Model | Ranker | Fuser) -> str:
             return f"PairRanker {settings.model}"
         case RewardModel():
             return f"reward model {settings.model}"
-        case Fuser():
+        case GenFuser():
             return f"GenFuser {settings.model}"
+        case LLMFuser(llm=llm):
+            return f"fuser {llm.engine} {llm.model}"
     return f"{settings.engine} {settings.model}"
 
 

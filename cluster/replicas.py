@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from actors.pool import Pool
 from actors.records import Matchup
 from actors.scorers import Score, Scorer, Traits, load_scorer
 from cluster.plan import Placement
+from cluster.session import keep_to_own_gpus
 from configs.schema import Ranker
 
 START_S = 600.0  # for a model to be fetched and loaded
@@ -29,8 +29,7 @@ class ScorerActor:
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
-        if not ray.get_gpu_ids():  # Ray doesn't hide GPUs from an actor that has none
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        keep_to_own_gpus()
         return load_scorer(self._settings)
 
     async def traits(self) -> Traits:

@@ -33,8 +33,11 @@ def address_of(settings: RayCluster) -> str:
 
 
 @contextlib.contextmanager
-def session(settings: RayCluster) -> Iterator[None]:
-    """Ray for the length of the block; one that is connected already is used as it is and left open."""
+def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[None]:
+    """Ray for the length of the block; one that is connected already is used as it is and left open.
+
+    log_to_driver: show here what actors print.
+    """
     if ray.is_initialized():
         yield
         return
@@ -44,7 +47,7 @@ def session(settings: RayCluster) -> Iterator[None]:
             ray.init(
                 address=address,
                 logging_level=logging.ERROR,
-                log_to_driver=False,
+                log_to_driver=log_to_driver,
                 **_local_options(settings, address),
             )
         except Exception as error:  # a start that times out is raised as a plain Exception
@@ -105,6 +108,12 @@ def without_ray_output() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         sys.stderr = python
+
+
+def keep_to_own_gpus() -> None:
+    """In an actor: Ray doesn't hide GPUs from one that has none, and `device: auto` would take one."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def capacity(settings: RayCluster) -> Capacity:

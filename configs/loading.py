@@ -85,8 +85,11 @@ def _resolve_folders(data: Any, base: Path) -> None:
 
 def _where(loc: tuple[int | str, ...], data: Any) -> str:
     """The path to a field as the file has it: pydantic puts the kind of a union's member in between."""
-    path, here = [], data
+    path: list[str] = []
+    here = data
     for depth, key in enumerate(loc):
+        if path and not isinstance(here, dict | list):
+            break  # the kind of a union's member, where the file has no mapping
         if isinstance(here, dict) and key not in here and depth < len(loc) - 1:
             continue
         path.append(str(key))

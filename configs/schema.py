@@ -4,7 +4,7 @@ A config is data about *what* runs; it holds no secrets (an endpoint names the e
 its key). Relative model folders are resolved against the config's own folder by `configs.loading`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from configs.preferences import Preferences
+from configs.serving import Serving
 from configs.settings import Settings
 from configs.strategies import Strategy
 
@@ -48,17 +49,34 @@ class Sampling(Settings):
         return self.model_copy(update={"seed": (self.seed + sample) % 2**63})
 
 
-class Replicas(Settings):
-    """How many actors hold a model: at least `min`, and up to `max` where there is room."""
+class SamplingChange(Settings):
+    """What one request to the service changes of a model's sampling; None leaves it as configured."""
 
-    min: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    def of(self, sampling: Sampling) -> Sampling:
+        """The changed settings."""
+        return sampling.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class Replicas(Settings):
+    """How many actors hold a model: at least `min`, and up to `max` where there is room.
+
+    `min: 0` lets a service unload a model that nobody asks; in a bulk run it counts as 1.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="before")
     @classmethod
     def _from_number(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
-            return {"min": value, "max": value}
+            return {"min": value, "max": max(value, 1)}
         return value
 
     @model_validator(mode="after")
@@ -105,6 +123,7 @@ class LocalLLM(BaseLLM):
     revision: str | None = None
     dtype: Dtype = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None  # tokens of prompt and answer together
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None  # longer prompts are refused; None: what fits
     trust_remote_code: bool = False
 
 
@@ -136,6 +155,7 @@ class EndpointModel(BaseLLM):
     timeout_s: Annotated[float, Field(gt=0)] = 120.0  # one attempt, connect to last byte
     max_retries: Annotated[int, Field(ge=0)] = 5
     max_in_flight: Annotated[int, Field(ge=1)] = 16  # requests at a time, per actor
+    stream_usage: bool = True  # ask for token counts of streams (`stream_options`), which a few servers refuse
 
 
 class EchoModel(BaseLLM):
@@ -203,10 +223,14 @@ class Judge(Comparing):
         return value
 
 
-def _kind(value: object) -> str:
-    """`kind` may be left out of a PairRanker's settings."""
-    given = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return given if isinstance(given, str) else "pairranker"
+def _kind_or(default: str) -> Callable[[object], str]:
+    """Reads `kind`, which may be left out of the settings of the usual one."""
+
+    def kind(value: object) -> str:
+        given = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        return given if isinstance(given, str) else default
+
+    return kind
 
 
 Ranker = Annotated[
@@ -214,16 +238,17 @@ Ranker = Annotated[
     | Annotated[RewardModel, Tag("reward")]
     | Annotated[Judge, Tag("judge")],
     Discriminator(
-        _kind,
+        _kind_or("pairranker"),
         custom_error_type="unknown_kind",
         custom_error_message="unknown kind of ranker, expected pairranker, reward or judge",
     ),
 ]
 
 
-class Fuser(Placed):
-    """GenFuser: any seq2seq model trained on the original's input template."""
+class GenFuser(Placed):
+    """Any seq2seq model trained on the original's input template."""
 
+    kind: Literal["genfuser"] = "genfuser"
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     top_k: Annotated[int, Field(ge=1)] = 3
@@ -234,6 +259,32 @@ class Fuser(Placed):
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
+
+
+class LLMFuser(Settings):
+    """Any chat LLM, told to write one better answer from the best; `llm` is placed as a base LLM is."""
+
+    kind: Literal["chat"]
+    llm: Model
+    top_k: Annotated[int, Field(ge=1)] = 3
+    instruction: Annotated[str, Field(min_length=1)] | None = None  # what it is told to do; None: our own words
+
+    @field_validator("llm")
+    @classmethod
+    def _asked_once(cls, value: Model) -> Model:
+        if value.samples > 1:
+            raise ValueError("a fuser is asked once; samples is for base LLMs")
+        return value
+
+
+Fuser = Annotated[
+    Annotated[GenFuser, Tag("genfuser")] | Annotated[LLMFuser, Tag("chat")],
+    Discriminator(
+        _kind_or("genfuser"),
+        custom_error_type="unknown_kind",
+        custom_error_message="unknown kind of fuser, expected genfuser or chat",
+    ),
+]
 
 
 class RankerConfig(BaseModel):
@@ -265,6 +316,9 @@ class RayCluster(Settings):
     stall_timeout_s: Annotated[float, Field(gt=0)] = 21600.0  # without a block done anywhere, and the run ends
 
 
+PARTS = frozenset({"ranker", "fuser", "gateway", "ballots", "blend", "blend-best"})  # names that aren't models'
+
+
 class BlendConfig(Settings):
     """One blend: which LLMs answer, who ranks, who fuses, and how a bulk run is cut."""
 
@@ -279,6 +333,7 @@ class BlendConfig(Settings):
     rows_per_block: Annotated[int, Field(ge=1)] = 1024  # rows that are worked on and kept together, at most
     format: Literal["parquet", "jsonl"] = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers
+    serve: Serving = Serving()
     ray: RayCluster = RayCluster()
 
     @property
@@ -301,6 +356,8 @@ class BlendConfig(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: two have the same name: {', '.join(twice)}")
-        if taken := sorted({"ranker", "fuser"} & set(names)):
+        if taken := sorted(PARTS & set(names)):
             raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
+        if unknown := sorted(set(self.serve.timeouts_s) - {"ranker", "fuser", *names}):
+            raise ValueError(f"serve.timeouts_s: {unknown[0]} is neither a model's name nor ranker nor fuser")
         return self

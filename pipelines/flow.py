@@ -16,7 +16,7 @@ from actors.errors import BlendError
 from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
 from actors.stages import Fuse, Generate, Rank
 from cluster.plan import Placement
-from configs.schema import Fuser, Judge, PairRanker, RewardModel
+from configs.schema import GenFuser, Judge, LLMFuser, PairRanker, RewardModel
 from pipelines.store import Result, Store
 
 Kind = Literal["generate", "rank", "fuse"]
@@ -48,7 +48,7 @@ class Step:
         match self.placement.settings:
             case PairRanker() | RewardModel() | Judge():
                 return "rank"
-            case Fuser():
+            case GenFuser() | LLMFuser():
                 return "fuse"
         return "generate"
 

@@ -14,7 +14,7 @@ from actors.tables import to_blends, with_blends
 from cluster.plan import Capacity, Plan, pack, place, plan, spread
 from configs.identity import deciding
 from configs.preferences import Preferences
-from configs.schema import BlendConfig, Fuser, Ranker, RayCluster
+from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
 from pipelines.runs import Run, Summary, execute
 from pipelines.sinks import COMPARE_COLUMNS
 
@@ -98,7 +98,7 @@ def _run_stage(
     **changes: Any,
 ) -> Summary:
     """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
-    name = "fuser" if isinstance(settings, Fuser) else "ranker"
+    name = "fuser" if isinstance(settings, GenFuser | LLMFuser) else "ranker"
 
     def planned(have: Capacity) -> Plan:
         return pack([], [place(name, spread(settings, have), have)], have)

@@ -22,7 +22,9 @@ import ray
 from actors.errors import BlendError
 from actors.records import Blend
 from actors.tables import to_blends
-from configs.schema import EchoModel, EndpointModel, TransformersModel, VLLMModel
+from cluster.plan import width
+from cluster.session import keep_to_own_gpus
+from configs.schema import BaseLLM
 from pipelines.board import Count, telling
 from pipelines.flow import STAGES, Step, Work, account_of, columns_of, known_scores
 from pipelines.store import Result, Store
@@ -45,18 +47,9 @@ class StageError(BlendError):
 def calls_at_once(step: Step, rows_per_block: float) -> int:
     """Blocks of so many rows, in the mean, that one actor of a step works on at once."""
     llm = step.placement.settings
-    match llm:
-        case VLLMModel():
-            width = llm.max_num_seqs or 256
-        case TransformersModel():
-            width = llm.max_batch_size
-        case EndpointModel():
-            width = llm.max_in_flight
-        case EchoModel():
-            width = 64
-        case _:
-            return 2  # the next one is there when one is done
-    return max(2, min(64, round(_IN_FLIGHT * width / llm.samples / rows_per_block)))
+    if not isinstance(llm, BaseLLM):
+        return 2  # the next one is there when one is done
+    return max(2, min(64, round(_IN_FLIGHT * width(llm) / llm.samples / rows_per_block)))
 
 
 class Worker:
@@ -66,9 +59,7 @@ class Worker:
         """Raises BlendError when the model can't be used; the board has it too."""
         self._step, self._work, self._store, self._fingerprint, self._board = step, work, store, fingerprint, board
         self._actor = uuid.uuid4().hex[:8]
-        # Ray doesn't hide GPUs from an actor that has none, and `device: auto` would take one.
-        if not ray.get_gpu_ids():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        keep_to_own_gpus()
         loading = ("loading", ray.get_runtime_context().get_actor_id())  # which a restart leaves as it is
         died = ray.get(board.begin.remote(step.name, loading, self._actor))
         with telling(board):
@@ -80,7 +71,6 @@ class Worker:
             self._stage = STAGES[step.kind](step.placement.settings)
         board.end.remote(step.name, loading, survived=False)
         self._gate = Gate()
-        self._turn = asyncio.Lock()
         board.loaded.remote(step.name)
 
     async def __call__(self, row: pa.Table) -> pa.Table:
@@ -151,9 +141,6 @@ class Worker:
         match self._step.kind:
             case "rank" if self._step.older:
                 done = await self._stage(blends, await asyncio.to_thread(self._known, block, blends))
-            case "fuse":
-                async with self._turn:
-                    return await asyncio.to_thread(self._stage, blends)
             case _:
                 done = await self._stage(blends)
         try:

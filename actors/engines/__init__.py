@@ -5,6 +5,7 @@ is in flight are the engine's own business, so bulk and online use it alike, and
 exception.
 """
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
@@ -28,8 +29,16 @@ class Engine(Protocol):
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """Answer one chat.
 
-        Raises GenerationError when this prompt gets no answer; others are not touched. Cancelling the call
-        stops the work on it.
+        Raises GenerationError when this prompt gets no answer (PromptError when it never will); others are not
+        touched. Cancelling the call stops the work on it.
+        """
+        ...
+
+    def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
+
+        Text that may yet become part of a stop string is held back. Raises as `generate` does, also in the
+        midst. Closing the iterator, or cancelling who waits for it, stops the work.
         """
         ...
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.errors import GenerationError, ModelLoadError, one_line
+from actors.errors import ModelLoadError, PromptError, one_line
 from actors.records import Message
 from configs.schema import Sampling
 
@@ -18,7 +18,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
     """Token ids of the chat, up to where the answer begins.
 
     A tokenizer without a chat template belongs to a plain language model: it gets the contents, a line each.
-    Raises GenerationError when the template refuses the chat.
+    Raises PromptError when the template refuses the chat.
     """
     if tokenizer.chat_template is None:
         text = "\n".join(message["content"] for message in messages)
@@ -33,8 +33,8 @@ def render(
     """The chat as the model's own template writes it.
 
     Some templates have no place for a system message; they raise, or drop it without a word. Then it goes in
-    front of the first user message, where the makers of such models put it. Raises GenerationError when the
-    template refuses the chat.
+    front of the first user message, where the makers of such models put it. Raises PromptError when the template
+    refuses the chat.
     """
 
     def rendered(messages: list[Message]) -> str:
@@ -65,8 +65,8 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def _refused(error: TemplateError) -> GenerationError:
-    return GenerationError(f"the model's chat template refuses this chat: {one_line(error)}")
+def _refused(error: TemplateError) -> PromptError:
+    return PromptError(f"the model's chat template refuses this chat: {one_line(error)}")
 
 
 def check_room(sampling: Sampling, context: int | None) -> None:
@@ -78,12 +78,17 @@ def check_room(sampling: Sampling, context: int | None) -> None:
         )
 
 
-def check_fits(prompt_tokens: int, answer_tokens: int, context: int | None) -> None:
-    """Raise GenerationError for an empty prompt, and when it and the longest answer exceed `context`."""
+def check_fits(
+    prompt_tokens: int, answer_tokens: int, context: int | None, max_prompt_tokens: int | None = None
+) -> None:
+    """Raise PromptError for an empty prompt, one of more than `max_prompt_tokens`, and when it and the longest
+    answer exceed `context`."""
     if not prompt_tokens:
-        raise GenerationError("the prompt has no tokens")
+        raise PromptError("the prompt has no tokens")
+    if max_prompt_tokens is not None and prompt_tokens > max_prompt_tokens:
+        raise PromptError(f"the prompt's {prompt_tokens} tokens exceed max_prompt_tokens ({max_prompt_tokens})")
     if context is not None and prompt_tokens + answer_tokens > context:
         answer = f" and max_tokens ({answer_tokens})" if answer_tokens else ""
-        raise GenerationError(
+        raise PromptError(
             f"the prompt's {prompt_tokens} tokens{answer} exceed the model's context of {context} tokens"
         )

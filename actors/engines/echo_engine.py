@@ -1,5 +1,7 @@
 """No LLM at all: the prompt is the answer. What a pipeline takes by itself can be measured with it."""
 
+from collections.abc import AsyncGenerator
+
 from actors.engines import Completion
 from actors.records import FinishReason, Message
 from configs.schema import Sampling
@@ -9,11 +11,21 @@ class EchoEngine:
     """Answers with the last message, and counts words as tokens. See `Engine`."""
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
-        """At most `max_tokens` words of the last message."""
+        """At most `max_tokens` words of the last message, up to the first stop string."""
         words = messages[-1]["content"].split(" ")
         text = " ".join(words[: sampling.max_tokens])
-        reason: FinishReason = "stop" if len(words) <= sampling.max_tokens else "length"
-        return Completion(text, reason, len(words), min(len(words), sampling.max_tokens))
+        stops = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+        text = text[: min(stops, default=None)]
+        reason: FinishReason = "stop" if stops or len(words) <= sampling.max_tokens else "length"
+        return Completion(text, reason, len(words), len(text.split(" ")))
+
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """A word a piece, each but the first with the blank before it."""
+        completion = await self.generate(messages, sampling)
+        for number, word in enumerate(completion.text.split(" ")):
+            if piece := f" {word}" if number else word:
+                yield piece
+        yield completion
 
     async def check_health(self) -> None:
         """There is nothing to break."""

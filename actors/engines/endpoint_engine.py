@@ -1,23 +1,30 @@
 """A base LLM behind an OpenAI-compatible HTTP endpoint, asked through OpenAI's own client.
 
 The client retries by itself: connection errors, timeouts, 408, 409, 429 and 5xx, after Retry-After (up to two
-minutes; longer ones fail at once) or else after 0.5 s, doubled each time up to 8 s, with jitter. Added here:
-a bound on a whole attempt (its own timeout is one of silence, so a dripping server could hold a request for
-ever), a bound on requests in flight, and a strict reading of the answer, of which the client checks nothing.
+minutes; longer ones fail at once) or else after 0.5 s, doubled each time up to 8 s, with jitter; a stream that
+has begun isn't tried again. Added here: a bound on a whole attempt (its own timeout is one of silence, so a
+dripping server could hold a request for ever), a bound on requests in flight, and a strict reading of the answer,
+of which the client checks nothing.
 """
 
 import asyncio
 import os
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, cast
 
 import httpx2
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
 from actors.engines import Completion
-from actors.errors import GenerationError, ModelLoadError
+from actors.errors import GenerationError, ModelLoadError, PromptError
 from actors.records import FinishReason, Message
 from configs.schema import EndpointModel, Sampling
+
+TOO_LONG = "context_length_exceeded"  # OpenAI's code of an error that is the prompt's
+_FAILURES = (openai.APIError, httpx2.HTTPError, ValidationError)  # of a request, and of reading its answer
+DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
 
 
 class _Message(BaseModel):
@@ -41,6 +48,28 @@ class _Answer(BaseModel):
     usage: _Usage | None = None
 
 
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Piece(BaseModel):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Error(BaseModel):
+    message: str
+    code: str | int | None = None
+
+
+class _Chunk(BaseModel):
+    """What is read of an event of a stream: a piece of the answer, the token counts, or what broke it off."""
+
+    choices: list[_Piece] = Field(default_factory=list)
+    usage: _Usage | None = None
+    error: _Error | str | None = None
+
+
 class _BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that gives up an attempt, body included, after `attempt_s` seconds."""
 
@@ -49,11 +78,40 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         self._attempt_s = attempt_s
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        until = asyncio.get_running_loop().time() + self._attempt_s
         try:
-            async with asyncio.timeout(self._attempt_s):
-                return await super().send(request, **options)
+            async with asyncio.timeout_at(until):
+                response = await super().send(request, **options)
         except TimeoutError as error:
             raise httpx2.ReadTimeout("the attempt took too long", request=request) from error
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = _BoundedStream(response.stream, until)
+        return response
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    """The same bytes, as long as they come before `until` on the loop's clock."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, until: float) -> None:
+        self._stream, self._until = stream, until
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = aiter(self._stream)
+        try:
+            while True:
+                async with asyncio.timeout_at(self._until):  # not open while a chunk is out
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("the attempt took too long") from error
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class EndpointEngine:
@@ -84,26 +142,41 @@ class EndpointEngine:
         try:
             async with self._in_flight:
                 response = await self._client.chat.completions.with_raw_response.create(
-                    model=self._model.model,
-                    messages=messages,  # type: ignore[arg-type]  # its TypedDict is one of a role each
-                    **_parameters(sampling),
+                    **self._request(messages, sampling)
                 )
             return _completion(_Answer.model_validate_json(response.content))
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            problem = f"it refused the key ({error.status_code}); check {self._key_name}"
-        except openai.APITimeoutError:
-            problem = f"no answer within {self._model.timeout_s:g} s{self._tries()}; raise timeout_s"
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            problem = f"no connection, or it broke{self._tries()}: {type(cause).__name__}: {cause}"
-        except openai.APIStatusError as error:
-            problem = f"it answered {error.status_code}: {error.message}"
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            problem = f"its answer isn't a chat completion: {where + ': ' if where else ''}{first['msg']}"
-        # Outside of the except blocks: the client's errors hold the request, and with it the key.
-        raise GenerationError(f"{self._model.base_url}: {self._redacted(problem)}")
+        except _FAILURES as error:
+            failed = self._told(error)
+        raise failed  # outside of the except block: the client's errors hold the request, and with it the key
+
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """See `actors.engines.Engine`. The time that a caller takes between pieces counts towards `timeout_s`."""
+        request = self._request(messages, sampling)
+        if self._model.stream_usage:
+            request["stream_options"] = {"include_usage": True}
+        answer = _Answer(choices=[_Choice(message=_Message())])  # what has come of it
+        failed: GenerationError | None = None
+        try:
+            async with (
+                self._in_flight,
+                self._client.chat.completions.with_streaming_response.create(**request, stream=True) as response,
+                aclosing(_events(response.http_response)) as events,
+            ):
+                async for event in events:
+                    if event.data == "[DONE]":
+                        with suppress(TimeoutError, httpx2.HTTPError):  # the answer is whole, whatever follows
+                            async with asyncio.timeout(DRAIN_S):
+                                await anext(events, None)
+                        break
+                    if text := self._added(answer, _Chunk.model_validate_json(event.data)):
+                        yield text
+        except _FAILURES as error:
+            failed = self._told(error)
+        if failed:
+            raise failed  # as above
+        if answer.choices[0].finish_reason is None:
+            raise self._failed("the answer broke off: its stream ended without a finish_reason")
+        yield _completion(answer)
 
     async def check_health(self) -> None:
         """See `actors.engines.Engine`. A new actor would find the same endpoint."""
@@ -112,12 +185,63 @@ class EndpointEngine:
         """See `actors.engines.Engine`."""
         await self._client.close()
 
-    def _tries(self) -> str:
-        return f" in {self._model.max_retries + 1} tries" if self._model.max_retries else ""
+    def _request(self, messages: list[Message], sampling: Sampling) -> dict[str, Any]:
+        return {"model": self._model.model, "messages": messages, **_parameters(sampling)}
 
-    def _redacted(self, text: str) -> str:
-        """The text without the key: some servers repeat it."""
-        return text.replace(self._secret, "***") if self._secret else text
+    def _added(self, answer: _Answer, chunk: _Chunk) -> str:
+        """Add an event to what has come of the answer: its piece of the text. Raises GenerationError."""
+        if isinstance(chunk.error, str):
+            raise self._failed(f"it broke the answer off: {chunk.error}")
+        if chunk.error:
+            refused = chunk.error.code == TOO_LONG
+            raise self._failed(f"it broke the answer off: {chunk.error.message}", refused=refused)
+        answer.usage = chunk.usage or answer.usage
+        if not chunk.choices:
+            return ""
+        piece, choice = chunk.choices[0], answer.choices[0]
+        choice.finish_reason = piece.finish_reason or choice.finish_reason
+        if piece.delta.content is not None:
+            choice.message.content = (choice.message.content or "") + piece.delta.content
+        return piece.delta.content or ""
+
+    def _told(self, error: Exception) -> GenerationError:
+        """One of `_FAILURES` as an error of ours."""
+        refused = False
+        tries = f" in {self._model.max_retries + 1} tries" if self._model.max_retries else ""
+        match error:
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                problem = f"it refused the key ({error.status_code}); check {self._key_name}"
+            case openai.APITimeoutError():
+                problem = f"no answer within {self._model.timeout_s:g} s{tries}; raise timeout_s"
+            case openai.APIConnectionError():
+                cause = error.__cause__ or error
+                problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
+            case openai.APIStatusError():
+                problem = f"it answered {error.status_code}: {error.message}"
+                refused = error.status_code == 413 or (error.status_code == 400 and error.code == TOO_LONG)
+            case httpx2.SSEError():
+                problem = f"its answer isn't a stream of events: {error}"
+            case httpx2.TimeoutException():
+                problem = f"the answer didn't end within {self._model.timeout_s:g} s; raise timeout_s"
+            case httpx2.HTTPError():
+                problem = f"the connection broke in the midst of the answer: {type(error).__name__}: {error}"
+            case ValidationError():
+                first = error.errors(include_input=False, include_url=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                problem = f"its answer isn't a chat completion: {where + ': ' if where else ''}{first['msg']}"
+            case _:
+                problem = str(error)
+        return self._failed(problem, refused=refused)
+
+    def _failed(self, problem: str, *, refused: bool = False) -> GenerationError:
+        """The problem with the endpoint's address, and without the key: some servers repeat it."""
+        told = problem.replace(self._secret, "***") if self._secret else problem
+        return (PromptError if refused else GenerationError)(f"{self._model.base_url}: {told}")
+
+
+def _events(response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
+    """The response's events, of at most 1 MiB each."""
+    return cast(AsyncGenerator[httpx2.ServerSentEvent, None], aiter(httpx2.EventSource(response)))
 
 
 def _parameters(sampling: Sampling) -> dict[str, Any]:

@@ -8,13 +8,18 @@ import importlib.util
 import itertools
 import os
 import secrets
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from actors.engines import Completion, chat
 from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
-from actors.records import Message
+from actors.records import FinishReason, Message
 from actors.weights import check_folder, load_tokenizer, locate
 from configs.schema import Sampling, VLLMModel
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
 # Read by vLLM when it is imported and by the processes it starts; what the user has set stays.
 _ENVIRONMENT = {
@@ -80,10 +85,38 @@ class VLLMEngine:
             raise
         except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
             raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
+        self._max_prompt_tokens = model.max_prompt_tokens
         self._request_ids = map(str, itertools.count())
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
+        prompt_ids = self._prompt_ids(messages, sampling)
+        async with aclosing(self._outputs(prompt_ids, sampling, stream=False)) as outputs:
+            answer = await anext(outputs)
+        return Completion(answer.text, _reason(answer), len(prompt_ids), len(answer.token_ids))
+
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """See `actors.engines.Engine`. Pieces are what vLLM's own detokenizer lets go of."""
+        prompt_ids = self._prompt_ids(messages, sampling)
+        pieces: list[str] = []
+        tokens = 0
+        async with aclosing(self._outputs(prompt_ids, sampling, stream=True)) as outputs:
+            async for answer in outputs:
+                tokens += len(answer.token_ids)
+                if answer.text:
+                    pieces.append(answer.text)
+                    yield answer.text
+        yield Completion("".join(pieces), _reason(answer), len(prompt_ids), tokens)
+
+    def _prompt_ids(self, messages: list[Message], sampling: Sampling) -> list[int]:
+        prompt_ids = chat.encode(self._tokenizer, messages)
+        chat.check_fits(len(prompt_ids), sampling.max_tokens, self._context, self._max_prompt_tokens)
+        return prompt_ids
+
+    async def _outputs(
+        self, prompt_ids: list[int], sampling: Sampling, *, stream: bool
+    ) -> AsyncGenerator["CompletionOutput", None]:
+        """What vLLM tells of the answer: all of it at the end, or what is new each time."""
         if self._llm is None:
             raise GenerationError("the engine is closed")
         from vllm import SamplingParams
@@ -91,8 +124,6 @@ class VLLMEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        prompt_ids = chat.encode(self._tokenizer, messages)
-        chat.check_fits(len(prompt_ids), sampling.max_tokens, self._context)
         try:
             params = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -101,16 +132,14 @@ class VLLMEngine:
                 top_k=sampling.top_k or 0,
                 stop=list(sampling.stop),
                 seed=sampling.seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )
             outputs = self._llm.generate(tokens_input(prompt_ids), params, next(self._request_ids))
             async with aclosing(outputs):  # closed at once when cancelled: vLLM then aborts the request
-                answer = (await anext(outputs)).outputs[0]
+                async for output in outputs:
+                    yield output.outputs[0]
         except VLLMError as error:
             raise GenerationError(f"vLLM: {one_line(error)}") from error
-        if answer.finish_reason not in ("stop", "length"):
-            raise GenerationError(f"vLLM ended the request: {answer.finish_reason}")
-        return Completion(answer.text, answer.finish_reason, len(prompt_ids), len(answer.token_ids))
 
     async def check_health(self) -> None:
         """See `actors.engines.Engine`."""
@@ -122,3 +151,10 @@ class VLLMEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
+
+
+def _reason(last: "CompletionOutput") -> FinishReason:
+    """Why the answer ended, as its last output tells. Raises GenerationError when something else ended it."""
+    if last.finish_reason not in ("stop", "length"):
+        raise GenerationError(f"vLLM ended the request: {last.finish_reason}")
+    return last.finish_reason

@@ -56,6 +56,10 @@ class Scorer(Protocol):
         """Raise BlendError when the model can't score any more, so that its actor has to be replaced."""
         ...
 
+    async def close(self) -> None:
+        """Free what the model holds (threads, processes, connections). Calls still open are finished, or fail."""
+        ...
+
 
 def load_scorer(settings: Ranker) -> Scorer:
     """Load the scorer that the settings ask for: seconds to minutes. Raises ModelLoadError."""

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from actors.fences import fence_for, shown
 from actors.generator import Generator
 from actors.records import Matchup, Prompt
 from actors.scorers import Score, ScoringError, Traits
@@ -47,7 +48,7 @@ SHOWN = 120  # characters of a reply that can't be read
 _WITHOUT_EFFECT = {
     *Placed.model_fields,
     *("name", "device", "batch_size", "max_batch_size", "tensor_parallel_size", "gpu_memory_utilization"),
-    *("max_num_seqs", "enforce_eager", "api_key_env", "timeout_s", "max_retries", "max_in_flight"),
+    *("max_num_seqs", "enforce_eager", "api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage"),
 }
 
 
@@ -71,7 +72,7 @@ class JudgeScorer:
         await self._llm.check_health()
 
     async def close(self) -> None:
-        """Free what the LLM holds."""
+        """See `actors.scorers.Scorer`."""
         await self._llm.close()
 
     async def _judge(self, matchup: Matchup) -> Score:
@@ -90,11 +91,9 @@ class JudgeScorer:
 
 
 def question(matchup: Matchup, criterion: str = CRITERION) -> str:
-    """What the LLM is asked. Each text stands between fences that none of them can spell: Markdown's, of more
-    backticks than follow each other anywhere in the texts."""
-    prompt = "\n".join(text for text in matchup.prompt.texts() if text)
-    runs = re.findall("`+", "\n".join((prompt, matchup.left, matchup.right)))
-    fence = "`" * max(3, 1 + max(map(len, runs), default=0))
+    """What the LLM is asked. Each text stands between fences of its own."""
+    prompt = shown(matchup.prompt)
+    fence = fence_for(prompt, matchup.left, matchup.right)
     return TEMPLATE.format(criterion=criterion, fence=fence, prompt=prompt, left=matchup.left, right=matchup.right)
 
 

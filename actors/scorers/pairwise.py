@@ -75,6 +75,11 @@ class PairwiseScorer:
     async def check_health(self) -> None:
         """A model in this process can score as long as the process lives."""
 
+    async def close(self) -> None:
+        """See `actors.scorers.Scorer`."""
+        await asyncio.to_thread(self._calls.shutdown)
+        self._batches.shutdown()
+
     def tokens(self, matchup: Matchup) -> list[int]:
         """The matchup's one sequence."""
         source = self._source("".join(matchup.prompt.texts()))

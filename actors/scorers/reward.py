@@ -147,6 +147,10 @@ class RewardScorer:
     async def check_health(self) -> None:
         """A model in this process can score as long as the process lives."""
 
+    async def close(self) -> None:
+        """See `actors.scorers.Scorer`."""
+        await asyncio.to_thread(self._thread.shutdown)
+
     def margins(self, matchups: Sequence[Matchup]) -> list[Score]:
         """The same as `score`, in the calling thread."""
         answers = [(matchup.prompt, text) for matchup in matchups for text in (matchup.left, matchup.right)]

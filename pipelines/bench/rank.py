@@ -88,6 +88,9 @@ class Watch:
     async def check_health(self) -> None:
         await self._scorer.check_health()
 
+    async def close(self) -> None:
+        await self._scorer.close()
+
 
 class Replay:
     """Scores of a full comparison, given again."""
@@ -107,6 +110,9 @@ class Replay:
 
     async def check_health(self) -> None:
         """Numbers are always healthy."""
+
+    async def close(self) -> None:
+        """There is nothing to free."""
 
 
 def bench_rank(

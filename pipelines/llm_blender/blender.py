@@ -1,6 +1,7 @@
 """The class itself. What it does differently from the original is told in the package's docstring.
 
-Pairs are scored by `actors.ranker` and `actors.scorers`, answers written by `actors.fuser`: one process, no Ray.
+Pairs are scored by `actors.ranker` and `actors.scorers`, answers written by `actors.fusers.genfuser`: one
+process, no Ray.
 """
 
 import logging
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.errors import BlendError
-from actors.fuser import Fuser
+from actors.fusers.genfuser import GenFuserModel
 from actors.records import Matchup
 from configs.strategies import Bubble, Full
 from pipelines.llm_blender import arguments
@@ -45,7 +46,7 @@ class Blender:
         self.ranker_config: RankerConfig | None = None
         self.fuser_config: GenFuserConfig | None = None
         self._ranker: LoadedRanker | None = None
-        self._fuser: Fuser | None = None
+        self._fuser: GenFuserModel | None = None
         if ranker_config is not None:
             path = ranker_config.load_checkpoint or ranker_config.model_name
             if path is None:
@@ -71,7 +72,7 @@ class Blender:
         config = GenFuserConfig(**kwargs | {"model_name": str(fuser_path)})
         settings = fuser_settings(str(fuser_path), config, device, config.device, self.blender_config.device)
         self._fuser = None
-        self._fuser = Fuser(settings)
+        self._fuser = GenFuserModel(settings)
         self.fuser_config = config
         log.info("loaded fuser %s", fuser_path)
 
@@ -242,7 +243,7 @@ class Blender:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences: a row is fused into one answer")
         try:
-            return fuser.fuse(rows, max_batch_size=batch_size, **generate_kwargs)
+            return fuser.fuse_all(rows, max_batch_size=batch_size, **generate_kwargs)
         except KeyError as error:
             raise ValueError(f"candidates: the fuser's tokenizer has no {error} to mark that many with") from error
 
@@ -340,7 +341,7 @@ class Blender:
         self._ranker.use_lengths(source_max_length, candidate_max_length)
         return self._ranker
 
-    def _loaded_fuser(self) -> Fuser:
+    def _loaded_fuser(self) -> GenFuserModel:
         if self._fuser is None:
             raise BlendError("no fuser is loaded: call loadfuser(path) first")
         return self._fuser

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from actors.weights import locate, read_json
-from configs.schema import Fuser, PairRanker, RewardModel
+from configs.schema import GenFuser, PairRanker, RewardModel
 
 Device = str | torch.device | None
 RankerSettings = PairRanker | RewardModel
@@ -81,13 +81,13 @@ def with_lengths(settings: RankerSettings, source: int | None, candidate: int | 
     return type(settings).model_validate(settings.model_dump() | update)
 
 
-def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> Fuser:
+def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> GenFuser:
     """Settings for the fuser at `path`. devices: the first that is given counts."""
     if config.load_in_4bit or config.load_in_8bit:
         raise ValueError("load_in_4bit, load_in_8bit: not supported; use torch_dtype='bfloat16'")
     device = _device(*devices)
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return Fuser(
+    return GenFuser(
         model=_kept(path, config.cache_dir),
         top_k=1,  # how many there are is told by every call
         max_length=config.max_length,

@@ -110,6 +110,9 @@ class _Reversed:
     async def check_health(self) -> None:
         await self._scorer.check_health()
 
+    async def close(self) -> None:
+        await self._scorer.close()
+
 
 def _floats(scores: Sequence[Score]) -> list[float]:
     """The scores. Raises the first ScoringError among them."""

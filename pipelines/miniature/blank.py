@@ -12,7 +12,7 @@ from transformers import (
     T5GemmaModuleConfig,
 )
 
-from actors.fuser import REQUEST
+from actors.fusers.genfuser import REQUEST
 from pipelines.miniature.tokenizer import build_tokenizer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from actors.fuser import Fuser
+from actors.fusers.genfuser import GenFuserModel
 from actors.ranker import Ranker
 from actors.records import read_candidates, read_prompt
 from configs import schema
@@ -53,10 +53,11 @@ def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
 
 def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
     """One answer a row from the given candidates."""
-    settings = schema.Fuser(
+    settings = schema.GenFuser(
         model=str(fuser), device="cpu", num_beams=num_beams, max_new_tokens=32, max_batch_size=64
     )
-    return Fuser(settings).fuse([(read_prompt(row), row_texts) for row, row_texts in zip(rows, texts, strict=True)])
+    items = [(read_prompt(row), row_texts) for row, row_texts in zip(rows, texts, strict=True)]
+    return GenFuserModel(settings).fuse_all(items)
 
 
 def score(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:

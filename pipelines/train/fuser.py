@@ -1,7 +1,7 @@
 """Trains a GenFuser: a seq2seq LLM learns to write the reference from the prompt and its best candidates.
 
-The input is built by the code that builds it when fusing (`actors.fuser.FuserTemplate`); the loss is on the
-reference alone.
+The input is built by the code that builds it when fusing (`actors.fusers.genfuser.FuserTemplate`); the loss is
+on the reference alone.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForSeq2SeqLM
 
 from actors.errors import BlendError, ModelLoadError
-from actors.fuser import FuserTemplate
+from actors.fusers.genfuser import FuserTemplate
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.weights import load_model, load_tokenizer, locate, quiet
 from configs.training import FuserTraining

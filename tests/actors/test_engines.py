@@ -7,18 +7,21 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from endpoint_server import EndpointServer, completion
+from endpoint_server import EndpointServer, chunk, completion, usage_chunk
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import CONTEXT, FACTS, SHOUT, save_chat_model
 
 from actors.engines import Completion, Engine, load_engine
 from actors.errors import GenerationError, ModelLoadError
 from actors.records import Message
-from configs.schema import EndpointModel, Sampling, TransformersModel, VLLMModel
+from configs.schema import EchoModel, EndpointModel, Sampling, TransformersModel, VLLMModel
 
 VLLM_MARKS = (
     pytest.mark.vllm,
@@ -56,17 +59,32 @@ def start_vllm(folder: Path) -> Engine:
 async def start_endpoint(inner: Engine) -> tuple[EndpointServer, Engine]:
     """An OpenAI-compatible server in front of an engine, and an engine that asks it."""
 
-    async def answer(body: dict[str, Any]) -> dict[str, Any]:
+    def sampling(body: dict[str, Any]) -> Sampling:
         names = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
-        sampling = Sampling(**{name: body[name] for name in names if name in body})
+        return Sampling(**{name: body[name] for name in names if name in body})
+
+    async def answer(body: dict[str, Any]) -> dict[str, Any]:
         try:
-            done = await inner.generate(body["messages"], sampling)
+            done = await inner.generate(body["messages"], sampling(body))
         except GenerationError as error:
             return {"error": {"message": str(error)}}
         usage = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
         return completion(done.text, done.finish_reason, usage=usage)
 
-    server = await EndpointServer(answer=answer).__aenter__()
+    async def chunks(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        yield chunk("")
+        try:
+            async with aclosing(inner.stream(body["messages"], sampling(body))) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, str):
+                        yield chunk(piece)
+                    else:
+                        yield chunk(finish_reason=piece.finish_reason)
+                        yield usage_chunk(piece.prompt_tokens, piece.completion_tokens)
+        except GenerationError as error:
+            yield {"error": {"message": str(error)}}
+
+    server = await EndpointServer(answer=answer, chunks=chunks).__aenter__()
     model = EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
     return server, load_engine(model)
 
@@ -102,6 +120,17 @@ def user(text: str) -> list[Message]:
 
 async def gather(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
     return await asyncio.gather(*coroutines)
+
+
+async def streamed(
+    engine: Engine, messages: list[Message], sampling: Sampling = GREEDY
+) -> tuple[list[str], Completion]:
+    """All pieces of an answer, and what comes after them."""
+    pieces: list[str | Completion] = [piece async for piece in engine.stream(messages, sampling)]
+    *texts, last = pieces
+    assert isinstance(last, Completion)
+    assert all(isinstance(text, str) and text for text in texts)
+    return [text for text in texts if isinstance(text, str)], last
 
 
 def test_answers_end_by_themselves(engine: Engine, runner: asyncio.Runner) -> None:
@@ -218,6 +247,82 @@ def test_cancelled_calls_leave_the_others_alone(engine: Engine, runner: asyncio.
     lost, kept = runner.run(main())
     assert isinstance(lost, asyncio.CancelledError)
     assert kept.text == FACTS["numbers"]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(max_tokens=6),
+        Sampling(max_tokens=40, stop=("zero", "e fo")),
+        Sampling(max_tokens=40, stop=("one",)),
+        Sampling(max_tokens=40, stop=("ten eleven",)),
+        Sampling(max_tokens=20, temperature=2.0, seed=5),
+        Sampling(max_tokens=20, temperature=2.0, seed=5, stop=("e", "o")),
+    ],
+    ids=str,
+)
+def test_stream_is_the_same_answer_in_pieces(engine: Engine, runner: asyncio.Runner, sampling: Sampling) -> None:
+    questions = [*FACTS][-4:]  # numbers, and what takes many bytes
+
+    async def main() -> None:
+        whole = await gather(*(engine.generate(user(question), sampling) for question in questions))
+        both = await gather(*(streamed(engine, user(question), sampling) for question in questions))
+        assert [last for _, last in both] == whole
+        assert ["".join(pieces) for pieces, _ in both] == [answer.text for answer in whole]
+
+    runner.run(main())
+
+
+def test_stream_has_many_pieces(engine: Engine, runner: asyncio.Runner) -> None:
+    pieces, _ = runner.run(streamed(engine, user("numbers")))
+    assert len(pieces) > 3
+
+
+def test_closed_stream_leaves_the_others_alone(engine: Engine, runner: asyncio.Runner) -> None:
+    async def main() -> Completion:
+        stream = engine.stream(user("numbers"), Sampling(max_tokens=100, temperature=2.0))
+        assert isinstance(await anext(stream), str)
+        await stream.aclose()
+        return await engine.generate(user("numbers"), GREEDY)
+
+    assert runner.run(main()).text == FACTS["numbers"]
+
+
+def test_cancelled_stream_stops(engine: Engine, runner: asyncio.Runner) -> None:
+    async def follow() -> None:
+        task = asyncio.current_task()
+        assert task
+        async for _ in engine.stream(user("numbers"), Sampling(max_tokens=100, temperature=2.0)):
+            task.cancel()  # comes true at the latest when the next piece is waited for
+
+    async def main() -> Completion:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(follow())
+        return await engine.generate(user("numbers"), GREEDY)
+
+    assert runner.run(main()).text == FACTS["numbers"]
+
+
+def test_stream_of_too_long_a_prompt_fails(engine: Engine, runner: asyncio.Runner) -> None:
+    with pytest.raises(GenerationError, match="context"):
+        runner.run(streamed(engine, user("word " * CONTEXT)))
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "ab", "", "ba"]), min_size=1, max_size=8).map(" ".join)
+
+
+@given(text=WORDS, max_tokens=st.integers(1, 9), stop=st.lists(WORDS.filter(bool), max_size=2).map(tuple))
+def test_echo(text: str, max_tokens: int, stop: tuple[str, ...]) -> None:
+    sampling = Sampling(max_tokens=max_tokens, stop=stop)
+    engine = load_engine(EchoModel(name="e", engine="echo", model="e"))
+    whole = asyncio.run(engine.generate(user(text), sampling))
+    pieces, last = asyncio.run(streamed(engine, user(text), sampling))
+    assert last == whole and "".join(pieces) == whole.text
+    assert text.startswith(whole.text) and not any(each in whole.text for each in stop)
+    assert whole.completion_tokens is not None and whole.completion_tokens <= max_tokens
+    if whole.finish_reason == "length" or not any(each in text for each in stop):
+        assert whole.text.split(" ") == text.split(" ")[:max_tokens]
 
 
 def test_missing_vllm_is_told_at_load(monkeypatch: pytest.MonkeyPatch, chat_model: Path) -> None:

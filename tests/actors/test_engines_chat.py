@@ -4,7 +4,7 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 from actors.engines import chat
-from actors.errors import GenerationError, ModelLoadError
+from actors.errors import ModelLoadError, PromptError
 from actors.records import Message
 from configs.schema import Sampling
 
@@ -51,17 +51,20 @@ def test_system_message_without_a_user_turn_becomes_one() -> None:
 def test_chat_that_a_template_refuses_is_that_prompt_s_error() -> None:
     tokenizer = make_tokenizer("{{ raise_exception('roles must alternate') }}")
     for messages in ([USER, USER], [SYSTEM, USER]):
-        with pytest.raises(GenerationError, match="roles must alternate"):
+        with pytest.raises(PromptError, match="roles must alternate"):
             chat.encode(tokenizer, messages)
 
 
 def test_room_in_the_context() -> None:
     chat.check_fits(6, 4, 10)
     chat.check_fits(10**9, 4, None)
-    with pytest.raises(GenerationError, match=r"7 tokens and max_tokens \(4\) exceed the model's context of 10"):
+    with pytest.raises(PromptError, match=r"7 tokens and max_tokens \(4\) exceed the model's context of 10"):
         chat.check_fits(7, 4, 10)
-    with pytest.raises(GenerationError, match="no tokens"):
+    with pytest.raises(PromptError, match="no tokens"):
         chat.check_fits(0, 4, 10)
+    chat.check_fits(5, 4, 10, 5)
+    with pytest.raises(PromptError, match=r"6 tokens exceed max_prompt_tokens \(5\)"):
+        chat.check_fits(6, 4, 10, 5)
     chat.check_room(Sampling(max_tokens=9), 10)
     with pytest.raises(ModelLoadError, match=r"max_tokens \(10\)"):
         chat.check_room(Sampling(max_tokens=10), 10)

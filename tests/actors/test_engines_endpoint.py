@@ -1,16 +1,31 @@
 """The endpoint engine against a real HTTP server that misbehaves: what is retried, what isn't, what leaks."""
 
 import asyncio
+import contextlib
 import logging
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from endpoint_server import EndpointServer, Fault, completion, cut, drip, hang, respond
+from endpoint_server import (
+    EndpointServer,
+    Fault,
+    chunk,
+    comment,
+    completion,
+    cut,
+    drip,
+    hang,
+    leave,
+    respond,
+    stream,
+    usage_chunk,
+)
 
 from actors.engines import Completion
 from actors.engines.endpoint_engine import EndpointEngine
-from actors.errors import GenerationError, ModelLoadError
+from actors.errors import GenerationError, ModelLoadError, PromptError
 from actors.records import Message
 from configs.schema import EndpointModel, Sampling
 
@@ -42,6 +57,29 @@ def ask(
                 return await engine.generate(CHAT, sampling or Sampling()), server
             except GenerationError as error:
                 return error, server
+            finally:
+                await engine.close()
+
+    return asyncio.run(main())
+
+
+def follow(
+    *faults: Fault, sampling: Sampling | None = None, **settings: Any
+) -> tuple[list[str], Completion | GenerationError, EndpointServer]:
+    """The same as a stream: its pieces, how it ended, and the server."""
+
+    async def main() -> tuple[list[str], Completion | GenerationError, EndpointServer]:
+        pieces: list[str] = []
+        async with EndpointServer(faults) as server:
+            engine = make_engine(server.url, **settings)
+            try:
+                async for piece in engine.stream(CHAT, sampling or Sampling()):
+                    if isinstance(piece, Completion):
+                        return pieces, piece, server
+                    pieces.append(piece)
+                raise AssertionError("no completion")
+            except GenerationError as error:
+                return pieces, error, server
             finally:
                 await engine.close()
 
@@ -204,6 +242,217 @@ def test_cancelling_closes_the_connection() -> None:
             await engine.close()
 
     asyncio.run(main())
+
+
+def test_request_for_a_stream() -> None:
+    pieces, answer, server = follow()
+    assert (pieces, answer) == (["hel", "lo"], HELLO)
+    (request,) = server.requests
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.body == {
+        "model": "m",
+        "messages": CHAT,
+        "temperature": 0.0,
+        "max_tokens": 512,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_token_counts_of_a_stream_need_not_be_asked_for() -> None:
+    pieces, answer, server = follow(stream_usage=False)
+    assert (pieces, answer) == (["hel", "lo"], Completion("hello", "stop"))
+    assert "stream_options" not in server.requests[0].body
+
+
+def test_pieces_come_as_they_are_sent() -> None:
+    """The server sends the second piece after the first has arrived."""
+
+    async def main() -> list[str | Completion]:
+        arrived = asyncio.Event()
+
+        async def chunks(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+            yield chunk("hel")
+            await arrived.wait()
+            yield chunk("lo", "stop")
+
+        pieces: list[str | Completion] = []
+        async with EndpointServer(chunks=chunks) as server:
+            engine = make_engine(server.url)
+            async for piece in engine.stream(CHAT, Sampling()):
+                pieces.append(piece)
+                arrived.set()
+            await engine.close()
+        return pieces
+
+    assert asyncio.run(main()) == ["hel", "lo", Completion("hello", "stop")]
+
+
+@pytest.mark.parametrize(
+    ("events", "answer"),
+    [
+        pytest.param([chunk("hi", "length")], Completion("hi", "length"), id="no [DONE]"),
+        pytest.param([chunk("hi"), chunk("", "eos"), "[DONE]"], Completion("hi", "stop"), id="odd reason"),
+        pytest.param([chunk(""), chunk(finish_reason="stop"), "[DONE]"], Completion("", "stop"), id="empty"),
+        pytest.param(
+            [chunk("a", usage=None), chunk("b", "stop", usage={"prompt_tokens": 4, "completion_tokens": 2})],
+            Completion("ab", "stop", 4, 2),
+            id="counts in the last chunk",
+        ),
+        pytest.param([usage_chunk(1, 0), chunk("a", "stop")], Completion("a", "stop", 1, 0), id="counts first"),
+    ],
+)
+def test_streams_of_other_servers(events: list[object], answer: Completion) -> None:
+    pieces, read, _ = follow(stream(*events))
+    assert read == answer
+    assert "".join(pieces) == answer.text and all(pieces)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(respond(429, {"error": {"message": "slow down"}}, retry_after="0.02"), id="429"),
+        pytest.param(respond(503, {}, retry_after_ms="20"), id="503"),
+        pytest.param(hang, id="hang"),
+    ],
+)
+def test_fault_before_a_stream_is_retried(fault: Fault) -> None:
+    pieces, answer, server = follow(fault, timeout_s=1 if fault is hang else 30)
+    assert (pieces, answer) == (["hel", "lo"], HELLO)
+    assert len(server.requests) == 2
+
+
+HI = [chunk(""), chunk("hi")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        pytest.param(stream(*HI, then=leave), "connection broke in the midst", id="cut"),
+        pytest.param(stream(*HI), "without a finish_reason", id="ended"),
+        pytest.param(stream(*HI, "[DONE]"), "without a finish_reason", id="done"),
+        pytest.param(stream(*HI, "[DONE]", then=comment), "without a finish_reason", id="done and goes on"),
+        pytest.param(stream(*HI, {"error": {"message": "worker died"}}), "worker died", id="error"),
+        pytest.param(stream(*HI, {"error": "worker died"}), "worker died", id="error as text"),
+        pytest.param(stream(*HI, '{"choices": [{"del'), "isn't a chat completion", id="broken json"),
+        pytest.param(stream(*HI, completion("hi")), "isn't a chat completion", id="no delta"),
+        pytest.param(stream(*HI, chunk("x" * (1 << 21))), "isn't a stream of events", id="endless event"),
+        pytest.param(stream(*HI, chunk("", "content_filter")), "content filter", id="content filter"),
+    ],
+)
+def test_stream_that_breaks_off_is_an_error_and_not_retried(fault: Fault, says: str) -> None:
+    pieces, error, server = follow(fault)
+    assert isinstance(error, GenerationError) and not isinstance(error, PromptError)
+    assert says in str(error) and "\n" not in str(error)
+    assert pieces == ["hi"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("silence", [hang, comment], ids=["silent", "dripping"])
+def test_stream_is_no_longer_than_an_attempt(silence: Fault) -> None:
+    pieces, error, server = follow(stream(*HI, then=silence), timeout_s=0.3)
+    assert isinstance(error, GenerationError)
+    assert "didn't end within 0.3 s" in str(error)
+    assert pieces == ["hi"] and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        pytest.param(respond(200, completion("hi")), "isn't a stream of events", id="not a stream"),
+        pytest.param(stream("[DONE]"), "without a finish_reason", id="nothing"),
+        pytest.param(stream(chunk(finish_reason="tool_calls")), "no text", id="no text"),
+        pytest.param(respond(404, {"error": {"message": "no model m"}}), "no model m", id="404"),
+    ],
+)
+def test_no_stream_is_an_error_at_once(fault: Fault, says: str) -> None:
+    pieces, error, server = follow(fault)
+    assert isinstance(error, GenerationError)
+    assert says in str(error) and "\n" not in str(error)
+    assert not pieces and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(respond(401, {"error": {"message": f"no such key: {KEY}"}}), id="refused"),
+        pytest.param(stream(*HI, {"error": {"message": f"no quota for {KEY}"}}), id="midway"),
+        pytest.param(stream(*HI, then=leave), id="cut"),
+    ],
+)
+def test_stream_s_errors_do_not_show_the_key(fault: Fault, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        _, error, _ = follow(fault)
+    assert isinstance(error, GenerationError)
+    for text in (str(error), repr(error), caplog.text, str(error.__cause__), str(error.__context__)):
+        assert KEY not in text
+    assert error.__cause__ is None and error.__context__ is None  # they would hold the request
+
+
+REFUSED = {"error": {"message": "17 tokens", "code": "context_length_exceeded"}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "refused"),
+    [
+        pytest.param(respond(413, "too large", "text/plain"), True, id="413"),
+        pytest.param(respond(400, REFUSED), True, id="400 with the code"),
+        pytest.param(respond(400, {"error": {"message": "no temperature"}}), False, id="400"),
+        pytest.param(respond(404, REFUSED), False, id="404"),
+    ],
+)
+def test_prompt_that_will_never_be_answered_is_told_apart(fault: Fault, refused: bool) -> None:
+    for error in (ask(fault)[0], follow(fault)[1]):
+        assert isinstance(error, GenerationError)
+        assert isinstance(error, PromptError) is refused
+
+
+def test_prompt_that_is_refused_within_its_stream() -> None:
+    assert isinstance(follow(stream(REFUSED))[1], PromptError)
+
+
+def test_closing_a_stream_closes_its_connection() -> None:
+    async def main() -> None:
+        async with EndpointServer([stream(*HI, then=hang)]) as server:
+            engine = make_engine(server.url, max_in_flight=1)
+            pieces = engine.stream(CHAT, Sampling())
+            assert await anext(pieces) == "hi"
+            await pieces.aclose()
+            await asyncio.wait_for(server.disconnected.wait(), 30)
+            assert await engine.generate(CHAT, Sampling()) == HELLO  # its place in flight is free
+            await engine.close()
+
+    asyncio.run(main())
+
+
+def test_connection_of_a_stream_is_used_again() -> None:
+    """The server, which keeps connections open, sends the body's end after its last event."""
+
+    async def main() -> int:
+        connections = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                await reader.readexactly(int(length.split(b":")[1]))
+                await stream(chunk("hi", "stop"), "[DONE]")(writer)
+
+        async def tolerant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError):
+                await serve(reader, writer)
+            writer.close()
+
+        async with await asyncio.start_server(tolerant, "127.0.0.1", 0) as server:
+            engine = make_engine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+            for _ in range(3):
+                pieces = [piece async for piece in engine.stream(CHAT, Sampling())]
+                assert pieces == ["hi", Completion("hi", "stop")]
+            await engine.close()
+        return connections
+
+    assert asyncio.run(main()) == 1
 
 
 def test_missing_key_is_told_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

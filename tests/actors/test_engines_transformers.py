@@ -1,8 +1,10 @@
-"""What is the transformers engine's own: batches, architectures, exact sampling, rows that break a batch."""
+"""What is the transformers engine's own: architectures, special tokens, and what a prompt may be.
+
+How requests share batches is tested in `test_decoding`.
+"""
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from tiny_models import FACTS, save_plain_model, save_seq2seq_model
 
 from actors.engines import Completion
-from actors.engines.transformers_engine import TransformersEngine, _GumbelNoise
-from actors.errors import GenerationError, ModelLoadError
+from actors.engines.transformers_engine import TransformersEngine
+from actors.errors import ModelLoadError, PromptError
 from actors.records import Message
 from configs.schema import Sampling, TransformersModel
 
@@ -95,25 +97,6 @@ def test_answers_are_the_model_s_own_greedy_ones(plain: Path) -> None:
     assert [(c.text, c.completion_tokens) for c in completions if isinstance(c, Completion)] == expected
 
 
-def test_calls_made_together_are_decoded_together(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(plain, max_batch_size=8)
-    sizes = []
-    decode = engine._decode
-
-    def counting(rows: list[list[int]], requests: Any) -> list[Completion]:
-        sizes.append(len(rows))
-        return decode(rows, requests)
-
-    monkeypatch.setattr(engine, "_decode", counting)
-
-    async def main() -> None:
-        await answers(engine, list(FACTS))
-        await engine.close()
-
-    asyncio.run(main())
-    assert sizes == [8, 8, 4]
-
-
 def test_token_without_embedding_fails_alone(plain: Path) -> None:
     """A tokenizer with more tokens than the model has embeddings, as some published ones have."""
     engine = make_engine(plain)
@@ -127,72 +110,8 @@ def test_token_without_embedding_fails_alone(plain: Path) -> None:
 
     first, second, third = asyncio.run(main())
     assert isinstance(first, Completion)
-    assert isinstance(second, GenerationError) and "embedding" in str(second)
+    assert isinstance(second, PromptError) and "embedding" in str(second)
     assert isinstance(third, Completion)
-
-
-def test_batch_that_breaks_is_decoded_one_by_one(plain: Path) -> None:
-    """Memory for one row at a time, and for short prompts only: the long one fails alone."""
-    engine = make_engine(plain)
-    texts = ["a fox", "word " * 20, "numbers"]
-
-    def main() -> list[Completion | BaseException]:
-        return runner.run(answers(engine, texts))
-
-    def limit(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        rows, length = kwargs["input_ids"].shape
-        if rows > 1 or length > 20:
-            raise torch.OutOfMemoryError("simulated")
-
-    with asyncio.Runner() as runner:
-        plenty = main()
-        engine._model.register_forward_pre_hook(limit, with_kwargs=True)
-        scarce = main()
-        runner.run(engine.check_health())
-        runner.run(engine.close())
-    assert all(isinstance(answer, Completion) for answer in plenty)
-    assert [scarce[0], scarce[2]] == [plenty[0], plenty[2]]
-    assert isinstance(scarce[1], GenerationError) and "memory" in str(scarce[1])
-
-
-def test_abandoned_answers_are_not_finished(plain: Path) -> None:
-    """The model would write 100 tokens; with its only caller gone it stops at the next one."""
-    engine = make_engine(plain)
-
-    async def main() -> int:
-        loop = asyncio.get_running_loop()
-        task = asyncio.create_task(engine.generate(chat("capital of Spain"), Sampling(max_tokens=100)))
-        steps, gone = 0, Future[None]()
-
-        def leave_at_the_third(*_: object) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == 3:
-                loop.call_soon_threadsafe(task.cancel)
-                gone.result(timeout=60)
-
-        engine._model.register_forward_hook(leave_at_the_third)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        gone.set_result(None)
-        await engine.close()  # waits for the batch
-        return steps
-
-    assert asyncio.run(main()) == 3
-
-
-def test_closing_fails_what_is_waiting_and_what_comes_later(plain: Path) -> None:
-    engine = make_engine(plain, max_batch_size=1)
-
-    async def main() -> list[Completion | BaseException]:
-        tasks = [asyncio.create_task(engine.generate(chat(text), SAMPLING)) for text in FACTS]
-        await asyncio.sleep(0)  # each has handed its prompt over
-        await engine.close()
-        return [*await asyncio.gather(*tasks, return_exceptions=True), *await answers(engine, ["late"])]
-
-    results = asyncio.run(main())
-    assert isinstance(results[-1], GenerationError)
-    assert sum(isinstance(result, GenerationError) for result in results) >= len(FACTS) - 1
 
 
 def test_seq2seq_prompt_needs_no_room_for_the_answer(seq2seq: Path) -> None:
@@ -206,47 +125,34 @@ def test_seq2seq_prompt_needs_no_room_for_the_answer(seq2seq: Path) -> None:
 
     fits, too_long = asyncio.run(main())
     assert isinstance(fits, Completion)
-    assert isinstance(too_long, GenerationError)
+    assert isinstance(too_long, PromptError)
 
 
-def test_gumbel_noise_samples_the_softmax() -> None:
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    rows = 20_000
-    torch.manual_seed(0)
-    noise = _GumbelNoise([None] * rows, torch.device("cpu"))
-    scores = noise(torch.empty(0), probabilities.log().repeat(rows, 1))
-    counts = torch.bincount(scores.argmax(dim=1), minlength=5)
-    five_sigma = 5 * (rows * probabilities * (1 - probabilities)).sqrt()
-    assert ((counts - rows * probabilities).abs() <= five_sigma).all()
+def test_longer_prompts_than_allowed_are_refused(plain: Path) -> None:
+    engine = make_engine(plain, max_prompt_tokens=5)
 
-
-def test_answers_of_different_seeds_are_decoded_together(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And each is what it is alone, whatever its neighbours' seeds; one without a seed takes nothing from them."""
-    engine = make_engine(plain, max_batch_size=8)
-    seeds = [1, None, 2, 1, 3, None]
-    samplings = [Sampling(max_tokens=12, temperature=1.0, seed=seed) for seed in seeds]
-    sizes = []
-    decode = engine._decode
-
-    def counting(rows: list[list[int]], requests: Any) -> list[Completion]:
-        sizes.append(len(rows))
-        return decode(rows, requests)
-
-    monkeypatch.setattr(engine, "_decode", counting)
-
-    async def main() -> tuple[list[Completion], list[Completion]]:
+    async def main() -> list[Completion | BaseException]:
         try:
-            together = await asyncio.gather(*(engine.generate(chat("numbers"), one) for one in samplings))
-            return together, [await engine.generate(chat("numbers"), one) for one in samplings]
+            return await answers(engine, ["a fox", "numbers one two three four five"])
         finally:
             await engine.close()
 
-    together, alone = asyncio.run(main())
-    assert sizes == [6, *[1] * 6]
-    seeded = [i for i, seed in enumerate(seeds) if seed is not None]
-    assert [together[i] for i in seeded] == [alone[i] for i in seeded]
-    assert together[0] == together[3]
-    assert len({answer.text for answer in (*together, alone[1], alone[5])}) == 7  # 3 seeded, 4 draws without a seed
+    fits, too_long = asyncio.run(main())
+    assert isinstance(fits, Completion)
+    assert isinstance(too_long, PromptError) and "max_prompt_tokens (5)" in str(too_long)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_is_the_answer_in_pieces(engine: TransformersEngine, temperature: float) -> None:
+    sampling = Sampling(max_tokens=12, temperature=temperature, seed=7)
+
+    async def main() -> None:
+        for text in list(FACTS)[:4]:
+            *pieces, completion = [piece async for piece in engine.stream(chat(text), sampling)]
+            assert completion == await engine.generate(chat(text), sampling)
+            assert "".join(pieces) == completion.text and len(pieces) > 1
+
+    asyncio.run(main())
 
 
 def test_max_tokens_beyond_the_context_is_told_at_load(plain: Path) -> None:

@@ -17,7 +17,7 @@ from tiny_models import save_chat_model
 
 from actors.engines import Completion, Engine
 from actors.engines.transformers_engine import TransformersEngine
-from actors.errors import BlendError, GenerationError, ModelLoadError
+from actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
 from actors.records import Message
 from configs.schema import Sampling, TransformersModel, VLLMModel
 
@@ -95,6 +95,34 @@ def test_cancelled_request_is_aborted(vllm: Engine, runner: asyncio.Runner) -> N
     runner.run(main())
 
 
+def test_closed_stream_is_aborted(vllm: Engine, runner: asyncio.Runner) -> None:
+    """Its first piece comes while the answer is still being made (on a busy machine not each time)."""
+
+    async def main() -> None:
+        processor = vllm._llm.output_processor  # type: ignore[attr-defined]
+        unfinished = False
+        for seed in range(20):
+            stream = vllm.stream(chats()[0], Sampling(max_tokens=60, temperature=2.0, seed=seed))
+            assert isinstance(await anext(stream), str)
+            unfinished |= processor.has_unfinished_requests()
+            await stream.aclose()
+            assert not processor.has_unfinished_requests()
+        assert unfinished
+
+    runner.run(main())
+
+
+def test_longest_prompt_is_the_configured_one(vllm: Engine, runner: asyncio.Runner) -> None:
+    answer = runner.run(vllm.generate(chats()[0], GREEDY))
+    assert answer.prompt_tokens is not None
+    with pytest.MonkeyPatch.context() as patch:  # a second engine takes half a minute
+        patch.setattr(vllm, "_max_prompt_tokens", answer.prompt_tokens)
+        assert runner.run(vllm.generate(chats()[0], GREEDY)) == answer
+        patch.setattr(vllm, "_max_prompt_tokens", answer.prompt_tokens - 1)
+        with pytest.raises(PromptError, match="max_prompt_tokens"):
+            runner.run(vllm.generate(chats()[0], GREEDY))
+
+
 def test_every_engine_draws_anew(vllm: Engine) -> None:
     """Engines of vLLM's default seed, 0, give equal prompts equal "random" answers; seen by starting two."""
     assert vllm._llm.vllm_config.model_config.seed != 0  # type: ignore[attr-defined]
@@ -127,6 +155,8 @@ def test_death_of_the_engine_process_is_told(vllm: Engine, runner: asyncio.Runne
         with pytest.raises(GenerationError):
             for _ in range(1000):
                 await vllm.generate(chats()[0], GREEDY)
+        with pytest.raises(GenerationError):
+            await anext(vllm.stream(chats()[0], GREEDY))
         with pytest.raises(BlendError):
             await vllm.check_health()
 

@@ -1,17 +1,20 @@
 """A base LLM as the pipelines see it: prompts in, candidates out, and never an exception for a prompt's sake."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint_server import EndpointServer, Fault, chunk, hang, leave, respond, stream
 from pydantic import ValidationError
-from tiny_models import save_plain_model
+from tiny_models import CONTEXT, save_plain_model
 
 from actors.errors import ModelLoadError
 from actors.generator import Generator
 from actors.records import Candidate, Prompt
-from configs.schema import EndpointModel, Sampling, TransformersModel
+from configs.schema import EndpointModel, Sampling, SamplingChange, TransformersModel
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,7 @@ def test_bad_prompt_is_its_candidate_s_error(folder: Path) -> None:
     assert good.error is None
     assert bad.text is None
     assert bad.error is not None and "context" in bad.error
+    assert bad.refused and not good.refused
 
 
 def test_system_prompt_reaches_the_model(folder: Path) -> None:
@@ -69,7 +73,120 @@ def test_unexpected_failure_is_an_error_too(folder: Path, caplog: pytest.LogCapt
     (candidate,) = answer(generator, Prompt("1", messages=messages))
     assert candidate.text is None
     assert candidate.error == "KeyError: 'role'"
+    assert not candidate.refused
     assert "mine failed on prompt 1" in caplog.text  # with its traceback
+
+
+def test_change_is_of_the_configured_sampling(folder: Path) -> None:
+    """Only what it names; the seed of a sample is then counted from its own."""
+    sampling = Sampling(max_tokens=5, temperature=1.0, seed=3)
+    prompt = Prompt("1", instruction="numbers")
+
+    async def main() -> list[Candidate]:
+        configured, other = (
+            make_generator(folder, sampling=sampling),
+            make_generator(folder, sampling=sampling.model_copy(update={"seed": 9, "max_tokens": 3})),
+        )
+        try:
+            change = SamplingChange(seed=8, max_tokens=3)
+            return [
+                await configured.answer(prompt, 1, change),
+                await other.answer(prompt),
+                await configured.answer(prompt, 1),
+                await configured.answer(prompt, 0, SamplingChange(temperature=0.0)),
+                await configured.answer(prompt, 7, SamplingChange(temperature=0.0)),
+            ]
+        finally:
+            await configured.close()
+            await other.close()
+
+    changed, expected, unchanged, greedy, greedy_again = asyncio.run(main())
+    assert changed == expected != unchanged
+    assert changed.completion_tokens == 3
+    assert greedy == greedy_again and greedy.error is None
+
+
+def test_more_tokens_than_the_context_are_refused(folder: Path) -> None:
+    generator = make_generator(folder)
+
+    async def main() -> Candidate:
+        try:
+            return await generator.answer(Prompt("1", "numbers"), change=SamplingChange(max_tokens=CONTEXT))
+        finally:
+            await generator.close()
+
+    refused = asyncio.run(main())
+    assert refused.refused and refused.error is not None and f"max_tokens ({CONTEXT})" in refused.error
+
+
+@contextlib.asynccontextmanager
+async def far(*faults: Fault) -> AsyncIterator[tuple[Generator, EndpointServer]]:
+    """A generator whose LLM is behind a server with these faults."""
+    async with EndpointServer(faults) as server:
+        generator = Generator(
+            EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
+        )
+        try:
+            yield generator, server
+        finally:
+            await generator.close()
+
+
+def streamed(*faults: Fault) -> list[str | Candidate]:
+    async def main() -> list[str | Candidate]:
+        async with far(*faults) as (generator, _):
+            return [piece async for piece in generator.stream(Prompt("1", "hi"))]
+
+    return asyncio.run(main())
+
+
+def test_stream_is_the_answer_s_text_and_then_the_candidate() -> None:
+    assert streamed() == ["hel", "lo", Candidate("far", "hello", None, "stop", 3, 2)]
+
+
+def test_stream_that_breaks_off_ends_with_the_error() -> None:
+    piece, candidate = streamed(stream(chunk("hel"), then=leave))
+    assert piece == "hel"
+    assert isinstance(candidate, Candidate) and not candidate.refused
+    assert candidate.text is None and candidate.error is not None and "broke" in candidate.error
+
+
+def test_refused_prompt_s_stream_is_a_refused_candidate() -> None:
+    (candidate,) = streamed(respond(413, {"error": {"message": "too long"}}))
+    assert isinstance(candidate, Candidate) and candidate.refused
+
+
+def test_stream_that_fails_unexpectedly_ends_with_the_error(folder: Path) -> None:
+    generator = make_generator(folder, system_prompt="Be brief.")
+    messages: Any = ({"content": "hi"},)
+
+    async def main() -> list[str | Candidate]:
+        try:
+            return [piece async for piece in generator.stream(Prompt("1", messages=messages))]
+        finally:
+            await generator.close()
+
+    (candidate,) = asyncio.run(main())
+    assert isinstance(candidate, Candidate) and candidate.error == "KeyError: 'role'"
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["closed", "cancelled"])
+def test_stream_that_is_left_stops_the_work(cancel: bool) -> None:
+    async def main() -> None:
+        async with far(stream(chunk("hel"), then=hang)) as (generator, server):
+            pieces = generator.stream(Prompt("1", "hi"))
+            assert await anext(pieces) == "hel"
+            if cancel:
+                task = asyncio.ensure_future(anext(pieces))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                await pieces.aclose()
+            await asyncio.wait_for(server.disconnected.wait(), 30)
+
+    asyncio.run(main())
 
 
 def test_cancelling_passes_through() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.fuser import Fuser
+from actors.fusers.genfuser import GenFuserModel
 from actors.ranker import Ranker
 from actors.records import Candidate, Prompt
-from configs.schema import Fuser as FuserSettings
-from configs.schema import PairRanker
+from configs.schema import GenFuser, PairRanker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PAIRS = json.loads((GOLDEN / "pairranker.json").read_text())
@@ -44,8 +43,8 @@ def test_ranker(dtype: str, tolerance: float) -> None:
 
 
 def test_fuser() -> None:
-    fuser = Fuser(
-        FuserSettings(
+    fuser = GenFuserModel(
+        GenFuser(
             model=str(GOLDEN / "checkpoints" / "gen_fuser"),
             device="cuda",
             dtype="float32",
@@ -56,4 +55,13 @@ def test_fuser() -> None:
         )
     )
     items = [(Prompt("", case["instruction"], case["input"]), case["candidates"]) for case in FUSIONS["cases"]]
-    assert fuser.fuse(items) == [case["fused_beam4_max24"] for case in FUSIONS["cases"]]
+    expected = [case["fused_beam4_max24"] for case in FUSIONS["cases"]]
+    assert fuser.fuse_all(items) == expected
+
+    async def main() -> list[str]:
+        try:
+            return [answer.text for answer in await asyncio.gather(*(fuser.fuse(*item) for item in items))]
+        finally:
+            await fuser.close()
+
+    assert asyncio.run(main()) == expected

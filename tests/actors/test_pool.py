@@ -202,6 +202,41 @@ def test_a_cancelled_request_leaves_the_queue() -> None:
     assert sum(map(len, replica.calls)) < len(large) / 10
 
 
+def test_closing_fails_what_is_open_and_what_comes_later() -> None:
+    """What a replica works on, what waits for one that is broken, and what waits in the queue."""
+    replicas = [SimulatedReplica(), SimulatedReplica(broken_calls=1)]
+
+    async def work() -> None:
+        pool = Pool(replicas, PAIRWISE, share_characters=2_000)
+        calls = [asyncio.ensure_future(pool.score(request(name, 6))) for name in "abc"]
+        while not (all(replica.calls for replica in replicas) and not replicas[1].busy):
+            await asyncio.sleep(0.1)
+        assert replicas[0].busy
+        just_begun = asyncio.ensure_future(pool.score(request("d", 2)))
+        await asyncio.sleep(0)
+        await pool.close()
+        for error in await asyncio.gather(*calls, just_begun, return_exceptions=True):
+            assert isinstance(error, PoolError) and "closed" in str(error)
+        assert not replicas[0].busy
+        with pytest.raises(PoolError, match="closed"):
+            await pool.score(request("e", 2))
+        with pytest.raises(PoolError, match="closed"):
+            await pool.check_health()
+
+    run(work())
+
+
+def test_an_idle_pool_closes() -> None:
+    replica = SimulatedReplica()
+
+    async def work() -> None:
+        pool = Pool([replica], PAIRWISE)
+        await pool.score(request("x", 2))
+        await pool.close()
+
+    run(work())
+
+
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 20))
 def test_even_shares(sizes: list[int], count: int) -> None:
     shares = even_shares(sizes, count)

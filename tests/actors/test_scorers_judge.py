@@ -321,16 +321,19 @@ def test_a_question_that_doesn_t_fit_is_told(tmp_path: Path) -> None:
     assert isinstance(error, ScoringError) and f"context of {CONTEXT} tokens" in str(error)
 
 
-def test_its_health_is_the_engine_s(tmp_path: Path) -> None:
+def test_its_health_and_its_end_are_the_engine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = local_judge(save_plain_model(tmp_path))
 
+    async def broken() -> None:
+        raise BlendError("simulated")
+
     async def main() -> None:
-        try:
-            await judge.check_health()
-            judge._llm._engine._broken = "simulated"  # as after a GPU's fault
+        await judge.check_health()
+        with monkeypatch.context() as patch:
+            patch.setattr(judge._llm._engine, "check_health", broken)
             with pytest.raises(BlendError, match="simulated"):
                 await judge.check_health()
-        finally:
-            await judge.close()
+        await judge.close()
+        assert "closed" in str((await judge._llm.answer(Prompt("1", "numbers"))).error)
 
     asyncio.run(main())

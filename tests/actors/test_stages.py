@@ -1,22 +1,24 @@
 """What stages do with failures: one row's stays its own, and a blend with an error is left alone.
 
-And how many answers an LLM is asked for; it stands behind a real HTTP server.
+And how many answers an LLM is asked for; it stands behind a real HTTP server. What fuses is the golden fuser.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actors.records import Blend, Candidate, Prompt, Ranking
-from actors.stages import Generate, TakeBest, chosen, each_alone_on_failure, margin, no_candidate
-from configs.schema import EndpointModel, Sampling
+from actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
+from configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
 
+GOLDEN = Path(__file__).parent.parent / "golden"
+FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
 PROMPT = Prompt("id", "a question")
 ANSWERS = (Candidate("a", "good"), Candidate("b", error="timed out"), Candidate("c", "better"))
 RANKED = Blend(PROMPT, ANSWERS, Ranking((2, 0), (0.1, None, 0.2), ((None,) * 3,) * 3, 2))
@@ -88,22 +90,6 @@ def test_a_bad_row_is_not_asked() -> None:
     assert done == [bad] and not server.requests
 
 
-@given(st.lists(st.integers(-9, 9)), st.sets(st.integers(-9, 9)))
-def test_only_the_rows_that_fail_fail(rows: list[int], poison: set[int]) -> None:
-    calls: list[int] = []
-
-    def run(batch: Sequence[int]) -> list[int]:
-        calls.append(len(batch))
-        if poison & set(batch):
-            raise ValueError("poison")
-        return [row * 2 for row in batch]
-
-    results = each_alone_on_failure(run, rows)
-    assert [isinstance(result, ValueError) for result in results] == [row in poison for row in rows]
-    assert [r for r in results if not isinstance(r, Exception)] == [row * 2 for row in rows if row not in poison]
-    assert len(calls) == (0 if not rows else 1 if len(rows) == 1 or not poison & set(rows) else 1 + len(rows))
-
-
 def test_why_nothing_can_be_ranked() -> None:
     assert no_candidate(RANKED) is None
     assert no_candidate(Blend(PROMPT, ())) == "no candidates"
@@ -125,6 +111,54 @@ def test_nothing_is_fused_of_what_has_an_error() -> None:
     bad = replace(RANKED, error="bad row")
     assert chosen(bad, 3) is bad
     assert TakeBest()([bad, RANKED]) == [bad, replace(RANKED, fused="better", fused_from=(2,))]
+
+
+def test_the_best_are_fused() -> None:
+    """Of a block together; what has an error, or nothing to fuse, takes no part."""
+    case = FUSIONS["cases"][0]
+    candidates = tuple(Candidate(str(i), text) for i, text in enumerate(case["candidates"]))
+    order = tuple(range(len(candidates)))
+    blend = Blend(Prompt("1", case["instruction"], case["input"]), candidates, Ranking(order, (), (), 0))
+    bad = replace(RANKED, error="bad row")
+    fuse = Fuse(
+        GenFuser(
+            model=str(GOLDEN / "checkpoints" / "gen_fuser"),
+            device="cpu",
+            top_k=len(candidates),
+            max_new_tokens=FUSIONS["max_new_tokens"],
+            max_length=FUSIONS["max_length"],
+            candidate_max_length=FUSIONS["candidate_maxlength"],
+        )
+    )
+
+    async def main() -> list[Blend]:
+        done = await fuse([blend, bad, Blend(PROMPT, ()), blend])
+        await fuse.check_health()
+        return done
+
+    fused = replace(blend, fused=case["fused_beam4_max24"], fused_from=order)
+    assert asyncio.run(main()) == [fused, bad, Blend(PROMPT, (), error="no candidates"), fused]
+
+
+def test_a_row_that_the_fuser_fails_on_fails_alone() -> None:
+    """A chat LLM writes; to one of three prompts its answer is none."""
+
+    async def main() -> list[Blend]:
+        async def answer(body: dict[str, Any]) -> dict[str, Any]:
+            if "the second" in body["messages"][-1]["content"]:
+                return {}
+            return completion("fused")
+
+        async with EndpointServer(answer=answer) as server:
+            llm = EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
+            prompts = [Prompt("id", text) for text in ("the first", "the second", "the third")]
+            blends = [replace(RANKED, prompt=prompt) for prompt in prompts]
+            return await Fuse(LLMFuser(kind="chat", llm=llm))(blends)
+
+    first, second, third = asyncio.run(main())
+    assert [first.fused, second.fused, third.fused] == ["fused", None, "fused"]
+    assert first.fused_from == (2, 0) and first.error is None
+    assert second.error is not None and second.error.startswith("fusing failed: http://127.0.0.1")
 
 
 def test_margin_is_free_of_position_bias() -> None:

@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, PlanError, pack, place, plan, spread
+from cluster.plan import (
+    READ_CPUS,
+    Capacity,
+    Node,
+    Placement,
+    Plan,
+    PlanError,
+    pack,
+    place,
+    plan,
+    spread,
+    together,
+    width,
+)
 from configs.schema import BlendConfig, PairRanker
 
 VLLM, LOCAL = {"engine": "vllm"}, {"engine": "transformers"}
@@ -182,3 +195,47 @@ class TestSpread:
         assert self.placed(machine(8), replicas=3) == (3, 1, 0)
         assert self.placed(machine(2), replicas=2) == (2, 0.5, 0)
         assert self.placed(machine(8), replicas=2, num_cpus=3) == (2, 3, 0)
+
+
+# ---- services
+
+
+def test_a_service_holds_all_its_models_at_once() -> None:
+    parts = together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 5))
+    assert {part.name: (part.num_gpus, part.replicas) for part in parts} == {
+        "m0": (1, 1),
+        "m1": (1, 2),
+        "ranker": (1, 1),
+        "fuser": (1, 1),
+    }
+    with pytest.raises(PlanError, match="fuser finds no room beside the others: a service holds all"):
+        together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 4))
+
+
+def test_a_model_that_is_loaded_when_asked_takes_no_room() -> None:
+    asleep = VLLM | {"replicas": {"min": 0, "max": 1}}
+    assert len(together(config(VLLM, asleep, fuser=None), machine(4, 2))) == 3
+    assert plan(config(asleep), machine(4, 1)).placements[0].replicas == 1  # in a bulk run it is
+
+
+def test_a_services_gateway_has_its_room() -> None:
+    serve = {"gateway": {"num_cpus": 2, "replicas": 2}}
+    assert together(config(ENDPOINT, serve=serve, fuser=None), machine(5))
+    with pytest.raises(PlanError, match="no room beside the others"):
+        together(config(ENDPOINT, serve=serve, fuser=None), machine(4))
+    with pytest.raises(PlanError, match=r"no CPU for the gateway \(serve.gateway.num_cpus\) beside its models"):
+        together(config(ENDPOINT, serve=serve, fuser=None), machine(3))
+
+
+def test_a_part_too_large_for_a_service_is_named() -> None:
+    with pytest.raises(PlanError, match="m0 needs 4 GPU: the cluster has 2 GPU"):
+        together(config(VLLM | {"tensor_parallel_size": 4}, fuser=None), machine(4, 2))
+
+
+def test_how_much_a_replica_does_at_once() -> None:
+    made = config(VLLM, LOCAL | {"max_batch_size": 7}, ENDPOINT | {"max_in_flight": 3}, {"engine": "echo"})
+    assert [width(model) for model in made.models] == [256, 7, 3, 64]
+    judge = config(VLLM, ranker={"kind": "judge", "llm": made.models[2].model_dump() | {"name": "j"}}).ranker
+    assert width(judge) == 3
+    fuser = config(VLLM, fuser={"kind": "chat", "llm": made.models[1].model_dump() | {"name": "f"}}).fuser
+    assert fuser is not None and width(fuser) == 7

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
 from actors.errors import BlendError, ModelLoadError
-from actors.fuser import Fuser
+from actors.fusers.genfuser import GenFuserModel
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from configs import schema
@@ -70,7 +70,7 @@ def test_an_example_is_what_the_fuser_reads_and_the_reference_with_its_end(blank
     tokenizer = LiteralTokenizer(load_tokenizer_backend(blank))
     rows = read_training_rows(config.train, 1)
     example = FusionDataset(rows, tokenizer, tokenizer.id_of("</s>"), config)[0]
-    fuser = Fuser(schema.Fuser(model=str(blank), max_length=128, candidate_max_length=16, device="cpu"))
+    fuser = GenFuserModel(schema.GenFuser(model=str(blank), max_length=128, candidate_max_length=16, device="cpu"))
     assert example["input_ids"] == fuser.template.input_ids("Choose:", "", rows[0].texts[:2])
     assert example["labels"] == [*tokenizer.encode(rows[0].texts[0]), tokenizer.id_of("</s>")]
     short = FusionDataset(
@@ -99,8 +99,8 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     losses = [line["loss"] for line in state["log_history"] if "loss" in line]
     assert losses[-1] < 0.75 * losses[0]
 
-    fuser = Fuser(schema.Fuser(model=str(output), device="cpu", num_beams=1, max_new_tokens=8))
-    assert len(fuser.fuse([(Prompt("1", "Choose:"), ["1) acorn", "1) badge"])])) == 1
+    fuser = GenFuserModel(schema.GenFuser(model=str(output), device="cpu", num_beams=1, max_new_tokens=8))
+    assert len(fuser.fuse_all([(Prompt("1", "Choose:"), ["1) acorn", "1) badge"])])) == 1
     weights = load_file(output / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert (output / "tokenizer.json").read_bytes() == (blank / "tokenizer.json").read_bytes()

@@ -1,19 +1,21 @@
 """An OpenAI-compatible HTTP server on 127.0.0.1 that misbehaves on demand.
 
 Written on bare sockets, because no web framework will cut a connection within a body or drip it for ever.
-Each request takes the next of the `faults` it was started with; when none is left, `answer` answers.
+Each request takes the next of the `faults` it was started with; when none is left, `answer` answers, and
+`chunks` a request for a stream.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 Fault = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Chunks = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,67 @@ def completion(text: str | None, finish_reason: str = "stop", **more: Any) -> di
     }
 
 
+def chunk(text: str | None = None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """An event of a streamed chat completion."""
+    choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": finish_reason}
+    return {"id": "1", "object": "chat.completion.chunk", "choices": [choice], **more}
+
+
+def usage_chunk(prompt_tokens: int | None, completion_tokens: int | None) -> dict[str, Any]:
+    """The event that comes last where `stream_options` asks for it."""
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return {**chunk(), "choices": [], "usage": usage}
+
+
+async def _event(writer: asyncio.StreamWriter, data: object) -> None:
+    event = f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+    writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+    await writer.drain()
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def stream(*events: object, then: Fault | None = None) -> Fault:
+    """A fault that is a stream of these events, as JSON unless they are text, and then `then` or its end."""
+
+    async def fault(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for event in events:
+            await _event(writer, event)
+        if then:
+            await then(writer)
+        else:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    return fault
+
+
+async def leave(writer: asyncio.StreamWriter) -> None:
+    """Send nothing more: the connection is closed before the body's end."""
+
+
+async def comment(writer: asyncio.StreamWriter) -> None:
+    """Keep a stream alive for ever, and send no event."""
+    while True:
+        writer.write(b"3\r\n:\n\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.005)
+
+
 async def greet(body: dict[str, Any]) -> dict[str, Any]:
     """Answer every request alike."""
     return completion("hello", usage={"prompt_tokens": 3, "completion_tokens": 2})
+
+
+async def greet_in_pieces(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The same as a stream."""
+    for text in ("", "hel", "lo"):
+        yield chunk(text)
+    yield chunk(finish_reason="stop")
+    if body.get("stream_options"):
+        yield usage_chunk(3, 2)
 
 
 @dataclass
@@ -80,6 +140,7 @@ class EndpointServer:
 
     faults: Iterable[Fault] = ()
     answer: Answer = greet
+    chunks: Chunks = greet_in_pieces
     requests: list[Request] = field(default_factory=list)
     disconnected: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before it had its answer
     in_flight: int = 0
@@ -136,6 +197,13 @@ class EndpointServer:
     async def _reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if self._faults:
             await self._faults.pop(0)(writer)
+        elif request.body.get("stream"):
+            writer.write(STREAM_HEAD)
+            async for event in self.chunks(request.body):
+                await _event(writer, event)
+            await _event(writer, "[DONE]")
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
         else:
             await respond(200, await self.answer(request.body))(writer)
 

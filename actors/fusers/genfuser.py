@@ -4,18 +4,23 @@ The input is the original's to the token (llm-blender 0.0.2 `GenFuserDataset`): 
 `</s>` and `<extra_id_i>`, and a text that spells one stays text.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from actors.batches import padded, token_mask
-from actors.errors import ModelLoadError
+from actors.decoding import BatchDecoder
+from actors.detokenization import Detokenizer
+from actors.engines import Completion
+from actors.errors import ModelLoadError, PromptError
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from configs.schema import Fuser as FuserSettings
+from configs.schema import GenFuser, Sampling, SamplingChange
 
 END = "</s>"
 REQUEST = "Summarize candidates into a better one for the given instruction:"
@@ -54,19 +59,16 @@ class FuserTemplate:
         return self._tokenizer.encode(text)[: self._max_length]
 
 
-class Fuser:
-    """One fuser model, loaded and ready."""
+class GenFuserModel:
+    """One model, loaded and ready. See `actors.fusers.Fuser`."""
 
-    def __init__(self, settings: FuserSettings) -> None:
+    def __init__(self, settings: GenFuser) -> None:
         """Raises ModelLoadError when the model can't be used."""
-        self.settings = settings
+        self._settings = settings
         folder = locate(settings.model, settings.revision)
-        self._device = resolve_device(settings.device)
+        device = resolve_device(settings.device)
         self._model = load_model(
-            AutoModelForSeq2SeqLM,
-            folder,
-            device=self._device,
-            dtype=resolve_dtype(settings.dtype, self._device),
+            AutoModelForSeq2SeqLM, folder, device=device, dtype=resolve_dtype(settings.dtype, device)
         )
         self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
         for token in (END, candidate_marker(settings.top_k - 1)):
@@ -75,15 +77,63 @@ class Fuser:
                     f"{folder}: its tokenizer has no {token}, which a fuser with top_k {settings.top_k} "
                     "reads; take a fuser based on T5, or a smaller top_k"
                 )
-        self._pad_id = load_tokenizer(folder).pad_token_id
+        published = load_tokenizer(folder)
+        self._pad_id = published.pad_token_id
         self.template = self._template(settings.candidate_max_length)
+        self._longest = settings.max_new_tokens or settings.candidate_max_length
+        self._detokenizer = Detokenizer(
+            partial(self._tokenizer.decode, skip_special_tokens=True), published.get_vocab()
+        )
+        self._decoder = BatchDecoder(
+            self._model,
+            self._detokenizer,
+            name="decode fuser",
+            pad_id=self._pad_id,
+            max_batch_size=settings.max_batch_size,
+            smaller="max_length or max_new_tokens",
+            num_beams=settings.num_beams,
+        )
 
     def _template(self, candidate_max_length: int) -> FuserTemplate:
         return FuserTemplate(
-            self._tokenizer, max_length=self.settings.max_length, candidate_max_length=candidate_max_length
+            self._tokenizer, max_length=self._settings.max_length, candidate_max_length=candidate_max_length
         )
 
-    def fuse(
+    async def fuse(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> Completion:
+        """See `actors.fusers.Fuser`. `change.max_tokens` can only shorten what the settings allow."""
+        return await self._decoder.complete(self._input_ids(prompt, candidates), self._sampling(change))
+
+    async def stream(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Completion, None]:
+        """See `actors.fusers.Fuser`."""
+        answer = self._decoder.stream(self._input_ids(prompt, candidates), self._sampling(change))
+        async with aclosing(answer) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def check_health(self) -> None:
+        """See `actors.fusers.Fuser`."""
+        self._decoder.check()
+
+    async def close(self) -> None:
+        """See `actors.fusers.Fuser`."""
+        await self._decoder.close()
+
+    def _input_ids(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
+        try:
+            return self.template.input_ids(*prompt.texts(), candidates)
+        except KeyError as error:
+            raise PromptError(f"the fuser's tokenizer has no {error} to mark that many candidates with") from error
+
+    def _sampling(self, change: SamplingChange | None) -> Sampling:
+        if change is None:
+            return Sampling(max_tokens=self._longest)
+        return Sampling(max_tokens=min(change.max_tokens or self._longest, self._longest), stop=change.stop or ())
+
+    def fuse_all(
         self,
         items: Sequence[tuple[Prompt, Sequence[str]]],
         *,
@@ -91,16 +141,16 @@ class Fuser:
         max_batch_size: int | None = None,
         **options: Any,
     ) -> list[str]:
-        """One answer per (prompt, candidate texts, best first), in the order given.
+        """One answer per (prompt, candidate texts, best first), in the order given, made in this thread.
 
         Inputs are decoded together with others of like length, so little is padded; the mask keeps a row's
         answer its own. Keywords stand in for the settings in this call; options are those of transformers'
         `generate`. KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
         """
-        candidate_max_length = candidate_max_length or self.settings.candidate_max_length
+        candidate_max_length = candidate_max_length or self._settings.candidate_max_length
         options = {
-            "num_beams": self.settings.num_beams,
-            "max_new_tokens": self.settings.max_new_tokens or candidate_max_length,
+            "num_beams": self._settings.num_beams,
+            "max_new_tokens": self._settings.max_new_tokens or candidate_max_length,
             "do_sample": False,
             **options,
             "return_dict_in_generate": False,
@@ -109,7 +159,7 @@ class Fuser:
         inputs = [template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
         by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         fused = [""] * len(inputs)
-        size = max_batch_size or self.settings.max_batch_size
+        size = max_batch_size or self._settings.max_batch_size
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]
             for i, text in zip(batch, self._generate([inputs[i] for i in batch], options), strict=True):
@@ -118,7 +168,7 @@ class Fuser:
 
     @torch.inference_mode()
     def _generate(self, inputs: list[list[int]], options: dict[str, Any]) -> list[str]:
-        ids_B_L = padded(inputs, self._pad_id, device=self._device)
-        mask_B_L = token_mask(inputs, device=self._device)
+        ids_B_L = padded(inputs, self._pad_id, device=self._model.device)
+        mask_B_L = token_mask(inputs, device=self._model.device)
         output = self._model.generate(input_ids=ids_B_L, attention_mask=mask_B_L, **options)
-        return [self._tokenizer.decode(row, skip_special_tokens=True) for row in output.tolist()]
+        return [self._detokenizer.text(row) for row in output.tolist()]

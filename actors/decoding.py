@@ -1,0 +1,344 @@
+"""Decodes token ids under transformers' `generate`, causal or seq2seq, for whoever holds the model.
+
+One thread decodes batch after batch; requests that arrive meanwhile gather for the next one, so the model never
+waits. An answer doesn't depend on the batch it was decoded in: padding is masked, sampling noise is seeded per
+answer, and a request which breaks its batch is found by decoding that batch again one by one. An answer is told
+when it ends, not when its batch does, and to who follows it piece by piece.
+"""
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from actors.batches import padded, token_mask
+from actors.detokenization import Detokenizer, Transcript
+from actors.engines import Completion
+from actors.errors import BlendError, GenerationError, PromptError, one_line
+from actors.records import FinishReason
+from configs.schema import Sampling
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """What is asked, and the way back to who asks: made in its event loop, told from the decoding thread."""
+
+    ids: list[int]
+    sampling: Sampling  # without its seed: requests that differ in nothing else are decoded together
+    seed: int | None
+    followed: bool
+    abandoned: bool = False  # nobody waits for it any more: stop decoding it
+    done: bool = False  # the completion is told
+    sent: str = ""  # the pieces told so far
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _told: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
+
+    async def next(self) -> str | Completion:
+        """The next piece, or the completion. Raises what was told instead."""
+        item = await self._told.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def tell(self, item: str | Completion | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._told.put_nowait, item)
+        except RuntimeError:  # the loop is closed
+            self.abandoned = True
+
+    def tell_text(self, text: str) -> None:
+        """`text`: of the answer, from its beginning. An answer that is decoded again goes on where it was."""
+        if piece := text[len(self.sent) :]:
+            self.sent += piece
+            self.tell(piece)
+
+    def finish(self, completion: Completion) -> None:
+        if self.followed:
+            self.tell_text(completion.text)
+            completion = replace(completion, text=self.sent)
+        self.done = True
+        self.tell(completion)
+
+
+class _Answer:
+    """What one request gets in one attempt to decode it."""
+
+    def __init__(self, request: _Request, detokenizer: Detokenizer, ends: frozenset[int]) -> None:
+        self.request, self._detokenizer, self._ends = request, detokenizer, ends
+        self._stop = request.sampling.stop
+        self._transcript = Transcript(detokenizer, self._stop) if request.followed or self._stop else None
+        self._ids: list[int] = []
+        self._text = ""
+
+    @property
+    def over(self) -> bool:
+        return self.request.done or self.request.abandoned
+
+    def push(self, token: int) -> None:
+        """One more token."""
+        self._ids.append(token)
+        if self._transcript is not None:
+            self._text += self._transcript.push(token)
+            if self.request.followed:
+                self.request.tell_text(self._text)
+        if token in self._ends or (self._transcript is not None and self._transcript.stopped):
+            self.finish(self._ids)
+
+    def finish(self, ids: list[int]) -> None:
+        """Tell the answer in `ids`, which may run on after its end. Token counts include the one that ended it."""
+        end = next((i + 1 for i, token in enumerate(ids) if token in self._ends), None)
+        ids = ids[:end]
+        text, stopped = self._detokenizer.until(ids, self._stop)
+        end = end if stopped is None else stopped
+        reason: FinishReason = "length" if end is None else "stop"
+        tokens = len(ids) if end is None else end
+        self.request.finish(Completion(text, reason, len(self.request.ids), tokens))
+
+
+class BatchDecoder:
+    """A model, and the thread that decodes with it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        detokenizer: Detokenizer,
+        *,
+        name: str,
+        pad_id: int,
+        max_batch_size: int,
+        smaller: str,
+        num_beams: int = 1,
+    ) -> None:
+        """The model's generation config counts, but for what a request's sampling says.
+
+        pad_id: any token, padding is masked. smaller: the settings that say how much memory a request takes, for
+        who must lower them. num_beams: with more than one the answer is searched, and known only at its end.
+        """
+        self._model, self._detokenizer = model, detokenizer
+        self._pad_id, self._max_batch_size, self._num_beams = pad_id, max_batch_size, num_beams
+        self._name, self._smaller = name, smaller
+        self._seq2seq: bool = model.config.is_encoder_decoder
+        self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        given = model.generation_config.eos_token_id
+        self._ends = frozenset(given if isinstance(given, list) else [] if given is None else [given])
+
+        self._waiting: list[_Request] = []
+        self._running: list[_Request] = []
+        self._closed = False
+        self._broken: str | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None  # only once it is needed: it keeps the model in memory
+
+    async def complete(self, ids: list[int], sampling: Sampling) -> Completion:
+        """The answer to a prompt of these token ids.
+
+        Raises GenerationError (PromptError when the model has no embedding for one of them). Cancelling the call
+        stops the work.
+        """
+        request = self._submit(ids, sampling, sampling.seed, followed=False)
+        try:
+            completion = await request.next()
+        finally:
+            request.abandoned = True
+        assert isinstance(completion, Completion)  # pieces are for who follows
+        return completion
+
+    async def stream(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """The same answer: pieces of its text as they are certain, none empty, then the completion.
+
+        With beams there is one piece. Raises as `complete` does. Closing the iterator stops the work.
+        """
+        # A seed in any case: should its batch have to be decoded again, the answer goes on as it began.
+        seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
+        request = self._submit(ids, sampling, seed, followed=True)
+        try:
+            item: str | Completion = ""
+            while not isinstance(item, Completion):
+                item = await request.next()
+                yield item
+        finally:
+            request.abandoned = True
+
+    def check(self) -> None:
+        """Raise BlendError when the accelerator has failed: no later request can be answered in this process."""
+        if self._broken:
+            raise BlendError(f"the GPU fails in this process: {self._broken}")
+
+    async def close(self) -> None:
+        """End the thread. Requests still open fail."""
+        with self._changed:
+            self._closed = True
+            left, self._waiting = self._waiting, []
+            for request in self._running:
+                request.abandoned = True
+            self._changed.notify_all()
+        for request in left:
+            request.tell(GenerationError("the model was closed"))
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _submit(self, ids: list[int], sampling: Sampling, seed: int | None, *, followed: bool) -> _Request:
+        if max(ids, default=0) >= self._vocabulary:  # on a GPU such a row would end the process
+            raise PromptError("the prompt has a token that the model has no embedding for")
+        request = _Request(ids, sampling.model_copy(update={"seed": None}), seed, followed)
+        with self._changed:
+            if self._closed:
+                raise GenerationError("the model is closed")
+            self._waiting.append(request)
+        # One turn of the loop later, so that requests made together share a batch.
+        asyncio.get_running_loop().call_soon(self._begin)
+        return request
+
+    def _begin(self) -> None:
+        with self._changed:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            self._answer(batch)
+
+    def _next_batch(self) -> list[_Request]:
+        """Wait for requests; take the first, and of those with its settings the next in length. Empty: closed."""
+
+        def ready() -> bool:
+            self._waiting = [request for request in self._waiting if not request.abandoned]
+            return bool(self._waiting) or self._closed
+
+        with self._changed:
+            self._running = []
+            self._changed.wait_for(ready)
+            if self._waiting:
+                first = self._waiting[0]
+                alike = [request for request in self._waiting if request.sampling == first.sampling]
+                alike.sort(key=lambda request: abs(len(request.ids) - len(first.ids)))  # little is padded
+                self._running = alike[: self._max_batch_size]
+                self._waiting = [request for request in self._waiting if request not in self._running]
+            return self._running
+
+    def _answer(self, batch: list[_Request]) -> None:
+        """Tell each request of a batch, which share their settings, its answer or error."""
+        try:
+            self._decode(batch)
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+                self._broken = one_line(error)
+            left = [request for request in batch if not request.done]
+            if len(batch) == 1:
+                for request in left:
+                    request.tell(self._as_generation_error(error))
+                return
+            error.__traceback__ = None  # lets go of the batch's tensors
+            for request in left:
+                self._answer([request])
+
+    def _as_generation_error(self, error: Exception) -> GenerationError:
+        if isinstance(error, torch.OutOfMemoryError):
+            return GenerationError(f"the GPU's memory doesn't hold this prompt; lower {self._smaller}")
+        return GenerationError(one_line(error))
+
+    @torch.inference_mode()
+    def _decode(self, batch: list[_Request]) -> None:
+        """Decode B requests together, and tell each its answer."""
+        rows = [request.ids for request in batch]
+        answers = [_Answer(request, self._detokenizer, self._ends) for request in batch]
+        sampling = batch[0].sampling
+        side: Literal["left", "right"] = "right" if self._seq2seq else "left"
+        ids_B_L = padded(rows, self._pad_id, device=self._model.device, side=side)
+        listener = _Deserted(batch) if self._num_beams > 1 else _Reading(answers)
+        output_B_T = self._model.generate(
+            ids_B_L,
+            attention_mask=token_mask(rows, device=self._model.device, side=side),
+            max_new_tokens=sampling.max_tokens,
+            num_beams=self._num_beams,
+            do_sample=False,  # where sampling is asked for, the last processor brings the randomness
+            logits_processor=_processors(sampling, [request.seed for request in batch], self._model.device),
+            stopping_criteria=StoppingCriteriaList([listener]),
+            return_dict_in_generate=False,
+        )
+        start = 1 if self._seq2seq else ids_B_L.shape[1]
+        for answer, ids in zip(answers, output_B_T[:, start:].tolist(), strict=True):
+            if not answer.over:
+                answer.finish(ids)
+            elif not answer.request.done:
+                answer.request.tell(GenerationError("the model was closed"))  # else nobody hears it
+
+
+class _Reading(StoppingCriteria):
+    """Reads every step's tokens, and ends a row when its answer is over."""
+
+    def __init__(self, answers: Sequence[_Answer]) -> None:
+        self._answers = answers
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        for answer, token in zip(self._answers, input_ids[:, -1].tolist(), strict=True):
+            if not answer.over:
+                answer.push(token)
+        return torch.tensor([answer.over for answer in self._answers], device=input_ids.device)
+
+
+class _Deserted(StoppingCriteria):
+    """Ends a search when nobody waits for any of its answers: a beam that is ended by itself would count as one."""
+
+    def __init__(self, batch: Sequence[_Request]) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        deserted = all(request.abandoned for request in self._batch)
+        return torch.full((len(input_ids),), deserted, device=input_ids.device)
+
+
+def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> LogitsProcessorList:
+    """What turns logits into scores whose argmax is the next token: nothing for greedy decoding. seeds: B."""
+    processors = LogitsProcessorList()
+    if sampling.temperature == 0:
+        return processors
+    processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k is not None:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    processors.append(GumbelNoise(seeds, device))
+    return processors
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes the argmax an exact sample of softmax(scores): the Gumbel-max trick.
+
+    Step t of an answer with a seed gets the noise that this seed gives at step t, whatever the batch; answers
+    without one (None) get each their own. seeds: B, one per answer.
+    """
+
+    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        rows: dict[int | None, list[int]] = {}
+        for row, seed in enumerate(seeds):
+            rows.setdefault(seed, []).append(row)
+        self._free = torch.tensor(rows.pop(None, []), dtype=torch.long, device=device)
+        self._seeded = [
+            (torch.Generator(device).manual_seed(seed), torch.tensor(of_seed, device=device))
+            for seed, of_seed in rows.items()
+            if seed is not None
+        ]
+
+    def __call__(self, input_ids: torch.Tensor, scores_B_V: torch.Tensor) -> torch.Tensor:
+        noise_B_V = torch.empty_like(scores_B_V)
+        noise_B_V[self._free] = torch.empty_like(scores_B_V[: len(self._free)]).exponential_()
+        for generator, rows in self._seeded:
+            noise_B_V[rows] = torch.empty_like(scores_B_V[0]).exponential_(generator=generator)
+        return scores_B_V - noise_B_V.log()

@@ -1,0 +1,60 @@
+"""The ways to write one answer from the best candidates, behind one protocol; each has its own module.
+
+A fuser writes for one prompt per call and is called many times at once: batching is its own business, so bulk and
+online use it alike.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol, assert_never
+
+from actors.engines import Completion
+from actors.records import Prompt
+from configs.schema import Fuser as FuserSettings
+from configs.schema import GenFuser, LLMFuser, SamplingChange
+
+
+class Fuser(Protocol):
+    """One model, loaded and ready. It belongs to the event loop of its first call."""
+
+    async def fuse(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> Completion:
+        """One answer from candidate texts, best first.
+
+        change: only `max_tokens` and `stop` shape a fused answer, and `seed` where the fuser draws. Raises
+        GenerationError when there is no answer; others are not touched. Cancelling the call stops the work on it.
+        """
+        ...
+
+    def stream(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Completion, None]:
+        """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
+
+        A fuser that searches with beams knows its answer only at the end: it comes in one piece. Raises as `fuse`
+        does. Closing the iterator stops the work.
+        """
+        ...
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the model can't write any more, so that its actor has to be replaced."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the model holds. Calls still open fail."""
+        ...
+
+
+def load_fuser(settings: FuserSettings) -> Fuser:
+    """Load the fuser that the settings ask for: seconds to minutes. Raises ModelLoadError."""
+    match settings:
+        case GenFuser():
+            from actors.fusers.genfuser import GenFuserModel
+
+            return GenFuserModel(settings)
+        case LLMFuser():
+            from actors.fusers.llm_fuser import ChatFuser
+
+            return ChatFuser(settings)
+        case _:
+            assert_never(settings)

@@ -1,0 +1,75 @@
+"""Settings of the online service: how long a request may take, how many at once, who may ask."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.settings import Settings
+
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Scaling(Settings):
+    """When a part gets more replicas, between its `replicas.min` and `replicas.max` (Ray Serve's autoscaling)."""
+
+    load: Annotated[float, Field(gt=0, le=1)] = 0.7  # of what a replica can work on at once, in the mean
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
+
+
+class Gateway(Settings):
+    """The actors that speak HTTP and run each request's blend; they hold no model."""
+
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    replicas: Annotated[int, Field(ge=1)] = 1
+    max_in_flight: Annotated[int, Field(ge=1)] = 64  # requests worked on at once, per gateway
+    max_queued: Annotated[int, Field(ge=0)] = 64  # waiting for that; one more is refused (429)
+
+
+class Limits(Settings):
+    """What a request may ask for; more is refused."""
+
+    body_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    prompt_tokens: Annotated[int, Field(ge=1)] | None = (
+        None  # by each model's own tokenizer; None: what it can read
+    )
+    max_tokens: Annotated[int, Field(ge=1)] = 4096  # the largest `max_tokens`
+    candidates: Annotated[int, Field(ge=1)] = 64  # answers of all models to one request; documents to rerank
+
+
+class Serving(Settings):
+    """How the service treats requests.
+
+    A request has `deadline_s` in all. When `generation_share` of it is over, or `quorum` models have answered, the
+    answers that are there are ranked; when `ranking_share` more is over, they are taken in the order known by then.
+    """
+
+    deadline_s: Seconds = 120.0
+    generation_share: Share = 0.6
+    ranking_share: Share = 0.2
+    quorum: Annotated[int, Field(ge=1)] | None = None  # models that are enough; None: wait for all
+    timeouts_s: dict[str, Seconds] = Field(default_factory=dict)  # of a model by its name, of `ranker`, of `fuser`
+    gateway: Gateway = Gateway()
+    scaling: Scaling = Scaling()
+    limits: Limits = Limits()
+    keys_file: str | None = None  # API keys, a line each (`blend key`); those in BLEND_API_KEYS count too
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None  # of one key, at each gateway
+    votes: str | None = (
+        None  # JSONL file of people's votes, on the disk of the node that keeps them; None: no voting
+    )
+    log_prompts: bool = False  # also write what was asked into the log
+
+    @model_validator(mode="after")
+    def _leaves_time(self) -> Self:
+        if self.generation_share + self.ranking_share >= 1:
+            raise ValueError("generation_share and ranking_share leave no time for fusing; together less than 1")
+        return self
+
+    @field_validator("keys_file", "votes")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value and "://" in value:
+            raise ValueError("expected a file on a local disk")
+        return str(Path(value).absolute()) if value else None  # actors run in folders of their own

@@ -1,0 +1,451 @@
+"""The decoding thread: what shares a batch, what breaks one, who is told what and when.
+
+Real small models, causal and seq2seq, with random weights. A hook in the model stands still where a test needs the
+thread to be at a certain step.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import FACTS, save_plain_model
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from actors.decoding import BatchDecoder, GumbelNoise
+from actors.detokenization import Detokenizer
+from actors.engines import Completion
+from actors.errors import BlendError, GenerationError, PromptError
+from actors.weights import load_model, load_tokenizer
+from configs.schema import Sampling
+
+GEN_FUSER = Path(__file__).parent.parent / "golden" / "checkpoints" / "gen_fuser"
+GREEDY = Sampling(max_tokens=12)
+LONG = Sampling(max_tokens=100)
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def load(auto_class: Any, folder: Path) -> Loaded:
+    model = load_model(auto_class, folder, device=torch.device("cpu"), dtype=torch.float32)
+    return model, load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return load(AutoModelForCausalLM, save_plain_model(tmp_path_factory.mktemp("plain")))
+
+
+@pytest.fixture(scope="module")
+def seq2seq() -> Loaded:
+    return load(AutoModelForSeq2SeqLM, GEN_FUSER)
+
+
+@pytest.fixture(params=["causal", "seq2seq"])
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    return request.getfixturevalue(request.param)
+
+
+def detokenizer(tokenizer: PreTrainedTokenizerBase) -> Detokenizer:
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Detokenizer(decode, tokenizer.get_vocab())
+
+
+def make(loaded: Loaded, **options: Any) -> BatchDecoder:
+    model, tokenizer = loaded
+    given = {"name": "decode t", "pad_id": 0, "max_batch_size": 8, "smaller": "max_tokens", **options}
+    return BatchDecoder(model, detokenizer(tokenizer), **given)
+
+
+def ids_of(loaded: Loaded, *texts: str) -> list[list[int]]:
+    return [loaded[1](text)["input_ids"] for text in texts]
+
+
+def run(decoder: BatchDecoder, main: Callable[[], Any]) -> Any:
+    """What `main()` gives; the decoder is closed then."""
+
+    async def closing() -> Any:
+        try:
+            return await main()
+        finally:
+            await decoder.close()
+
+    return asyncio.run(closing())
+
+
+async def gather(decoder: BatchDecoder, prompts: list[list[int]], sampling: Sampling = GREEDY) -> list[Any]:
+    calls = (decoder.complete(ids, sampling) for ids in prompts)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def followed(decoder: BatchDecoder, ids: list[int], sampling: Sampling) -> tuple[list[str], Completion]:
+    *pieces, completion = [piece async for piece in decoder.stream(ids, sampling)]
+    assert isinstance(completion, Completion)
+    return pieces, completion
+
+
+@pytest.fixture
+def batches(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The prompts' lengths of every batch."""
+    model = loaded[0]
+    lengths: list[list[int]] = []
+    generate = model.generate
+
+    def counting(ids_B_L: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        lengths.append(attention_mask.sum(dim=1).tolist())
+        return generate(ids_B_L, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(model, "generate", counting)
+    return lengths
+
+
+class Steps:
+    """Counts a model's decoding steps, and stands still at one of them until it is let go."""
+
+    def __init__(self, model: PreTrainedModel, at: int) -> None:
+        self.count, self.reached, self._go = 0, Future[None](), Future[None]()
+        self._at = at
+        self._hook = model.get_output_embeddings().register_forward_hook(self._step)
+
+    def _step(self, *_: object) -> None:
+        self.count += 1
+        if self.count == self._at:
+            self.reached.set_result(None)
+            self._go.result(timeout=60)
+
+    def go_on(self) -> None:
+        self._go.set_result(None)
+
+    def remove(self) -> None:
+        self._hook.remove()
+
+
+@pytest.fixture
+def steps(loaded: Loaded) -> Iterator[Callable[[int], Steps]]:
+    made: list[Steps] = []
+
+    def at(step: int) -> Steps:
+        made.append(Steps(loaded[0], step))
+        return made[-1]
+
+    yield at
+    for one in made:
+        one.remove()
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_streams_are_the_answers_in_pieces(kind: str, data: st.DataObject, request: pytest.FixtureRequest) -> None:
+    """Greedy and sampled, with stop strings, in a batch with others: as if alone and not followed."""
+    loaded: Loaded = request.getfixturevalue(kind)
+    prompts = data.draw(
+        st.lists(st.lists(st.integers(5, len(loaded[1]) - 1), min_size=1, max_size=9), min_size=1, max_size=5)
+    )
+    stop = data.draw(st.lists(st.text("aeiou n", min_size=1, max_size=2), max_size=2).map(tuple))
+    sampling = Sampling(max_tokens=16, temperature=data.draw(st.sampled_from([0.0, 0.7])), stop=stop, seed=3)
+    decoder = make(loaded)
+
+    async def main() -> tuple[list[tuple[list[str], Completion]], list[Completion]]:
+        streams = asyncio.gather(*(followed(decoder, ids, sampling) for ids in prompts[1:]))
+        others = asyncio.create_task(decoder.complete(prompts[0], sampling))
+        return [*await streams, ([], await others)], [await decoder.complete(ids, sampling) for ids in prompts]
+
+    together, alone = run(decoder, main)
+    assert [completion for _, completion in together] == [*alone[1:], alone[0]]
+    for pieces, completion in together[:-1]:
+        assert "".join(pieces) == completion.text and all(pieces)
+        assert not any(end in completion.text for end in stop)
+
+
+def test_requests_made_together_are_decoded_together(loaded: Loaded, batches: list[list[int]]) -> None:
+    decoder = make(loaded, max_batch_size=8)
+    run(decoder, lambda: gather(decoder, ids_of(loaded, *FACTS)))
+    assert [len(batch) for batch in batches] == [8, 8, 4]
+
+
+def test_prompts_of_like_length_share_a_batch(loaded: Loaded, batches: list[list[int]]) -> None:
+    decoder = make(loaded, max_batch_size=2)
+    run(decoder, lambda: gather(decoder, [[9] * length for length in (3, 30, 4, 31, 5)]))
+    assert batches == [[3, 4], [30, 31], [5]]
+
+
+def test_requests_of_other_settings_are_decoded_apart(loaded: Loaded, batches: list[list[int]]) -> None:
+    decoder = make(loaded)
+    samplings = [GREEDY, LONG, GREEDY.model_copy(update={"seed": 1})]
+    run(decoder, lambda: asyncio.gather(*(decoder.complete([9] * 3, sampling) for sampling in samplings)))
+    assert batches == [[3, 3], [3]]
+
+
+def test_answers_of_different_seeds_are_decoded_together(loaded: Loaded, batches: list[list[int]]) -> None:
+    """And each is what it is alone, whatever its neighbours' seeds; one without a seed takes nothing from them."""
+    decoder = make(loaded)
+    seeds = [1, None, 2, 1, 3, None]
+    samplings = [Sampling(max_tokens=12, temperature=1.0, seed=seed) for seed in seeds]
+    (ids,) = ids_of(loaded, "numbers")
+
+    async def main() -> tuple[list[Completion], list[Completion]]:
+        together = await asyncio.gather(*(decoder.complete(ids, one) for one in samplings))
+        return together, [await decoder.complete(ids, one) for one in samplings]
+
+    together, alone = run(decoder, main)
+    assert [len(batch) for batch in batches] == [6, *[1] * 6]
+    seeded = [i for i, seed in enumerate(seeds) if seed is not None]
+    assert [together[i] for i in seeded] == [alone[i] for i in seeded]
+    assert together[0] == together[3]
+    assert len({answer.text for answer in (*together, alone[1], alone[5])}) == 7  # 3 seeded, 4 draws without a seed
+
+
+def test_a_token_without_embedding_is_the_prompt_s_own_error(loaded: Loaded) -> None:
+    decoder = make(loaded)
+    first, second = run(decoder, lambda: gather(decoder, [[9], [len(loaded[1]) + 1000]]))
+    assert isinstance(first, Completion)
+    assert isinstance(second, PromptError) and "embedding" in str(second)
+
+
+def scarce(model: PreTrainedModel, most_rows: int, most_tokens: int, from_step: int = 1) -> Any:
+    """Memory for so many rows of so many tokens: a hook that must be removed."""
+    steps = 0
+
+    def limit(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        nonlocal steps
+        steps += 1
+        rows, length = (kwargs["input_ids"] if "input_ids" in kwargs else kwargs["decoder_input_ids"]).shape
+        if (steps >= from_step and rows > most_rows) or length > most_tokens:
+            raise torch.OutOfMemoryError("simulated")
+
+    return model.register_forward_pre_hook(limit, with_kwargs=True)
+
+
+def test_batch_that_breaks_is_decoded_one_by_one(causal: Loaded) -> None:
+    """Memory for one row at a time, and for short prompts only: the long one fails alone."""
+    decoder = make(causal)
+    prompts = ids_of(causal, "a fox", "word " * 20, "numbers")
+
+    async def main() -> tuple[list[Any], list[Any]]:
+        plenty = await gather(decoder, prompts)
+        hook = scarce(causal[0], most_rows=1, most_tokens=20)
+        try:
+            return plenty, await gather(decoder, prompts)
+        finally:
+            hook.remove()
+
+    plenty, left = run(decoder, main)
+    decoder.check()
+    assert all(isinstance(answer, Completion) for answer in plenty)
+    assert [left[0], left[2]] == [plenty[0], plenty[2]]
+    assert isinstance(left[1], GenerationError) and not isinstance(left[1], PromptError)
+    assert "memory doesn't hold this prompt; lower max_tokens" in str(left[1])
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_streams_of_a_batch_that_breaks_go_on_where_they_were(
+    causal: Loaded, seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the sixth token there is memory for one row only. Without a seed, too, what follows fits what was told."""
+    decoder = make(causal)
+    model, tokenizer = causal
+    sampling = Sampling(max_tokens=12, temperature=1.0, seed=seed)
+    prompts = ids_of(causal, "a fox", "numbers", "past of go")
+    generate, written = model.generate, []
+
+    def recording(ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = generate(ids, **options)
+        written.append(detokenizer(tokenizer).text(output[0, ids.shape[1] :].tolist()))
+        return output
+
+    monkeypatch.setattr(model, "generate", recording)
+
+    async def main() -> list[tuple[list[str], Completion]]:
+        hook = scarce(model, most_rows=1, most_tokens=100, from_step=6)
+        try:
+            return await asyncio.gather(*(followed(decoder, ids, sampling) for ids in prompts))
+        finally:
+            hook.remove()
+
+    answers = run(decoder, main)
+    assert all("".join(pieces) == completion.text for pieces, completion in answers)
+    again = [
+        completion for _, completion in answers if completion.completion_tokens > 5
+    ]  # others had ended by then
+    assert [completion.text for completion in again] == written
+    assert seed is None or len(written) == len(prompts)
+
+
+def test_a_broken_accelerator_is_told(causal: Loaded) -> None:
+    decoder = make(causal)
+    decoder.check()
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    hook = causal[0].register_forward_pre_hook(fail)
+    try:
+        (answer,) = run(decoder, lambda: gather(decoder, [[9]]))
+    finally:
+        hook.remove()
+    assert isinstance(answer, GenerationError) and "device-side assert" in str(answer)
+    with pytest.raises(BlendError, match="the GPU fails in this process"):
+        decoder.check()
+
+
+def test_pieces_come_while_the_model_writes(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
+    decoder, still = make(loaded), steps(20)
+
+    async def main() -> list[str | Completion]:
+        stream = decoder.stream([9, 10, 11], LONG)
+        pieces = [await anext(stream)]  # would not come while the model stands still
+        still.go_on()
+        return [*pieces, *[piece async for piece in stream]]
+
+    *pieces, completion = run(decoder, main)
+    assert still.count > 20 and "".join(pieces) == completion.text
+
+
+def test_an_answer_does_not_wait_for_the_others_of_its_batch(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
+    decoder = make(loaded)
+    prompts = ids_of(loaded, "a fox", "numbers")
+
+    async def main() -> tuple[Completion, bool, Completion]:
+        first, second = [await decoder.complete(ids, LONG) for ids in prompts]
+        letter = next(c for c in first.text[:20] if c not in second.text)
+        sampling = LONG.model_copy(update={"stop": (letter,)})
+        still = steps(40)
+        slow = asyncio.create_task(decoder.complete(prompts[1], sampling))
+        quick = await decoder.complete(prompts[0], sampling)
+        waits = not slow.done()
+        still.go_on()
+        assert (await slow).text == second.text
+        return quick, waits, first
+
+    quick, waits, first = run(decoder, main)
+    assert waits and quick.finish_reason == "stop" and first.text.startswith(quick.text)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_abandoned_answers_are_not_finished(
+    loaded: Loaded, steps: Callable[[int], Steps], follow: bool, num_beams: int
+) -> None:
+    """The model would write 100 tokens; with its only caller gone it stops at the next one."""
+    decoder, still = make(loaded, num_beams=num_beams), steps(20)
+
+    async def main() -> None:
+        call = followed(decoder, [9, 10], LONG) if follow else decoder.complete([9, 10], LONG)
+        task = asyncio.create_task(call)
+        await asyncio.wrap_future(still.reached)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        still.go_on()
+
+    run(decoder, main)  # closing waits for the batch
+    assert still.count == 20
+
+
+def test_a_closed_stream_is_abandoned(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
+    decoder, still = make(loaded), steps(20)
+
+    async def main() -> None:
+        stream = decoder.stream([9, 10], LONG)
+        await anext(stream)
+        await asyncio.wrap_future(still.reached)
+        await stream.aclose()
+        still.go_on()
+
+    run(decoder, main)
+    assert still.count == 20
+
+
+def test_what_is_abandoned_while_it_waits_is_never_decoded(
+    loaded: Loaded, batches: list[list[int]], steps: Callable[[int], Steps]
+) -> None:
+    decoder, still = make(loaded), steps(3)
+
+    async def main() -> None:
+        first = asyncio.create_task(decoder.complete([9], GREEDY))
+        await asyncio.wrap_future(still.reached)
+        waiting = [asyncio.create_task(decoder.complete([9] * length, GREEDY)) for length in (2, 3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        still.go_on()
+        await asyncio.gather(first, waiting[1])
+
+    run(decoder, main)
+    assert batches == [[1], [3]]
+
+
+def test_a_caller_whose_loop_is_closed_harms_nobody(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
+    decoder, still = make(loaded), steps(20)
+    loop = asyncio.new_event_loop()
+    stream = decoder.stream([9, 10], LONG)
+    loop.run_until_complete(anext(stream))
+    still.reached.result(timeout=60)
+    loop.close()
+    still.go_on()
+    (answer,) = run(decoder, lambda: gather(decoder, [[9]]))
+    assert isinstance(answer, Completion)
+    asyncio.run(stream.aclose())
+
+
+def test_closing_fails_what_is_open_and_what_comes_later(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
+    decoder, still = make(loaded, max_batch_size=2), steps(20)
+
+    async def main() -> list[Any]:
+        calls = [decoder.complete([9] * 2, LONG), followed(decoder, [9] * 2, LONG)]
+        calls += [decoder.complete([9] * 9, LONG), followed(decoder, [9] * 9, LONG)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await asyncio.wrap_future(still.reached)  # with two of them
+        closing = asyncio.create_task(decoder.close())
+        await asyncio.wait(tasks[2:])
+        still.go_on()
+        await closing
+        return [*await asyncio.gather(*tasks, return_exceptions=True), *await gather(decoder, [[9]])]
+
+    results = run(decoder, main)
+    assert [type(result) for result in results] == [GenerationError] * 5
+    assert still.count == 20
+
+
+def test_closing_what_was_never_asked(loaded: Loaded) -> None:
+    decoder = make(loaded)
+    run(decoder, lambda: asyncio.sleep(0))
+
+
+def test_with_beams_the_answer_is_one_piece(seq2seq: Loaded) -> None:
+    """And the one that transformers finds; a stop string cuts it."""
+    model, tokenizer = seq2seq
+    decoder = make(seq2seq, num_beams=3)
+    prompts = ids_of(seq2seq, "a fox", "past of write", "numbers")
+    text_of = detokenizer(tokenizer)
+    outputs = [model.generate(torch.tensor([ids]), num_beams=3, max_new_tokens=12) for ids in prompts]
+    texts = [text_of.text(output[0, 1:].tolist()) for output in outputs]
+
+    async def main() -> tuple[list[Any], list[Any]]:
+        together = await asyncio.gather(*(followed(decoder, ids, GREEDY) for ids in prompts))
+        cut = [GREEDY.model_copy(update={"stop": (completion.text[2],)}) for _, completion in together]
+        stopped = [await followed(decoder, ids, sampling) for ids, sampling in zip(prompts, cut, strict=True)]
+        return together, stopped
+
+    together, stopped = run(decoder, main)
+    assert [(pieces, completion.text) for pieces, completion in together] == [([text], text) for text in texts]
+    for text, (pieces, completion) in zip(texts, stopped, strict=True):
+        assert (completion.text, completion.finish_reason) == (text[: text.index(text[2])], "stop")
+        assert pieces == [completion.text][: bool(completion.text)]
+
+
+def test_gumbel_noise_samples_the_softmax() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    rows = 20_000
+    torch.manual_seed(0)
+    noise = GumbelNoise([None] * rows, torch.device("cpu"))
+    scores = noise(torch.empty(0), probabilities.log().repeat(rows, 1))
+    counts = torch.bincount(scores.argmax(dim=1), minlength=5)
+    five_sigma = 5 * (rows * probabilities * (1 - probabilities)).sqrt()
+    assert ((counts - rows * probabilities).abs() <= five_sigma).all()

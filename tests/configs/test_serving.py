@@ -1,0 +1,77 @@
+"""Settings of the online service."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from configs.loading import PRESETS, ConfigError, load
+from configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingChange, VLLMModel
+from configs.serving import Serving
+
+ECHO = {"name": "a", "engine": "echo", "model": "echo"}
+
+
+def config(**changes: Any) -> BlendConfig:
+    return BlendConfig.model_validate({"models": [ECHO], "ranker": {"model": "r"}} | changes)
+
+
+def test_a_change_changes_what_it_names() -> None:
+    sampling = Sampling(max_tokens=7, temperature=0.5, stop=("a",), seed=3)
+    assert SamplingChange().of(sampling) == sampling
+    changed = SamplingChange(temperature=0.0, stop=(), seed=4).of(sampling)
+    assert changed == Sampling(max_tokens=7, temperature=0.0, stop=(), seed=4)
+
+
+def test_shares_leave_time_for_fusing() -> None:
+    with pytest.raises(ValidationError, match="leave no time for fusing"):
+        Serving(generation_share=0.7, ranking_share=0.3)
+
+
+def test_timeouts_are_of_parts() -> None:
+    assert config(serve={"timeouts_s": {"a": 1, "ranker": 2, "fuser": 3}})
+    with pytest.raises(
+        ValidationError, match=r"serve.timeouts_s: b is neither a model's name nor ranker nor fuser"
+    ):
+        config(serve={"timeouts_s": {"b": 1}})
+
+
+@pytest.mark.parametrize("name", ["blend", "blend-best", "ranker", "fuser", "gateway", "ballots"])
+def test_names_of_other_parts_are_taken(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"a base LLM can't be called {name}"):
+        config(models=[ECHO | {"name": name}])
+
+
+def test_files_are_on_a_disk_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Serving(votes="votes.jsonl").votes == str(tmp_path / "votes.jsonl")
+    with pytest.raises(ValidationError, match="a file on a local disk"):
+        Serving(keys_file="s3://bucket/keys")
+
+
+def test_replicas_from_zero() -> None:
+    replicas = config(models=[ECHO | {"replicas": 0}]).models[0].replicas
+    assert (replicas.min, replicas.max) == (0, 1)
+
+
+def test_a_fuser_may_be_an_llm() -> None:
+    assert isinstance(config(fuser={"model": "f"}).fuser, GenFuser)
+    llm = {"name": "f", "engine": "vllm", "model": "org/f"}
+    fuser = config(fuser={"kind": "chat", "llm": llm}).fuser
+    assert isinstance(fuser, LLMFuser) and isinstance(fuser.llm, VLLMModel) and fuser.top_k == 3
+
+
+def test_mistakes_in_a_fuser_are_told_by_path(tmp_path: Path) -> None:
+    for override, mistake in [
+        ("fuser.kind=t5", "fuser: unknown kind of fuser, expected genfuser or chat"),
+        ("fuser.beams=4", "fuser.beams: unknown setting"),
+        ("fuser=3", "fuser: expected a mapping of settings, got 3"),
+        (
+            "fuser={kind: chat, llm: {name: f, engine: echo, model: e, samples: 2, sampling: {temperature: 1}}}",
+            "fuser.llm: a fuser is asked once; samples is for base LLMs",
+        ),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load(PRESETS / "demo.yaml", BlendConfig, [override])
+        assert str(caught.value).endswith(mistake)
