@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from actors.errors import BlendError, one_line
 from configs.loading import ConfigError, load
-from configs.schema import BlendConfig, Fuser
+from configs.schema import BlendConfig, GenFuser
 from pipelines.options import (
     Config,
     Debug,
@@ -74,6 +74,33 @@ def run(
     from pipelines.jobs import run_blend
 
     typer.echo(run_blend(settings, overwrite=overwrite, update=update).line(), err=True)
+
+
+@app.command()
+def serve(
+    config: Config,
+    host: Annotated[
+        str, typer.Option(metavar="H", help="Address to listen on; any but this machine's own needs API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port to listen on.")] = 8000,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Online: OpenAI's API, where the model `blend` is all models together, and a page for people."""
+    settings = load(config, BlendConfig, set_)
+
+    from pipelines.serve.running import serve_blend
+
+    serve_blend(settings, host, port)
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]) -> None:
+    """Make an API key for the service: the key, shown once, and the line for the keys file."""
+    from pipelines.serve.access import new_key
+
+    secret, line = new_key(name)
+    typer.echo(f"key (keep it, it is nowhere else):     {secret}\nline for the file of serve.keys_file: {line}")
 
 
 @app.command()
@@ -164,7 +191,7 @@ def fuse(
     debug: Debug = False,
 ) -> None:
     """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
-    settings = settings_of(Fuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+    settings = settings_of(GenFuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     from pipelines.jobs import run_fuse
 

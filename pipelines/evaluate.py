@@ -3,7 +3,8 @@
 Against references (the column `output`): exact match, BLEU (sacrebleu, mean of sentences with effective order),
 ROUGE-L (rouge-score, F1), and for answers like `1) Paris 2) went` the fraction of parts that are right. Against
 scores that candidates came with: those. Higher is better everywhere. A metric is looked at row by row, so that
-random choice is an expectation, not a draw, and the oracle takes the best of each row.
+random choice is an expectation, not a draw, and the oracle takes the best of each row. What people's votes tell is
+`pipelines.votes`.
 """
 
 import json
@@ -24,6 +25,8 @@ from sacrebleu.metrics import BLEU
 from actors.errors import BlendError
 from actors.records import read_prompt
 from pipelines.parsing import read_rows
+from pipelines.votes import Votes, margin_between, name_of
+from pipelines.votes import table as table_of_votes
 
 PART = re.compile(r"(?:^|\s)(\d+)\)")
 HEADINGS = {"parts": "parts right", "exact": "exact", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
@@ -166,7 +169,7 @@ class Tally:
             self.systems["ranker"]["rank"].add(_rank(chosen, values))
             self.systems["ranker"]["is_best"].add(chosen == top)
         for (i, a), (j, b) in combinations(known.items(), 2):
-            margin = _margin(row, i, j)
+            margin = margin_between(row, i, j)
             if margin is not None and a != b:
                 self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (a > b))
 
@@ -237,25 +240,27 @@ class Quality:
 def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The quality of rows (as `parsing.read_rows` gives them) as plain data, ready for JSON.
 
-    {"rows", "errors", "error_rate", "comparisons", "references": {metric: table}, "scores": {metric: table}}; a
-    table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker", "blend",
-    "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best share it.
-    "pairwise" is the share of pairs of different quality that the ranker tells apart. Rows with an error are
-    counted and left out; a candidate with an error is worth 0 against a reference.
+    {"rows", "errors", "error_rate", "comparisons", "references": {metric: table}, "scores": {metric: table},
+    "votes"}; a table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker",
+    "blend", "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best
+    share it. "pairwise" is the share of pairs of different quality that the ranker tells apart. "votes" is
+    `Votes.report`, None where nobody voted. Rows with an error are counted and left out; a candidate with an error
+    is worth 0 against a reference.
 
     Raises BlendError when no row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
-    quality = Quality()
+    quality, votes = Quality(), Votes()
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
         errors += row["error"] is not None
         quality.add(row)
-    if not quality.references and not quality.scores:
+        votes.add(row)
+    if not quality.references and not quality.scores and not votes.count:
         raise BlendError(
             f"nothing to evaluate: of {count} rows, {errors} with an error, none has candidates and a reference "
-            "(`output`) or candidates with `scores`"
+            "(`output`), candidates with `scores`, or a person's `vote`"
         )
     return {
         "rows": count,
@@ -264,6 +269,7 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "comparisons": comparisons,
         "references": {name: tally.report() for name, tally in quality.references.items()},
         "scores": {name: tally.report() for name, tally in sorted(quality.scores.items())},
+        "votes": votes.report() if votes.count else None,
     }
 
 
@@ -302,16 +308,12 @@ def describe(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def name_of(candidate: Mapping[str, Any], index: int) -> str:
-    """Who gave the answer; where rows don't tell, its place among them."""
-    return candidate["model"] or f"candidate {index + 1}"
-
-
 def render(report: Mapping[str, Any]) -> Group:
-    """The report for people, to print with rich: one table for references, one for each given score."""
+    """The report for people, to print with rich: tables for references, for each given score, and for votes."""
     head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
     tables = [_table("Against references", report["references"])] if report["references"] else []
     tables += [_table(f"By given score: {name}", {name: table}) for name, table in report["scores"].items()]
+    tables += [table_of_votes(report["votes"])] if report["votes"] else []
     return Group(Text(head), *tables)
 
 
@@ -349,18 +351,6 @@ def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _margin(row: Mapping[str, Any], i: int, j: int) -> float | None:
-    """How much better candidate i is than j, says the ranker: of both orders where both were compared."""
-    if row["logits"] is not None:
-        forth, back = row["logits"][i][j], row["logits"][j][i]
-        told = [logit for logit in (forth, None if back is None else -back) if logit is not None]
-        if told:
-            return sum(told) / len(told)
-    if row["scores"] is None or row["scores"][i] is None or row["scores"][j] is None:
-        return None
-    return float(row["scores"][i] - row["scores"][j])
 
 
 def _rank(value: float, values: Sequence[float]) -> float:

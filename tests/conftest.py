@@ -8,11 +8,14 @@ import pytest
 from faulty_proxy import FaultyProxy
 from hypothesis import settings
 
+from cluster.serving import LEAN
+
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
 settings.load_profile("ours")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray listens on 127.0.0.1 only
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads only wait for each other
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.update(LEAN)  # as the service has it
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_bulk_gives_what_the_reference_gives(mixed: Path, tmp_path: Path, with_f
     written = summary.manifest.output
     assert (written.rows, written.errors) == (8, 3)
     assert [row["error"] is not None for row in rows] == [False, True, False, False, False, True, False, True]
-    reference = Blender(config)
+    reference = Blender.local(config)
     for row, source in zip(rows, given, strict=True):
         if row["error"] is not None:
             assert row["ranking"] is None and row["fused"] is None
@@ -174,7 +174,7 @@ def test_waves_give_what_one_wave_gives(tmp_path: Path) -> None:
 
 
 def test_the_reference_alone(prompts: list[dict]) -> None:
-    blend = asyncio.run(Blender(demo()).blend(Prompt("x", prompts[0]["instruction"], prompts[0]["input"])))
+    blend = asyncio.run(Blender.local(demo()).blend(Prompt("x", prompts[0]["instruction"], prompts[0]["input"])))
     assert [candidate.model for candidate in blend.candidates] == ["alder", "birch"]
     assert blend.ranking is not None and blend.ranking.comparisons in (1, 2)
     assert blend.fused

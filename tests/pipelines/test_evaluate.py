@@ -141,6 +141,34 @@ def test_nothing_to_evaluate_is_one_line(rows):
     assert "\n" not in str(caught.value)
 
 
+VOTE = {"left": 1, "right": 0, "preferred": "left", "at": "2026-11-22T12:00:00+00:00"}
+
+
+def test_votes_stand_beside_references_and_scores():
+    voted = row("1) a 2) x", "1) a 2) b", ranking=[0, 1], scores=[2, 1], vote=VOTE)
+    report = evaluate([voted, row("1) a 2) b"), scored(1, 2)])
+    assert json.loads(json.dumps(report)) == report
+    assert report["references"]["parts"]["rows"] == 2
+    assert report["scores"]["x"]["rows"] == 1
+    assert (report["votes"]["votes"], report["votes"]["ranker"]["agrees"]) == (1, 0)
+    assert evaluate([row("1) a 2) b")])["votes"] is None
+
+
+def test_votes_alone_are_enough_to_evaluate(tmp_path, capsys):
+    voted = {
+        "prompt": "p",
+        "candidates": [{"model": f"m{i}", "text": str(i)} for i in range(2)],
+        "ranking": [1, 0],
+        "scores": [1, 2],
+        "vote": VOTE,
+    }
+    (tmp_path / "votes.jsonl").write_text(json.dumps(voted) + "\n")
+    main(str(tmp_path / "votes.jsonl"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "By people (1 vote)" in shown
+    assert "Against references" not in shown
+
+
 def test_a_file_is_evaluated_and_shown(tmp_path):
     lines = [
         {

@@ -1,0 +1,33 @@
+"""The online service: OpenAI's API over a blend's parts, on Ray Serve.
+
+`pipelines.serve:application` is the import path for `serve deploy` and KubeRay's RayService; `blend serve` runs the
+same application.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+class Arguments(BaseModel):
+    """What the application is built from (`args` in a Serve config file)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str  # path of the YAML file, on the node where the application is built
+    overrides: list[str] = Field(default_factory=list)  # as `--set a.b=value`
+
+
+def application(arguments: Arguments) -> "Application":
+    """The service of a config. Raises ConfigError, and PlanError when the cluster can't hold it."""
+    from cluster.plan import together
+    from cluster.session import capacity
+    from configs.loading import load
+    from configs.schema import BlendConfig
+    from pipelines.serve.deployments import build, limited
+
+    config = load(arguments.config, BlendConfig, arguments.overrides)
+    return build(limited(config), together(config, capacity(config.ray)))

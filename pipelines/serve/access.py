@@ -1,0 +1,212 @@
+"""Who may ask, and how often.
+
+Keys are long random strings of our own making (`new_key`), so one SHA-256 without salt keeps them as well as a
+slow, salted hash would: there is nothing to guess, and no list of likely keys to try. Without keys the service
+answers its own machine only, and takes care that no web page makes a browser there ask for somebody else.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+from actors.errors import BlendError
+
+ENVIRONMENT = "BLEND_API_KEYS"
+LOCAL = "local"  # the caller's name where there are no keys
+SHORTEST = 16  # characters of a key that was not made here
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LINE = re.compile(rf"({_NAME.pattern})\s+sha256:([0-9a-fA-F]{{64}})")
+_BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?")
+_FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip", "via")  # somebody else is behind the client we see
+
+
+class AccessError(BlendError):
+    """This request is not answered. The message is meant for who sent it."""
+
+
+class NoKeyError(AccessError):
+    """No key, or one that nobody has (HTTP 401)."""
+
+
+class NotLocalError(AccessError):
+    """There are no keys, and the request is not from this machine (HTTP 403)."""
+
+
+class RateError(AccessError):
+    """Too many requests of one caller (HTTP 429). retry_after_s: until the next one is answered."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key for a caller of that name, and the line of the keys file that knows it. Raises BlendError."""
+    if not _NAME.fullmatch(name):
+        raise BlendError("a key's name has 1 to 64 letters, digits, dots, dashes or underscores")
+    key = f"blend-{secrets.token_urlsafe(32)}"
+    return key, f"{name} sha256:{_digest(key).hex()}"
+
+
+class Keys:
+    """The digests of all keys, by whose they are; a name may have several, so that one can follow another."""
+
+    def __init__(self, names: Mapping[bytes, str]) -> None:
+        """names: by SHA-256 digest (32 bytes)."""
+        self._names = dict(names)
+
+    @classmethod
+    def load(cls, file: str | None, environment: Mapping[str, str]) -> Self | None:
+        """Those of the file, and of `BLEND_API_KEYS` in the environment; None where neither is set.
+
+        The file has lines `name sha256:<64 hex digits>`, blank ones, and comments (#). The variable holds the keys
+        themselves: `name=key,other=key`, or a single key, whose name is `default`. Raises BlendError, which never
+        shows what is in either.
+        """
+        names: dict[bytes, str] = {}
+        for where, name, digest in (*_from_file(file), *_from_environment(environment.get(ENVIRONMENT, ""))):
+            if names.setdefault(digest, name) != name:
+                raise BlendError(f"{where}: the key is also {names[digest]}'s; give everyone a key of their own")
+        return cls(names) if names else None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def owner(self, key: str) -> str | None:
+        """Whose key it is; None: nobody's. Takes the same time whichever it is, and whether it is one."""
+        digest, found = _digest(key), None
+        for known, name in self._names.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+
+class Access:
+    """Answers each request with its caller's name, or refuses it. It belongs to one event loop."""
+
+    def __init__(
+        self,
+        keys: Keys | None,
+        requests_per_minute: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """requests_per_minute: of each caller, in the mean; so many may also come at once."""
+        self._keys, self._per_minute, self._clock = keys, requests_per_minute, clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # by caller: requests left, at what time
+
+    def check(self, headers: Mapping[str, str], client_host: str | None) -> str:
+        """The caller's name: the key's, or `local` where there are no keys. Counts the request.
+
+        headers: by lower-case name, as Starlette's `Headers`. Raises NoKeyError, NotLocalError, RateError.
+        """
+        caller = LOCAL if self._keys is None else self._owner(self._keys, headers.get("authorization"))
+        if self._keys is None:
+            _refuse_strangers(headers, client_host)
+        if self._per_minute is not None:
+            self._count(caller, self._per_minute)
+        return caller
+
+    @staticmethod
+    def _owner(keys: Keys, authorization: str | None) -> str:
+        given = _BEARER.fullmatch(authorization or "")
+        if not given:
+            raise NoKeyError("no API key: send one as `Authorization: Bearer KEY`")
+        if (name := keys.owner(given[1])) is None:
+            raise NoKeyError("the API key is not one that this service knows")
+        return name
+
+    def _count(self, caller: str, per_minute: int) -> None:
+        """Take a token out of the caller's bucket, which `per_minute` tokens fill and refill within a minute."""
+        now = self._clock()
+        left, then = self._buckets.get(caller, (float(per_minute), now))
+        left = min(left + (now - then) * per_minute / 60, float(per_minute))
+        if left < 1:
+            wait_s = (1 - left) * 60 / per_minute
+            raise RateError(f"more than {per_minute} requests a minute; the next one in {wait_s:.1f} s", wait_s)
+        self._buckets[caller] = left - 1, now
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _from_file(file: str | None) -> Iterator[tuple[str, str, bytes]]:
+    if file is None:
+        return
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise BlendError(f"serve.keys_file {file}: {why}") from None
+    known = [
+        (at, line.strip()) for at, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")
+    ]
+    if not known:
+        raise BlendError(f"serve.keys_file {file} holds no key; `blend key NAME` makes one")
+    for at, line in known:
+        where = f"serve.keys_file {file}, line {at}"
+        if not (match := _LINE.fullmatch(line)):
+            raise BlendError(f"{where}: expected `name sha256:<64 hex digits>`, as `blend key NAME` makes it")
+        yield where, match[1], bytes.fromhex(match[2])
+
+
+def _from_environment(value: str) -> Iterator[tuple[str, str, bytes]]:
+    entries: Iterable[str] = value.split(",") if value.strip() else ()
+    for at, entry in enumerate(entries, 1):
+        where = f"{ENVIRONMENT}, key {at}"
+        name, named, key = entry.strip().partition("=")
+        if not named:
+            name, key = "default", name
+        if not _NAME.fullmatch(name) or len(key) < SHORTEST or not (key.isascii() and key.isprintable()):
+            raise BlendError(
+                f"{where}: expected name=key (with a name if the key holds a =), the key of {SHORTEST} or more "
+                "visible ASCII characters; `blend key NAME` makes one"
+            )
+        yield where, name, _digest(key)
+
+
+def _refuse_strangers(headers: Mapping[str, str], client_host: str | None) -> None:
+    """Raise NotLocalError unless the request comes from this machine, for this machine, and of its own will.
+
+    A page of another site can make a browser here send requests: then `Origin` names that site. Or the site's name
+    is made to resolve to 127.0.0.1 (DNS rebinding), and the browser sees no other site: `Host` still names it.
+    """
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not (client_host and _is_loopback(client_host)):
+        why = "it comes from another machine"
+    elif any(name in headers for name in _FORWARDING):
+        why = "it came through a proxy"
+    elif not (authority := _AUTHORITY.fullmatch(host)) or not _is_loopback(authority[1] or authority[2]):
+        why = "its Host header does not name this machine as localhost"
+    elif origin is not None and origin.partition("://")[2].lower() != host.lower():
+        why = "a page of another site made it"
+    else:
+        return
+    raise NotLocalError(
+        f"without API keys only requests of this machine are answered, and {why}; "
+        f"add keys (`blend key NAME`) to serve.keys_file or {ENVIRONMENT}"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether it is a name (RFC 6761) or an address of this machine itself."""
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

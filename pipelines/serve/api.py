@@ -1,0 +1,288 @@
+"""What the HTTP API gives: answers, chunks of a stream, events, errors; `asked` has what it takes.
+
+The shapes are OpenAI's, Jina's and Cohere's, with what only this service has in `blend`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actors.records import Candidate, FinishReason, Ranking
+
+
+class Answer(BaseModel):
+    """A part of an answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Usage(Answer):
+    """Tokens of all models that worked on the answer, as far as they tell."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CandidateAnswer(Answer):
+    """One model's answer, or its error."""
+
+    model: str | None
+    text: str | None
+    error: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> "CandidateAnswer":
+        return cls(
+            model=candidate.model,
+            text=candidate.text,
+            error=candidate.error,
+            finish_reason=candidate.finish_reason,
+            prompt_tokens=candidate.prompt_tokens,
+            completion_tokens=candidate.completion_tokens,
+        )
+
+
+class RankingAnswer(Answer):
+    """ranking: indexes of candidates, best first. scores: of each, null without text. comparisons: forwards made.
+
+    logits: `logits[i][j]` tells how much better i is than j, i being read first; null where not compared.
+    """
+
+    ranking: list[int]
+    scores: list[float | None]
+    logits: list[list[float | None]]
+    comparisons: int
+
+    @classmethod
+    def fields_of(cls, ranking: Ranking) -> dict[str, Any]:
+        return {
+            "ranking": list(ranking.order),
+            "scores": list(ranking.scores),
+            "logits": [list(row) for row in ranking.logits],
+            "comparisons": ranking.comparisons,
+        }
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class Timings(Answer):
+    """Seconds: waiting for a place, in each stage that there was, and from the request's arrival in all."""
+
+    queue: float
+    generate: float | None = Field(default=None, exclude_if=_absent)
+    rank: float | None = Field(default=None, exclude_if=_absent)
+    fuse: float | None = Field(default=None, exclude_if=_absent)
+    total: float
+
+
+class Degraded(Answer):
+    """What an answer lacks, and why, a line each."""
+
+    degraded: list[str]
+
+
+class Details(Degraded):
+    """How an answer came about. The ranking is null for a single member's own answer."""
+
+    candidates: list[CandidateAnswer]
+    ranking: list[int] | None
+    scores: list[float | None] | None
+    logits: list[list[float | None]] | None
+    comparisons: int
+    fused_from: list[int]
+    timings: Timings
+
+
+class MemberPieceEvent(Answer):
+    """Some more of a member's answer. `candidate` is its index, here and below."""
+
+    event: Literal["member_piece"] = "member_piece"
+    choice: int
+    candidate: int
+    model: str
+    text: str
+
+
+class AnsweredEvent(Answer):
+    """A member's whole answer, or its error; seconds since it was asked."""
+
+    event: Literal["answered"] = "answered"
+    choice: int
+    candidate: int
+    answer: CandidateAnswer
+    seconds: float
+
+
+class RankedEvent(RankingAnswer):
+    """The ranking so far; `complete` where no more is compared."""
+
+    event: Literal["ranked"] = "ranked"
+    choice: int
+    complete: bool
+
+
+class FusingEvent(Answer):
+    """The fuser has begun to write from these candidates; its text comes as the choice's content."""
+
+    event: Literal["fusing"] = "fusing"
+    choice: int
+    fused_from: list[int]
+
+
+class DoneEvent(Answer):
+    """The last one of a choice."""
+
+    event: Literal["done"] = "done"
+    choice: int
+    details: Details
+
+
+StageEvent = MemberPieceEvent | AnsweredEvent | RankedEvent | FusingEvent | DoneEvent
+
+
+class AnswerMessage(Answer):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(Answer):
+    """One of `n` answers; with n > 1 each has its own `blend`."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: FinishReason
+    logprobs: None = None
+    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+
+
+class ChatCompletion(Answer):
+    """An answer in one piece. `blend` is the first choice's: asked for, or because something is amiss."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: None = None
+    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+
+
+class Delta(Answer):
+    """What a chunk adds to a choice."""
+
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
+    content: str | None = Field(default=None, exclude_if=_absent)
+
+
+class ChunkChoice(Answer):
+    """A choice in a chunk."""
+
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+
+
+class Chunk(Answer):
+    """A piece of a streamed answer.
+
+    Chunks with an event in `blend` have no choices. The last one has the usage, if that was asked for, and in
+    `blend` the first choice's details, if they were; with events, a `done` event has them instead.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None  # absent unless asked for
+    system_fingerprint: None = None
+    blend: StageEvent | Details | Degraded | None = Field(default=None, exclude_if=_absent)
+
+
+class Model(Answer):
+    """Something that answers."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "llm-blender"
+
+
+class ModelList(Answer):
+    """All that answers: the blend, the best candidate alone, and every member."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Document(Answer):
+    """A document's text."""
+
+    text: str
+
+
+class RerankResult(Answer):
+    """relevance_score: the logistic function of the ranker's score; comparable within one answer only."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = Field(default=None, exclude_if=_absent)
+
+
+class RerankUsage(Answer):
+    """What the ranker did: it doesn't count tokens."""
+
+    comparisons: int
+
+
+class RerankAnswer(Answer):
+    """The documents, best first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: RerankUsage
+
+
+class CompareAnswer(Answer):
+    """margin: how much better the first candidate is. preference: index of the better one, null for a tie."""
+
+    id: str
+    model: str
+    preference: Literal[0, 1] | None
+    margin: float
+    comparisons: int
+
+
+class Health(Answer):
+    """Whether the service answers. missing: parts that it waits for."""
+
+    status: Literal["ok", "starting"] = "ok"
+    missing: list[str] | None = None
+
+
+class Problem(Answer):
+    """What is wrong. param: where in the request, such as `messages[0].content`."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(Answer):
+    """An error, as OpenAI has it."""
+
+    error: Problem

@@ -1,0 +1,267 @@
+"""`/v1/chat/completions`: from a request to what the blend is asked, and from its events to the answer."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from actors.records import Prompt
+from configs.schema import SamplingChange
+from configs.serving import Serving
+from pipelines.blend import BEST, BLEND, Answered, Ask, Blender, Event, Fusing, MemberPiece, Outcome, Piece, Ranked
+from pipelines.serve.api import (
+    AnsweredEvent,
+    AnswerMessage,
+    CandidateAnswer,
+    ChatCompletion,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Degraded,
+    Delta,
+    Details,
+    DoneEvent,
+    FusingEvent,
+    MemberPieceEvent,
+    RankedEvent,
+    RankingAnswer,
+    StageEvent,
+    Timings,
+    Usage,
+)
+from pipelines.serve.asked import BlendOptions, ChatRequest
+from pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
+from pipelines.serve.telemetry import Record
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = ": keep-alive\n\n"  # a comment: clients skip it, and what stands between sees that nothing hangs
+LAST = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A request that was found good. began: `loop.time()` of its arrival."""
+
+    id: str
+    asked: ChatRequest
+    options: BlendOptions
+    prompt: Prompt
+    change: SamplingChange
+    began: float
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted."""
+        return self.asked.n or 1
+
+    def asks(self, waited_s: float) -> list[Ask]:
+        """What the blend is asked, for each choice."""
+        return [
+            Ask(
+                self.prompt,
+                self.asked.model,
+                choice=choice,
+                change=self.change,
+                follow=bool(self.asked.stream),
+                follow_members=self.options.events,
+                deadline_s=self.options.deadline_s,
+                waited_s=waited_s,
+            )
+            for choice in range(self.choices)
+        ]
+
+    def told(self, outcome: Outcome, waited_s: float) -> Details | Degraded | None:
+        """What the answer tells in `blend`: all of it when asked for, else only what is amiss."""
+        if self.options.details:
+            return self.details(outcome, waited_s)
+        return Degraded(degraded=list(outcome.degraded)) if outcome.degraded else None
+
+    def details(self, outcome: Outcome, waited_s: float) -> Details:
+        """How the answer came about."""
+        blend, ranking = outcome.blend, outcome.blend.ranking
+        total = asyncio.get_running_loop().time() - self.began
+        return Details(
+            candidates=[CandidateAnswer.of(candidate) for candidate in blend.candidates],
+            ranking=list(ranking.order) if ranking else None,
+            scores=list(ranking.scores) if ranking else None,
+            logits=[list(row) for row in ranking.logits] if ranking else None,
+            comparisons=ranking.comparisons if ranking else 0,
+            fused_from=list(blend.fused_from),
+            timings=Timings(queue=waited_s, total=total, **outcome.seconds),
+            degraded=list(outcome.degraded),
+        )
+
+
+def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, votes: bool) -> Chat:
+    """The request, once it is found good. votes: whether they are kept. Raises ApiError."""
+    options = asked.blend or BlendOptions(details=False)
+    if asked.model not in (models := (BLEND, BEST, *blender.members)):
+        raise unknown_model(asked.model, models)
+    _check_size(asked, blender, serving)
+    _check_options(asked, options, serving, votes=votes)
+    messages = tuple(message.message() for message in asked.messages)
+    if not any(message["content"].strip() for message in messages):
+        raise invalid("messages", "nothing is asked")
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+    change = SamplingChange(
+        max_tokens=asked.max_completion_tokens or asked.max_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        stop=tuple(stop) if stop else None,
+        seed=None if asked.seed is None else asked.seed % 2**63,
+    )
+    began = asyncio.get_running_loop().time()
+    return Chat(f"chatcmpl-{id}", asked, options, Prompt(id, messages=messages), change, began)
+
+
+def _check_size(asked: ChatRequest, blender: Blender, serving: Serving) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (getattr(asked, name) or 0) > serving.limits.max_tokens:
+            raise invalid(name, f"at most {serving.limits.max_tokens}")
+    if asked.max_tokens and asked.max_completion_tokens and asked.max_tokens != asked.max_completion_tokens:
+        raise invalid("max_completion_tokens", "max_tokens says otherwise")
+    alone = asked.model in blender.members
+    each = 1 if alone else sum(member.samples for member in blender.members.values())
+    if (asked.n or 1) * each > serving.limits.candidates:
+        raise invalid("n", f"more answers of the models than {serving.limits.candidates} (serve.limits.candidates)")
+
+
+def _check_options(asked: ChatRequest, options: BlendOptions, serving: Serving, *, votes: bool) -> None:
+    if asked.stream_options is not None and not asked.stream:
+        raise invalid("stream_options", "only with stream")
+    if options.events and not asked.stream:
+        raise invalid("blend.events", "only with stream")
+    if (options.deadline_s or 0) > serving.deadline_s:
+        raise invalid("blend.deadline_s", f"at most {serving.deadline_s:g} (serve.deadline_s)")
+    if options.vote and not votes:
+        raise invalid("blend.vote", "no votes are kept here (serve.votes)", UNSUPPORTED)
+    if options.vote and ((asked.n or 1) > 1 or asked.model not in (BLEND, BEST)):
+        raise invalid("blend.vote", "only on one answer of the blend")
+
+
+def completion(chat: Chat, outcomes: list[Outcome], waited_s: float) -> ChatCompletion:
+    """The whole answer."""
+    blends = [chat.told(outcome, waited_s) for outcome in outcomes]
+    return ChatCompletion(
+        id=chat.id,
+        created=chat.created,
+        model=chat.asked.model,
+        choices=[
+            Choice(
+                index=at,
+                message=AnswerMessage(content=outcome.answer.text),
+                finish_reason=outcome.answer.finish_reason,
+                blend=blends[at] if len(outcomes) > 1 else None,
+            )
+            for at, outcome in enumerate(outcomes)
+        ],
+        usage=usage(outcomes),
+        blend=blends[0],
+    )
+
+
+def usage(outcomes: list[Outcome]) -> Usage:
+    """The tokens of all choices."""
+    prompt = sum(outcome.prompt_tokens for outcome in outcomes)
+    completion = sum(outcome.completion_tokens for outcome in outcomes)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+async def lines(
+    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: Record
+) -> AsyncGenerator[str, None]:
+    """The stream's lines. An error after the first one is a line, too, and the last; before, it is raised."""
+    said = False
+    try:
+        async with contextlib.aclosing(_lines(chat, happenings, waited_s)) as made:
+            async for line in made:
+                said = True
+                yield line
+    except Exception as error:
+        if not said:
+            raise
+        known = told(error)
+        if known is None:
+            log.exception("request %s failed in mid-stream", chat.prompt.id)
+            known = unforeseen(chat.prompt.id)
+        if known.code:
+            record.error(known.code)
+        yield f"data: {known.body().model_dump_json()}\n\n"
+
+
+async def _lines(
+    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float
+) -> AsyncGenerator[str, None]:
+    with_usage = bool(chat.asked.stream_options and chat.asked.stream_options.include_usage)
+    outcomes: dict[int, Outcome] = {}
+    begun: set[int] = set()  # choices of which something was said
+
+    def line(
+        *choices: ChunkChoice,
+        usage: Usage | None = None,
+        blend: StageEvent | Details | Degraded | None = None,
+    ) -> str:
+        chunk = Chunk(
+            id=chat.id,
+            created=chat.created,
+            model=chat.asked.model,
+            choices=list(choices),
+            usage=usage,
+            blend=blend,
+        )
+        return f"data: {chunk.model_dump_json(exclude=None if with_usage else {'usage'})}\n\n"
+
+    def first() -> Details | Degraded | None:
+        """What the last chunk tells of the first choice; `done` has told it where there are events."""
+        return None if chat.options.events else chat.told(outcomes[0], waited_s)
+
+    async with contextlib.aclosing(happenings):
+        async for happened in happenings:
+            if happened is None:
+                yield KEEP_ALIVE
+                continue
+            choice, event = happened
+            if isinstance(event, Piece | Outcome) and choice not in begun:
+                begun.add(choice)
+                yield line(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
+            match event:
+                case Piece(text):
+                    if text:
+                        yield line(ChunkChoice(index=choice, delta=Delta(content=text)))
+                case Outcome():
+                    outcomes[choice] = event
+                    ended = ChunkChoice(
+                        index=choice,
+                        delta=Delta(),
+                        finish_reason=event.answer.finish_reason,
+                        blend=chat.told(event, waited_s) if chat.choices > 1 else None,
+                    )
+                    last = len(outcomes) == chat.choices and not with_usage
+                    yield line(ended, blend=first() if last else None)
+                    if chat.options.events:
+                        yield line(blend=DoneEvent(choice=choice, details=chat.details(event, waited_s)))
+                case _:
+                    if chat.options.events:
+                        yield line(blend=_event(choice, event))
+    if with_usage:
+        yield line(usage=usage(list(outcomes.values())), blend=first())
+    yield LAST
+
+
+def _event(choice: int, event: MemberPiece | Answered | Ranked | Fusing) -> StageEvent:
+    """The event as clients see it."""
+    match event:
+        case MemberPiece(index, model, text):
+            return MemberPieceEvent(choice=choice, candidate=index, model=model, text=text)
+        case Answered(index, candidate, seconds):
+            return AnsweredEvent(
+                choice=choice, candidate=index, answer=CandidateAnswer.of(candidate), seconds=seconds
+            )
+        case Ranked(ranking):
+            return RankedEvent(choice=choice, complete=ranking.complete, **RankingAnswer.fields_of(ranking))
+        case Fusing(fused_from):
+            return FusingEvent(choice=choice, fused_from=list(fused_from))

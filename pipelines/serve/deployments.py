@@ -1,0 +1,221 @@
+"""The service as a Ray Serve application: a gateway, and a deployment of each part, each scaling by itself."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+from uvicorn import Config
+
+from actors.errors import BlendError
+from cluster.plan import Placement, width
+from configs.schema import BlendConfig, LocalLLM, Model, Placed
+from configs.serving import Scaling
+from pipelines.blend import Blender, Patience
+from pipelines.serve.access import Access, Keys
+from pipelines.serve.admission import Admission
+from pipelines.serve.app import create_app
+from pipelines.serve.ballots import Ballots
+from pipelines.serve.parts import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
+from pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
+from pipelines.serve.telemetry import Telemetry
+
+GATEWAY = "gateway"
+NO_LIMIT = 10_000  # requests that Serve lets through; the gateway's own queue is what refuses
+
+
+class _Gateway:
+    """Runs each request's blend over the handles of the parts."""
+
+    def __init__(
+        self,
+        config: BlendConfig,
+        members: list[DeploymentHandle],
+        ranker: DeploymentHandle,
+        fuser: DeploymentHandle | None,
+        ballots: DeploymentHandle | None,
+    ) -> None:
+        """Raises BlendError when the keys can't be read."""
+        serving = config.serve
+        self._serving = serving
+        self._access = Access(Keys.load(serving.keys_file, os.environ), serving.requests_per_minute)
+        self._blender = Blender(
+            [
+                RemoteMember(model.name, model.samples, handle)
+                for model, handle in zip(config.models, members, strict=True)
+            ],
+            RemoteRanker(ranker),
+            RemoteFuser(fuser) if fuser else None,
+            top_k=config.fuser.top_k if config.fuser else 1,
+            patience=Patience(
+                serving.deadline_s,
+                serving.generation_share,
+                serving.ranking_share,
+                serving.quorum,
+                serving.timeouts_s,
+            ),
+        )
+        self._ballots = RemoteBallots(ballots) if ballots else None
+        asleep = {model.name for model in config.models if not model.replicas.min}
+        parts = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
+        parts |= {"ranker": ranker, **({"fuser": fuser} if fuser else {})}
+        self._starting = Starting({name: handle for name, handle in parts.items() if name not in asleep})
+
+    def _app(self, **options: Any) -> FastAPI:
+        """To be called in the replica's event loop."""
+        gateway = self._serving.gateway
+        return create_app(
+            self._blender,
+            self._serving,
+            access=self._access,
+            admission=Admission(gateway.max_in_flight, gateway.max_queued),
+            telemetry=Telemetry(log_prompts=self._serving.log_prompts),
+            ballots=self._ballots,
+            starting=self._starting,
+            **options,
+        )
+
+
+@serve.ingress()
+class Gateway(_Gateway):
+    """Behind Ray Serve's proxies, which put the request's id into every answer."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app(tells_id=False)
+
+
+class ListeningGateway(_Gateway):
+    """The only gateway of a service on one machine: it listens itself, and saves every request a hop."""
+
+    def __init__(self, host: str, port: int, *parts: Any) -> None:
+        """Raises OSError when nobody can listen there."""
+        super().__init__(*parts)
+        # asyncio turns Nagle's algorithm off on such sockets only
+        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((host, port))
+        self._listener.listen(2048)
+        config = Config(self._app(), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        self._server = _Server(config)
+        self._task = asyncio.get_running_loop().create_task(self._server.serve([self._listener]))
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises."""
+        if self._task.done():
+            raise BlendError("the gateway doesn't listen any more")
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when the replica is to end."""
+        self._server.should_exit = True
+        await self._task
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to Ray."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Starting:
+    """Which parts have not been up yet, when it is asked."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._handles = dict(handles)
+        self._checks: dict[str, asyncio.Task[None]] = {}
+
+    def __call__(self) -> list[str]:
+        for name, handle in list(self._handles.items()):
+            check = self._checks.get(name)
+            if check is not None and check.done() and not check.cancelled() and check.exception() is None:
+                del self._handles[name]
+            elif check is None or check.done():
+                self._checks[name] = asyncio.get_running_loop().create_task(_up(handle))
+        return list(self._handles)
+
+
+async def _up(handle: DeploymentHandle) -> None:
+    """Return once a replica is there: until then Ray Serve keeps the call."""
+    await handle.check_health.remote()
+
+
+def build(
+    config: BlendConfig, placements: tuple[Placement, ...], listen: tuple[str, int] | None = None
+) -> serve.Application:
+    """The application of a config whose parts are placed so.
+
+    listen: host and port where its one gateway listens itself; None: Ray Serve's proxies do.
+    """
+    by_name = {placement.name: placement for placement in placements}
+    serving = config.serve
+    members = [_part(MemberReplica, by_name[model.name], serving.scaling) for model in config.models]
+    ranker = _part(RankerReplica, by_name["ranker"], serving.scaling)
+    fuser = _part(FuserReplica, by_name["fuser"], serving.scaling) if config.fuser else None
+    ballots = None
+    if serving.votes:  # one replica, to which all gateways send: it alone knows what may be voted on
+        ballots = (
+            serve.deployment(Ballots)
+            .options(name="ballots", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=NO_LIMIT)
+            .bind(serving.votes)
+        )
+    gateway = serve.deployment(ListeningGateway if listen else Gateway).options(
+        name=GATEWAY,
+        num_replicas=serving.gateway.replicas,
+        max_ongoing_requests=NO_LIMIT,
+        ray_actor_options={"num_cpus": serving.gateway.num_cpus},
+        graceful_shutdown_timeout_s=10,
+    )
+    return gateway.bind(*(listen or ()), config, members, ranker, fuser, ballots)
+
+
+def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
+    """The deployment of a part, bound to its settings."""
+    at_once = width(placement.settings)
+    return (
+        serve.deployment(replica)
+        .options(
+            name=placement.name,
+            ray_actor_options=placement.ray_options(),
+            max_ongoing_requests=2 * at_once,  # what waits in a replica is there when something is done
+            **_replicas(placement.placed, at_once, scaling),
+        )
+        .bind(placement.settings)
+    )
+
+
+def _replicas(placed: Placed, at_once: int, scaling: Scaling) -> dict[str, Any]:
+    if placed.replicas.min == placed.replicas.max:
+        return {"num_replicas": placed.replicas.min}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=placed.replicas.min,
+            max_replicas=placed.replicas.max,
+            target_ongoing_requests=max(1.0, scaling.load * at_once),
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            look_back_period_s=max(3.0, scaling.upscale_delay_s),
+            metrics_interval_s=1.0,
+        )
+    }
+
+
+def limited(config: BlendConfig) -> BlendConfig:
+    """The config with the service's limits where its models have none of their own."""
+    most = config.serve.limits.prompt_tokens
+    if most is None:
+        return config
+
+    def with_limit(model: Model) -> Model:
+        if not isinstance(model, LocalLLM) or model.max_prompt_tokens is not None:
+            return model
+        return model.model_copy(update={"max_prompt_tokens": most})
+
+    return config.model_copy(update={"models": tuple(map(with_limit, config.models))})

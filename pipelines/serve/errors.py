@@ -1,0 +1,138 @@
+"""What goes wrong with a request, in the shape of OpenAI's API: `{"error": {message, type, param, code}}`.
+
+Clients go by the status, by `code`, and by `param`: the path of what is wrong in the request.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from actors.errors import PromptError, RowError
+from pipelines.blend import NoAnswerError
+from pipelines.serve.access import NoKeyError, NotLocalError, RateError
+from pipelines.serve.admission import OverloadedError
+from pipelines.serve.api import ErrorAnswer, Problem
+from pipelines.serve.asked import TAGS
+from pipelines.serve.ballots import UnknownAnswerError, VotedBeforeError, VoteLostError
+
+UNSUPPORTED = "unsupported_parameter"
+_TYPES = {403: "permission_error", 429: "rate_limit_error"}  # others: see `ApiError.body`
+
+
+class ApiError(HTTPException):
+    """A request that is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """param: path of what is wrong, such as `messages[0].content`."""
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def body(self) -> ErrorAnswer:
+        """What the client reads."""
+        usual = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status_code, usual)
+        return ErrorAnswer(error=Problem(message=self.detail, type=kind, param=self.param, code=self.code))
+
+    def response(self) -> Response:
+        """The same with its status."""
+        return JSONResponse(self.body().model_dump(), self.status_code, self.headers)
+
+
+def told(error: Exception) -> ApiError | None:
+    """The error as clients are told it; None: nobody foresaw it."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return _invalid(error.errors())
+        case NoAnswerError(refused=True):  # by every model, as a rule for its length
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case NoAnswerError():
+            return ApiError(503, str(error), code="no_answer")
+        case RowError() | PromptError():
+            return ApiError(400, str(error), code="invalid_value")
+        case NoKeyError():
+            return ApiError(401, str(error), code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        case NotLocalError():
+            return ApiError(403, str(error), code="no_api_keys")
+        case RateError():
+            return ApiError(429, str(error), code="rate_limit_exceeded", headers=_later(error.retry_after_s))
+        case OverloadedError():
+            return ApiError(429, str(error), code="overloaded", headers=_later(error.retry_after_s))
+        case UnknownAnswerError():
+            return ApiError(404, str(error), code="unknown_answer")
+        case VotedBeforeError():
+            return ApiError(409, str(error), code="voted_before")
+        case VoteLostError():
+            return ApiError(503, str(error), code="vote_lost")
+        case HTTPException(status_code=404):
+            return ApiError(404, "there is nothing at this path", code="not_found")
+        case HTTPException(status_code=405):
+            return ApiError(405, "this path has no such method", code="method_not_allowed", headers=error.headers)
+        case HTTPException(status_code=400):  # FastAPI's, for any other trouble with reading the body
+            return ApiError(400, "the body can't be read as JSON", code="invalid_json")
+    return None
+
+
+def unforeseen(id: str) -> ApiError:
+    """The error of a request of which only the log tells more."""
+    return ApiError(500, f"something went wrong here; the log has it under the id {id}", code="internal_error")
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ApiError:
+    """The error of a request that wants a model which isn't there."""
+    message = f"there is no model {_shown(name)}, but {', '.join(known)}"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def invalid(param: str, why: str, code: str = "invalid_value") -> ApiError:
+    """The error of a field's value."""
+    return ApiError(400, f"{param}: {why}", param=param, code=code)
+
+
+def _later(seconds: float) -> dict[str, str]:
+    return {"retry-after": str(max(math.ceil(seconds), 1))}
+
+
+def _invalid(errors: Sequence[Any]) -> ApiError:
+    """The first of the mistakes that FastAPI found in a request."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
+    where = path(first["loc"])
+    if first["type"] in ("none_required", UNSUPPORTED):  # a field that isn't ours, or one that asks for something
+        message = f"{where} is not supported here, or not with this value"
+        return ApiError(400, message, param=where, code=UNSUPPORTED)
+    if first["type"] == "missing":
+        message = f"{where} is missing" if where else "the request has no body"
+        return ApiError(400, message, param=where, code="missing_required_parameter")
+    said = "Input should be an object" if first["type"] == "model_attributes_type" else first["msg"]
+    what = said.replace("Input should be", "expected", 1)  # as most of pydantic's messages begin
+    message = f"{where or 'the body'}: {what[:1].lower()}{what[1:]}"
+    return ApiError(400, message, param=where, code="invalid_value")
+
+
+def path(loc: Sequence[str | int]) -> str | None:
+    """Where in the request something is, as `messages[0].content`; None: the request itself."""
+    names = [part for part in loc[1:] if part not in TAGS]
+    joined = "".join(f"[{name}]" if isinstance(name, int) else f".{_shown(name)}" for name in names)
+    return joined.removeprefix(".") or None
+
+
+def _shown(name: str, limit: int = 100) -> str:
+    """A key as it may be shown: somebody else's text."""
+    name = name if name.isprintable() else json.dumps(name)
+    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -1,0 +1,114 @@
+"""What runs in a replica of each part: the bulk path's plain classes, behind methods that Ray Serve can call."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+from ray.util.metrics import Counter
+
+from actors.engines import Completion
+from actors.fusers import load_fuser
+from actors.generator import Generator
+from actors.pool import Pool
+from actors.ranker import Ranker
+from actors.records import Candidate, Matchup, Prompt, Ranking
+from actors.scorers import Score, Scorer, load_scorer
+from cluster.session import keep_to_own_gpus
+from configs.schema import Comparing, Model, SamplingChange
+from configs.schema import Fuser as FuserSettings
+from configs.schema import Ranker as RankerSettings
+from pipelines.serve.telemetry import CACHE_HITS
+
+
+class MemberReplica:
+    """One base LLM; see `pipelines.blend.Member`."""
+
+    def __init__(self, settings: Model) -> None:
+        """Raises ModelLoadError when the LLM can't be used."""
+        keep_to_own_gpus()
+        self._generator = Generator(settings)
+
+    async def answer(self, prompt: Prompt, sample: int, change: SamplingChange | None) -> Candidate:
+        return await self._generator.answer(prompt, sample, change)
+
+    async def stream(
+        self, prompt: Prompt, sample: int, change: SamplingChange | None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        async with contextlib.aclosing(self._generator.stream(prompt, sample, change)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises."""
+        await self._generator.check_health()
+
+
+class RankerReplica:
+    """A ranker whose requests share batches: what comes while a forward runs is scored together in the next."""
+
+    def __init__(self, settings: RankerSettings) -> None:
+        """Raises ModelLoadError when the model can't be used, CacheError when its cache can't."""
+        keep_to_own_gpus()
+        scorer = load_scorer(settings)
+        self._ranker = Ranker(settings, Pool([_Here(scorer)], scorer.traits))
+        self._hits = Counter(CACHE_HITS.name, CACHE_HITS.description)
+
+    async def rank_one(
+        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None, comparing: Comparing | None
+    ) -> Ranking:
+        before = self._ranker.cache_hits
+        ranking = await self._ranker.rank_one(prompt, candidates, budget_s, comparing)
+        self._count(before)
+        return ranking
+
+    async def rounds(
+        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None
+    ) -> AsyncGenerator[Ranking, None]:
+        before = self._ranker.cache_hits
+        async with contextlib.aclosing(self._ranker.rounds(prompt, candidates, budget_s)) as rounds:
+            async for ranking in rounds:
+                yield ranking
+        self._count(before)
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises."""
+        await self._ranker.check_health()
+
+    def _count(self, before: int) -> None:
+        if hits := self._ranker.cache_hits - before:
+            self._hits.inc(hits)
+
+
+class _Here:
+    """The scorer of this process, as the one replica of a pool."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        return await self._scorer.score(matchups)
+
+    async def ready(self) -> None:
+        await self._scorer.check_health()
+
+
+class FuserReplica:
+    """A fuser; see `actors.fusers.Fuser`."""
+
+    def __init__(self, settings: FuserSettings) -> None:
+        """Raises ModelLoadError when the model can't be used."""
+        keep_to_own_gpus()
+        self._fuser = load_fuser(settings)
+
+    async def fuse(self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None) -> Completion:
+        return await self._fuser.fuse(prompt, candidates, change)
+
+    async def stream(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None
+    ) -> AsyncGenerator[str | Completion, None]:
+        async with contextlib.aclosing(self._fuser.stream(prompt, candidates, change)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises."""
+        await self._fuser.check_health()

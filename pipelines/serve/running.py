@@ -1,0 +1,116 @@
+"""`blend serve`: the service on this machine, or on the cluster that the config names, until it is interrupted."""
+
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+from actors.errors import BlendError
+from cluster.plan import together
+from cluster.serving import lean_serve
+from cluster.session import LOCAL, address_of, capacity, session
+from configs.schema import BlendConfig
+from pipelines.options import UsageError
+from pipelines.serve.access import Keys
+
+APPLICATION = "blend"
+
+
+def serve_blend(config: BlendConfig, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises BlendError when the service can't be started, UsageError."""
+    keys = Keys.load(config.serve.keys_file, os.environ)
+    if keys is None and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} needs API keys, or anybody who reaches this machine may ask: make one with `blend key "
+            "NAME`, and put its line into a file that serve.keys_file names"
+        )
+    local = address_of(config.ray) == LOCAL
+    if local:
+        _check_free(host, port)
+    with lean_serve(), session(config.ray, log_to_driver=True), _deployed(config, host, port, local):
+        models = f"blend, blend-best and {len(config.models)} models"
+        who = "with API keys" if keys else "without API keys: this machine only"
+        print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
+        _until_interrupted()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise BlendError when nobody can listen there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise BlendError(
+            f"can't listen on {_shown(host)}:{port}: {os.strerror(error.errno or 0)}; give another --port"
+        ) from error
+
+
+@contextlib.contextmanager
+def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
+    listen = (host, port) if local and config.serve.gateway.replicas == 1 else None
+    placements = together(config, capacity(config.ray))
+    from ray import serve  # reads its environment now
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from pipelines.serve.deployments import build, limited
+
+    quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
+    serve.start(
+        proxy_location=ProxyLocation.Disabled if listen else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=host, port=port),
+        logging_config=quiet,
+    )
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process
+    try:
+        try:
+            application = build(limited(config), placements, listen)
+            route = None if listen else "/"
+            serve.run(application, name=APPLICATION, route_prefix=route, logging_config=quiet)
+        except RuntimeError as error:
+            raise BlendError(_why_not_running() or str(error)) from error
+        yield
+    finally:
+        serve.shutdown()
+
+
+def _why_not_running() -> str | None:
+    """The last line of what Ray Serve says of the first part that didn't start: that is the error it raised."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    parts = application.deployments.items() if application else ()
+    for name, part in parts:
+        lines = [line.strip() for line in part.message.splitlines() if line.strip()]
+        if part.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
+            return f"{name}: {lines[-1]}"
+    return None
+
+
+def _until_interrupted() -> None:
+    interrupted = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: interrupted.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        interrupted.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

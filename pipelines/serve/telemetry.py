@@ -1,0 +1,353 @@
+"""What the service tells of itself: Prometheus metrics through Ray, and one line of JSON for each request.
+
+A request's `Record` is fed the events of its blend, and everything is written when the request ends, however that
+is. What was asked, and texts of errors that may repeat it, reach the log only with `log_prompts`; metrics have no
+labels that a client could make up.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import sys
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from actors.records import Prompt, Ranking
+from pipelines.blend import Answered, Event, Outcome, Piece
+
+CANCELLED = 499  # nginx's status of a request whose client went away
+FAILED, BROKEN = 500, "internal_error"
+REFRESH_S = 5.0
+FUSER = "fuser"  # in place of a model's name; none is called so
+
+log = logging.getLogger("blend.requests")
+
+_FINE = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as Ray declares it; Ray's exporter puts `ray_` before its name.
+
+    boundaries: upper bounds of a histogram's buckets, in the metric's unit.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    description: str
+    labels: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = _FINE
+
+
+REQUESTS = Metric("counter", "blend_requests_total", "Requests by how they ended.", ("route", "model", "status"))
+ERRORS = Metric("counter", "blend_errors_total", "Requests that ended with an error, by kind.", ("kind",))
+IN_FLIGHT = Metric("gauge", "blend_requests_in_flight", "Requests that are worked on.")
+QUEUED = Metric("gauge", "blend_requests_queued", "Requests that wait to be worked on.")
+REQUEST_SECONDS = Metric(
+    "histogram", "blend_request_duration_seconds", "Answered requests, from first to last byte.", ("route", "model")
+)
+FIRST_TOKEN_SECONDS = Metric(
+    "histogram", "blend_first_token_seconds", "Until a streamed answer's first text.", ("model",)
+)
+STAGE_SECONDS = Metric(
+    "histogram", "blend_stage_duration_seconds", "By stage: queue, generate, rank, fuse.", ("stage",)
+)
+MEMBER_SECONDS = Metric("histogram", "blend_member_duration_seconds", "Until a member's whole answer.", ("model",))
+TOKENS = Metric("counter", "blend_tokens_total", "Tokens by who read or wrote them.", ("model", "kind"))
+COMPARISONS = Metric("counter", "blend_comparisons_total", "Forwards that the ranker made.")
+CACHE_HITS = Metric("counter", "blend_cache_hits_total", "Comparisons that the ranker's cache knew.")
+DEGRADATIONS = Metric(
+    "counter",
+    "blend_degradations_total",
+    "What answers lacked: a member, the ranker or the fuser.",
+    ("step", "model"),
+)
+VOTES = Metric("counter", "blend_votes_total", "People's votes, by what they preferred.", ("preferred",))
+METRICS = (
+    REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
+    TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, VOTES,
+)  # fmt: skip
+
+
+class Meter(Protocol):
+    """Where values go."""
+
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+        """Add to a counter (only more than 0), set a gauge, or observe a histogram's value."""
+        ...
+
+
+class RayMeter:
+    """Ray's exporter, which Prometheus scrapes on every node. In a process without Ray values go nowhere."""
+
+    def __init__(self) -> None:
+        from ray.util import metrics  # a second to import
+
+        self._record: dict[str, Callable[[float, Mapping[str, str] | None], None]] = {}
+        for metric in METRICS:
+            about = (metric.name, metric.description)
+            if metric.kind == "counter":
+                self._record[metric.name] = metrics.Counter(*about, tag_keys=metric.labels).inc
+            elif metric.kind == "gauge":
+                self._record[metric.name] = metrics.Gauge(*about, tag_keys=metric.labels).set
+            else:
+                bounds = list(metric.boundaries)
+                self._record[metric.name] = metrics.Histogram(*about, bounds, tag_keys=metric.labels).observe
+
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+        """See `Meter`."""
+        self._record[metric.name](value, labels)
+
+
+class Telemetry:
+    """What one gateway tells. It belongs to one event loop."""
+
+    def __init__(
+        self,
+        log_prompts: bool = False,
+        meter: Meter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """meter: Ray's, unless another is given. Gives the logger a handler where it has none."""
+        self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
+        self._load = _Load(self._meter)
+        _write_to_stderr()
+
+    @contextlib.contextmanager
+    def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["Record"]:
+        """A request, as long as the block: from its first byte to the answer's last.
+
+        route: what is asked for, one of a few words (`chat`, `rerank`, ...), never the path that the client sent.
+        traceparent: W3C's header, as it came. However the block ends, counts and a line of the log are written;
+        when it is cancelled, because the client went away, with status 499.
+        """
+        record = Record(request_id, route, self._meter, self._clock, self._load)
+        record.trace_id = _trace_id(traceparent)
+        try:
+            yield record
+        except asyncio.CancelledError:
+            record.status = CANCELLED
+            raise
+        except Exception:
+            record.broke()
+            raise
+        finally:
+            record.count()
+            log.info(json.dumps(record.line(self._log_prompts)))
+
+    def vote(self, preferred: Literal["fused", "member", "tie"]) -> None:
+        """A person's vote."""
+        self._meter(VOTES, 1, {"preferred": preferred})
+
+
+class Record:
+    """One request. Set what is known of it, when it is known; `event` takes what a blend tells.
+
+    caller: whose key it was. status: of HTTP.
+    """
+
+    def __init__(
+        self, request_id: str, route: str, meter: Meter, clock: Callable[[], float], load: "_Load"
+    ) -> None:
+        """load: what this request is part of."""
+        self.caller: str | None = None
+        self.status: int | None = None
+        self.trace_id: str | None = None
+        self._id, self._route, self._meter, self._clock, self._load = request_id, route, meter, clock, load
+        self._part_of: Metric | None = None  # queued, in flight, or neither
+        self._began = clock()
+        self._model: str | None = None
+        self._stream = False
+        self._prompt: Prompt | None = None
+        self._seconds: dict[str, float] = {}
+        self._first_token_s: float | None = None
+        self._tokens: Tally[str] = Tally()
+        self._candidates = self._texts = self._comparisons = 0
+        self._lacks: list[str] = []
+        self._degraded: list[str] = []
+        self._error: str | None = None
+
+    def asks(self, model: str, *, stream: bool = False, prompt: Prompt | None = None) -> None:
+        """What is asked, and whom: a name that the service knows, since it becomes a label. Now it is queued."""
+        self._model, self._stream, self._prompt = model, stream, prompt
+        self._becomes(QUEUED)
+
+    def waited(self, seconds: float) -> None:
+        """For a place among the requests that are worked on. Now it is in flight."""
+        self._stage("queue", seconds)
+        self._becomes(IN_FLIGHT)
+
+    def event(self, event: Event) -> None:
+        """What the blend tells; of several choices, of each."""
+        match event:
+            case Answered(_, candidate, seconds) if candidate.text is not None:
+                self._meter(MEMBER_SECONDS, seconds, {"model": candidate.model or ""})
+            case Piece() if self._stream and self._first_token_s is None:
+                self._first_token_s = self._clock() - self._began
+                self._meter(FIRST_TOKEN_SECONDS, self._first_token_s, {"model": self._model or ""})
+            case Outcome():
+                self._ended(event)
+
+    def ranked(self, ranking: Ranking, seconds: float) -> None:
+        """A ranking that was asked for by itself."""
+        self._candidates += len(ranking.scores)
+        self._texts += len(ranking.order)
+        self._compared(ranking)
+        self._stage("rank", seconds)
+
+    def error(self, kind: str) -> None:
+        """Why there is no answer: the code that the client gets, one of a few words."""
+        self._error = kind
+
+    def broke(self) -> None:
+        """An exception ended it, maybe in the midst of the answer, whose status was sent by then."""
+        self.status = self.status or FAILED
+        self._error = self._error or BROKEN
+
+    def count(self) -> None:
+        """Into the metrics, when it has ended."""
+        self.status = status = self.status or FAILED
+        model = self._model or ""
+        self._seconds["total"] = self._clock() - self._began
+        self._becomes(None)
+        self._meter(REQUESTS, 1, {"route": self._route, "model": model, "status": str(status)})
+        if self._error is not None:
+            self._meter(ERRORS, 1, {"kind": self._error})
+        elif status < 400:
+            self._meter(REQUEST_SECONDS, self._seconds["total"], {"route": self._route, "model": model})
+
+    def line(self, with_prompt: bool) -> dict[str, object]:
+        """What the log says of it, when it has ended; what does not apply is left out."""
+        line: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": self._id,
+            "trace_id": self.trace_id,
+            "caller": self.caller,
+            "route": self._route,
+            "model": self._model,
+            "stream": self._stream,
+            "status": self.status,
+            "error": self._error,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self._seconds.items()},
+            "first_token_s": None if self._first_token_s is None else round(self._first_token_s, 4),
+        }
+        if self._candidates:
+            line |= {
+                "prompt_tokens": self._tokens["prompt"],
+                "completion_tokens": self._tokens["completion"],
+                "candidates": self._candidates,
+                "answered": self._texts,
+                "comparisons": self._comparisons,
+                "degraded": self._degraded if with_prompt else self._lacks,
+            }
+        if with_prompt and self._prompt is not None:
+            line["prompt"] = self._prompt.chat()
+        return {name: value for name, value in line.items() if value is not None}
+
+    def _ended(self, outcome: Outcome) -> None:
+        blend = outcome.blend
+        for stage, seconds in outcome.seconds.items():
+            self._stage(stage, seconds)
+        if blend.ranking is None and blend.candidates:  # asked alone: its answer is the request's
+            self._meter(MEMBER_SECONDS, outcome.seconds["generate"], {"model": blend.candidates[0].model or ""})
+        for part in blend.candidates:
+            self._used(part.model or "", part.prompt_tokens, part.completion_tokens)
+        self._used(FUSER, outcome.answer.prompt_tokens, outcome.answer.completion_tokens)
+        self._candidates += len(blend.candidates)
+        self._texts += sum(candidate.text is not None for candidate in blend.candidates)
+        if blend.ranking is not None:
+            self._compared(blend.ranking)
+        self._degraded += outcome.degraded
+        for step, model in _lacks(outcome):
+            self._lacks.append(model or step)
+            self._meter(DEGRADATIONS, 1, {"step": step, "model": model})
+
+    def _becomes(self, gauge: Metric | None) -> None:
+        for metric, change in ((self._part_of, -1), (gauge, 1)):
+            if metric is not None:
+                self._load.change(metric, change)
+        self._part_of = gauge
+
+    def _stage(self, stage: str, seconds: float) -> None:
+        self._meter(STAGE_SECONDS, seconds, {"stage": stage})
+        self._seconds[stage] = max(seconds, self._seconds.get(stage, 0.0))  # choices run side by side
+
+    def _used(self, model: str, prompt: int | None, completion: int | None) -> None:
+        for kind, count in (("prompt", prompt), ("completion", completion)):
+            if count:
+                self._tokens[kind] += count
+                self._meter(TOKENS, count, {"model": model, "kind": kind})
+
+    def _compared(self, ranking: Ranking) -> None:
+        self._comparisons += ranking.comparisons
+        if ranking.comparisons:
+            self._meter(COMPARISONS, ranking.comparisons)
+
+
+class _Load:
+    """How many requests are queued and in flight.
+
+    Ray forgets a gauge that it isn't told again within two of its reports (10 s each), so it is, as long as there
+    are any.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._numbers = {QUEUED: 0, IN_FLIGHT: 0}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def change(self, gauge: Metric, by: int) -> None:
+        """So many more."""
+        self._numbers[gauge] += by
+        self._meter(gauge, self._numbers[gauge])
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
+
+    def _refresh(self) -> None:
+        for gauge, number in self._numbers.items():
+            self._meter(gauge, number)
+        self._timer = None
+        if any(self._numbers.values()):
+            self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
+
+
+def _lacks(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """What the answer lacks, by step and model. Each is a line of `degraded`; one beyond those is the fuser's."""
+    told = 0
+    for candidate in outcome.blend.candidates:
+        if candidate.text is None:
+            told += 1
+            yield "member", candidate.model or ""
+    if outcome.blend.ranking is not None and not outcome.blend.ranking.complete:
+        told += 1
+        yield "ranker", ""
+    if len(outcome.degraded) > told:
+        yield "fuser", ""
+
+
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def _trace_id(traceparent: str | None) -> str | None:
+    """The trace that the request is part of (https://www.w3.org/TR/trace-context/), or None."""
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or (match[1] == "00" and match[3]):  # version 00 has nothing behind its flags
+        return None
+    return match[2]
+
+
+def _write_to_stderr() -> None:
+    """Unless somebody has said already what becomes of these lines."""
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False  # whoever handles all loggers would write it again

@@ -1,0 +1,118 @@
+"""The HTTP API on a real server of 127.0.0.1, everything in this process: what tests of the service run against."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+
+from configs.loading import load
+from configs.schema import BlendConfig
+from configs.serving import Serving
+from pipelines.blend import Blender
+from pipelines.serve.access import Access, Keys
+from pipelines.serve.admission import Admission
+from pipelines.serve.app import create_app
+from pipelines.serve.telemetry import Meter, Telemetry
+
+QUESTION = "1) What is the capital of France? 2) What is the capital of Japan? 3) What is the capital of Egypt?"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@functools.cache
+def demo_config() -> BlendConfig:
+    """The included miniature's."""
+    return load("configs/demo.yaml", BlendConfig, [])
+
+
+@functools.cache
+def demo_blender() -> Blender:
+    """The included miniature, loaded once for all tests."""
+    return Blender.local(demo_config())
+
+
+def app_of(
+    blender: Blender | None = None,
+    serving: Serving = Serving(),  # noqa: B008 (frozen)
+    *,
+    keys: Keys | None = None,
+    meter: Meter | None = None,
+    ballots: Any = None,
+    **options: Any,
+) -> FastAPI:
+    """The service over the miniature, unless another `blender` is given. `options` go to `create_app`."""
+    gateway = serving.gateway
+    return create_app(
+        blender or demo_blender(),
+        serving,
+        access=Access(keys, serving.requests_per_minute),
+        admission=Admission(gateway.max_in_flight, gateway.max_queued),
+        telemetry=Telemetry(serving.log_prompts, meter),
+        ballots=ballots,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The app on a free port, while the block runs; gives its URL, without a slash at the end."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # asyncio sets TCP_NODELAY on such only
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)  # who connects before the server runs waits for it
+        serving = asyncio.run_coroutine_threadsafe(server.serve([listener]), event_loop())
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            serving.result(timeout=60)
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of all servers, in a thread of its own: models belong to the loop that they were first asked in."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="servers", daemon=True).start()
+    return loop
+
+
+def chat(client: httpx2.Client, **fields: Any) -> httpx2.Response:
+    """The answer to a greeting; `fields` are the request's."""
+    return client.post("/v1/chat/completions", json={"model": "blend", "messages": HELLO, **fields})
+
+
+def refused(response: httpx2.Response, status: int, code: str, param: str | None = None) -> str:
+    """The message of an error, which has OpenAI's shape and this code."""
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"] and "\n" not in error["message"]
+    assert response.headers["x-request-id"]
+    return str(error["message"])
+
+
+def chunks(client: httpx2.Client, **fields: Any) -> list[dict[str, Any]]:
+    """The chunks of a stream, which is well formed and ends with [DONE]."""
+    body = {"model": "blend", "messages": HELLO, "stream": True, **fields}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def text_of(stream: list[dict[str, Any]], choice: int = 0) -> str:
+    """The text that the chunks of a stream make up."""
+    parts = (part for chunk in stream for part in chunk["choices"] if part["index"] == choice)
+    return "".join(part["delta"].get("content", "") for part in parts)
