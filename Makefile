@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo check test test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults miniature constraints clean
+.PHONY: help install demo check test test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -43,6 +43,9 @@ bench-vllm: $(VENV)/.installed-vllm            ## tokens/s in a run and of the b
 
 bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
 	$(BIN)/python -m pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)
+
+bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill or first-token (WHAT=latency, ARGS=), JSON last
+	$(BIN)/python -m pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
 	$(BIN)/python -m pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)

@@ -103,11 +103,9 @@ class Placement:
 
     def ray_options(self) -> dict[str, Any]:
         """What one actor takes, as Ray's arguments."""
-        options: dict[str, Any] = {
-            "num_cpus": self.num_cpus,
-            "num_gpus": self.num_gpus,
-            "resources": dict(self.placed.resources) or None,
-        }
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        if self.placed.resources:
+            options["resources"] = dict(self.placed.resources)
         if self.placed.accelerator_type:
             options["accelerator_type"] = self.placed.accelerator_type
         return options

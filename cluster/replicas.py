@@ -1,8 +1,8 @@
-"""A pool of rankers as Ray actors: what an online service, or one long request, spreads its comparisons over."""
+"""Models on a cluster: whether they are there, and a pool of rankers as Ray actors that share one long request."""
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -13,9 +13,31 @@ from actors.records import Matchup
 from actors.scorers import Score, Scorer, Traits, load_scorer
 from cluster.plan import Placement
 from cluster.session import keep_to_own_gpus
-from configs.schema import Ranker
+from configs.schema import EchoModel, EndpointModel, Ranker, TransformersModel, VLLMModel
 
 START_S = 600.0  # for a model to be fetched and loaded
+
+
+def look_for(placements: Iterable[Placement]) -> None:
+    """Raise ModelLoadError when a model isn't there: before others are loaded, or hours pass until it is its turn.
+
+    Looked for in a task of the cluster, where it will be loaded.
+    """
+    parts = [placement.placed for placement in placements]
+    if not parts:
+        return
+    try:
+        ray.get(ray.remote(num_cpus=0)(_check_there).remote(parts))
+    except RayTaskError as error:
+        raise error.cause from error
+
+
+def _check_there(parts: Sequence[Any]) -> None:
+    from actors.weights import check_there  # torch, which the driver has no use for
+
+    for part in parts:
+        if not isinstance(part, EndpointModel | EchoModel):
+            check_there(part.model, part.revision, weights=isinstance(part, VLLMModel | TransformersModel))
 
 
 class ScorerActor:

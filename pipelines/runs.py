@@ -13,10 +13,11 @@ import ray
 from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS
 from cluster.plan import Capacity, Placement, Plan
+from cluster.replicas import look_for
 from cluster.session import capacity
 from configs.identity import deciding, differences
 from configs.preferences import Preferences
-from configs.schema import EchoModel, EndpointModel, RayCluster, TransformersModel, VLLMModel
+from configs.schema import RayCluster
 from pipelines.assembly import assemble
 from pipelines.batch import run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
@@ -103,7 +104,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
         plan = run.planned(capacity(run.cluster))
         announce(plan)
         with a_board() as board, told_by(board):
-            _check_later(plan)
+            look_for([placement for wave in plan.waves[1:] for placement in wave])
             if overwrite and not state.there:
                 store.clear()
             started = state.started or datetime.now(UTC)
@@ -234,21 +235,6 @@ def _work(run: Run, plan: Plan, store: Store) -> tuple[Work, list[list[Step]]]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:40]
-
-
-def _check_later(plan: Plan) -> None:
-    """Raise BlendError when a model of a later wave isn't there: not after hours, when its wave begins."""
-    later = [placement.placed for wave in plan.waves[1:] for placement in wave]
-    if later:
-        ray.get(ray.remote(num_cpus=0)(_check_there).remote(later))
-
-
-def _check_there(parts: Sequence[Any]) -> None:
-    from actors.weights import check_there  # torch, which the driver has no use for
-
-    for part in parts:
-        if not isinstance(part, EndpointModel | EchoModel):
-            check_there(part.model, part.revision, weights=isinstance(part, VLLMModel | TransformersModel))
 
 
 def _written(

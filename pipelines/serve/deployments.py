@@ -28,6 +28,8 @@ from pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
 from pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
+LOADS = 2  # tries to load a model before the service fails to start
+HEALTH_S = 2.0  # between two looks at a replica, and so until a dead one is replaced
 NO_LIMIT = 10_000  # requests that Serve lets through; the gateway's own queue is what refuses
 
 
@@ -172,6 +174,7 @@ def build(
         max_ongoing_requests=NO_LIMIT,
         ray_actor_options={"num_cpus": serving.gateway.num_cpus},
         graceful_shutdown_timeout_s=10,
+        health_check_period_s=HEALTH_S,
     )
     return gateway.bind(*(listen or ()), config, members, ranker, fuser, ballots)
 
@@ -185,6 +188,8 @@ def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
             name=placement.name,
             ray_actor_options=placement.ray_options(),
             max_ongoing_requests=2 * at_once,  # what waits in a replica is there when something is done
+            max_constructor_retry_count=LOADS,
+            health_check_period_s=HEALTH_S,
             **_replicas(placement.placed, at_once, scaling),
         )
         .bind(placement.settings)

@@ -51,31 +51,32 @@ class RankerReplica:
         scorer = load_scorer(settings)
         self._ranker = Ranker(settings, Pool([_Here(scorer)], scorer.traits))
         self._hits = Counter(CACHE_HITS.name, CACHE_HITS.description)
+        self._counted = 0
 
     async def rank_one(
         self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None, comparing: Comparing | None
     ) -> Ranking:
-        before = self._ranker.cache_hits
-        ranking = await self._ranker.rank_one(prompt, candidates, budget_s, comparing)
-        self._count(before)
-        return ranking
+        try:
+            return await self._ranker.rank_one(prompt, candidates, budget_s, comparing)
+        finally:
+            self._count()
 
     async def rounds(
         self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None
     ) -> AsyncGenerator[Ranking, None]:
-        before = self._ranker.cache_hits
         async with contextlib.aclosing(self._ranker.rounds(prompt, candidates, budget_s)) as rounds:
             async for ranking in rounds:
                 yield ranking
-        self._count(before)
+                self._count()
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
         await self._ranker.check_health()
 
-    def _count(self, before: int) -> None:
-        if hits := self._ranker.cache_hits - before:
-            self._hits.inc(hits)
+    def _count(self) -> None:
+        if new := self._ranker.cache_hits - self._counted:
+            self._counted += new
+            self._hits.inc(new)
 
 
 class _Here:

@@ -4,21 +4,25 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from actors.errors import BlendError
 from cluster.plan import together
+from cluster.replicas import look_for
 from cluster.serving import lean_serve
-from cluster.session import LOCAL, address_of, capacity, session
+from cluster.session import LOCAL, address_of, capacity, session, without_ray_output
 from configs.schema import BlendConfig
 from pipelines.options import UsageError
 from pipelines.serve.access import Keys
 
 APPLICATION = "blend"
+_TYPE = re.compile(r"^[\w.]+: ")  # of an exception, as tracebacks have it
 
 
 def serve_blend(config: BlendConfig, host: str, port: int) -> None:
@@ -32,11 +36,25 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     local = address_of(config.ray) == LOCAL
     if local:
         _check_free(host, port)
-    with lean_serve(), session(config.ray, log_to_driver=True), _deployed(config, host, port, local):
-        models = f"blend, blend-best and {len(config.models)} models"
-        who = "with API keys" if keys else "without API keys: this machine only"
-        print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
-        _until_interrupted()
+    with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
+        try:
+            with _unheard():
+                running.enter_context(session(config.ray, log_to_driver=True))
+                running.enter_context(_deployed(config, host, port, local))
+            models = f"blend, blend-best and {len(config.models)} models"
+            who = "with API keys" if keys else "without API keys: this machine only"
+            print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
+            _until_interrupted()  # meanwhile Ray prints here what replicas write to stderr
+        finally:
+            with _unheard():
+                running.close()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What Ray and its workers print while they start or end helps nobody; what goes wrong is raised."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def is_loopback(host: str) -> bool:
@@ -63,6 +81,7 @@ def _check_free(host: str, port: int) -> None:
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
     listen = (host, port) if local and config.serve.gateway.replicas == 1 else None
     placements = together(config, capacity(config.ray))
+    look_for(placements)
     from ray import serve  # reads its environment now
     from ray.serve.config import HTTPOptions, ProxyLocation
 
@@ -96,7 +115,7 @@ def _why_not_running() -> str | None:
     for name, part in parts:
         lines = [line.strip() for line in part.message.splitlines() if line.strip()]
         if part.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
-            return f"{name}: {lines[-1]}"
+            return f"{name}: {_TYPE.sub('', lines[-1])}"
     return None
 
 

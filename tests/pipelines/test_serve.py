@@ -310,4 +310,20 @@ def test_a_model_that_can_not_be_loaded_is_told_in_one_line(port: int, tmp_path:
     code, lines = failed(str(config), "--port", str(port + 1))
     assert code == 1
     (line,) = lines
-    assert line.startswith("blend: a: ") and str(tmp_path / "empty") in line
+    assert line.startswith(f"blend: {tmp_path / 'empty'}: ")
+
+
+def test_a_model_that_breaks_while_it_loads_is_told_in_one_line(port: int, tmp_path: Path) -> None:
+    config = tmp_path / "broken.yaml"
+    miniature = PRESETS / "miniature"
+    sampling = {"max_tokens": 100_000}
+    model = {"name": "a", "engine": "transformers", "model": str(miniature / "alder"), "sampling": sampling}
+    ranker = {"model": str(miniature / "ranker"), "num_cpus": 0.1}
+    gateway = {"gateway": {"num_cpus": 0.1}}
+    config.write_text(
+        yaml.safe_dump({"models": [model], "ranker": ranker, "serve": gateway, "ray": {"num_cpus": 2}})
+    )
+    code, lines = failed(str(config), "--port", str(port + 1))
+    assert code == 1
+    (line,) = lines
+    assert line.startswith("blend: a: ") and "sampling.max_tokens (100000) leaves no room" in line

@@ -1,0 +1,283 @@
+"""What the benchmarks of the service run: `blend serve` as a process, a bare Ray Serve graph, and a model server.
+
+The bare graph has the same calls as a blend of six models, no work in them, and nothing around them: what Ray Serve
+takes by itself. The model server answers anything after a set time, without taking a CPU as models do, so that the
+service's own limits decide what it can do.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from aiohttp import web
+
+from actors.errors import BlendError
+from cluster.serving import lean_serve
+from cluster.session import LOCAL, session
+from configs.loading import PRESETS, load
+from configs.schema import BlendConfig, RayCluster
+from pipelines.bench.faults import POLL_S, remaining, title, under
+
+HOST = "127.0.0.1"
+MODELS = 6  # of the bare graph, and of the service beside it
+PATIENCE_S = 300.0  # for a service to start or to end
+TEXT = "The answer that every model gives."
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that answers. pid: of the process under which all of it is."""
+
+    pid: int
+    url: str
+
+    def healthy(self) -> bool:
+        """Whether it answers now."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        return False
+
+    def cpu_s(self) -> float:
+        """CPU seconds that its processes have taken, those that have ended left out."""
+        taken = 0.0
+        for one in under(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                taken += times.user + times.system
+        return taken
+
+
+@contextlib.contextmanager
+def blend_service(config: Mapping[str, Any], *changes: str) -> Iterator[Running]:
+    """`blend serve` of this config within the block; changes: as `--set` takes them. Raises BlendError."""
+    with tempfile.TemporaryDirectory(prefix="bo", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+        port = free_port()
+        command = ["-m", "pipelines", "serve", str(file), "--host", HOST, "--port", str(port)]
+        command += [part for change in changes for part in ("--set", change)]
+        with _started(command, port, Path(folder)) as running:
+            yield running
+
+
+@contextlib.contextmanager
+def bare_graph() -> Iterator[Running]:
+    """A Ray Serve graph without work, started by the same means. Raises BlendError."""
+    with tempfile.TemporaryDirectory(prefix="bo", ignore_cleanup_errors=True) as folder:
+        port = free_port()
+        with _started(["-m", __name__, "--port", str(port)], port, Path(folder)) as running:
+            yield running
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], port: int, folder: Path) -> Iterator[Running]:
+    """Python with these arguments, from when it answers; at the end it gets SIGINT, and nothing of it may stay."""
+    log = folder / "log"
+    environment = os.environ | {"RAY_TMPDIR": str(folder)}  # a short path: Ray's sockets are in it
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=environment)
+    running = Running(process.pid, f"http://{HOST}:{port}")
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while not running.healthy():
+            if process.poll() is not None or time.monotonic() > until:
+                raise BlendError(f"the service didn't start: {_last_line(log)}")
+            time.sleep(POLL_S)
+        yield running
+        if process.poll() is not None:
+            raise BlendError(f"the service ended by itself, with exit code {process.returncode}: {_last_line(log)}")
+    finally:
+        _end(process)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End it as a person does. Raises BlendError when it has to be killed, or leaves processes behind."""
+    started = under(process)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        _kill([psutil.Process(process.pid), *under(process)])
+        raise BlendError(f"the service didn't end within {PATIENCE_S:g} s of SIGINT") from None
+    if left := remaining(started):
+        told = ", ".join(title(one) for one in left)
+        _kill(left)
+        raise BlendError(f"the service left behind: {told}")
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens, nor is likely to before a service does.
+
+    Systems give outgoing connections, and Ray its processes, ports above and below these.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise BlendError("no free port from 20000 to 32000")
+
+
+def miniature(**serve: Any) -> dict[str, Any]:
+    """The included miniature's config; serve: its settings of the service."""
+    config = load(PRESETS / "demo.yaml", BlendConfig).model_dump(mode="json", exclude_unset=True)
+    return {**config, "serve": serve}
+
+
+def without_models() -> dict[str, Any]:
+    """The service around nothing: six models and a fuser that answer at once, and a ranker with nothing to compare.
+
+    All answers are the same text, which is one answer to the ranker.
+    """
+    echo = {"engine": "echo", "model": "echo", "num_cpus": 0.1}
+    config = miniature()
+    return {
+        "models": [{**echo, "name": f"echo{number}"} for number in range(MODELS)],
+        "ranker": config["ranker"],
+        "fuser": {"kind": "chat", "llm": {**echo, "name": "writer"}},
+        "ray": config["ray"],
+    }
+
+
+def waiting_models(url: str, models: int, **serve: Any) -> dict[str, Any]:
+    """A blend of models and a fuser that a model server answers for; no part of it takes a CPU for long."""
+    llm = {"engine": "endpoint", "base_url": url, "model": "waiting", "max_in_flight": 1000, "num_cpus": 0.1}
+    config = miniature()
+    return {
+        "models": [{**llm, "name": f"waiting{number}"} for number in range(models)],
+        "ranker": config["ranker"],
+        "fuser": {"kind": "chat", "llm": {**llm, "name": "writer"}},
+        "serve": serve,
+        "ray": config["ray"],
+    }
+
+
+@contextlib.contextmanager
+def model_server(delay_s: float) -> Iterator[str]:
+    """Within the block a process answers any chat after so long, at the URL that this gives."""
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, "--delay-s", str(delay_s)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+async def serve_models(delay_s: float) -> None:
+    """Answer until the end; the URL is printed first."""
+
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.sleep(delay_s)
+        choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, port := free_port())
+    await site.start()
+    print(f"http://{HOST}:{port}/v1", flush=True)
+    await asyncio.Event().wait()
+
+
+def serve_bare(port: int) -> None:
+    """Serve the bare graph until SIGINT; its gateway listens itself, as the service's does."""
+    os.environ |= {
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # exclusive
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+    with lean_serve(), session(RayCluster(address=LOCAL, num_cpus=2)):
+        from fastapi import FastAPI, Request
+        from ray import serve
+
+        app = FastAPI()
+        quiet = {"enable_access_log": False, "log_level": "ERROR"}
+        options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0.1}}
+
+        class Nothing:
+            async def __call__(self, prompt: str, texts: Sequence[str] = ()) -> str:
+                return prompt
+
+        @serve.ingress(app)
+        class Gateway:
+            def __init__(self, members: Sequence[Any], ranker: Any, fuser: Any) -> None:
+                self._members, self._ranker, self._fuser = members, ranker, fuser
+
+            @app.get("/healthz")
+            async def healthz(self) -> dict[str, str]:
+                return {"status": "ok"}
+
+            @app.post("/v1/chat/completions")
+            async def chat(self, request: Request) -> dict[str, Any]:
+                prompt = json.loads(await request.body())["messages"][0]["content"]
+                texts = await asyncio.gather(*(member.remote(prompt) for member in self._members))
+                best = await self._ranker.remote(prompt, texts)
+                text = await self._fuser.remote(best, texts)
+                return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+        nothing = serve.deployment(Nothing).options(**options)
+        members = [nothing.options(name=f"member{number}").bind() for number in range(MODELS)]
+        parts = [nothing.options(name=name).bind() for name in ("ranker", "fuser")]
+        graph = serve.deployment(Gateway).options(**options).bind(members, *parts)
+        proxy = {"host": HOST, "port": free_port()}  # Ray Serve starts one, but nobody asks it
+        serve.start(http_options=proxy, logging_config=quiet)
+        serve.run(graph, logging_config=quiet)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            serve.shutdown()
+
+
+def main() -> None:
+    """Be one of the processes that a benchmark needs."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.online_service", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--port", type=int, help="be the bare graph, at this port")
+    what.add_argument("--delay-s", type=float, help="be the model server")
+    given = parser.parse_args()
+    if given.port is not None:
+        serve_bare(given.port)
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve_models(given.delay_s))
+
+
+if __name__ == "__main__":
+    main()
