@@ -1,8 +1,8 @@
 """SIGKILL to one replica of each part of a service under load, one after the other, and what its clients see of it.
 
-The load comes from OpenAI's own client with its own retries (two, after about half a second and a second): while a
-service's only gateway is away, that decides who gets an answer. What a part's death did is told of all requests
-that were under way at any moment from then until Ray Serve had the part whole again.
+The load comes from OpenAI's own client with its own retries (two, after about half a second and a second): a
+connection that breaks with its gateway can be tried again by nobody else. What a part's death did is told of all
+requests that were under way at any moment from then until Ray Serve had the part whole again.
 """
 
 import asyncio

@@ -94,7 +94,7 @@ class Gateway(_Gateway):
 
 
 class ListeningGateway(_Gateway):
-    """The only gateway of a service on one machine: it listens itself, and saves every request a hop."""
+    """On one machine gateways listen themselves, which saves every request a hop; they share the port."""
 
     def __init__(self, host: str, port: int, *parts: Any) -> None:
         """Raises OSError when nobody can listen there."""
@@ -102,6 +102,7 @@ class ListeningGateway(_Gateway):
         # asyncio turns Nagle's algorithm off on such sockets only
         self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._listener.bind((host, port))
         self._listener.listen(2048)
         config = Config(self._app(), log_config=None, access_log=False, timeout_graceful_shutdown=5)
@@ -154,7 +155,7 @@ def build(
 ) -> serve.Application:
     """The application of a config whose parts are placed so.
 
-    listen: host and port where its one gateway listens itself; None: Ray Serve's proxies do.
+    listen: host and port where its gateways listen themselves; None: Ray Serve's proxies do.
     """
     by_name = {placement.name: placement for placement in placements}
     serving = config.serve

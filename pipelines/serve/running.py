@@ -79,7 +79,7 @@ def _check_free(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
-    listen = (host, port) if local and config.serve.gateway.replicas == 1 else None
+    listen = (host, port) if local else None
     placements = together(config, capacity(config.ray))
     look_for(placements)
     from ray import serve  # reads its environment now
