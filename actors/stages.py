@@ -1,8 +1,8 @@
 """The steps of a blend as small classes: each takes blends and brings them one step on.
 
-They are what the bulk path runs over Ray Data (`pipelines.batch`); the service and the reference run the same models
-one prompt at a time (`pipelines.blend`). A step never raises for a row: what went wrong is the candidate's or the blend's `error`,
-and a blend that has an error already is left as it is.
+The bulk path runs them over Ray Data (`pipelines.batch`); the service and the reference run the same models one
+prompt at a time (`pipelines.blend`). A step never raises for a row: what went wrong is the candidate's or the
+blend's `error`, and a blend that has an error already is left as it is.
 """
 
 import asyncio

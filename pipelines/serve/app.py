@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from starlette.exceptions import HTTPException
 from actors.errors import PromptError, RowError, one_line
 from actors.records import Blend, Ranking
 from configs.serving import Serving
-from pipelines.blend import BEST, BLEND, Ask, Blender, Event, Outcome
+from pipelines.asking import BEST, BLEND, Ask, Event, Outcome
+from pipelines.blend import Blender
 from pipelines.serve import ballots as voting
 from pipelines.serve import chat, ranking
 from pipelines.serve.access import Access
@@ -44,6 +45,7 @@ from pipelines.serve.work import EventStream, merged, side_by_side, while_connec
 from pipelines.votes import FUSED
 
 PAGE = Path(__file__).with_name("page.html")
+Starting = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 SILENCE_S = 15.0  # without a word in a stream, and a comment is sent
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
@@ -71,14 +73,14 @@ def create_app(
     admission: Admission,
     telemetry: Telemetry,
     ballots: voting.BallotBox | None = None,
-    starting: Callable[[], Sequence[str]] = tuple,
+    starting: Starting | None = None,
     silence_s: float = SILENCE_S,
     tells_id: bool = True,
 ) -> FastAPI:
     """The service; it belongs to the event loop that `blender` does.
 
-    ballots: None where no votes are kept. starting: the parts that aren't up yet. tells_id: False where somebody in
-    front puts the request's id into answers' headers.
+    ballots: None where no votes are kept. starting: says which parts aren't up yet. tells_id: False where somebody
+    in front puts the request's id into answers' headers.
     """
     app = _App(
         title="LLM-Blender on Ray",
@@ -295,7 +297,7 @@ def _add_models(app: FastAPI, blender: Blender) -> None:
         return models[name]
 
 
-def _add_page(app: FastAPI, starting: Callable[[], Sequence[str]]) -> None:
+def _add_page(app: FastAPI, starting: Starting | None) -> None:
     """What needs no key: the page for people, and whether the service answers."""
     page = PAGE.read_text(encoding="utf-8")
     headers = {
@@ -311,7 +313,7 @@ def _add_page(app: FastAPI, starting: Callable[[], Sequence[str]]) -> None:
     )
     async def health(response: Response) -> Health:
         """Whether the service answers: `starting` (503) until every part was up once."""
-        missing = starting()
+        missing = await starting() if starting else ()
         response.status_code = 503 if missing else 200
         return Health(status="starting" if missing else "ok", missing=list(missing) or None)
 

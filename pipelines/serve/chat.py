@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from actors.records import Prompt
 from configs.schema import SamplingChange
 from configs.serving import Serving
-from pipelines.blend import BEST, BLEND, Answered, Ask, Blender, Event, Fusing, MemberPiece, Outcome, Piece, Ranked
+from pipelines.asking import BEST, BLEND, Answered, Ask, Event, Fusing, MemberPiece, Outcome, Piece, Ranked
+from pipelines.blend import Blender
 from pipelines.serve.api import (
     AnsweredEvent,
     AnswerMessage,

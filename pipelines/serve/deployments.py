@@ -18,7 +18,8 @@ from actors.errors import BlendError
 from cluster.plan import Placement, width
 from configs.schema import BlendConfig, LocalLLM, Model, Placed
 from configs.serving import Scaling
-from pipelines.blend import Blender, Patience
+from pipelines.asking import Patience
+from pipelines.blend import Blender
 from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission
 from pipelines.serve.app import create_app
@@ -29,6 +30,7 @@ from pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
 LOADS = 2  # tries to load a model before the service fails to start
+LOOK_S = 0.5  # that /healthz waits for parts which aren't up yet
 HEALTH_S = 2.0  # between two looks at a replica, and so until a dead one is replaced
 NO_LIMIT = 10_000  # requests that Serve lets through; the gateway's own queue is what refuses
 
@@ -135,13 +137,14 @@ class Starting:
         self._handles = dict(handles)
         self._checks: dict[str, asyncio.Task[None]] = {}
 
-    def __call__(self) -> list[str]:
-        for name, handle in list(self._handles.items()):
-            check = self._checks.get(name)
-            if check is not None and check.done() and not check.cancelled() and check.exception() is None:
-                del self._handles[name]
-            elif check is None or check.done():
+    async def __call__(self) -> list[str]:
+        for name, handle in self._handles.items():
+            if name not in self._checks or self._checks[name].done():
                 self._checks[name] = asyncio.get_running_loop().create_task(_up(handle))
+        if self._handles:
+            done, _ = await asyncio.wait([self._checks[name] for name in self._handles], timeout=LOOK_S)
+            up = {check for check in done if not check.cancelled() and check.exception() is None}
+            self._handles = {name: one for name, one in self._handles.items() if self._checks[name] not in up}
         return list(self._handles)
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from actors.errors import PromptError, RowError
-from pipelines.blend import NoAnswerError
+from pipelines.asking import NoAnswerError
 from pipelines.serve.access import NoKeyError, NotLocalError, RateError
 from pipelines.serve.admission import OverloadedError
 from pipelines.serve.api import ErrorAnswer, Problem

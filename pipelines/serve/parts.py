@@ -30,7 +30,7 @@ class PartError(BlendError):
 
 
 class RemoteMember:
-    """See `pipelines.blend.Member`."""
+    """See `pipelines.asking.Member`."""
 
     def __init__(self, name: str, samples: int, handle: DeploymentHandle) -> None:
         self.name, self.samples = name, samples
@@ -49,7 +49,7 @@ class RemoteMember:
 
 
 class RemoteRanker:
-    """See `pipelines.blend.RankerPart`."""
+    """See `pipelines.asking.RankerPart`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -81,7 +81,7 @@ class RemoteRanker:
 
 
 class RemoteFuser:
-    """See `pipelines.blend.FuserPart`."""
+    """See `pipelines.asking.FuserPart`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle

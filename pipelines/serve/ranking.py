@@ -7,7 +7,7 @@ from typing import Literal
 from actors.records import Candidate, Prompt, Ranking, read_prompt
 from actors.stages import margin
 from configs.serving import Serving
-from pipelines.blend import BEST, BLEND
+from pipelines.asking import BEST, BLEND
 from pipelines.serve.api import CompareAnswer, Document, RerankAnswer, RerankResult, RerankUsage
 from pipelines.serve.asked import CompareRequest, Given, RerankRequest, text_of
 from pipelines.serve.errors import invalid, unknown_model

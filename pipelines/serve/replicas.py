@@ -20,7 +20,7 @@ from pipelines.serve.telemetry import CACHE_HITS
 
 
 class MemberReplica:
-    """One base LLM; see `pipelines.blend.Member`."""
+    """One base LLM; see `pipelines.asking.Member`."""
 
     def __init__(self, settings: Model) -> None:
         """Raises ModelLoadError when the LLM can't be used."""

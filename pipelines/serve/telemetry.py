@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from actors.records import Prompt, Ranking
-from pipelines.blend import Answered, Event, Outcome, Piece
+from pipelines.asking import Answered, Event, Outcome, Piece
 
 CANCELLED = 499  # nginx's status of a request whose client went away
 FAILED, BROKEN = 500, "internal_error"

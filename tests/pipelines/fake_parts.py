@@ -1,4 +1,4 @@
-"""Parts of a blend that do as a test wants: at the seam of `pipelines.blend`, in place of models."""
+"""Parts of a blend that do as a test wants: at the seam of `pipelines.asking`, in place of models."""
 
 import asyncio
 import threading
@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from actors.engines import Completion
 from actors.records import Candidate, Prompt, Ranking
 from configs.schema import Comparing, SamplingChange
-from pipelines.blend import Blender, Patience
+from pipelines.asking import Patience
+from pipelines.blend import Blender
 
 
 class FakeMember:

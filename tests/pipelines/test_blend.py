@@ -13,10 +13,9 @@ from actors.errors import BlendError
 from actors.records import Candidate, Prompt, Ranking
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig, Comparing, SamplingChange
-from pipelines.blend import (
+from pipelines.asking import (
     Answered,
     Ask,
-    Blender,
     Event,
     Fusing,
     MemberPiece,
@@ -26,6 +25,7 @@ from pipelines.blend import (
     Piece,
     Ranked,
 )
+from pipelines.blend import Blender
 from pipelines.parsing import read_rows
 
 PROMPT = Prompt("p", "What is it?")

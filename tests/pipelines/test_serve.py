@@ -26,7 +26,8 @@ from serving import event_loop
 from actors.records import Message, Prompt
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.blend import Ask, Blender
+from pipelines.asking import Ask
+from pipelines.blend import Blender
 from pipelines.parsing import read_rows
 
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")

@@ -12,7 +12,8 @@ from serving import HELLO, app_of, chat, chunks, event_loop, refused, served, te
 from starlette.types import Message
 
 from configs.serving import Gateway, Limits, Serving
-from pipelines.blend import Ask, Blender, Patience
+from pipelines.asking import Ask, Patience
+from pipelines.blend import Blender
 from pipelines.serve.access import Keys
 
 

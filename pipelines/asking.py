@@ -1,0 +1,181 @@
+"""What a blend is asked for, what it is made by, and what is told of it on the way.
+
+Who answers, ranks and fuses are parts behind three protocols: plain classes in this process, or handles of replicas
+elsewhere.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from actors.engines import Completion
+from actors.errors import BlendError
+from actors.records import Blend, Candidate, Prompt, Ranking
+from configs.schema import Comparing, SamplingChange
+
+BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
+
+
+class Member(Protocol):
+    """One base LLM. Neither method raises for a prompt: what went wrong is the candidate's error."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate: ...
+
+    def stream(
+        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        """Pieces of the answer's text as they are made, then the candidate."""
+        ...
+
+
+class RankerPart(Protocol):
+    """Ranks one prompt's candidates. Both raise when there is no ranking.
+
+    budget_s: after so long no further round of comparisons begins, and the ranking so far is not `complete`.
+    comparing: which pairs, and how many places must be right, in place of the settings'.
+    """
+
+    async def rank_one(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None = None,
+        comparing: Comparing | None = None,
+    ) -> Ranking: ...
+
+    def rounds(
+        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None
+    ) -> AsyncGenerator[Ranking, None]:
+        """The ranking after every round; the last is the one that counts."""
+        ...
+
+
+class FuserPart(Protocol):
+    """The half of `actors.fusers.Fuser` that writes."""
+
+    async def fuse(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> Completion: ...
+
+    def stream(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Completion, None]: ...
+
+
+class NoAnswerError(BlendError):
+    """No member answered. `refused`: all of them refuse the prompt itself, however often they are asked."""
+
+    def __init__(self, message: str, refused: bool = False) -> None:
+        super().__init__(message, refused)
+        self.refused = refused
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited for what; see `configs.serving.Serving`. Without a deadline everything is waited for."""
+
+    deadline_s: float | None = None
+    generation_share: float = 0.6
+    ranking_share: float = 0.2
+    quorum: int | None = None
+    timeouts_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer that somebody wants.
+
+    model: `blend`, `blend-best`, or a member's name. choice: which of several answers, from 0; with a seed each is
+    reproducible. follow: pieces of the answer as they are made; follow_members: of the members' answers, too, and
+    the ranking so far. waited_s: how much of the deadline is over.
+    """
+
+    prompt: Prompt
+    model: str = BLEND
+    given: tuple[Candidate, ...] = ()
+    choice: int = 0
+    change: SamplingChange | None = None
+    follow: bool = False
+    follow_members: bool = False
+    deadline_s: float | None = None  # instead of the patience's
+    waited_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPiece:
+    """Some more of a member's answer."""
+
+    index: int  # of the candidate
+    model: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A member's whole answer, or why there is none."""
+
+    index: int
+    candidate: Candidate
+    seconds: float  # since it was asked
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The ranking so far. candidates: those it is about, by index."""
+
+    ranking: Ranking
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fusing:
+    """The fuser has begun. fused_from: indexes of the candidates it reads."""
+
+    fused_from: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: always the last event.
+
+    answer: text, why it ended, and the fuser's own tokens. seconds: by stage (`generate`, `rank`, `fuse`).
+    degraded: what the answer lacks, and why, a line each.
+    """
+
+    blend: Blend
+    answer: Completion
+    seconds: dict[str, float]
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Read by all members and the fuser, as far as they tell."""
+        return sum(candidate.prompt_tokens or 0 for candidate in self.blend.candidates) + (
+            self.answer.prompt_tokens or 0
+        )
+
+    @property
+    def completion_tokens(self) -> int:
+        """Written by all members and the fuser, as far as they tell."""
+        return sum(candidate.completion_tokens or 0 for candidate in self.blend.candidates) + (
+            self.answer.completion_tokens or 0
+        )
+
+
+Event = MemberPiece | Answered | Ranked | Fusing | Piece | Outcome
