@@ -321,7 +321,7 @@ def evaluate(
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also tell the first N rows as prose.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Quality of a run against references (`output`) or given scores (`candidates[].scores`)."""
+    """Quality against references (`output`) or given scores (`candidates[].scores`); people's votes."""
     from pipelines.evaluate import main as evaluate_rows
 
     evaluate_rows(uri, as_json=as_json, examples=examples)

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 from actors.errors import BlendError
 from cluster.plan import together
 from cluster.replicas import look_for
@@ -38,7 +40,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         _check_free(host, port)
     with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
         try:
-            with _unheard():
+            with _waiting(), _unheard():
                 running.enter_context(session(config.ray, log_to_driver=True))
                 running.enter_context(_deployed(config, host, port, local))
             models = f"blend, blend-best and {len(config.models)} models"
@@ -48,6 +50,13 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         finally:
             with _unheard():
                 running.close()
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Tells who watches that the models are loading."""
+    with Console(file=sys.stderr).status("loading the models") if sys.stderr.isatty() else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
