@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -295,7 +296,24 @@ class Broken(Blender):
             raise ZeroDivisionError("secret details")
 
 
-def test_the_unforeseen_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def front_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What `pipelines.serve.front` logs, whatever libraries in this process have done to loggers."""
+    records: list[logging.LogRecord] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    log, keeping = logging.getLogger("pipelines.serve.front"), Keeping()
+    monkeypatch.setattr(log, "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    log.addHandler(keeping)
+    yield records
+    log.removeHandler(keeping)
+
+
+def test_the_unforeseen_is_told_in_one_line(front_log: list[logging.LogRecord]) -> None:
     parts = fake_blender()
     broken = Broken(list(parts.members.values()), parts.ranker, parts.fuser)
     with served(app_of(broken)) as url, httpx2.Client(base_url=url) as client:
@@ -307,7 +325,7 @@ def test_the_unforeseen_is_told_in_one_line(caplog: pytest.LogCaptureFixture) ->
             )
             message = refused(response, 500, "internal_error")
             assert "secret" not in message and "abc" in message
-    logged = [record for record in caplog.records if "request abc failed" in record.getMessage()]
+    logged = [record for record in front_log if "request abc failed" in record.getMessage()]
     assert len(logged) == 2 and all(record.exc_info for record in logged)
 
 
