@@ -38,6 +38,8 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     local = address_of(config.ray) == LOCAL
     if local:
         _check_free(host, port)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of what replicas write
     with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
         try:
             with _waiting(), _unheard():
