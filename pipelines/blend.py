@@ -180,22 +180,12 @@ class _Course:
         limit = self._patient_with(member.name, self._left())
         said: Candidate | None = None
         with self._timed("generate"):
-            try:
-                if self._ask.follow:
-                    stream = member.stream(self._ask.prompt, sample, self._ask.change)
-                    async with contextlib.aclosing(_in_time(stream, limit)) as pieces:
-                        async for piece in pieces:
-                            if isinstance(piece, str):
-                                yield Piece(piece)
-                            else:
-                                said = piece
-                else:
-                    async with asyncio.timeout(limit):
-                        said = await member.answer(self._ask.prompt, sample, self._ask.change)
-            except TimeoutError:
-                said = Candidate(member.name, error=f"no answer within {limit:g} s")
-            except Exception as error:  # whatever the way to a replica raises
-                said = Candidate(member.name, error=one_line(error))
+            async with contextlib.aclosing(self._asked(member, sample, self._ask.follow, limit)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, str):
+                        yield Piece(piece)
+                    else:
+                        said = piece
         assert said is not None  # every stream ends with it
         if said.text is None:
             raise NoAnswerError(f"{member.name}: {said.error}", said.refused)
@@ -242,25 +232,33 @@ class _Course:
         began = loop.time()
         limit = self._patience.timeouts_s.get(member.name)
         said: Candidate | None = None
-        try:
-            async with asyncio.timeout(limit):
-                if self._ask.follow_members:
-                    async with contextlib.aclosing(
-                        member.stream(self._ask.prompt, sample, self._ask.change)
-                    ) as pieces:
-                        async for piece in pieces:
-                            if isinstance(piece, str):
-                                happened.put_nowait(MemberPiece(index, member.name, piece))
-                            else:
-                                said = piece
+        async with contextlib.aclosing(self._asked(member, sample, self._ask.follow_members, limit)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    happened.put_nowait(MemberPiece(index, member.name, piece))
                 else:
-                    said = await member.answer(self._ask.prompt, sample, self._ask.change)
-        except TimeoutError:
-            said = Candidate(member.name, error=f"no answer within {limit:g} s")
-        except Exception as error:  # whatever the way to a replica raises
-            said = Candidate(member.name, error=one_line(error))
+                    said = piece
         assert said is not None  # every stream ends with it
         happened.put_nowait(Answered(index, said, loop.time() - began))
+
+    async def _asked(
+        self, member: Member, sample: int, follow: bool, limit: float | None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        """Pieces of a member's answer if they are followed, then its candidate, whatever goes wrong."""
+        try:
+            if follow:
+                stream = member.stream(self._ask.prompt, sample, self._ask.change)
+                async with contextlib.aclosing(_in_time(stream, limit)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            else:
+                async with asyncio.timeout(limit):
+                    candidate = await member.answer(self._ask.prompt, sample, self._ask.change)
+                yield candidate
+        except TimeoutError:
+            yield Candidate(member.name, error=f"no answer within {limit:g} s")
+        except Exception as error:  # whatever the way to a replica raises
+            yield Candidate(member.name, error=one_line(error))
 
     def _until(self) -> float:
         """The share of the deadline that generation may take: all of it while there is no answer at all."""

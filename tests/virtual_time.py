@@ -29,6 +29,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def hold_up(self, seconds: float) -> None:
+        """Let time pass in which nothing of the process runs."""
+        self._jumping.now += seconds
+
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:
     """As `asyncio.run`, in virtual time."""

@@ -2,45 +2,19 @@
 
 import asyncio
 import random
-import selectors
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_time import run
 
 from actors.pool import RETRIES, Pool, PoolError, even_shares
 from actors.records import Matchup, Prompt
 from actors.scorers import Score, Traits
 
 PAIRWISE = Traits(pointwise=False)
-
-
-class InstantSelector(selectors.DefaultSelector):
-    """Waits for nothing: the time it should have waited has passed at once."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop in which sleeping takes no time, and `time()` tells how much it would have taken."""
-
-    def __init__(self) -> None:
-        self.selector = InstantSelector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        return self.selector.now
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(work)
 
 
 def value(matchup: Matchup) -> float:

@@ -3,16 +3,16 @@
 import asyncio
 import itertools
 import math
-import selectors
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_time import VirtualTimeLoop, run
 
 from configs.schema import BlendConfig
 from pipelines.bench.online import failures
@@ -37,8 +37,6 @@ from pipelines.bench.online_service import miniature, waiting_models, without_mo
 
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": "Yes."}}]}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-T = TypeVar("T")
 
 seconds = st.floats(0, 100)
 
@@ -140,46 +138,40 @@ def test_a_closed_loop_keeps_so_many_under_way() -> None:
 
 
 def test_a_closed_loop_ends_after_its_time() -> None:
-    clock = _Clock()
-
     async def ask(_: int) -> Reply:
         await asyncio.sleep(1)
         return Reply(ANSWERED)
 
-    load = clock.run(closed_loop(ask, 3, seconds=10, settling_s=5))
+    load = run(closed_loop(ask, 3, seconds=10, settling_s=5))
     assert load.end - load.begin == 10
     assert len(load.shots) == 45
     assert load.goodput == 3
 
 
 def test_an_open_loop_asks_when_due_however_slow_the_answers_are() -> None:
-    clock = _Clock()
-
     async def ask(_: int) -> Reply:
         await asyncio.sleep(7)
         return Reply(ANSWERED)
 
-    load = clock.run(OpenLoop(ask, [0.5, 1.0, 1.0, 3.0]).run())
+    load = run(OpenLoop(ask, [0.5, 1.0, 1.0, 3.0]).run())
     assert [one.sent for one in load.shots] == [one.due for one in load.shots] == [0.5, 1.0, 1.0, 3.0]
     assert load.end == 3.0 and load.latencies(ANSWERED) == [7.0] * 4
     assert load.goodput == 0  # none came while requests were sent
 
 
 def test_an_open_loop_that_is_late_says_so() -> None:
-    clock = _Clock()
-
     async def ask(_: int) -> Reply:
-        clock.now += 2  # the whole process is held up
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.hold_up(2)
         return Reply(ANSWERED)
 
-    load = clock.run(OpenLoop(ask, [0.0, 1.0]).run())
+    load = run(OpenLoop(ask, [0.0, 1.0]).run())
     assert [one.sent - one.due for one in load.shots] == [0.0, 1.0]
     assert load.latencies(ANSWERED) == [2.0, 3.0]
 
 
 def test_an_open_loop_that_is_stopped_waits_for_what_is_under_way() -> None:
-    clock = _Clock()
-
     async def ask(_: int) -> Reply:
         await asyncio.sleep(10)
         return Reply(ANSWERED)
@@ -192,7 +184,7 @@ def test_an_open_loop_that_is_stopped_waits_for_what_is_under_way() -> None:
         under_way = len(loop.under_way)
         return under_way, await running
 
-    under_way, load = clock.run(main())
+    under_way, load = run(main())
     assert under_way == 3 and len(load.shots) == 3
 
 
@@ -326,26 +318,3 @@ def test_what_is_no_answer(body: Any) -> None:
 )
 def test_configs_are_valid(config: dict[str, Any]) -> None:
     BlendConfig.model_validate(config)
-
-
-class _Clock(selectors.DefaultSelector):
-    """Time of an event loop that waits for nothing but its own timers: it jumps to the next one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready and timeout:
-            self.now += timeout
-        return ready
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        def loop() -> asyncio.AbstractEventLoop:
-            made = asyncio.SelectorEventLoop(self)
-            made.time = lambda: self.now  # type: ignore[method-assign]
-            return made
-
-        with asyncio.Runner(loop_factory=loop) as runner:
-            return runner.run(work)
