@@ -50,11 +50,9 @@ class _Gateway:
         serving = config.serve
         self._serving = serving
         self._access = Access(Keys.load(serving.keys_file, os.environ), serving.requests_per_minute)
+        handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
         self._blender = Blender(
-            [
-                RemoteMember(model.name, model.samples, handle)
-                for model, handle in zip(config.models, members, strict=True)
-            ],
+            [RemoteMember(model.name, model.samples, handles[model.name]) for model in config.models],
             RemoteRanker(ranker),
             RemoteFuser(fuser) if fuser else None,
             top_k=config.fuser.top_k if config.fuser else 1,
@@ -67,10 +65,8 @@ class _Gateway:
             ),
         )
         self._ballots = RemoteBallots(ballots) if ballots else None
-        asleep = {model.name for model in config.models if not model.replicas.min}
-        parts = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
-        parts |= {"ranker": ranker, **({"fuser": fuser} if fuser else {})}
-        self._starting = Starting({name: handle for name, handle in parts.items() if name not in asleep})
+        awake = {model.name: handles[model.name] for model in config.models if model.replicas.min}
+        self._starting = Starting({**awake, "ranker": ranker, **({"fuser": fuser} if fuser else {})})
 
     def _app(self, **options: Any) -> FastAPI:
         """To be called in the replica's event loop."""

@@ -22,6 +22,7 @@ from pipelines.serve.ballots import Vote
 _T = TypeVar("_T")
 
 TRIES = 3
+BUSY = "it has more to do than it can, or is not up"
 LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
 
 
@@ -126,7 +127,7 @@ async def _call(method: Any, *arguments: Any) -> Any:
             if not left:
                 raise PartError("its replicas died") from error
         except (BackPressureError, DeploymentUnavailableError) as error:
-            raise PartError("it has more to do than it can, or is not up") from error
+            raise PartError(BUSY) from error
     raise AssertionError("unreachable")
 
 
@@ -139,7 +140,7 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
             yield item
         done = True
     except (BackPressureError, DeploymentUnavailableError) as error:
-        raise PartError("it has more to do than it can, or is not up") from error
+        raise PartError(BUSY) from error
     finally:
         if not done:
             items.cancel()
@@ -149,23 +150,19 @@ async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenera
     """Pieces of text, then what ends them, through the death of replicas."""
     said = ""
     for left in reversed(range(TRIES)):
-        again = ""  # of this attempt, as far as it only repeats
+        at = 0  # up to where this attempt has repeated what was said
         try:
             async with contextlib.aclosing(_stream(handle.stream, *arguments)) as pieces:
                 async for piece in pieces:
                     if not isinstance(piece, str):
                         yield piece
                         return
-                    if len(again) == len(said):
-                        said, again = said + piece, again + piece
-                        yield piece
-                        continue
-                    again += piece
-                    overlap = min(len(again), len(said))
-                    if again[:overlap] != said[:overlap]:
+                    known = said[at : at + len(piece)]
+                    if not piece.startswith(known):
                         raise PartError("its replica died, and another one began another answer")
-                    if len(again) > len(said):
-                        new, said = again[len(said) :], again
+                    at += len(piece)
+                    if new := piece[len(known) :]:
+                        said += new
                         yield new
         except LOST as error:
             if not left:
