@@ -41,12 +41,10 @@ class RemoteMember:
         candidate: Candidate = await _call(self._handle.answer, prompt, sample, change)
         return candidate
 
-    async def stream(
+    def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
-        async with contextlib.aclosing(_text_stream(self._handle, prompt, sample, change)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return _text_stream(self._handle, prompt, sample, change)
 
 
 class RemoteRanker:
@@ -93,12 +91,10 @@ class RemoteFuser:
         completion: Completion = await _call(self._handle.fuse, prompt, candidates, change)
         return completion
 
-    async def stream(
+    def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> AsyncGenerator[str | Completion, None]:
-        async with contextlib.aclosing(_text_stream(self._handle, prompt, candidates, change)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return _text_stream(self._handle, prompt, candidates, change)
 
 
 class RemoteBallots:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -28,6 +27,7 @@ from actors.records import Message, Prompt
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
 from pipelines.asking import Ask
+from pipelines.bench.online_service import free_port
 from pipelines.blend import Blender
 from pipelines.parsing import read_rows
 
@@ -92,11 +92,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """A port on which nobody listens, outside of the range from which Ray and outgoing connections take theirs."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no free port")
+    return free_port()
 
 
 @pytest.fixture(scope="module")
