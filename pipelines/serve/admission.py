@@ -45,6 +45,11 @@ class Admission:
         """Requests that wait for one."""
         return len(self._waiting)
 
+    def check(self) -> None:
+        """Raise OverloadedError where there is neither a place nor room to wait for one."""
+        if self._in_flight >= self._max_in_flight and self.queued >= self._max_queued:
+            raise self._overloaded("all places are taken, and the queue is full")
+
     @contextlib.asynccontextmanager
     async def slot(self, patience_s: float | None = None) -> AsyncIterator[float]:
         """A place for the time of the block; gives the seconds that were waited for it.
@@ -63,11 +68,10 @@ class Admission:
             self._leave()
 
     async def _enter(self, patience_s: float | None) -> None:
+        self.check()
         if self._in_flight < self._max_in_flight:  # then nobody waits
             self._in_flight += 1
             return
-        if len(self._waiting) >= self._max_queued:
-            raise self._overloaded("all places are taken, and the queue is full")
         given = asyncio.get_running_loop().create_future()
         self._waiting.append(given)
         try:

@@ -90,8 +90,14 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    body_bytes = serving.limits.body_bytes
-    app.add_middleware(Front, access=access, telemetry=telemetry, body_bytes=body_bytes, tells_id=tells_id)
+    app.add_middleware(
+        Front,
+        access=access,
+        admission=admission,
+        telemetry=telemetry,
+        body_bytes=serving.limits.body_bytes,
+        tells_id=tells_id,
+    )
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_exception_handler(HTTPException, _answer)
     service = _Service(blender, serving, admission, ballots, silence_s)

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.access import Access
+from pipelines.serve.admission import Admission
 from pipelines.serve.errors import ApiError, told, unforeseen
 from pipelines.serve.telemetry import CANCELLED, Record, Telemetry
 
@@ -27,6 +28,7 @@ ROUTES = {  # those that take JSON
     "/v1/compare": "compare",
     "/v1/votes": "votes",
 }
+WORK = ROUTES.keys() - {"/v1/votes"}  # those that models work for
 MODELS = "/v1/models"
 ID = "x-request-id"
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -37,11 +39,17 @@ class Front:
     """Gives each request an id, asks who it is from, bounds its body, and turns errors into answers."""
 
     def __init__(
-        self, app: ASGIApp, access: Access, telemetry: Telemetry, body_bytes: int, tells_id: bool = True
+        self,
+        app: ASGIApp,
+        access: Access,
+        admission: Admission,
+        telemetry: Telemetry,
+        body_bytes: int,
+        tells_id: bool = True,
     ) -> None:
         """body_bytes: the longest body that is read. tells_id: put the id into answers' headers."""
-        self._tells_id = tells_id
-        self._app, self._access, self._telemetry, self._body_bytes = app, access, telemetry, body_bytes
+        self._app, self._access, self._admission, self._telemetry = app, access, admission, telemetry
+        self._body_bytes, self._tells_id = body_bytes, tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,6 +96,8 @@ class Front:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._body_bytes:
             raise self._too_large()
+        if scope["path"] in WORK:
+            self._admission.check()  # what there will be no place for isn't worth reading
 
     def _bounded(self, receive: Receive) -> Receive:
         left = self._body_bytes

@@ -234,6 +234,9 @@ def test_a_full_service_says_so_at_once(stream: bool) -> None:
             response = chat(client, stream=stream)
             refused(response, 429, "overloaded")
             assert int(response.headers["retry-after"]) >= 1
+            unread = client.post("/v1/rerank", content="no JSON", headers={"content-type": "application/json"})
+            refused(unread, 429, "overloaded")
+            refused(client.post("/v1/votes", json={}), 404, "not_found")  # no model works for them
             event_loop().call_soon_threadsafe(member.let_go)
             first.read()
         assert chat(client, model="m").status_code == 200
