@@ -104,6 +104,7 @@ class BaseLLM(Placed):
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
     samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
+    keep_reasoning: bool = False  # what answers begin with between <think> and </think>; max_tokens counts it
 
     @field_validator("samples")
     @classmethod

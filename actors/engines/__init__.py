@@ -24,7 +24,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """One LLM, loaded and ready. It belongs to the event loop of its first call."""
+    """One LLM, loaded and ready. It belongs to the event loop of its first call.
+
+    opens_reasoning: the chat template writes the <think> that answers begin with, so that their text lacks it.
+    """
+
+    opens_reasoning: bool
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """Answer one chat.
@@ -53,6 +58,13 @@ class Engine(Protocol):
 
 def load_engine(model: Model) -> Engine:
     """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
+    from actors.engines.reasoning import AnswersOnly
+
+    engine = _load(model)
+    return engine if model.keep_reasoning else AnswersOnly(engine)
+
+
+def _load(model: Model) -> Engine:
     match model:
         case VLLMModel():
             from actors.engines.vllm_engine import VLLMEngine

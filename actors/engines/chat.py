@@ -54,6 +54,16 @@ def render(
         raise _refused(error) from error
 
 
+def opens_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model's own template writes the <think> that answers begin with."""
+    if tokenizer.chat_template is None:
+        return False
+    try:
+        return render(tokenizer, [Message(role="user", content="?")]).rstrip().endswith("<think>")
+    except Exception:  # a template is a program of the model's maker; whom it refuses is told when a chat comes
+        return False
+
+
 def _folded(messages: Sequence[Message]) -> list[Message]:
     """The chat without system messages: their text stands in front of the first user message."""
     system = [m["content"] for m in messages if m["role"] == "system"]

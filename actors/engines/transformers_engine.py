@@ -31,6 +31,7 @@ class TransformersEngine:
         self._max_prompt_tokens = model.max_prompt_tokens
         chat.check_room(model.sampling, self._context)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+        self.opens_reasoning = chat.opens_reasoning(self._tokenizer)
         self._model = load_model(
             transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM,
             folder,

@@ -43,6 +43,7 @@ class VLLMEngine:
         folder = locate(model.model, model.revision)
         check_folder(folder)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+        self.opens_reasoning = chat.opens_reasoning(self._tokenizer)
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)

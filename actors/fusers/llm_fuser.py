@@ -37,8 +37,6 @@ Answer {number}:
 {text}
 {fence}"""
 
-_BEGIN, _END = "<think>", "</think>"
-
 
 class ChatFuser:
     """One LLM, loaded and ready. See `actors.fusers.Fuser`."""
@@ -55,24 +53,20 @@ class ChatFuser:
     ) -> Completion:
         """See `actors.fusers.Fuser`. Raises PromptError where prompt and candidates don't fit the LLM."""
         reply = await self._llm.generate(*self._asked(prompt, candidates, change))
-        answer = Answer()
-        text = answer.add(reply.text) + answer.rest()
-        return _checked(reply, text, answer.thinking)
+        return _checked(reply, reply.text.lstrip())
 
     async def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> AsyncGenerator[str | Completion, None]:
-        """See `actors.fusers.Fuser`. There are no pieces while the LLM thinks."""
-        answer = Answer()
+        """See `actors.fusers.Fuser`."""
         text = ""
         async with aclosing(self._llm.stream(*self._asked(prompt, candidates, change))) as pieces:
             async for piece in pieces:
-                new = answer.add(piece) if isinstance(piece, str) else answer.rest()
-                text += new
-                if new:
-                    yield new
                 if isinstance(piece, Completion):
-                    yield _checked(piece, text, answer.thinking)
+                    yield _checked(piece, text)
+                elif new := piece if text else piece.lstrip():
+                    text += new
+                    yield new
 
     async def check_health(self) -> None:
         """See `actors.fusers.Fuser`."""
@@ -102,47 +96,8 @@ def task(prompt: Prompt, candidates: Sequence[str], instruction: str = INSTRUCTI
     return TEMPLATE.format(fence=fence, prompt=asked, answers=answers, instruction=instruction)
 
 
-class Answer:
-    """The answer in a reply that comes in pieces: what follows the thoughts, and blanks, that it begins with.
-
-    Only thoughts whose <think> the LLM writes itself can be told from an answer.
-    """
-
-    def __init__(self) -> None:
-        self.thinking = False
-        self._begun = False
-        self._held = ""  # may yet be, or end, a thought
-
-    def add(self, piece: str) -> str:
-        """What is the answer's for sure, now that this piece is here."""
-        if self._begun:
-            return piece
-        self._held += piece
-        if self.thinking:
-            _, end, rest = self._held.partition(_END)
-            if not end:
-                self._held = self._held[1 - len(_END) :]
-                return ""
-            self.thinking, self._held = False, rest
-        self._held = self._held.lstrip()
-        if self._held.startswith(_BEGIN):
-            self.thinking, self._held = True, self._held.removeprefix(_BEGIN)
-            return self.add("")
-        if _BEGIN.startswith(self._held):
-            return ""
-        self._begun = True
-        return self.rest()
-
-    def rest(self) -> str:
-        """What was held back and is the answer's after all, when no piece will follow."""
-        held, self._held = self._held, ""
-        return "" if self.thinking else held
-
-
-def _checked(reply: Completion, text: str, thinking: bool) -> Completion:
+def _checked(reply: Completion, text: str) -> Completion:
     """The reply with `text` as its own. Raises GenerationError when there is none."""
     if not text:
-        problem = "its thoughts have no end" if thinking else "it is empty"
-        cure = "; raise llm.sampling.max_tokens" if reply.finish_reason == "length" else ""
-        raise GenerationError(f"the LLM's reply has no answer: {problem}{cure}")
+        raise GenerationError("the LLM's reply has no answer: it is empty")
     return replace(reply, text=text)

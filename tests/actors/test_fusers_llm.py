@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from tiny_models import save_plain_model
 from actors.engines import Completion
 from actors.errors import BlendError, GenerationError, PromptError
 from actors.fusers import Fuser, load_fuser
-from actors.fusers.llm_fuser import INSTRUCTION, Answer, task
+from actors.fusers.llm_fuser import INSTRUCTION, task
 from actors.records import Message, Prompt
 from configs.schema import EndpointModel, LLMFuser, Sampling, SamplingChange, TransformersModel
 
@@ -155,71 +154,26 @@ def test_a_chat_is_shown_whole() -> None:
     assert prompt == "SYSTEM: Count.\nUSER: How many?\nASSISTANT: Of?\nUSER: a"
 
 
-@pytest.mark.parametrize(
-    ("reply", "answer"),
-    [
-        ("Four.", "Four."),
-        ("Four.\n", "Four.\n"),
-        (" Four.", "Four."),
-        ("<think>3? 4?</think>\n\nFour.", "Four."),
-        ("\n<think>\n3? 4?\n</think>Four.", "Four."),
-        ("<think>a</think> <think>b</think> Four.", "Four."),
-        ("<think></think>Four.", "Four."),
-        ("<think>a < b</thin></think>Four.", "Four."),
-        ("<thinking> is the word.", "<thinking> is the word."),
-        ("<thin", "<thin"),
-        ("I <think>it is</think> four.", "I <think>it is</think> four."),
-        ("<think>a</think>Four <think>b</think>.", "Four <think>b</think>."),
-        ("<think>never ends", ""),
-        ("<think>a</think> \n", ""),
-        ("  ", ""),
-        ("", ""),
-    ],
-)
-def test_thoughts_are_left_out(reply: str, answer: str) -> None:
-    def read(cuts: list[int]) -> str:
-        filter = Answer()
-        ends = sorted({0, len(reply), *cuts})
-        return "".join([*(filter.add(reply[a:b]) for a, b in pairwise(ends)), filter.rest()])
-
-    assert read([]) == read([*range(len(reply))]) == answer
-    for cut in range(len(reply)):
-        assert read([cut]) == read([cut, cut + 1]) == answer
-
-
-@given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think>", "word", " ", "</", "\n"])))
-def test_pieces_of_a_reply_make_no_difference(pieces: list[str]) -> None:
-    whole, cut = Answer(), Answer()
-    assert "".join([*map(cut.add, pieces), cut.rest()]) == whole.add("".join(pieces)) + whole.rest()
-    assert cut.thinking == whole.thinking
-
-
-def test_nothing_of_a_thought_is_streamed() -> None:
-    whole, pieces, last = both(*written("<th", "ink>3?", " 4?</think", ">\n", "Four", " it is."))
-    assert whole == last == Completion("Four it is.", "stop")
-    assert pieces == ["Four", " it is."]
-
-
-def test_what_looked_like_a_thought_is_streamed_at_last() -> None:
-    whole, pieces, last = both(*written("<", "thi"))
-    assert whole == last == Completion("<thi", "stop")
-    assert pieces == ["<thi"]
+@pytest.mark.parametrize("before", [["<think>3?", " 4?</think>\n"], [" ", "\n"], []])
+def test_reasoning_and_blanks_before_an_answer_are_left_out(before: list[str]) -> None:
+    whole, pieces, last = both(*written(*before, "Four", " it is.\n"))
+    assert whole == last == Completion("Four it is.\n", "stop")
+    assert "".join(pieces) == "Four it is.\n" and len(pieces) == 2
 
 
 @pytest.mark.parametrize(
     ("texts", "finish_reason", "says"),
     [
-        (["<think>so ", "and so"], "length", "its thoughts have no end; raise llm.sampling.max_tokens"),
-        (["<think>so"], "stop", "its thoughts have no end"),
-        (["<think>so</think>", "\n"], "stop", "it is empty"),
-        ([""], "stop", "it is empty"),
+        (["<think>so ", "and so"], "length", "the answer ends within its reasoning; raise sampling.max_tokens"),
+        (["<think>so</think>", "\n"], "stop", "the LLM's reply has no answer: it is empty"),
+        ([""], "stop", "the LLM's reply has no answer: it is empty"),
     ],
 )
 def test_reply_without_an_answer_is_an_error(texts: list[str], finish_reason: str, says: str) -> None:
     whole, pieces, last = both(*written(*texts, finish_reason=finish_reason))
     for error in (whole, last):
         assert isinstance(error, GenerationError)
-        assert str(error) == f"the LLM's reply has no answer: {says}"
+        assert str(error) == says
     assert not pieces
 
 

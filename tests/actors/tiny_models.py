@@ -95,8 +95,11 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def save_chat_model(folder: Path, steps: int = 120) -> Path:
-    """A chat model that knows FACTS, and gives them in capital letters under the system prompt SHOUT."""
+def save_chat_model(folder: Path, steps: int = 120, reasoning: str = "") -> Path:
+    """A chat model that knows FACTS, and gives them in capital letters under the system prompt SHOUT.
+
+    reasoning: what it says before each.
+    """
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = LlamaForCausalLM(llama_config(tokenizer))
@@ -106,7 +109,7 @@ def save_chat_model(folder: Path, steps: int = 120) -> Path:
         for chat, text in (([user], answer), ([{"role": "system", "content": SHOUT}, user], answer.upper())):
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            answer_ids = tokenizer(f"{text}<|end|>", add_special_tokens=False)["input_ids"]
+            answer_ids = tokenizer(f"{reasoning}{text}<|end|>", add_special_tokens=False)["input_ids"]
             rows.append((prompt_ids + answer_ids, [-100] * len(prompt_ids) + answer_ids))
     ids_B_L, labels_B_L = (
         torch.nn.utils.rnn.pad_sequence(
