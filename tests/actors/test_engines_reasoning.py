@@ -1,12 +1,13 @@
 """Reasoning before an answer: what of a text it is, and real models and servers that write it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endings import followed, told_or
 from endpoint_server import EndpointServer, chunk, completion, respond, stream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,19 +98,6 @@ def reasoner(request: pytest.FixtureRequest, folder: Path) -> Callable[..., Tran
     return settings
 
 
-async def followed(engine: Engine, sampling: Sampling) -> tuple[list[str], Completion | GenerationError]:
-    """A stream's pieces, and how it ended."""
-    pieces: list[str] = []
-    try:
-        async for piece in engine.stream(QUESTION, sampling):
-            if isinstance(piece, Completion):
-                return pieces, piece
-            pieces.append(piece)
-    except GenerationError as error:
-        return pieces, error
-    raise AssertionError("no completion")
-
-
 def both(model: Model, sampling: Sampling = GREEDY) -> tuple[Completion | GenerationError, list[str]]:
     """How the answer ends, which is the same whole and streamed; and the stream's pieces."""
 
@@ -124,14 +112,8 @@ def both(model: Model, sampling: Sampling = GREEDY) -> tuple[Completion | Genera
 
 
 async def _both(engine: Engine, sampling: Sampling) -> tuple[Completion | GenerationError, list[str]]:
-    async def told(answer: Awaitable[Completion]) -> Completion | GenerationError:
-        try:
-            return await answer
-        except GenerationError as error:
-            return error
-
-    whole = await told(engine.generate(QUESTION, sampling))
-    pieces, last = await followed(engine, sampling)
+    whole = await told_or(engine.generate(QUESTION, sampling))
+    pieces, last = await followed(engine.stream(QUESTION, sampling))
     assert str(last) == str(whole) and type(last) is type(whole)
     return whole, pieces
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from endings import followed, told_or
 from endpoint_server import Chunks, EndpointServer, Fault, Request, chunk, completion, hang, leave, respond, stream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,28 +58,6 @@ def ask(work: Callable[[Fuser], Awaitable[T]], *faults: Fault, **more: Any) -> t
     return asyncio.run(main())
 
 
-async def told_or(answer: Awaitable[T]) -> T | GenerationError:
-    try:
-        return await answer
-    except GenerationError as error:
-        return error
-
-
-async def followed(
-    fuser: Fuser, change: SamplingChange | None = None
-) -> tuple[list[str], Completion | GenerationError]:
-    """A stream's pieces, and how it ended."""
-    pieces: list[str] = []
-    try:
-        async for piece in fuser.stream(PROMPT, CANDIDATES, change):
-            if isinstance(piece, Completion):
-                return pieces, piece
-            pieces.append(piece)
-    except GenerationError as error:
-        return pieces, error
-    raise AssertionError("no completion")
-
-
 def written(*texts: str, finish_reason: str = "stop") -> tuple[Fault, Fault]:
     """The same reply whole and as a stream of these pieces."""
     return respond(200, completion("".join(texts), finish_reason)), stream(
@@ -90,14 +69,14 @@ def both(*faults: Fault) -> tuple[Completion | GenerationError, list[str], Compl
     """What `fuse`, and then what `stream` gives."""
 
     async def work(fuser: Fuser) -> tuple[Completion | GenerationError, list[str], Completion | GenerationError]:
-        return await told_or(fuser.fuse(PROMPT, CANDIDATES)), *await followed(fuser)
+        return await told_or(fuser.fuse(PROMPT, CANDIDATES)), *await followed(fuser.stream(PROMPT, CANDIDATES))
 
     return ask(work, *faults)[0]
 
 
 def test_the_llm_is_shown_prompt_and_candidates_and_told_what_to_do() -> None:
     async def work(fuser: Fuser) -> tuple[Completion, tuple[list[str], object]]:
-        return await fuser.fuse(PROMPT, CANDIDATES), await followed(fuser)
+        return await fuser.fuse(PROMPT, CANDIDATES), await followed(fuser.stream(PROMPT, CANDIDATES))
 
     (answer, (pieces, last)), (whole, streamed) = ask(work)
     assert answer == last == Completion("hello", "stop", 3, 2)
@@ -127,7 +106,7 @@ def test_a_change_of_how_members_draw_is_not_the_fuser_s() -> None:
 
     async def work(fuser: Fuser) -> None:
         await fuser.fuse(PROMPT, CANDIDATES, change)
-        await followed(fuser, change)
+        await followed(fuser.stream(PROMPT, CANDIDATES, change))
 
     _, requests = ask(work, sampling=Sampling(temperature=0.3, top_p=0.9, seed=1, max_tokens=99))
     for request in requests:
@@ -242,7 +221,7 @@ def test_with_weights_in_this_process(tmp_path: Path) -> None:
             await fuser.check_health()
             whole = await fuser.fuse(PROMPT, CANDIDATES)
             assert whole.text and whole.completion_tokens == 12
-            pieces, last = await followed(fuser)
+            pieces, last = await followed(fuser.stream(PROMPT, CANDIDATES))
             assert last == whole and "".join(pieces) == whole.text and len(pieces) > 1
             other = await fuser.fuse(PROMPT, CANDIDATES, SamplingChange(seed=2, max_tokens=3))
             assert other.completion_tokens == 3 and not whole.text.startswith(other.text)
@@ -261,7 +240,7 @@ def test_a_task_beyond_the_context_is_told(tmp_path: Path) -> None:
         try:
             with pytest.raises(PromptError, match="context of 64 tokens"):
                 await fuser.fuse(PROMPT, CANDIDATES)
-            pieces, error = await followed(fuser)
+            pieces, error = await followed(fuser.stream(PROMPT, CANDIDATES))
             assert not pieces and isinstance(error, PromptError)
         finally:
             await fuser.close()
