@@ -21,7 +21,11 @@ class GenerationError(BlendError):
 
 
 class PromptError(GenerationError):
-    """The prompt itself can't be answered by this LLM (too long, no place in its template), however often asked."""
+    """The prompt itself can't be answered by this LLM (no place in its template), however often asked."""
+
+
+class TooLongError(PromptError):
+    """Prompt and answer exceed what this LLM takes: a shorter one might be answered."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

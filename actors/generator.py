@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from actors.engines import Completion, load_engine
-from actors.errors import GenerationError, PromptError, one_line
-from actors.records import Candidate, Message, Prompt
+from actors.errors import GenerationError, PromptError, TooLongError, one_line
+from actors.records import Candidate, Message, Prompt, Refusal
 from configs.schema import Model, Sampling, SamplingChange
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,10 @@ class Generator:
     def _failed(self, prompt: Prompt, error: Exception) -> Candidate:
         if not isinstance(error, GenerationError):
             log.error("%s failed on prompt %s", self.name, prompt.id, exc_info=error)
-        return Candidate(model=self.name, error=one_line(error), refused=isinstance(error, PromptError))
+        refused: Refusal | None = "other" if isinstance(error, PromptError) else None
+        if isinstance(error, TooLongError):
+            refused = "too long"
+        return Candidate(model=self.name, error=one_line(error), refused=refused)
 
     async def check_health(self) -> None:
         """Raise BlendError when the model can't answer any more, so that its actor has to be replaced."""

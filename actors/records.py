@@ -16,6 +16,7 @@ import pyarrow as pa
 from actors.errors import RowError
 
 FinishReason = Literal["stop", "length"]
+Refusal = Literal["too long", "other"]  # of a prompt by an LLM
 
 
 class Message(TypedDict):
@@ -68,7 +69,7 @@ class Candidate:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     extra: str | None = None  # JSON object of the fields that came with a given candidate (scores, ...)
-    refused: bool = False  # the error is the prompt's own: this LLM will never answer it; not in rows
+    refused: Refusal | None = None  # the error is the prompt's own: this LLM will never answer it; not in rows
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""

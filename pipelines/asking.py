@@ -10,7 +10,7 @@ from typing import Protocol
 
 from actors.engines import Completion
 from actors.errors import BlendError
-from actors.records import Blend, Candidate, Prompt, Ranking
+from actors.records import Blend, Candidate, Prompt, Ranking, Refusal
 from configs.schema import Comparing, SamplingChange
 
 BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
@@ -69,9 +69,9 @@ class FuserPart(Protocol):
 
 
 class NoAnswerError(BlendError):
-    """No member answered. `refused`: all of them refuse the prompt itself, however often they are asked."""
+    """No member answered. `refused`: all refuse the prompt itself; "too long" where a shorter one may do."""
 
-    def __init__(self, message: str, refused: bool = False) -> None:
+    def __init__(self, message: str, refused: Refusal | None = None) -> None:
         super().__init__(message, refused)
         self.refused = refused
 

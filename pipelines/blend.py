@@ -15,7 +15,7 @@ from actors.errors import one_line
 from actors.fusers import Fuser, load_fuser
 from actors.generator import Generator
 from actors.ranker import Ranker
-from actors.records import Blend, Candidate, Prompt, Ranking
+from actors.records import Blend, Candidate, Prompt, Ranking, Refusal
 from actors.standing import Standing
 from configs.schema import BlendConfig, Comparing
 from configs.strategies import Focus, Full, Sparse, Strategy
@@ -222,7 +222,14 @@ class _Course:
                 self._degraded.append(f"{candidate.model}: {candidate.error}")
         if all(candidate.text is None for candidate in self._known()):
             told = "; ".join(self._degraded) or "no candidates"
-            raise NoAnswerError(f"no candidate: {told}", all(candidate.refused for candidate in self._known()))
+            raise NoAnswerError(f"no candidate: {told}", self._refused())
+
+    def _refused(self) -> Refusal | None:
+        """Why no model will ever answer; None: one might."""
+        reasons = [candidate.refused for candidate in self._known()]
+        if not reasons or None in reasons:
+            return None
+        return "too long" if "too long" in reasons else "other"
 
     async def _one(
         self, index: int, member: Member, sample: int, happened: asyncio.Queue[MemberPiece | Answered]

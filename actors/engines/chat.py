@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.errors import ModelLoadError, PromptError, one_line
+from actors.errors import ModelLoadError, PromptError, TooLongError, one_line
 from actors.records import Message
 from configs.schema import Sampling
 
@@ -91,14 +91,14 @@ def check_room(sampling: Sampling, context: int | None) -> None:
 def check_fits(
     prompt_tokens: int, answer_tokens: int, context: int | None, max_prompt_tokens: int | None = None
 ) -> None:
-    """Raise PromptError for an empty prompt, one of more than `max_prompt_tokens`, and when it and the longest
-    answer exceed `context`."""
+    """Raise PromptError for an empty prompt; TooLongError for one of more than `max_prompt_tokens`, and when it and
+    the longest answer exceed `context`."""
     if not prompt_tokens:
         raise PromptError("the prompt has no tokens")
     if max_prompt_tokens is not None and prompt_tokens > max_prompt_tokens:
-        raise PromptError(f"the prompt's {prompt_tokens} tokens exceed max_prompt_tokens ({max_prompt_tokens})")
+        raise TooLongError(f"the prompt's {prompt_tokens} tokens exceed max_prompt_tokens ({max_prompt_tokens})")
     if context is not None and prompt_tokens + answer_tokens > context:
         answer = f" and max_tokens ({answer_tokens})" if answer_tokens else ""
-        raise PromptError(
+        raise TooLongError(
             f"the prompt's {prompt_tokens} tokens{answer} exceed the model's context of {context} tokens"
         )

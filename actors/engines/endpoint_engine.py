@@ -18,7 +18,7 @@ import openai
 from pydantic import BaseModel, Field, ValidationError
 
 from actors.engines import Completion
-from actors.errors import GenerationError, ModelLoadError, PromptError
+from actors.errors import GenerationError, ModelLoadError, TooLongError
 from actors.records import FinishReason, Message
 from configs.schema import EndpointModel, Sampling
 
@@ -195,8 +195,8 @@ class EndpointEngine:
         if isinstance(chunk.error, str):
             raise self._failed(f"it broke the answer off: {chunk.error}")
         if chunk.error:
-            refused = chunk.error.code == TOO_LONG
-            raise self._failed(f"it broke the answer off: {chunk.error.message}", refused=refused)
+            too_long = chunk.error.code == TOO_LONG
+            raise self._failed(f"it broke the answer off: {chunk.error.message}", too_long=too_long)
         answer.usage = chunk.usage or answer.usage
         if not chunk.choices:
             return ""
@@ -208,7 +208,7 @@ class EndpointEngine:
 
     def _told(self, error: Exception) -> GenerationError:
         """One of `_FAILURES` as an error of ours."""
-        refused = False
+        too_long = False
         tries = f" in {self._model.max_retries + 1} tries" if self._model.max_retries else ""
         match error:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
@@ -220,7 +220,7 @@ class EndpointEngine:
                 problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
             case openai.APIStatusError():
                 problem = f"it answered {error.status_code}: {error.message}"
-                refused = error.status_code == 413 or (error.status_code == 400 and error.code == TOO_LONG)
+                too_long = error.status_code == 413 or (error.status_code == 400 and error.code == TOO_LONG)
             case httpx2.SSEError():
                 problem = f"its answer isn't a stream of events: {error}"
             case httpx2.TimeoutException():
@@ -233,12 +233,12 @@ class EndpointEngine:
                 problem = f"its answer isn't a chat completion: {where + ': ' if where else ''}{first['msg']}"
             case _:
                 problem = str(error)
-        return self._failed(problem, refused=refused)
+        return self._failed(problem, too_long=too_long)
 
-    def _failed(self, problem: str, *, refused: bool = False) -> GenerationError:
+    def _failed(self, problem: str, *, too_long: bool = False) -> GenerationError:
         """The problem with the endpoint's address, and without the key: some servers repeat it."""
         told = problem.replace(self._secret, "***") if self._secret else problem
-        return (PromptError if refused else GenerationError)(f"{self._model.base_url}: {told}")
+        return (TooLongError if too_long else GenerationError)(f"{self._model.base_url}: {told}")
 
 
 def _events(response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:

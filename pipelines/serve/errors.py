@@ -58,8 +58,10 @@ def told(error: Exception) -> ApiError | None:
             return error
         case RequestValidationError():
             return _invalid(error.errors())
-        case NoAnswerError(refused=True):  # by every model, as a rule for its length
+        case NoAnswerError(refused="too long"):
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case NoAnswerError(refused="other"):
+            return ApiError(400, str(error), param="messages", code="invalid_value")
         case NoAnswerError():
             return ApiError(503, str(error), code="no_answer")
         case RowError() | PromptError():

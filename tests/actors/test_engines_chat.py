@@ -4,7 +4,7 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 from actors.engines import chat
-from actors.errors import ModelLoadError, PromptError
+from actors.errors import ModelLoadError, PromptError, TooLongError
 from actors.records import Message
 from configs.schema import Sampling
 
@@ -58,12 +58,12 @@ def test_chat_that_a_template_refuses_is_that_prompt_s_error() -> None:
 def test_room_in_the_context() -> None:
     chat.check_fits(6, 4, 10)
     chat.check_fits(10**9, 4, None)
-    with pytest.raises(PromptError, match=r"7 tokens and max_tokens \(4\) exceed the model's context of 10"):
+    with pytest.raises(TooLongError, match=r"7 tokens and max_tokens \(4\) exceed the model's context of 10"):
         chat.check_fits(7, 4, 10)
     with pytest.raises(PromptError, match="no tokens"):
         chat.check_fits(0, 4, 10)
     chat.check_fits(5, 4, 10, 5)
-    with pytest.raises(PromptError, match=r"6 tokens exceed max_prompt_tokens \(5\)"):
+    with pytest.raises(TooLongError, match=r"6 tokens exceed max_prompt_tokens \(5\)"):
         chat.check_fits(6, 4, 10, 5)
     chat.check_room(Sampling(max_tokens=9), 10)
     with pytest.raises(ModelLoadError, match=r"max_tokens \(10\)"):

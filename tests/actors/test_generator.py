@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from endpoint_server import EndpointServer, Fault, chunk, hang, leave, respond, stream
 from pydantic import ValidationError
-from tiny_models import CONTEXT, save_plain_model
+from tiny_models import CONTEXT, make_tokenizer, save_plain_model
 
 from actors.errors import ModelLoadError
 from actors.generator import Generator
@@ -55,7 +55,14 @@ def test_bad_prompt_is_its_candidate_s_error(folder: Path) -> None:
     assert good.error is None
     assert bad.text is None
     assert bad.error is not None and "context" in bad.error
-    assert bad.refused and not good.refused
+    assert (bad.refused, good.refused) == ("too long", None)
+
+
+def test_a_chat_that_the_template_refuses_is_not_one_that_is_too_long(tmp_path: Path) -> None:
+    make_tokenizer("{{ raise_exception('roles must alternate') }}").save_pretrained(save_plain_model(tmp_path))
+    (candidate,) = answer(make_generator(tmp_path), Prompt("1", instruction="numbers"))
+    assert candidate.refused == "other"
+    assert candidate.error is not None and "roles must alternate" in candidate.error
 
 
 def test_system_prompt_reaches_the_model(folder: Path) -> None:
@@ -73,7 +80,7 @@ def test_unexpected_failure_is_an_error_too(folder: Path, caplog: pytest.LogCapt
     (candidate,) = answer(generator, Prompt("1", messages=messages))
     assert candidate.text is None
     assert candidate.error == "KeyError: 'role'"
-    assert not candidate.refused
+    assert candidate.refused is None
     assert "mine failed on prompt 1" in caplog.text  # with its traceback
 
 
@@ -116,7 +123,9 @@ def test_more_tokens_than_the_context_are_refused(folder: Path) -> None:
             await generator.close()
 
     refused = asyncio.run(main())
-    assert refused.refused and refused.error is not None and f"max_tokens ({CONTEXT})" in refused.error
+    assert (
+        refused.refused == "too long" and refused.error is not None and f"max_tokens ({CONTEXT})" in refused.error
+    )
 
 
 @contextlib.asynccontextmanager
@@ -153,7 +162,7 @@ def test_stream_that_breaks_off_ends_with_the_error() -> None:
 
 def test_refused_prompt_s_stream_is_a_refused_candidate() -> None:
     (candidate,) = streamed(respond(413, {"error": {"message": "too long"}}))
-    assert isinstance(candidate, Candidate) and candidate.refused
+    assert isinstance(candidate, Candidate) and candidate.refused == "too long"
 
 
 def test_stream_that_fails_unexpectedly_ends_with_the_error(folder: Path) -> None:

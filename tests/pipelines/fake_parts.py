@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 
 from actors.engines import Completion
-from actors.records import Candidate, Prompt, Ranking
+from actors.records import Candidate, Prompt, Ranking, Refusal
 from configs.schema import Comparing, SamplingChange
 from pipelines.asking import Patience
 from pipelines.blend import Blender
@@ -17,7 +17,9 @@ class FakeMember:
     asked: what it was asked, in order. began, cancelled: set when it is asked, and when it is made to stop.
     """
 
-    def __init__(self, name: str, text: str = "", *, error: str | None = None, refused: bool = False) -> None:
+    def __init__(
+        self, name: str, text: str = "", *, error: str | None = None, refused: Refusal | None = None
+    ) -> None:
         self.name, self.samples = name, 1
         self.asked: list[tuple[Prompt, int, SamplingChange | None]] = []
         self.began, self.cancelled = threading.Event(), threading.Event()

@@ -10,7 +10,7 @@ from virtual_time import run
 
 from actors.engines import Completion
 from actors.errors import BlendError
-from actors.records import Candidate, Prompt, Ranking
+from actors.records import Candidate, Prompt, Ranking, Refusal
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig, Comparing, SamplingChange
 from pipelines.asking import (
@@ -39,7 +39,7 @@ class FakeMember:
     text: str | None = "an answer"
     seconds: float = 1.0
     raises: Exception | None = None
-    refused: bool = False
+    refused: Refusal | None = None
     samples: int = 1
     asked: list[tuple[int, SamplingChange | None]] = field(default_factory=list)
     cancelled: int = 0
@@ -220,15 +220,23 @@ def test_members_that_fail_are_candidates_less() -> None:
 
 def test_nobody_answers() -> None:
     with pytest.raises(NoAnswerError, match="no candidate: a: too long; b: OSError: gone") as caught:
-        outcome_of(blender(FakeMember("a", text=None, refused=True), FakeMember("b", raises=OSError("gone"))))
-    assert not caught.value.refused
+        outcome_of(blender(FakeMember("a", text=None, refused="other"), FakeMember("b", raises=OSError("gone"))))
+    assert caught.value.refused is None
 
 
 @pytest.mark.parametrize("model", ["blend", "a"])
-def test_everybody_refuses_the_prompt(model: str) -> None:
+@pytest.mark.parametrize("refused", ["too long", "other"])
+def test_everybody_refuses_the_prompt(model: str, refused: Refusal) -> None:
     with pytest.raises(NoAnswerError) as caught:
-        outcome_of(blender(FakeMember("a", text=None, refused=True)), model=model)
-    assert caught.value.refused
+        outcome_of(blender(FakeMember("a", text=None, refused=refused)), model=model)
+    assert caught.value.refused == refused
+
+
+def test_a_shorter_prompt_may_do_where_it_is_too_long_for_one() -> None:
+    members = [FakeMember("a", text=None, refused="other"), FakeMember("b", text=None, refused="too long")]
+    with pytest.raises(NoAnswerError) as caught:
+        outcome_of(blender(*members))
+    assert caught.value.refused == "too long"
 
 
 def test_a_quorum_is_enough_and_the_rest_is_cancelled() -> None:

@@ -244,14 +244,17 @@ def test_a_full_service_says_so_at_once(stream: bool) -> None:
 
 def test_when_nobody_answers_there_is_a_status() -> None:
     gone = FakeMember("gone", error="connection refused")
-    long = FakeMember("small", error="the prompt has 9 tokens, the model takes 8", refused=True)
-    with served(app_of(fake_blender(gone, long))) as url, httpx2.Client(base_url=url) as client:
+    long = FakeMember("small", error="the prompt has 9 tokens, the model takes 8", refused="too long")
+    strict = FakeMember("strict", error="roles must alternate", refused="other")
+    with served(app_of(fake_blender(gone, long, strict))) as url, httpx2.Client(base_url=url) as client:
         for stream in (False, True):
             assert "connection refused" in refused(chat(client, stream=stream), 503, "no_answer")
             message = refused(
                 chat(client, model="small", stream=stream), 400, "context_length_exceeded", "messages"
             )
             assert "takes 8" in message
+            message = refused(chat(client, model="strict", stream=stream), 400, "invalid_value", "messages")
+            assert "alternate" in message
         assert chat(client, model="gone", n=2).status_code == 503
 
 
