@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -25,12 +26,22 @@ from pipelines.store import Block, Index, Store
 from pipelines.worker import Worker, calls_at_once
 
 
-def run_wave(store: Store, index: Index, work: Work, wave: Sequence[Step], board: Any) -> None:
-    """Bring every block through the steps of a wave.
+def staffed(wave: Sequence[Step], blocks: int) -> list[Step]:
+    """The wave without actors that would find none of so many blocks to work on: a model takes long to load."""
+    most = max(blocks, 1)
+    return [
+        replace(step, placement=replace(step.placement, replicas=min(step.placement.replicas, most)))
+        for step in wave
+    ]
+
+
+def run_wave(
+    store: Store, index: Index, blocks: Sequence[Block], work: Work, wave: Sequence[Step], board: Any
+) -> None:
+    """Bring blocks, those that `missing` found, through the steps of a wave.
 
     Raises what Ray raises when a part of the run fails for good.
     """
-    blocks = missing(store, index, wave)
     kept = index.rows - sum(block.rows for block in blocks)
     for step in wave:
         board.add.remote(step.name, Count(rows=kept, saved=kept))

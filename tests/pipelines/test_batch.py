@@ -8,10 +8,12 @@ import pytest
 
 from actors.errors import BlendError
 from actors.records import Prompt, read_candidates, read_prompt
-from cluster.plan import PlanError
+from cluster.plan import Placement, PlanError
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
+from pipelines.batch import staffed
 from pipelines.blend import Blender
+from pipelines.flow import Step
 from pipelines.jobs import run_blend
 from pipelines.parsing import read_rows
 
@@ -51,6 +53,15 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
     file = tmp_path / "in.jsonl"
     file.write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
     return file
+
+
+@pytest.mark.parametrize(("blocks", "actors"), [(0, [1, 1]), (1, [1, 1]), (3, [3, 2]), (9, [4, 2])])
+def test_no_actor_is_started_that_would_find_no_block(blocks: int, actors: list[int]) -> None:
+    alder, birch = demo().models
+    wave = [Step(Placement(model.name, "", model, 1.0, 0.0, n), "key") for model, n in ((alder, 4), (birch, 2))]
+    found = staffed(wave, blocks)
+    assert [step.placement.replicas for step in found] == actors
+    assert [step.name for step in found] == ["alder", "birch"]
 
 
 @pytest.mark.usefixtures("ray_session")
