@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -26,13 +25,9 @@ from pipelines.store import Block, Index, Store
 from pipelines.worker import Worker, calls_at_once
 
 
-def staffed(wave: Sequence[Step], blocks: int) -> list[Step]:
-    """The wave without actors that would find none of so many blocks to work on: a model takes long to load."""
-    most = max(blocks, 1)
-    return [
-        replace(step, placement=replace(step.placement, replicas=min(step.placement.replicas, most)))
-        for step in wave
-    ]
+def actors(step: Step, blocks: int) -> int:
+    """How many actors work on so many blocks: none that would find no block, since a model takes long to load."""
+    return min(step.placement.replicas, max(blocks, 1))
 
 
 def run_wave(
@@ -58,7 +53,7 @@ def run_wave(
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=step.placement.replicas, max_concurrent_calls_per_actor=calls_at_once(step, mean)
+                size=actors(step, len(blocks)), max_concurrent_calls_per_actor=calls_at_once(step, mean)
             ),
             udf_modifying_row_count=False,
             **step.placement.ray_options(),

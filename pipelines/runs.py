@@ -19,7 +19,7 @@ from configs.identity import deciding, differences
 from configs.preferences import Preferences
 from configs.schema import RayCluster
 from pipelines.assembly import assemble
-from pipelines.batch import missing, run_wave, running, staffed, told_by
+from pipelines.batch import actors, missing, run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
 from pipelines.columns import Layout
 from pipelines.display import ShownStage, shown
@@ -119,10 +119,9 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
             store.save_run(record)
             store.save_manifest(None)
             work, waves = _work(run, plan, store)
-            for number, planned in enumerate(waves, 1):
-                blocks = missing(store, index, planned)
-                wave = staffed(planned, len(blocks))
-                stages = [ShownStage(step.name, step.placement.replicas) for step in wave]
+            for number, wave in enumerate(waves, 1):
+                blocks = missing(store, index, wave)
+                stages = [ShownStage(step.name, actors(step, len(blocks))) for step in wave]
                 title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
                 with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
                     run_wave(store, index, blocks, work, wave, board)

@@ -11,7 +11,7 @@ from actors.records import Prompt, read_candidates, read_prompt
 from cluster.plan import Placement, PlanError
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.batch import staffed
+from pipelines.batch import actors
 from pipelines.blend import Blender
 from pipelines.flow import Step
 from pipelines.jobs import run_blend
@@ -55,20 +55,21 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("blocks", "actors"), [(0, [1, 1]), (1, [1, 1]), (3, [3, 2]), (9, [4, 2])])
-def test_no_actor_is_started_that_would_find_no_block(blocks: int, actors: list[int]) -> None:
-    alder, birch = demo().models
-    wave = [Step(Placement(model.name, "", model, 1.0, 0.0, n), "key") for model, n in ((alder, 4), (birch, 2))]
-    found = staffed(wave, blocks)
-    assert [step.placement.replicas for step in found] == actors
-    assert [step.name for step in found] == ["alder", "birch"]
+@pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (4, 4), (9, 4)])
+def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
+    alder, _ = demo().models
+    assert actors(Step(Placement("alder", "", alder, 1.0, 0.0, replicas=4), "key"), blocks) == expected
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("with_fuser", [True, False])
-def test_bulk_gives_what_the_reference_gives(mixed: Path, tmp_path: Path, with_fuser: bool) -> None:
+@pytest.mark.parametrize(("with_fuser", "rows_per_block"), [(True, 4), (False, 64)])
+def test_bulk_gives_what_the_reference_gives(
+    mixed: Path, tmp_path: Path, with_fuser: bool, rows_per_block: int
+) -> None:
+    """In two blocks, and in one, for which there is one ranker only."""
     output = tmp_path / "out.jsonl"
-    config = demo("matrix=true", "ranker.replicas=2", *([] if with_fuser else ["fuser="]))
+    settings = ["matrix=true", "ranker.replicas=2", f"rows_per_block={rows_per_block}"]
+    config = demo(*settings, *([] if with_fuser else ["fuser="]))
     config = config.model_copy(update={"input": str(mixed), "output": str(output), "max_error_rate": 0.5})
     summary = run_blend(config)
     given = [json.loads(line) if line.startswith('{"') else {} for line in mixed.read_text().splitlines()]
