@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from actors.engines.reasoning import BEGIN
 from actors.errors import ModelLoadError, PromptError, TooLongError, one_line
 from actors.records import Message
 from configs.schema import Sampling
@@ -59,7 +60,7 @@ def opens_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer.chat_template is None:
         return False
     try:
-        return render(tokenizer, [Message(role="user", content="?")]).rstrip().endswith("<think>")
+        return render(tokenizer, [Message(role="user", content="?")]).rstrip().endswith(BEGIN)
     except Exception:  # a template is a program of the model's maker; whom it refuses is told when a chat comes
         return False
 
