@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from actors.engines.reasoning import BEGIN, END
 from actors.fences import fence_for, shown
 from actors.generator import Generator
 from actors.records import Matchup, Prompt
@@ -103,10 +104,10 @@ def read_verdict(reply: str) -> float | None:
     That is on the last line that isn't blank, at its end: words may come before it, only dots and Markdown's
     emphasis behind it. Thoughts that end with </think> are passed over; thoughts without an end are no reply.
     """
-    said = reply.rpartition("</think>")[2]
+    said = reply.rpartition(END)[2]
     last = said.strip().rpartition("\n")[2]
     match re.split(r"\[\[([ABC])\]\]", last):
-        case [_, verdict, after] if not after.strip(" .*_`") and "<think>" not in said:
+        case [_, verdict, after] if not after.strip(" .*_`") and BEGIN not in said:
             return VERDICTS[verdict]
     return None
 

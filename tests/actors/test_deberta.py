@@ -135,7 +135,7 @@ def test_neighbours_do_not_matter(encoder: DebertaMarkerEncoder, lengths: list[i
     ids, markers = sequences(lengths)
     together = encoder.at_markers(ids, markers)
     alone = torch.cat([encoder.at_markers([row], [places]) for row, places in zip(ids, markers, strict=True)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)  # float32, in another order of adding
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)  # float32, in another order of adding
 
 
 def test_bfloat16_differs_by_rounding_only() -> None:

@@ -25,7 +25,7 @@ from endpoint_server import (
 
 from actors.engines import Completion
 from actors.engines.endpoint_engine import EndpointEngine
-from actors.errors import GenerationError, ModelLoadError, TooLongError
+from actors.errors import GenerationError, ModelLoadError, PromptError, TooLongError
 from actors.records import Message
 from configs.schema import EndpointModel, Sampling
 
@@ -342,7 +342,7 @@ HI = [chunk(""), chunk("hi")]
 )
 def test_stream_that_breaks_off_is_an_error_and_not_retried(fault: Fault, says: str) -> None:
     pieces, error, server = follow(fault)
-    assert isinstance(error, GenerationError) and not isinstance(error, TooLongError)
+    assert isinstance(error, GenerationError) and not isinstance(error, PromptError)
     assert says in str(error) and "\n" not in str(error)
     assert pieces == ["hi"]
     assert len(server.requests) == 1
@@ -404,7 +404,7 @@ REFUSED = {"error": {"message": "17 tokens", "code": "context_length_exceeded"}}
 def test_prompt_that_will_never_be_answered_is_told_apart(fault: Fault, refused: bool) -> None:
     for error in (ask(fault)[0], follow(fault)[1]):
         assert isinstance(error, GenerationError)
-        assert isinstance(error, TooLongError) is refused
+        assert isinstance(error, PromptError) is isinstance(error, TooLongError) is refused
 
 
 def test_prompt_that_is_refused_within_its_stream() -> None:
