@@ -20,6 +20,10 @@ class GenerationError(BlendError):
     """One prompt got no answer from one LLM; the candidate carries this message."""
 
 
+class PermanentError(GenerationError):
+    """The LLM answers no prompt until its operator changes something: a refused key, an unknown model."""
+
+
 class PromptError(GenerationError):
     """The prompt itself can't be answered by this LLM (no place in its template), however often asked."""
 
