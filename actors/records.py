@@ -46,16 +46,22 @@ class Prompt:
         return turns
 
     def texts(self) -> tuple[str, str]:
-        """(instruction, input) as the ranker and the fuser read them.
-
-        A chat of one user turn is that turn. A longer one is written out a turn a line ("USER: ...",
-        "ASSISTANT: ..."), the form in which the original's `compare_conversations` shows turns to PairRM.
-        """
+        """(instruction, input) as the ranker and the fuser read them; a chat is its `turns`, a line each."""
         if self.messages is None:
             return self.instruction, self.input
+        return "\n".join(self.turns()), ""
+
+    def turns(self) -> tuple[str, ...]:
+        """The turns of a chat as texts; one text for a prompt that isn't a chat.
+
+        A chat of one turn is that turn. The turns of a longer one carry their role ("USER: ...", "ASSISTANT: ..."),
+        the form in which the original's `compare_conversations` shows turns to PairRM.
+        """
+        if self.messages is None:
+            return (self.instruction + self.input,)
         if len(self.messages) == 1:
-            return self.messages[0]["content"], ""
-        return "\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in self.messages), ""
+            return (self.messages[0]["content"],)
+        return tuple(f"{turn['role'].upper()}: {turn['content']}" for turn in self.messages)
 
 
 @dataclass(frozen=True, slots=True)

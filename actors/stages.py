@@ -110,7 +110,7 @@ class Fuse:
             answer = await self._fuser.fuse(blend.prompt, texts)
         except Exception as error:  # whatever a model does to a row; CancelledError passes
             return self.fail(blend, one_line(error))
-        return replace(blend, fused=answer.text)
+        return replace(blend, fused=answer.text, fused_from=blend.fused_from[: answer.candidates_read])
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when fusing it can't be tried any more."""

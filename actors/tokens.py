@@ -101,3 +101,11 @@ class LiteralTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of the ids, special tokens in their public spelling."""
         return self._plain.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def decode_marked(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens as `mark` writes them.
+
+        The unknown token stays itself when the text is encoded again: in its public spelling it would come back as
+        the characters `<unk>`.
+        """
+        return self._backend.decode(list(ids), skip_special_tokens=False)

@@ -345,6 +345,7 @@ class _Course:
                     async with asyncio.timeout(limit):
                         self._answer = await fuser.fuse(self._ask.prompt, texts, self._ask.change)
                     yield Piece(self._answer.text)
+                self._fused_from = self._fused_from[: self._answer.candidates_read]
                 return
             except TimeoutError:
                 why = f"no answer within {limit:g} s"

@@ -15,12 +15,17 @@ from configs.schema import EchoModel, EndpointModel, Model, Sampling, Transforme
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't tell."""
+    """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't tell.
+
+    Attributes:
+        candidates_read: Of a fuser's answer: how many of the candidates fitted its input, the best ones; None: all.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    candidates_read: int | None = None
 
 
 class Engine(Protocol):

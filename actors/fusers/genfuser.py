@@ -1,11 +1,12 @@
 """GenFuser: a seq2seq LLM reads the prompt and the best candidates and writes one better answer.
 
-The input is the original's to the token (llm-blender 0.0.2 `GenFuserDataset`): separators are the tokenizer's
-`</s>` and `<extra_id_i>`, and a text that spells one stays text.
+The input is the original's to the token where it fits (llm-blender 0.0.2 `GenFuserDataset`): separators are the
+tokenizer's `</s>` and `<extra_id_i>`, and a text that spells one stays text.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from actors.engines import Completion
 from actors.errors import ModelLoadError, PromptError
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from actors.truncation import keep_ends, keep_last_turn
 from actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
 from configs.schema import GenFuser, Sampling, SamplingChange
 
@@ -31,32 +33,105 @@ def candidate_marker(index: int) -> str:
     return f"<extra_id_{index}>"
 
 
-class FuserTemplate:
-    """Turns a prompt and its best candidates into the fuser's input ids."""
+@dataclass(frozen=True, slots=True)
+class FuserInput:
+    """What a fuser reads.
 
-    def __init__(self, tokenizer: LiteralTokenizer, *, max_length: int, candidate_max_length: int) -> None:
+    Attributes:
+        ids: Token ids, at most the template's `max_length`.
+        candidates: How many of the candidates are in it, the best ones; None: all.
+    """
+
+    ids: list[int]
+    candidates: int | None = None
+
+
+class FuserTemplate:
+    """Turns a prompt and its best candidates into the fuser's input.
+
+    What fits is the original's to the token. Of what doesn't fit, the original drops the end, which is the request
+    and the candidates; here the prompt is shortened so that both stay. Where the candidates alone are too long, the
+    last ones are left out, so that the prompt has a quarter of the input.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LiteralTokenizer,
+        *,
+        max_length: int,
+        candidate_max_length: int,
+        clean: Callable[[str], str] | None = None,
+    ) -> None:
+        """Makes a template.
+
+        Args:
+            tokenizer: The fuser's tokenizer.
+            max_length: Tokens of the whole input.
+            candidate_max_length: Tokens of one candidate.
+            clean: What the published tokenizer does to decoded text (`clean_up_tokenization_spaces`), if anything.
+        """
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._candidate_max_length = candidate_max_length
+        self._clean = clean or str
 
-    def _cut(self, text: str) -> str:
-        ids = self._tokenizer.encode(text)
-        if len(ids) <= self._candidate_max_length:
-            return text
-        return self._tokenizer.decode(ids[: self._candidate_max_length]) + "..."
+    def build(self, prompt: Prompt, candidates: Sequence[str]) -> FuserInput:
+        """The input for a prompt and its candidates, best first.
+
+        Raises:
+            KeyError: The tokenizer has too few `<extra_id_i>` tokens for that many candidates.
+        """
+        texts = [self._cut(text, self._candidate_max_length) for text in candidates]
+        ids = self._ids(*prompt.texts(), texts)
+        if len(ids) <= self._max_length:
+            return FuserInput(ids)
+        prompt_tokens = len(ids) - len(self._ids("", "", texts))
+        reserve = min(prompt_tokens, self._max_length // 4)
+        while len(texts) > 1 and len(self._ids("", "", texts)) + reserve > self._max_length:
+            texts.pop()
+        excess = len(self._ids("", "", texts)) + reserve - self._max_length
+        if excess > 0 and texts:
+            texts = [self._cut(texts[0], max(1, len(self._tokenizer.encode(texts[0])) - excess - 1))]
+        room = self._max_length - len(self._ids("", "", texts))
+        while len(ids := self._ids(*self._shortened(prompt, room), texts)) > self._max_length and room > 0:
+            room -= len(ids) - self._max_length
+        return FuserInput(ids[: self._max_length], len(texts) if len(texts) < len(candidates) else None)
 
     def input_ids(self, instruction: str, input: str, candidates: Sequence[str]) -> list[int]:
-        """Ids of the fuser's input, at most `max_length`, candidates in the order given (best first).
+        """The ids of `build` for an instruction and an input."""
+        return self.build(Prompt("", instruction, input), candidates).ids
 
-        KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
-        """
+    def _ids(self, instruction: str, input: str, candidates: Sequence[str]) -> list[int]:
         end = self._tokenizer.mark(END)
         numbered = (
-            f"Candidate {i}: {self._tokenizer.mark(candidate_marker(i))}:{self._cut(text)}"
+            f"Candidate {i}: {self._tokenizer.mark(candidate_marker(i))}:{text}"
             for i, text in enumerate(candidates)
         )
         text = end.join([f"Instruction: {instruction}", f"Input: {input}", *numbered, REQUEST])
-        return self._tokenizer.encode(text)[: self._max_length]
+        return self._tokenizer.encode(text)
+
+    def _cut(self, text: str, length: int) -> str:
+        ids = self._tokenizer.encode(text)
+        if len(ids) <= length:
+            return text
+        return self._clean(self._tokenizer.decode_marked(ids[:length])) + "..."
+
+    def _shortened(self, prompt: Prompt, length: int) -> tuple[str, str]:
+        """(instruction, input) of about `length` tokens: the end of a chat, or both ends of long texts."""
+        length = max(length, 0)
+        turns = prompt.turns()
+        if len(turns) > 1:
+            return self._tokenizer.decode_marked(keep_last_turn(self._tokenizer.encode_many(turns), length)), ""
+        instruction, input = prompt.texts()
+        first, second = (self._tokenizer.encode(text) for text in (instruction, input))
+        share = min(len(first), max(length // 2, length - len(second)))
+        return self._ends(instruction, first, share), self._ends(input, second, length - share)
+
+    def _ends(self, text: str, ids: Sequence[int], length: int) -> str:
+        head, tail = keep_ends(ids, length)
+        if not tail and len(head) == len(ids):
+            return text
+        return " ... ".join(self._tokenizer.decode_marked(part) for part in (head, tail) if part)
 
 
 class GenFuserModel:
@@ -79,6 +154,7 @@ class GenFuserModel:
                 )
         published = load_tokenizer(folder)
         self._pad_id = published.pad_token_id
+        self._clean = published.clean_up_tokenization if published.clean_up_tokenization_spaces else None
         self.template = self._template(settings.candidate_max_length)
         self._longest = settings.max_new_tokens or settings.candidate_max_length
         self._detokenizer = Detokenizer(
@@ -96,23 +172,28 @@ class GenFuserModel:
 
     def _template(self, candidate_max_length: int) -> FuserTemplate:
         return FuserTemplate(
-            self._tokenizer, max_length=self._settings.max_length, candidate_max_length=candidate_max_length
+            self._tokenizer,
+            max_length=self._settings.max_length,
+            candidate_max_length=candidate_max_length,
+            clean=self._clean,
         )
 
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> Completion:
         """See `actors.fusers.Fuser`. `change.max_tokens` can only shorten what the settings allow."""
-        return await self._decoder.complete(self._input_ids(prompt, candidates), self._sampling(change))
+        read = self._input(prompt, candidates)
+        completion = await self._decoder.complete(read.ids, self._sampling(change))
+        return replace(completion, candidates_read=read.candidates)
 
     async def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         """See `actors.fusers.Fuser`."""
-        answer = self._decoder.stream(self._input_ids(prompt, candidates), self._sampling(change))
-        async with aclosing(answer) as pieces:
+        read = self._input(prompt, candidates)
+        async with aclosing(self._decoder.stream(read.ids, self._sampling(change))) as pieces:
             async for piece in pieces:
-                yield piece
+                yield piece if isinstance(piece, str) else replace(piece, candidates_read=read.candidates)
 
     async def check_health(self) -> None:
         """See `actors.fusers.Fuser`."""
@@ -122,9 +203,9 @@ class GenFuserModel:
         """See `actors.fusers.Fuser`."""
         await self._decoder.close()
 
-    def _input_ids(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
+    def _input(self, prompt: Prompt, candidates: Sequence[str]) -> FuserInput:
         try:
-            return self.template.input_ids(*prompt.texts(), candidates)
+            return self.template.build(prompt, candidates)
         except KeyError as error:
             raise PromptError(f"the fuser's tokenizer has no {error} to mark that many candidates with") from error
 
@@ -156,7 +237,7 @@ class GenFuserModel:
             "return_dict_in_generate": False,
         }
         template = self._template(candidate_max_length)
-        inputs = [template.input_ids(*prompt.texts(), texts) for prompt, texts in items]
+        inputs = [template.build(prompt, texts).ids for prompt, texts in items]
         by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         fused = [""] * len(inputs)
         size = max_batch_size or self._settings.max_batch_size

@@ -13,8 +13,10 @@ from itertools import chain
 from tokenizers import Tokenizer
 
 from actors.tokens import LiteralTokenizer
+from actors.truncation import keep_last_turn
 
 SOURCE, LEFT, RIGHT, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
+INPUT_VERSION = 2  # raise it when the ids of any text change: scores in a cache are known by it
 MARKERS = (SOURCE, LEFT, RIGHT, CANDIDATE)  # in the order in which the original adds them
 
 
@@ -46,17 +48,27 @@ class PairTokenizer:
         """Ids the embedding must have: the vocabulary with all added tokens."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def _encode(self, marker: str, text: str, max_length: int) -> list[int]:
-        ids = self._literal.encode(self._literal.mark(marker) + text.replace(self.sep, " "))
-        return [self.cls_id, *ids[: max_length - 2], self.sep_id]
+    def _encode(self, marker: str, text: str) -> list[int]:
+        return self._literal.encode(self._literal.mark(marker) + text.replace(self.sep, " "))
 
-    def encode_source(self, text: str) -> list[int]:
-        """Ids of the source, at most `source_max_length`."""
-        return self._encode(SOURCE, text, self.budget.source_max_length)
+    def encode_source(self, *turns: str) -> list[int]:
+        """Token ids of a prompt, at most `source_max_length`.
+
+        Args:
+            turns: One text, which loses its end where it is too long, as in the original; or the turns of a chat
+                (`Prompt.turns`), of which the oldest tokens go, since the candidates answer the last turn.
+        """
+        room = self.budget.source_max_length - 2
+        ids = self._encode(SOURCE, "\n".join(turns))
+        if len(ids) > room and len(turns) > 1:
+            texts = [text.replace(self.sep, " ") for text in turns]
+            ids = [self.source_id, *keep_last_turn(self._literal.encode_many(texts), room - 1)]
+        return [self.cls_id, *ids[:room], self.sep_id]
 
     def encode_candidate(self, text: str, source_length: int) -> list[int]:
         """Ids of a candidate, its side left open, for a source of `source_length` tokens."""
-        return self._encode(CANDIDATE, text, self.budget.candidate(source_length))
+        ids = self._encode(CANDIDATE, text)
+        return [self.cls_id, *ids[: self.budget.candidate(source_length) - 2], self.sep_id]
 
     def join(self, source: list[int], left: list[int], right: list[int]) -> list[int]:
         """One sequence of the three; the candidates' markers tell the sides."""

@@ -16,6 +16,7 @@ import torch
 from actors.batches import length_batches
 from actors.pairrm.checkpoints import load_pairrm
 from actors.pairrm.inference import PairRMForward
+from actors.pairrm.tokenization import INPUT_VERSION
 from actors.records import Matchup
 from actors.scorers import Score, Traits
 from actors.weights import resolve_device, resolve_dtype, weights_digest
@@ -54,7 +55,7 @@ class PairwiseScorer:
         self.device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, self.device)
         self.dtype = torch.float16 if dtype == "auto" else dtype  # on GPU as the original
-        decides = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget), str(self.dtype))
+        decides = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget), str(self.dtype), INPUT_VERSION)
         identity = weights_digest(network, *decides) if settings.cache else None
         self.traits = Traits(pointwise=False, identity=identity)
         self._forward = PairRMForward(network, device=self.device, dtype=self.dtype)
@@ -82,7 +83,7 @@ class PairwiseScorer:
 
     def tokens(self, matchup: Matchup) -> list[int]:
         """The matchup's one sequence."""
-        source = self._source("".join(matchup.prompt.texts()))
+        source = self._source(*matchup.prompt.turns())
         left, right = (self._candidate(text, len(source)) for text in (matchup.left, matchup.right))
         return self.tokenizer.join(source, left, right)
 

@@ -73,7 +73,7 @@ class FusionDataset(Dataset[Example]):
         row, reference, texts = self._items[index]
         output = self._tokenizer.encode(reference)[: self._output_max_length - 1]
         return {
-            "input_ids": self._template.input_ids(*row.prompt.texts(), texts),
+            "input_ids": self._template.build(row.prompt, texts).ids,
             "labels": [*output, self._eos_id],
         }
 

@@ -92,7 +92,7 @@ class PairDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         pair = self._pairs[index]
         row = self._rows[pair.row]
-        source = self._tokenizer.encode_source("".join(row.prompt.texts()))
+        source = self._tokenizer.encode_source(*row.prompt.turns())
         left, right = (self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right))
         reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
         return {

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from actors.engines import Completion
 from actors.errors import GenerationError, ModelLoadError, PromptError
-from actors.fusers.genfuser import GenFuserModel
+from actors.fusers.genfuser import FuserTemplate, GenFuserModel
 from actors.records import Prompt
+from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from configs.schema import GenFuser, SamplingChange
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -19,6 +23,7 @@ MINIATURE = Path(__file__).parent.parent.parent / "configs" / "miniature" / "fus
 ANSWERS = json.loads((GOLDEN / "genfuser.json").read_text())
 CASES = ANSWERS["cases"]
 FUSED = [case["fused_beam4_max24"] for case in CASES]
+TOKENIZER = LiteralTokenizer(load_tokenizer_backend(GOLDEN / "checkpoints" / "gen_fuser"))
 
 
 def load(**settings: Any) -> GenFuserModel:
@@ -71,7 +76,10 @@ async def streamed(
     return pieces, completion
 
 
-@pytest.mark.parametrize("case", CASES)
+UNSEEN = json.loads((GOLDEN / "genfuser_unknown.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", [*CASES, *UNSEEN])
 def test_input_ids(fuser: GenFuserModel, case: dict) -> None:
     assert fuser.template.input_ids(case["instruction"], case["input"], case["candidates"]) == case["input_ids"]
 
@@ -169,7 +177,70 @@ def test_text_that_spells_a_special_token_stays_text(fuser: GenFuserModel, spell
 
 def test_long_candidates_are_cut_and_the_input_is_bounded(fuser: GenFuserModel) -> None:
     long = "word " * 5000
-    ids = fuser.template.input_ids("do", "it", [long] * 20)
-    assert len(ids) == ANSWERS["max_length"]
+    read = fuser.template.build(Prompt("", "do", "it"), [long] * 20)
+    assert len(read.ids) <= ANSWERS["max_length"]
+    assert (
+        read.candidates is not None and 1 < read.candidates < 20
+    )  # the last ones are left out, and nobody claims that they were read
     one = fuser.template.input_ids("do", "it", [long])
     assert len(one) < ANSWERS["candidate_maxlength"] + 80
+
+
+REQUEST_IDS = 12  # fewer than the tokens of the request at the end of each input
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt("", "word " * 1500),
+        Prompt("", "Sum up.", "word " * 1500),
+        Prompt("", "begin " + "word " * 1500 + "end", "word " * 1500),
+        Prompt("", messages=tuple({"role": role, "content": "word " * 300} for role in ["user", "assistant"] * 3)),
+    ],
+    ids=["instruction", "input", "both", "chat"],
+)
+def test_a_long_prompt_leaves_the_candidates_and_the_request(fuser: GenFuserModel, prompt: Prompt) -> None:
+    one, other = (fuser.template.build(prompt, [text, "b", "c"]) for text in ("Paris", "Oslo"))
+    short = fuser.template.input_ids("do", "it", ["Paris", "b", "c"])
+    assert one.ids != other.ids and (one.candidates, other.candidates) == (None, None)
+    assert one.ids[-REQUEST_IDS:] == short[-REQUEST_IDS:]
+    assert ANSWERS["max_length"] - 60 < len(one.ids) <= ANSWERS["max_length"]
+
+
+def test_a_long_chat_leaves_its_last_turn(fuser: GenFuserModel) -> None:
+    def read(question: str) -> list[int]:
+        history = [{"role": "user", "content": "word " * 2000}, {"role": "assistant", "content": "yes"}]
+        turns: Any = (*history, {"role": "user", "content": question})
+        return fuser.template.build(Prompt("", messages=turns), ["a", "b"]).ids
+
+    assert read("What is the capital of France?") != read("What is the past tense of go?")
+
+
+def test_a_fuser_tells_how_many_candidates_it_read(greedy: GenFuserModel, runner: asyncio.Runner) -> None:
+    case = {"instruction": "do", "input": "it", "candidates": ["word " * 500] * 12}
+    (whole,) = runner.run(fused(greedy, case))
+    assert whole.candidates_read is not None and whole.candidates_read < 12
+    assert runner.run(streamed(greedy, case))[1] == whole
+
+
+@settings(max_examples=30)
+@given(st.integers(8, 300), st.integers(0, 400), st.integers(0, 400), st.integers(1, 6), st.integers(1, 200))
+def test_any_lengths_fit(limit: int, first: int, second: int, count: int, each: int) -> None:
+    template = FuserTemplate(TOKENIZER, max_length=limit, candidate_max_length=128)
+    read = template.build(Prompt("", "word " * first, "a { b " * second), ["word { " * each] * count)
+    assert len(read.ids) <= limit and 1 <= (read.candidates or count) <= count
+
+
+UNKNOWN = ["{", "~", "\n", "\U0001f389", "東"]  # characters that the tokenizer has no piece for
+
+
+def test_an_unknown_piece_of_a_cut_candidate_stays_the_unknown_token(fuser: GenFuserModel) -> None:
+    """What the original decodes as `<unk>`, it reads as the unknown token again."""
+    text = " ".join(f"word {character}" for character in UNKNOWN * 40)
+    backend = Tokenizer.from_file(str(GOLDEN / "checkpoints" / "gen_fuser" / "tokenizer.json"))
+    unknown = backend.token_to_id("<unk>")
+    whole = backend.encode(text, add_special_tokens=False).ids
+    assert whole.count(unknown) > 100
+    ids = fuser.template.input_ids("do", "it", [text])
+    cut = whole[: ANSWERS["candidate_maxlength"]]
+    assert ids.count(unknown) - fuser.template.input_ids("do", "it", ["word"]).count(unknown) == cut.count(unknown)

@@ -166,8 +166,26 @@ def test_an_llm_that_fails_is_told() -> None:
 
 
 def test_too_long_a_task_is_the_prompt_s_error() -> None:
-    whole, _, last = both(*[respond(413, {"error": {"message": "too long"}})] * 2)
+    whole, _, last = both(*[respond(413, {"error": {"message": "too long"}})] * 2 * len(CANDIDATES))
     assert isinstance(whole, PromptError) and isinstance(last, PromptError)
+
+
+def test_a_task_that_is_too_long_is_asked_in_shorter_forms() -> None:
+    """The prompt loses its middle first, then the last candidates are left out, and the answer tells how many."""
+    prompt = Prompt("1", f"Begin. {'word ' * 300} The end?")
+
+    async def work(fuser: Fuser) -> tuple[Completion, tuple[list[str], object]]:
+        return await fuser.fuse(prompt, CANDIDATES), await followed(fuser.stream(prompt, CANDIDATES))
+
+    refusal = respond(413, {"error": {"message": "too long"}})
+    ((whole, (_, streamed)), requests) = ask(work, *[refusal] * 5)
+    assert isinstance(streamed, Completion) and whole.candidates_read == 1
+    assert streamed.candidates_read is None
+    tasks = [request.body["messages"][-1]["content"] for request in requests[:7]]
+    assert [len(read_task(text)[1]) for text in tasks] == [3, 3, 3, 3, 2, 1, 3]
+    lengths = [len(read_task(text)[0]) for text in tasks]
+    assert lengths[0] > lengths[1] > lengths[2] > lengths[3] == lengths[5]
+    assert all(read_task(text)[0].startswith("Begin.") and "The end?" in text for text in tasks)
 
 
 def test_pieces_come_as_they_are_written() -> None:

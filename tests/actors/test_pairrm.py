@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from actors.errors import ModelLoadError
 from actors.pairrm.checkpoints import load_pairrm, save_pairrm
 from actors.ranker import Ranker
-from actors.records import Candidate, Prompt, Ranking
+from actors.records import Candidate, Message, Prompt, Ranking
 from configs.schema import PairRanker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -92,6 +92,36 @@ def test_text_that_spells_a_marker_stays_text(marker: str) -> None:
     cls, mark, *text, sep = tokenizer.encode_source(f"before {marker} after")
     assert (cls, mark, sep) == (tokenizer.cls_id, tokenizer.source_id, tokenizer.sep_id)
     assert text and not special & set(text)
+
+
+HISTORY = ({"role": "user", "content": "word " * 600}, {"role": "assistant", "content": "word " * 600})
+
+
+@pytest.mark.parametrize(
+    "system", [(), ({"role": "system", "content": "Be brief. " * 100},)], ids=["chat", "system"]
+)
+def test_a_long_chat_is_ranked_by_its_last_turn(ranker: Ranker, system: tuple[Message, ...]) -> None:
+    questions = ["What is the capital of France?", "What is the past tense of go?"]
+    chats = [Prompt("", messages=(*system, *HISTORY, {"role": "user", "content": text})) for text in questions]
+    candidates = [Candidate(None, text) for text in ("Paris", "went", "a fox")]
+    first, second = rank(ranker, [(chat, candidates) for chat in chats])
+    assert first.logits != second.logits
+
+
+def test_a_long_chat_keeps_its_last_turn_and_what_is_just_before_it() -> None:
+    _, tokenizer = load_pairrm(str(GOLDEN / "checkpoints" / "PairRM-hf"), source_max_length=20)
+    turns = Prompt("", messages=(*HISTORY, {"role": "user", "content": "a b [SEP] c"})).turns()
+    ids = tokenizer.encode_source(*turns)
+    last = tokenizer.encode_source("USER: a b   c")
+    assert len(ids) == 20 and ids[:2] == [tokenizer.cls_id, tokenizer.source_id]
+    assert ids[-1] == tokenizer.sep_id and tokenizer.sep_id not in ids[:-1]
+    assert ids[-len(last) + 2 :] == last[2:]
+
+
+def test_a_chat_that_fits_is_written_out_whole() -> None:
+    _, tokenizer = load_pairrm(str(GOLDEN / "checkpoints" / "PairRM-hf"))
+    chat = Prompt("", messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
+    assert tokenizer.encode_source(*chat.turns()) == tokenizer.encode_source("USER: a\nASSISTANT: b")
 
 
 def test_separator_in_a_text_is_a_space_as_in_the_original() -> None:

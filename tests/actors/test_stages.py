@@ -140,6 +140,17 @@ def test_the_best_are_fused() -> None:
     assert asyncio.run(main()) == [fused, bad, Blend(PROMPT, (), error="no candidates"), fused]
 
 
+def test_fused_from_names_what_the_fuser_read() -> None:
+    """Twelve long candidates are more than the fuser's input holds."""
+    order = tuple(range(12))
+    blend = Blend(PROMPT, tuple(Candidate(str(i), "word " * 500) for i in order), Ranking(order, (), (), 0))
+    model = str(GOLDEN / "checkpoints" / "gen_fuser")
+    fuse = Fuse(GenFuser(model=model, device="cpu", top_k=len(order), max_new_tokens=4, num_beams=1))
+    (done,) = asyncio.run(fuse([blend]))
+    assert done.fused is not None
+    assert 1 < len(done.fused_from) < len(order) and done.fused_from == order[: len(done.fused_from)]
+
+
 def test_a_row_that_the_fuser_fails_on_fails_alone() -> None:
     """A chat LLM writes; to one of three prompts its answer is none."""
 

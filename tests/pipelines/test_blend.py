@@ -109,6 +109,7 @@ class FakeFuser:
     seconds: float = 0.1
     breaks_after: int | None = None
     cancelled: int = 0
+    reads: int | None = None  # of the candidates; None: all
 
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
@@ -121,7 +122,7 @@ class FakeFuser:
     async def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> AsyncGenerator[str | Completion, None]:
-        words = " + ".join(candidates).split()
+        words = " + ".join(candidates[: self.reads]).split()
         try:
             for at, word in enumerate(words):
                 await asyncio.sleep(self.seconds)
@@ -131,7 +132,7 @@ class FakeFuser:
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
-        yield Completion(" ".join(words), "stop", 7, len(words))
+        yield Completion(" ".join(words), "stop", 7, len(words), candidates_read=self.reads)
 
 
 def blender(
@@ -308,6 +309,12 @@ def test_without_a_ranking_the_record_so_far_decides(ranker: FakeRanker, follow:
     assert outcome.blend.ranking is not None and outcome.blend.ranking.comparisons == 0
     (told,) = outcome.degraded
     assert told.startswith("ranker: ") and told.endswith("the order of their models' record so far")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_fused_from_names_what_the_fuser_read(follow: bool) -> None:
+    blend = blender(FakeMember("a"), FakeMember("b", "better"), fuser=FakeFuser(reads=1))
+    assert outcome_of(blend, follow=follow).blend.fused_from == (1,)
 
 
 @pytest.mark.parametrize("follow", [False, True])
