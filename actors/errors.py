@@ -24,7 +24,11 @@ class PermanentError(GenerationError):
     """The LLM answers no prompt until its operator changes something: a refused key, an unknown model."""
 
 
-class PromptError(GenerationError):
+class RejectedError(GenerationError):
+    """One request was rejected (400, 422, a content filter) by an LLM that works: others may be answered."""
+
+
+class PromptError(RejectedError):
     """The prompt itself can't be answered by this LLM (no place in its template), however often asked."""
 
 

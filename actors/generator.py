@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from actors.engines import Completion, load_engine
-from actors.errors import GenerationError, PermanentError, PromptError, TooLongError, one_line
+from actors.errors import GenerationError, PermanentError, PromptError, RejectedError, TooLongError, one_line
 from actors.records import Candidate, Message, Prompt, Refusal
 from configs.schema import Model, Sampling, SamplingChange
 
@@ -77,8 +77,13 @@ class Generator:
         refused: Refusal | None = "other" if isinstance(error, PromptError) else None
         if isinstance(error, TooLongError):
             refused = "too long"
-        permanent = isinstance(error, PermanentError)
-        return Candidate(model=self.name, error=one_line(error), refused=refused, permanent=permanent)
+        return Candidate(
+            model=self.name,
+            error=one_line(error),
+            refused=refused,
+            permanent=isinstance(error, PermanentError),
+            rejected=isinstance(error, RejectedError),
+        )
 
     async def check_health(self) -> None:
         """Raise BlendError when the model can't answer any more, so that its actor has to be replaced."""

@@ -77,6 +77,7 @@ class Candidate:
     extra: str | None = None  # JSON object of the fields that came with a given candidate (scores, ...)
     refused: Refusal | None = None  # the error is the prompt's own: this LLM will never answer it; not in rows
     permanent: bool = False  # the error is the LLM's own, whatever the prompt (`PermanentError`); not in rows
+    rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
