@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import DebertaV2Converter
 
 from actors.errors import ModelLoadError, one_line
-from actors.weights import load_tokenizer, read_json
+from actors.model_files import read_json
+from actors.weights import load_tokenizer
 
 
 def load_tokenizer_backend(folder: Path) -> Tokenizer:

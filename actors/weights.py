@@ -25,47 +25,65 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.errors import ModelLoadError, one_line
+from actors.model_files import check_config, check_folder, read_json, read_pickle, weight_files
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
-_DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
+_DESCRIBING = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _NOT_DOWNLOADED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]  # the same weights once more
 
 
-def locate(model: str, revision: str | None = None, *, also: Sequence[str] = ()) -> Path:
-    """The folder of `model`: a local folder itself, or the hub's snapshot of it, downloaded on first use.
+def locate(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Find the folder of a model: a local folder itself, or the hub's snapshot of it, downloaded on first use.
 
-    also: names of files to download beside the usual ones.
+    Pickled weights (`pytorch_model*.bin`) are downloaded only when the model has no safetensors.
 
-    Raises ModelLoadError when there is no such folder and the hub can't give it.
+    Args:
+        model: Local folder or hub id.
+        revision: Of the hub's repository.
+        weights: Whether to download weights; without, only config and tokenizer.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        ModelLoadError: When there is no such folder and the hub can't give it.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     with _as_hub_error(model, revision):
-        return Path(
-            huggingface_hub.snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=[*_DOWNLOADED, *also],
-                ignore_patterns=_NOT_DOWNLOADED,
-            )
+        folder = _download(model, revision, [*_DESCRIBING, *(["*.safetensors"] if weights else [])])
+        if weights and not any(folder.glob("*.safetensors")):
+            folder = _download(model, revision, [*_DESCRIBING, "pytorch_model*.bin"])
+        return folder
+
+
+def _download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    return Path(
+        huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=list(patterns), ignore_patterns=_NOT_DOWNLOADED
         )
+    )
 
 
-def check_there(model: str, revision: str | None = None, *, weights: bool = True) -> None:
-    """Raise ModelLoadError when there is no such folder, its weights aren't whole, or the hub doesn't give it.
+def check_there(model: str, revision: str | None = None) -> None:
+    """Check that a local folder's weights are there and whole, or that the hub has the model.
 
-    Of a model on the hub only config.json is fetched, so it is quick at any size. weights: in a local folder there
-    must be safetensors; without, it may be any layout.
+    Of a model on the hub only config.json is fetched, so it is quick at any size.
+
+    Args:
+        model: Local folder or hub id.
+        revision: Of the hub's repository.
+
+    Raises:
+        ModelLoadError: When it isn't there, or a file is missing or broken.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if weights:
-            check_folder(folder)
+        check_folder(folder)
         return
     with _as_hub_error(model, revision):
         huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
@@ -97,52 +115,6 @@ def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
         raise ModelLoadError(f"{model}: the download failed: {one_line(error)}") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ModelLoadError unless config.json and every file of safetensors weights are there and whole.
-
-    Reads headers only, so it is quick at any size.
-    """
-    _check_config(folder)
-    index = folder / WEIGHTS_INDEX
-    if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelLoadError(
-            f"{folder}: no weights (*.safetensors) in it; load .bin files once with transformers and "
-            "save them with save_pretrained, or take the hub's conversion of it (revision: refs/pr/N)"
-        )
-    for file in files:
-        if not file.is_file():
-            raise ModelLoadError(f"{folder}: weights are missing: no {file.name}; copy or download it again")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(
-                f"{file}: can't be read as safetensors ({one_line(error)}); copy or download it again"
-            ) from error
-
-
-def _check_config(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelLoadError(f"{folder}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder}: no config.json in it, so it isn't a model folder")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises ModelLoadError when there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file}: can't be read as JSON ({one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{file}: expected a JSON object")
-    return content
-
-
 def resolve_device(name: str) -> torch.device:
     """The torch device of a setting: `auto` is the GPU where there is one, else the CPU.
 
@@ -165,7 +137,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | Literal["aut
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's config. Raises ModelLoadError, also for an architecture that transformers doesn't know."""
-    _check_config(folder)
+    check_config(folder)
     content = read_json(folder / "config.json")
     model_type = content.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -191,18 +163,31 @@ def load_model(
     dtype: torch.dtype | Literal["auto"],
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model in evaluation mode on `device`, from safetensors only.
+    """Load a model in evaluation mode, from safetensors or, without those, from pickled weights (no code of
+    which runs).
 
-    auto_class: one of transformers' Auto classes, or a model class. Raises ModelLoadError, also when the
-    checkpoint lacks tensors or has them in other shapes.
+    Args:
+        auto_class: One of transformers' Auto classes, or a model class.
+        folder: The model folder.
+        device: Where it is put.
+        dtype: Of its weights; "auto" for the checkpoint's own.
+        trust_remote_code: Whether Python code of the folder may run.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelLoadError: Also when the checkpoint lacks tensors or has them in other shapes.
     """
     check_folder(folder)
+    safetensors = weight_files(folder).safetensors
     options = {"trust_remote_code": True} if trust_remote_code else {}  # model classes don't take it
     with _as_load_error(folder, "model"):
         model, info = auto_class.from_pretrained(
             folder,
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=safetensors,
+            weights_only=True,
             device_map={"": device} if device.type != "cpu" else None,
             ignore_mismatched_sizes=True,  # reported below, with the missing ones
             output_loading_info=True,
@@ -216,6 +201,26 @@ def load_model(
             "it is another kind of model, or its config.json belongs to other weights"
         )
     return model.eval()
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all weights of a folder by name, whatever architecture they are of.
+
+    Args:
+        folder: The model folder.
+
+    Returns:
+        Tensors on the CPU.
+
+    Raises:
+        ModelLoadError: When a file is missing, broken, or a pickle that needs code.
+    """
+    check_folder(folder)
+    weights = weight_files(folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weights.files:
+        tensors |= load_file(file) if weights.safetensors else read_pickle(file)
+    return tensors
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ from actors.records import Matchup
 from actors.scorers import Score, Scorer, Traits, load_scorer
 from cluster.plan import Placement
 from cluster.session import keep_to_own_gpus
-from configs.schema import EchoModel, EndpointModel, Ranker, TransformersModel, VLLMModel
+from configs.schema import EchoModel, EndpointModel, Ranker
 
 START_S = 600.0  # for a model to be fetched and loaded
 
@@ -37,7 +37,7 @@ def _check_there(parts: Sequence[Any]) -> None:
 
     for part in parts:
         if not isinstance(part, EndpointModel | EchoModel):
-            check_there(part.model, part.revision, weights=isinstance(part, VLLMModel | TransformersModel))
+            check_there(part.model, part.revision)
 
 
 class ScorerActor:

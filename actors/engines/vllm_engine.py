@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from actors.engines import Completion, chat
 from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
+from actors.model_files import check_folder
 from actors.records import FinishReason, Message
-from actors.weights import check_folder, load_tokenizer, locate
+from actors.weights import load_tokenizer, locate
 from configs.schema import Sampling, VLLMModel
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class VLLMEngine:
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
         arguments = AsyncEngineArgs(
             model=str(folder),
-            load_format="safetensors",
+            load_format="auto",
             dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
             max_model_len=model.max_model_len,
             max_num_seqs=model.max_num_seqs,

@@ -4,30 +4,28 @@
   backbone (hub id, or a path relative to the checkpoint), which gives the encoder's config and the tokenizer.
 - `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids; the tokenizer lies beside it.
 
-Weights are safetensors; a checkpoint that has only `pytorch_model.bin` (early `pair-ranker`) is read with
-`weights_only`, which executes nothing.
+Weights are safetensors; a checkpoint that has only `pytorch_model*.bin` (early `pair-ranker`) is read with
+`weights_only`, which runs no code of it.
 """
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import AddedToken
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from actors.errors import ModelLoadError, one_line
+from actors.errors import ModelLoadError
+from actors.model_files import read_json
 from actors.pairrm.network import MarkerIds, PairRMNetwork
 from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
 from actors.tokens import load_tokenizer_backend
-from actors.weights import load_config, load_model, load_tokenizer, locate, quiet, read_json
+from actors.weights import load_config, load_model, load_tensors, load_tokenizer, locate, quiet
 
 HF_ARCHITECTURE = "DebertaV2PairRM"
-PICKLED_WEIGHTS = "pytorch_model.bin"
 
 
 class _Config(BaseModel):
@@ -69,14 +67,14 @@ def load_pairrm(
 
     The lengths (tokens) override the checkpoint's own. Raises ModelLoadError.
     """
-    folder = locate(model, revision, also=(PICKLED_WEIGHTS,))
+    folder = locate(model, revision)
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder}: no config.json in it; give a folder or hub id of a PairRanker checkpoint")
     settings = read_json(folder / "config.json")
     if "ranker_type" in settings:
         original = _read(_OriginalConfig, settings, folder)
         beside = folder / original.model_name
-        backbone = beside.resolve() if beside.is_dir() else locate(original.model_name)
+        backbone = beside.resolve() if beside.is_dir() else locate(original.model_name, weights=False)
         checkpoint: _Config = original
     elif HF_ARCHITECTURE in settings.get("architectures", ()):
         checkpoint, backbone = _read(_HFConfig, settings, folder), folder
@@ -133,22 +131,14 @@ def _assemble(
 
 
 def _load_weights(network: PairRMNetwork, folder: Path) -> None:
-    try:
-        if (path := folder / "model.safetensors").is_file():
-            weights = load_file(path)
-        elif (path := folder / PICKLED_WEIGHTS).is_file():
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ModelLoadError(f"{folder}: no model.safetensors in it")
-    except (SafetensorError, OSError, UnpicklingError) as error:
-        raise ModelLoadError(f"{path}: can't be read ({one_line(error)}); copy or download it again") from error
+    weights = load_tensors(folder)
     expected = network.state_dict()
     if missing := sorted(expected.keys() - weights.keys()):
-        raise ModelLoadError(f"{path}: lacks {len(missing)} of {len(expected)} weights, first {missing[0]}")
+        raise ModelLoadError(f"{folder}: lacks {len(missing)} of {len(expected)} weights, first {missing[0]}")
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
             raise ModelLoadError(
-                f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(tensor.shape)}"
+                f"{folder}: {name} has shape {list(weights[name].shape)}, expected {list(tensor.shape)}"
             )
     network.load_state_dict({name: weights[name] for name in expected})
 

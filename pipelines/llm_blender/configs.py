@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from actors.weights import locate, read_json
+from actors.model_files import read_json
+from actors.weights import locate
 from configs.schema import GenFuser, PairRanker, RewardModel
 
 Device = str | torch.device | None

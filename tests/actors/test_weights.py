@@ -13,6 +13,7 @@ from tiny_models import save_plain_model
 
 from actors import weights
 from actors.errors import ModelLoadError
+from actors.model_files import WEIGHTS_INDEX
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def cut_weights(folder: Path) -> None:
 def only_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (folder / weights.WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
 
 
 def drop_tokenizer(folder: Path) -> None:
