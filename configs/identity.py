@@ -17,7 +17,7 @@ HOW = frozenset(
         *("num_cpus", "num_gpus", "resources", "accelerator_type", "replicas", "device"),
         *("max_batch_size", "batch_tokens", "cache"),
         *("tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs", "enforce_eager"),
-        *("api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage"),
+        *("api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage", "breaker"),
     }
 )
 

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.breaker import BreakerSettings
 from configs.preferences import Preferences
 from configs.serving import Serving
 from configs.settings import Settings
@@ -157,6 +158,7 @@ class EndpointModel(BaseLLM):
     max_retries: Annotated[int, Field(ge=0)] = 5
     max_in_flight: Annotated[int, Field(ge=1)] = 16  # requests at a time, per actor
     stream_usage: bool = True  # ask for token counts of streams (`stream_options`), which a few servers refuse
+    breaker: BreakerSettings | None = BreakerSettings()  # in bulk; None: every prompt is asked, however many fail
 
 
 class EchoModel(BaseLLM):

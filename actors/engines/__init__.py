@@ -80,9 +80,13 @@ def _load(model: Model) -> Engine:
 
             return TransformersEngine(model)
         case EndpointModel():
+            from actors.circuit_breaker import CircuitBreaker
             from actors.engines.endpoint_engine import EndpointEngine
+            from actors.engines.guarded_engine import GuardedEngine
 
-            return EndpointEngine(model)
+            if model.breaker is None:
+                return EndpointEngine(model)
+            return GuardedEngine(model, CircuitBreaker(model.breaker, final=True), EndpointEngine)
         case EchoModel():
             from actors.engines.echo_engine import EchoEngine
 

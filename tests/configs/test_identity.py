@@ -6,7 +6,7 @@ import pytest
 
 from configs.identity import deciding, differences
 from configs.loading import PRESETS
-from configs.schema import VLLMModel
+from configs.schema import EndpointModel, VLLMModel
 
 
 def model(**changes: Any) -> VLLMModel:
@@ -51,3 +51,9 @@ def test_a_part_that_comes_or_goes_is_told() -> None:
 def test_an_included_model_is_the_same_wherever_the_project_is() -> None:
     """A job unpacks the project into a folder of a new name each time."""
     assert deciding(model(model=str(PRESETS / "miniature" / "alder")))["model"] == "miniature/alder"
+
+
+def test_how_an_endpoint_is_asked_decides_nothing() -> None:
+    fixed = {"name": "m", "engine": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    how = {"max_retries": 0, "timeout_s": 3, "max_in_flight": 2, "breaker": {"failures": 1}}
+    assert deciding(EndpointModel.model_validate(fixed | how)) == deciding(EndpointModel.model_validate(fixed))
