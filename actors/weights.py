@@ -118,14 +118,21 @@ def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
 def resolve_device(name: str) -> torch.device:
     """The torch device of a setting: `auto` is the GPU where there is one, else the CPU.
 
-    Raises ModelLoadError.
+    Raises:
+        ModelLoadError: This process has no such device.
     """
-    cuda = torch.cuda.is_available()
-    if name == "cuda" and not cuda:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
-            "device: cuda is asked for, but this process sees no GPU; set device: cpu, or give it num_gpus"
+            f"device: {name} is asked for, but this process sees no GPU; set device: cpu, or give it num_gpus"
         )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and cuda) else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # as each backend likes
+        raise ModelLoadError(f"device: {name}: this process has no such device ({one_line(error)})") from error
+    return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"]:

@@ -348,8 +348,7 @@ def _gpus_wanted(settings: Placed, capacity: Capacity) -> float:
             return float(getattr(settings, "tensor_parallel_size", 1))
         case "endpoint" | "echo", _:
             return 0.0
-        case _, "cpu":
-            return 0.0
-        case _, "cuda":
-            return 1.0
-    return 1.0 if capacity.gpus else 0.0
+        case _, "auto" | None:
+            return 1.0 if capacity.gpus else 0.0
+        case _, device:
+            return 0.0 if device.startswith(("cpu", "mps")) else 1.0  # Ray counts no Apple GPUs

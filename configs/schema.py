@@ -26,6 +26,9 @@ from configs.settings import Settings
 from configs.strategies import Strategy
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Annotated[
+    str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?)$")
+]  # auto, or torch's name
 
 
 class Sampling(Settings):
@@ -144,7 +147,7 @@ class TransformersModel(LocalLLM):
     """Runs in the actor under transformers' generate; causal or seq2seq is read from the model's config."""
 
     engine: Literal["transformers"]
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 32  # prompts decoded together
 
 
@@ -192,7 +195,7 @@ class PairRanker(Placed, Comparing):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"  # auto: float32 on CPU, float16 on GPU
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: as measured
@@ -205,7 +208,7 @@ class RewardModel(Placed, Comparing):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"  # auto: float32 on CPU, the checkpoint's own on GPU
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens of prompt and answer; None: the checkpoint's own
     batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included
     trust_remote_code: bool = False
@@ -260,7 +263,7 @@ class GenFuser(Placed):
     max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
     candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
     dtype: Dtype = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
 
 

@@ -25,6 +25,7 @@ from sacrebleu.metrics import BLEU
 from actors.errors import BlendError
 from actors.records import read_prompt
 from pipelines.parsing import read_rows
+from pipelines.segmentation import WordTokenizer, spaced
 from pipelines.votes import Votes, margin_between, name_of
 from pipelines.votes import table as table_of_votes
 
@@ -37,7 +38,7 @@ LINES = {
     "blend": "blend",
 }
 _bleu = BLEU(effective_order=True)
-_rouge = RougeScorer(["rougeL"])
+_rouge = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
 
 
 def exact(reference: str, text: str) -> float:
@@ -47,11 +48,11 @@ def exact(reference: str, text: str) -> float:
 
 def bleu(reference: str, text: str) -> float:
     """Sentence BLEU from 0 to 1."""
-    return float(_bleu.sentence_score(text, [reference]).score / 100)
+    return float(_bleu.sentence_score(spaced(text), [spaced(reference)]).score / 100)
 
 
 def rouge_l(reference: str, text: str) -> float:
-    """F1 of the longest common subsequence of words, from 0 to 1."""
+    """F1 of the longest common subsequence of words (`segmentation.words`), from 0 to 1."""
     return float(_rouge.score(reference, text)["rougeL"].fmeasure)
 
 

@@ -76,7 +76,7 @@ def load_pairrm(
         beside = folder / original.model_name
         backbone = beside.resolve() if beside.is_dir() else locate(original.model_name, weights=False)
         checkpoint: _Config = original
-    elif HF_ARCHITECTURE in settings.get("architectures", ()):
+    elif HF_ARCHITECTURE in (settings.get("architectures") or ()):
         checkpoint, backbone = _read(_HFConfig, settings, folder), folder
     else:
         raise ModelLoadError(
@@ -97,13 +97,40 @@ def load_pairrm(
 def create_pairrm(
     backbone: str, budget: PairBudget, *, n_tasks: int = 1, dropout: float = 0.05
 ) -> tuple[PairRMNetwork, PairTokenizer]:
-    """A ranker to train: the encoder's published weights, new embeddings for the markers, a new head.
+    """A ranker to train.
 
-    Raises ModelLoadError.
+    Args:
+        backbone: Folder or hub id. Of an encoder: its published weights, new embeddings for the markers and a new
+            head. Of a PairRanker in any published layout: encoder, markers and head as they are.
+        budget: Token budgets of the ranker.
+        n_tasks: Outputs of the head, one for each metric.
+        dropout: Of the head.
+
+    Raises:
+        ModelLoadError: The backbone can't be used, or its head has another number of outputs.
     """
-    folder = locate(backbone)
+    folder = locate(backbone, also=(PICKLED_WEIGHTS,))
+    if _is_pairrm(folder):
+        network, tokenizer = load_pairrm(
+            str(folder),
+            source_max_length=budget.source_max_length,
+            candidate_max_length=budget.candidate_max_length,
+        )
+        if network.n_tasks != n_tasks:
+            raise ModelLoadError(
+                f"{backbone}: its head has {network.n_tasks} outputs, but metrics has {n_tasks}; name as many "
+                "metrics as it was trained on, or start from an encoder"
+            )
+        network.set_dropout(dropout)
+        return network, tokenizer
     encoder = load_model(AutoModel, folder, device=torch.device("cpu"), dtype=torch.float32)
     return _assemble(encoder, folder, budget, n_tasks, dropout)
+
+
+def _is_pairrm(folder: Path) -> bool:
+    """Whether the folder has a PairRanker in a layout that `load_pairrm` reads."""
+    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return "ranker_type" in settings or HF_ARCHITECTURE in (settings.get("architectures") or ())
 
 
 def _read(schema: type[_ConfigT], settings: dict[str, Any], folder: Path) -> _ConfigT:

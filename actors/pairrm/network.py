@@ -41,6 +41,13 @@ class PairRMNetwork(nn.Module):
             nn.Linear(hidden, n_tasks),
         )
 
+    def set_dropout(self, dropout: float) -> None:
+        """Set the head's dropout."""
+        self.dropout = dropout
+        for module in self.head_layer:
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+
     def encode(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """The encoder's last hidden states, B x L x H."""
         return self.pretrained_model(

@@ -137,7 +137,7 @@ class RewardScorer:
         self._typed = self.tokenizer.typed and (getattr(config, "type_vocab_size", None) or 0) > 1
         pad = config.get_text_config().pad_token_id
         self._pad: int | None = pad if pad is not None and 0 <= pad < self._vocabulary else None
-        self._batch_tokens = settings.batch_tokens or BATCH_TOKENS[self._device.type]
+        self._batch_tokens = settings.batch_tokens or BATCH_TOKENS["cpu" if self._device.type == "cpu" else "cuda"]
         self._kept: OrderedDict[bytes, Score] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "reward")  # torch's own threads belong to one thread of Python
 

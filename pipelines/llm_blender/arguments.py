@@ -105,6 +105,7 @@ def get_topk_candidates_from_ranks(
     for i, (row, given) in enumerate(zip(ranks, candidates, strict=True)):
         if len(row) != len(given):
             raise ValueError(f"ranks[{i}]: there are {len(row)}, for {len(given)} candidates")
+        texts = list(given)  # by place: a pandas Series would look an index up
         order = np.argsort(row, kind="stable")[:top_k]
-        best.append(np.array([given[at] for at in order], dtype=object))
+        best.append(np.array([texts[at] for at in order], dtype=object))
     return stacked(best, object)

@@ -13,7 +13,7 @@ from actors.model_files import read_json
 from actors.weights import locate
 from configs.schema import GenFuser, PairRanker, RewardModel
 
-Device = str | torch.device | None
+Device = str | int | torch.device | None
 RankerSettings = PairRanker | RewardModel
 
 
@@ -21,7 +21,7 @@ RankerSettings = PairRanker | RewardModel
 class BlenderConfig:
     """What holds for ranker and fuser where nothing else is said."""
 
-    device: str | None = None  # cpu, cuda; None: the GPU where there is one
+    device: str | None = None  # any device of torch: cpu, cuda, cuda:1, mps; None: the GPU where there is one
     use_tqdm: bool = True  # no effect: there are no bars
 
 
@@ -87,7 +87,7 @@ def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> GenFu
     if config.load_in_4bit or config.load_in_8bit:
         raise ValueError("load_in_4bit, load_in_8bit: not supported; use torch_dtype='bfloat16'")
     device = _device(*devices)
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available() if device == "auto" else not device.startswith("cpu")
     return GenFuser(
         model=_kept(path, config.cache_dir),
         top_k=1,  # how many there are is told by every call
@@ -98,16 +98,10 @@ def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> GenFu
     )
 
 
-def _device(*given: Device) -> Literal["auto", "cpu", "cuda"]:
-    match next((str(device) for device in given if device is not None), "auto"):
-        case "cpu":
-            return "cpu"
-        case "cuda" | "cuda:0":
-            return "cuda"
-        case "auto":
-            return "auto"
-        case other:
-            raise ValueError(f"device {other!r}: expected cpu or cuda; CUDA_VISIBLE_DEVICES says which GPU that is")
+def _device(*given: Device) -> str:
+    """The first device that is given, by its name in torch; `auto` where none is."""
+    device = next((device for device in given if device is not None), "auto")
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
 
 
 def _kept(path: str, cache_dir: str | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -275,6 +276,17 @@ class TestFuse:
         alone = blender.rank(**rows, return_scores=return_scores)
         assert [row.tolist() for row in ranked] == [row.tolist() for row in alone]
 
+    def test_rows_of_a_data_frame_with_an_index_of_its_own(self, blender: Blender) -> None:
+        rows = columns(DISTINCT[:3])
+        frame = {name: pd.Series(list(values), index=[7, 3, 5]) for name, values in rows.items()}
+        frame["candidates"] = frame["candidates"].map(
+            lambda texts: pd.Series(texts, index=range(9, 9 + len(texts)))
+        )
+        fused, ranked = blender.rank_and_fuse(**frame, top_k=2, max_new_tokens=4)
+        expected, expected_ranks = blender.rank_and_fuse(**rows, top_k=2, max_new_tokens=4)
+        assert fused == expected
+        assert [row.tolist() for row in ranked] == [row.tolist() for row in expected_ranks]
+
 
 @pytest.fixture(scope="module")
 def model() -> Any:
@@ -466,12 +478,32 @@ class TestLoading:
             blender.loadranker(str(tmp_path))
         with pytest.raises(TypeError, match="num_beams"):
             blender.loadranker(str(CHECKPOINTS / "PairRM"), num_beams=3)
-        with pytest.raises(ValueError, match="device 'mps': expected cpu or cuda"):
-            blender.loadranker(str(CHECKPOINTS / "PairRM"), device="mps")
+        with pytest.raises(ValueError, match="device"):
+            blender.loadranker(str(CHECKPOINTS / "PairRM"), device="gpu")
         with pytest.raises(ValueError, match="load_in_4bit"):
             blender.loadfuser(str(CHECKPOINTS / "gen_fuser"), load_in_4bit=True)
         with pytest.raises(ValueError, match="load_checkpoint"):
             Blender(ranker_config=RankerConfig())
+
+    @pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
+    def test_any_name_of_a_device_torch_has(self, device: Any) -> None:
+        blender = Blender()
+        blender.loadranker(str(CHECKPOINTS / "PairRM"), device=device)
+        blender.loadfuser(str(CHECKPOINTS / "gen_fuser"), device=device)
+        assert blender.rank(["q"], [["a", "b"]]).shape == (1, 2)
+
+    @pytest.mark.parametrize("device", ["cuda:99", "mps:7", "xpu", torch.device("cuda", 99), 99])
+    def test_a_device_that_is_not_there(self, device: Any) -> None:
+        for load in (Blender().loadranker, Blender().loadfuser):
+            with pytest.raises(ModelLoadError, match="device: "):
+                load(str(CHECKPOINTS / ("PairRM" if load.__name__ == "loadranker" else "gen_fuser")), device=device)
+
+    def test_the_original_s_module_paths(self) -> None:
+        from pipelines.llm_blender.blender import Blender as Beside
+        from pipelines.llm_blender.blender import blender_utils
+
+        assert Beside is Blender
+        assert blender_utils.get_topk_candidates_from_ranks is llm_blender.get_topk_candidates_from_ranks
 
     def test_using_what_is_not_loaded(self) -> None:
         row = {"inputs": ["q"], "candidates": [["a", "b"]]}

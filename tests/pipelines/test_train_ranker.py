@@ -23,6 +23,8 @@ from pipelines.train.loop import IGNORED
 from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
 from pipelines.train.rows import read_training_rows
 
+GOLDEN = Path(__file__).parent.parent / "golden"
+
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -122,6 +124,38 @@ def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(back
     assert told == tokenizer.encode_candidate("1) acorn badge", len(source))[2:-1]  # beside the long one only
     aligned = [i for i, r in zip(example["input_ids"], example["reference_ids"], strict=True) if r != IGNORED]
     assert aligned == long[2:-1]
+
+
+@pytest.mark.parametrize("layout", ["PairRM", "PairRM-hf"])
+def test_a_pairranker_is_where_training_starts(layout: str) -> None:
+    """Encoder, markers and head: logits before the first step are the published ranker's own."""
+    folder = str(GOLDEN / "checkpoints" / layout)
+    theirs, tokenizer = load_pairrm(folder, source_max_length=32, candidate_max_length=16)
+    network, _ = create_pairrm(folder, PairBudget(32, 16), dropout=0.25)
+    source = tokenizer.encode_source("Say it.")
+    one, other = (tokenizer.encode_candidate(text, len(source)) for text in ("acorn", "badge"))
+    ids = torch.tensor([tokenizer.join(source, one, other)])
+    with torch.no_grad():
+        logits = [one.logits(ids, torch.ones_like(ids)) for one in (network.eval(), theirs)]
+    assert torch.equal(*logits)
+    assert [module.p for module in network.head_layer if isinstance(module, torch.nn.Dropout)] == [0.25, 0.25]
+
+
+def test_a_pairranker_with_another_number_of_outputs_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="its head has 1 outputs, but metrics has 2"):
+        create_pairrm(str(GOLDEN / "checkpoints" / "PairRM"), PairBudget(32, 16), n_tasks=2)
+
+
+def test_training_goes_on_from_what_it_wrote(backbone: Path, tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+    train(settings(tmp_path / "once", backbone))
+    steps = {"optimization": {"max_steps": 1, "learning_rate": 1e-9}}
+    train(settings(tmp_path / "again", tmp_path / "once" / "ranker", **steps))
+    before, after = (load_file(tmp_path / name / "ranker" / "model.safetensors") for name in ("once", "again"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_loss_is_instructgpts(backbone: Path) -> None:

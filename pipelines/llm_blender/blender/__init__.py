@@ -1,0 +1,5 @@
+"""The original's module path of `Blender`: `llm_blender.blender`."""
+
+from pipelines.llm_blender.blender.blender import Blender
+
+__all__ = ["Blender"]

@@ -1,0 +1,36 @@
+"""Words of a text in any script, for metrics that compare words.
+
+In scripts that are written without spaces each character is a word. By itself `rouge-score` keeps ASCII letters and
+digits only, so that two equal Chinese texts have nothing in common, and BLEU takes a whole sentence for a word.
+"""
+
+import regex
+
+_UNSPACED = (
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\u30fc\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
+    r"\p{Script=Myanmar}\p{Script=Tibetan}"
+)
+_WORD = regex.compile(
+    rf"[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*", regex.V1
+)
+_APART = regex.compile(
+    rf"[{_UNSPACED}]\p{{M}}*|[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]", regex.V1
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters and digits, or single characters of unspaced scripts."""
+    return _WORD.findall(text.lower())
+
+
+def spaced(text: str) -> str:
+    """The text with spaces around each character of an unspaced script and its punctuation; others as they are."""
+    return regex.sub(r" {2,}", " ", _APART.sub(r" \g<0> ", text)).strip() if _APART.search(text) else text
+
+
+class WordTokenizer:
+    """`words` as `rouge-score` takes a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """See `words`."""
+        return words(text)
