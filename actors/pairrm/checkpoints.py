@@ -109,7 +109,7 @@ def create_pairrm(
     Raises:
         ModelLoadError: The backbone can't be used, or its head has another number of outputs.
     """
-    folder = locate(backbone, also=(PICKLED_WEIGHTS,))
+    folder = locate(backbone)
     if _is_pairrm(folder):
         network, tokenizer = load_pairrm(
             str(folder),

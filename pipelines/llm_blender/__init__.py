@@ -11,8 +11,8 @@ Methods, arguments and numbers are the original's, as it gives them for one row 
 - No rows give an empty result. Wrong arguments raise ValueError, a missing ranker or fuser BlendError, where the
   original asserts, or warns and returns None. Nothing is printed; progress goes to the logger of this package.
 - Bubble sort starts from the same order every time, and `return_all` is sorted to its end.
-- The default device is the GPU where there is one, else the CPU, where both models are float32; any device that torch
-  names is taken (`cuda:1`, `mps`).
+- The default device is the GPU where there is one, else the CPU, where both models are float32. Any device that
+  torch names is taken (`cuda:1`, `mps`).
 - `batch_size` of ranking methods, `use_tqdm` and `disable_tqdm` are accepted and change nothing: how many pairs
   share a forward follows from their tokens.
 """
