@@ -31,10 +31,12 @@ class Completion:
 class Engine(Protocol):
     """One LLM, loaded and ready. It belongs to the event loop of its first call.
 
-    opens_reasoning: the chat template writes the <think> that answers begin with, so that their text lacks it.
+    Attributes:
+        opens_reasoning: Mark of reasoning (`<think>`) that the chat template writes in front of answers, so that
+            their text lacks it; "" where it writes none.
     """
 
-    opens_reasoning: bool
+    opens_reasoning: str
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """Answer one chat.

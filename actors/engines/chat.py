@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from actors.engines.reasoning import BEGIN
+from actors.engines.reasoning_formats import opened
 from actors.errors import ModelLoadError, PromptError, TooLongError, one_line
 from actors.records import Message
 from configs.schema import Sampling
@@ -55,14 +55,14 @@ def render(
         raise _refused(error) from error
 
 
-def opens_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model's own template writes the <think> that answers begin with."""
+def opens_reasoning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The mark of reasoning that the model's own template writes in front of answers; "" for none."""
     if tokenizer.chat_template is None:
-        return False
+        return ""
     try:
-        return render(tokenizer, [Message(role="user", content="?")]).rstrip().endswith(BEGIN)
+        return opened(render(tokenizer, [Message(role="user", content="?")]))
     except Exception:  # a template is a program of the model's maker; whom it refuses is told when a chat comes
-        return False
+        return ""
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:

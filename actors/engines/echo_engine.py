@@ -10,7 +10,7 @@ from configs.schema import Sampling
 class EchoEngine:
     """Answers with the last message, and counts words as tokens. See `Engine`."""
 
-    opens_reasoning = False
+    opens_reasoning = ""
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """At most `max_tokens` words of the last message, up to the first stop string."""

@@ -117,7 +117,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
 class EndpointEngine:
     """See `actors.engines.Engine`."""
 
-    opens_reasoning = False  # as far as can be known
+    opens_reasoning = ""  # as far as can be known
 
     def __init__(self, model: EndpointModel) -> None:
         key = "none"  # servers without keys accept any

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from endings import followed, told_or
 from endpoint_server import EndpointServer, chunk, completion, respond, stream
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
 from actors.engines import Completion, Engine, chat, load_engine
 from actors.engines.reasoning import AnswerFilter
+from actors.engines.reasoning_formats import FORMATS
 from actors.errors import GenerationError
 from actors.records import Message
 from configs.schema import EndpointModel, Model, Sampling, TransformersModel
@@ -47,8 +48,8 @@ GREEDY = Sampling(max_tokens=32)
     ],
 )
 def test_what_the_answer_is(text: str, answer: str) -> None:
-    def read(cuts: list[int], text: str = text, reasoning: bool = False) -> str:
-        filter = AnswerFilter(reasoning)
+    def read(cuts: list[int], text: str = text, opened: str = "") -> str:
+        filter = AnswerFilter(opened)
         ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
         return "".join([*(filter.add(text[a:b]) for a, b in pairwise(ends)), filter.rest()])
 
@@ -56,29 +57,105 @@ def test_what_the_answer_is(text: str, answer: str) -> None:
     for cut in range(len(text)):
         assert read([cut]) == read([cut, cut + 1]) == answer
         if text.startswith("<think>"):
-            assert read([cut], text.removeprefix("<think>"), reasoning=True) == answer
+            assert read([cut], text.removeprefix("<think>"), opened="<think>") == answer
 
 
-@given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think>", "word", " ", "</", "\n"])), st.booleans())
-def test_where_a_text_is_cut_makes_no_difference(pieces: list[str], reasoning: bool) -> None:
-    whole, cut = AnswerFilter(reasoning), AnswerFilter(reasoning)
-    assert "".join([*map(cut.add, pieces), cut.rest()]) == whole.add("".join(pieces)) + whole.rest()
-    assert cut.reasoning == whole.reasoning
+HARMONY = "<|channel|>analysis<|message|>3? 4?<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("[THINK]3? 4?[/THINK]Four.", "Four."),
+        ("<seed:think>\n3? 4?\n</seed:think>\n\nFour.", "Four."),
+        ("<reasoning>3? <think>4?</think></reasoning> Four.", "Four."),
+        ("<thought>\n3?\n</thought>Four.", "Four."),
+        ("<thinking>3?</thinking>\nFour.", "Four."),
+        ("<longcat_think>3?</longcat_think>Four.", "Four."),
+        ("◁think▷3? 4?◁/think▷Four.", "Four."),
+        ("<|inner_prefix|>3?<|inner_suffix|>Four.", "Four."),
+        ("<|START_THINKING|>3?<|END_THINKING|><|START_RESPONSE|>Four.<|END_RESPONSE|>", "Four."),
+        ("<|begin_of_thought|>3?<|end_of_thought|>\n<|begin_of_solution|>\nFour.", "Four."),
+        ("Here is my thought process: 3? 4? Here is my response: Four.", "Four."),
+        ("Here's my thought process:\n3?\nHere's my response:\nFour.", "Four."),
+        ("Here are my reasoning steps:\n3?\n[BEGIN FINAL RESPONSE]\nFour.[END FINAL RESPONSE]\n", "Four."),
+        (HARMONY + "<|channel|>final<|message|>Four.<|return|>", "Four."),
+        (HARMONY + "<|channel|>final <|constrain|>json<|message|>{}<|end|>", "{}"),
+        (HARMONY + HARMONY.removeprefix("<|start|>assistant") + "<|channel|>final<|message|>Four.", "Four."),
+        (HARMONY.replace("analysis", "commentary") + "<|channel|>final<|message|>Four.", "Four."),
+        ("<|start|>assistant" + HARMONY + "<|channel|>final<|message|>Four.", "Four."),
+        ("<|channel|>final<|message|>Four.", "Four."),
+        ("<|channel|>final<|message|>Say <|end|> or <|channel|>analysis<|message|>.", None),
+        ("analysisThe user counts. 3? 4?assistantfinalFour.", "Four."),
+        (HARMONY, ""),
+        ("[THINK]3?", ""),
+        ("Here is my thought process: there is none.", None),
+        ("analysis is a branch of mathematics.", None),
+        ("<thinking> is a tag.", None),
+        ("The tags are [THINK] and [/THINK], <reasoning> and </reasoning>.", None),
+        ("Say <|channel|>analysis<|message|>, then <|channel|>final<|message|>.", None),
+        ("assistantfinal is no word, nor is analysis.", None),
+        ("Four.<|return|>", None),
+        ("<|channel|> is a token.", None),
+    ],
+)
+def test_each_format_is_known_in_any_chunks(text: str, answer: str | None) -> None:
+    """None: all of it is the answer, behind the mark of a final channel."""
+    expected = text.removeprefix("<|channel|>final<|message|>") if answer is None else answer
+    for size in (1, 2, 3, 5, 8, len(text)):
+        filter = AnswerFilter()
+        pieces = [filter.add(text[at : at + size]) for at in range(0, len(text), size)]
+        assert "".join([*pieces, filter.rest()]) == expected
+
+
+def test_a_common_beginning_that_is_cut_off_is_reasoning() -> None:
+    """At its longest length nothing tells how it would have gone on."""
+    filter = AnswerFilter()
+    assert filter.add("Here is my thought process: 3? 4?") + filter.rest(cut=True) == ""
+    assert filter.reasoning
+
+
+MARKS = sorted({mark for f in FORMATS for mark in (*f.begins, *f.ends, f.header, f.opening, *f.closing)})
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from([*MARKS, "<", "think>", "word", " ", "</", "\n"]), max_size=8),
+    st.lists(st.integers(0, 200)),
+    st.sampled_from(["", "<think>", "[THINK]", "<|channel|>analysis<|message|>"]),
+    st.booleans(),
+)
+def test_where_a_text_is_cut_makes_no_difference(parts: list[str], cuts: list[int], opened: str, cut: bool) -> None:
+    text = "".join(parts)
+    whole, streamed = AnswerFilter(opened), AnswerFilter(opened)
+    ends = sorted({0, len(text), *(end for end in cuts if end < len(text))})
+    pieces = [streamed.add(text[a:b]) for a, b in pairwise(ends)]
+    assert "".join([*pieces, streamed.rest(cut=cut)]) == whole.add(text) + whole.rest(cut=cut)
+    assert streamed.reasoning == whole.reasoning
+
+
+@given(st.text(max_size=20), st.lists(st.sampled_from(MARKS), max_size=4))
+def test_an_answer_may_mention_every_mark(text: str, marks: list[str]) -> None:
+    answer = "Well, " + text.join(marks)
+    filter = AnswerFilter()
+    assert filter.add(answer) + filter.rest() == answer
 
 
 @pytest.mark.parametrize(
     ("template", "opens"),
     [
-        (OPENS, True),
-        (OPENS.replace("<think>", "<think>\n"), True),
-        (CHAT_TEMPLATE, False),
-        (OPENS.replace("<think>", "<think>\n\n</think>\n\n"), False),  # Qwen3's, told not to
-        ("{{ raise_exception('no') }}", False),
-        (None, False),
+        (OPENS, "<think>"),
+        (OPENS.replace("<think>", "<think>\n"), "<think>"),
+        (OPENS.replace("<think>", "[THINK]"), "[THINK]"),
+        (OPENS.replace("<think>", "<|channel|>analysis<|message|>"), "<|channel|>analysis<|message|>"),
+        (CHAT_TEMPLATE, ""),
+        (OPENS.replace("<think>", "<think>\n\n</think>\n\n"), ""),  # Qwen3's, told not to
+        ("{{ raise_exception('no') }}", ""),
+        (None, ""),
     ],
 )
-def test_a_template_that_opens_the_reasoning_is_known(template: str | None, opens: bool) -> None:
-    assert chat.opens_reasoning(make_tokenizer(template)) is opens
+def test_a_template_that_opens_the_reasoning_is_known(template: str | None, opens: str) -> None:
+    assert chat.opens_reasoning(make_tokenizer(template)) == opens
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +168,11 @@ def reasoner(request: pytest.FixtureRequest, folder: Path) -> Callable[..., Tran
     """Settings of an LLM that reasons before each answer."""
     make_tokenizer(request.param).save_pretrained(folder)
 
-    def settings(**more: Any) -> TransformersModel:
+    def made(**more: Any) -> TransformersModel:
         own = {"name": "r", "model": str(folder), "device": "cpu", "sampling": GREEDY}
         return TransformersModel(engine="transformers", **own, **more)
 
-    return settings
+    return made
 
 
 def both(model: Model, sampling: Sampling = GREEDY) -> tuple[Completion | GenerationError, list[str]]:
