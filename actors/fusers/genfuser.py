@@ -50,8 +50,9 @@ class FuserTemplate:
     """Turns a prompt and its best candidates into the fuser's input.
 
     What fits is the original's to the token. Of what doesn't fit, the original drops the end, which is the request
-    and the candidates; here the prompt is shortened so that both stay. Where the candidates alone are too long, the
-    last ones are left out, so that the prompt has a quarter of the input.
+    and the candidates; here the prompt is shortened so that both stay. A shortened prompt is at most half of the
+    input: the included fuser's answers follow its candidates in 100 tokens, hardly in 300, and not at all in 1,024.
+    Where the candidates alone are too long, the last ones are left out; the prompt then has a quarter of the input.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class FuserTemplate:
         excess = len(self._ids("", "", texts)) + reserve - self._max_length
         if excess > 0 and texts:
             texts = [self._cut(texts[0], max(1, len(self._tokenizer.encode(texts[0])) - excess - 1))]
-        room = self._max_length - len(self._ids("", "", texts))
+        fixed = len(self._ids("", "", texts))
+        room = min(self._max_length - fixed, fixed)
         while len(ids := self._ids(*self._shortened(prompt, room), texts)) > self._max_length and room > 0:
             room -= len(ids) - self._max_length
         return FuserInput(ids[: self._max_length], len(texts) if len(texts) < len(candidates) else None)
