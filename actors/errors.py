@@ -3,6 +3,8 @@
 Pickle rebuilds an exception from `args`; keeping the message as the only argument is what makes that work.
 """
 
+BLANK = "blank answer"  # of an LLM: nothing, or nothing that shows
+
 
 class BlendError(Exception):
     """A run can't go on; the message says what is wrong and what cures it (exit code 1)."""

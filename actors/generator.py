@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from actors.engines import Completion, load_engine
-from actors.errors import GenerationError, PermanentError, PromptError, RejectedError, TooLongError, one_line
-from actors.records import Candidate, Message, Prompt, Refusal
+from actors.errors import BLANK, GenerationError, PermanentError, PromptError, RejectedError, TooLongError, one_line
+from actors.records import Candidate, Message, Prompt, Refusal, is_blank
 from configs.schema import Model, Sampling, SamplingChange
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,10 @@ class Generator:
         return prompt.chat(self._system_prompt), sampling.nth(sample)
 
     def _candidate(self, completion: Completion) -> Candidate:
+        """The answer as a candidate; a blank one is an error, since it can't be anybody's answer."""
+        if is_blank(completion.text):
+            cut = completion.finish_reason == "length"
+            return Candidate(model=self.name, error=f"{BLANK}, cut at sampling.max_tokens" if cut else BLANK)
         return Candidate(
             model=self.name,
             text=completion.text,

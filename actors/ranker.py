@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from actors.cache import ComparisonCache
-from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest
+from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
 from actors.scorers import Score, Scorer, ScoringError, load_scorer
 from actors.tournaments import Pair, tournament
 from configs.schema import Comparing
@@ -19,6 +19,7 @@ from configs.schema import Ranker as RankerSettings
 from configs.strategies import default_strategy
 
 Row = tuple[Prompt, Sequence[Candidate]]
+BEHIND = 1e-6  # how far below the lowest score of a text a blank candidate's is, at least
 
 
 class Ranker:
@@ -75,7 +76,7 @@ class Ranker:
             scores = await self._scores([(game, game.matchup(pair)) for pair in asked], {})
             for pair, score in zip(asked, scores, strict=True):
                 game.tell(pair, score)
-            if asked := game.ask():
+            if (asked := game.ask()) and game.compared:
                 yield replace(game.ranking(), complete=False)
         yield replace(game.ranking(), complete=not asked)
 
@@ -118,6 +119,23 @@ def _is_number(score: Score) -> TypeGuard[float]:
     return isinstance(score, float) and math.isfinite(score)
 
 
+def blanks_last(ranking: Ranking, candidates: Sequence[Candidate]) -> Ranking:
+    """The ranking with blank candidates behind those with text, and with lower scores.
+
+    A scorer may prefer an empty answer; whoever wanted an answer doesn't. Comparisons stay as they were made, and
+    blank candidates keep their order among themselves.
+    """
+    blank = {i for i in ranking.order if is_blank(candidates[i].text or "")}
+    if not blank or len(blank) == len(ranking.order):
+        return ranking
+    lowest = min(ranking.scores[i] or 0.0 for i in ranking.order if i not in blank)
+    scores = [
+        min(score, lowest - BEHIND) if i in blank and score is not None else score
+        for i, score in enumerate(ranking.scores)
+    ]
+    return replace(ranking, order=tuple(sorted(ranking.order, key=lambda i: i in blank)), scores=tuple(scores))
+
+
 class _Game:
     """One row's tournament, and what became of it."""
 
@@ -132,12 +150,14 @@ class _Game:
             self._texts,
             top_k=settings.top_k,
             symmetric=self._traits.pointwise,
+            labels=[candidate.model for candidate in candidates],
         )
-        self._error: ScoringError | None = None
+        self._problem: ScoringError | None = None  # the first comparison that was left out
+        self.compared = False  # anything at all
         self.scored: list[Matchup] = []  # those that no cache knew
 
     def ask(self) -> list[Pair]:
-        return [] if self._error else self._tournament.ask()
+        return self._tournament.ask()
 
     def matchup(self, pair: Pair) -> Matchup:
         left, right = (self._texts[i] for i in pair)
@@ -145,19 +165,29 @@ class _Game:
         return Matchup(self._prompt, left, right)
 
     def tell(self, pair: Pair, score: Score) -> None:
-        if isinstance(score, ScoringError):
-            self._error = score
-        elif not _is_number(score):
-            self._error = ScoringError(f"the score of candidate {pair[0]} over {pair[1]} is {score}")
-        elif not self._error:
+        """The pair's score; one that is no number is left out."""
+        if _is_number(score):
+            self.compared = True
             self._tournament.tell([Comparison(*pair, score)])
+            return
+        if not isinstance(score, ScoringError):
+            score = ScoringError(f"the score of candidate {pair[0]} over {pair[1]} is {score}")
+        self._problem = self._problem or score
+        self._tournament.skip([pair])
 
     def ranking(self) -> Ranking:
-        """The ranking so far, with the forwards that were really made. Raises ScoringError."""
-        if self._error:
-            raise self._error
+        """The ranking so far, with the forwards that were really made.
+
+        Raises:
+            ScoringError: No comparison could be made, though some were tried.
+        """
+        if self._problem and not self.compared:
+            raise self._problem
         return replace(self._tournament.ranking(), comparisons=self._traits.forwards(self.scored))
 
     def result(self) -> Ranking | ScoringError:
         """The ranking, or why there is none."""
-        return self._error or self.ranking()
+        try:
+            return self.ranking()
+        except ScoringError as error:
+            return error

@@ -7,6 +7,7 @@ candidates, ranking and fused text added. Everything is plain data: a stage sees
 import base64
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypedDict
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from actors.errors import RowError
 
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
 FinishReason = Literal["stop", "length"]
 Refusal = Literal["too long", "other"]  # of a prompt by an LLM
 
@@ -93,6 +95,11 @@ class Matchup:
     right: str
 
 
+def is_blank(text: str) -> bool:
+    """Whether the text shows nothing: it is empty, or all of it is white space and invisible characters."""
+    return not any(unicodedata.category(character) not in _INVISIBLE for character in text)
+
+
 def digest(prompt: Prompt, *texts: str) -> bytes:
     """16 bytes that tell what is asked, whatever its id, and these texts apart from any others."""
     parts = [prompt.instruction, prompt.input, prompt.messages, *texts]
@@ -121,6 +128,7 @@ class Ranking:
     logits: n x n, `logits[i][j]` with i on the left; None where not compared.
     comparisons: forwards made.
     complete: False while the strategy would compare more; not in rows.
+    unreadable: comparisons left out because the scorer had no answer; not in rows.
     """
 
     order: tuple[int, ...]
@@ -128,6 +136,7 @@ class Ranking:
     logits: tuple[tuple[float | None, ...], ...]
     comparisons: int
     complete: bool = True
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

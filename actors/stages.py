@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from actors.errors import one_line
+from actors.errors import BLANK, one_line
 from actors.fusers import load_fuser
 from actors.generator import Generator
-from actors.ranker import Ranker
-from actors.records import Blend, Candidate, Ranking
+from actors.ranker import Ranker, blanks_last
+from actors.records import Blend, Candidate, Ranking, is_blank
 from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
@@ -69,7 +69,7 @@ class Rank:
             if isinstance(ranking, Exception):
                 done[i] = replace(done[i], error=f"ranking failed: {one_line(ranking)}")
             else:
-                done[i] = replace(done[i], ranking=ranking)
+                done[i] = replace(done[i], ranking=blanks_last(ranking, done[i].candidates))
         return done
 
     @property
@@ -121,11 +121,13 @@ class TakeBest:
     """In place of a fuser: the answer is the best candidate's."""
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        done = [chosen(blend, 1) for blend in blends]
-        return [
-            blend if blend.error else replace(blend, fused=blend.candidates[blend.fused_from[0]].text)
-            for blend in done
-        ]
+        return [self._one(chosen(blend, 1)) for blend in blends]
+
+    def _one(self, blend: Blend) -> Blend:
+        if blend.error is not None:
+            return blend
+        best = blend.candidates[blend.fused_from[0]].text or ""
+        return replace(blend, error=BLANK) if is_blank(best) else replace(blend, fused=best)
 
 
 def no_candidate(blend: Blend) -> str | None:
@@ -145,9 +147,21 @@ def chosen(blend: Blend, top_k: int) -> Blend:
         return replace(blend, error=error)
     given = tuple(i for i, candidate in enumerate(blend.candidates) if candidate.text is not None)
     order = given if blend.ranking is None else blend.ranking.order
-    return replace(blend, fused_from=order[:top_k])
+    return replace(blend, fused_from=best_of(order, blend.candidates, top_k))
+
+
+def best_of(order: Sequence[int], candidates: Sequence[Candidate], top_k: int) -> tuple[int, ...]:
+    """The first `top_k` of the order that have something to read; of blank candidates alone, those."""
+    readable = [i for i in order if not is_blank(candidates[i].text or "")]
+    return tuple(readable or order)[:top_k]
 
 
 def margin(ranking: Ranking) -> float:
-    """How much better the first of two candidates is: (logit(0, 1) - logit(1, 0)) / 2, free of position bias."""
-    return ((ranking.logits[0][1] or 0.0) - (ranking.logits[1][0] or 0.0)) / 2
+    """How much better the first of two candidates is: (logit(0, 1) - logit(1, 0)) / 2, free of position bias.
+
+    Its sign is never against the ranking, which puts a blank candidate last whatever its logits.
+    """
+    logits = ((ranking.logits[0][1] or 0.0) - (ranking.logits[1][0] or 0.0)) / 2
+    if logits * (1 if ranking.order[0] == 0 else -1) > 0:
+        return logits
+    return ((ranking.scores[0] or 0.0) - (ranking.scores[1] or 0.0)) / 2

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from actors.records import Candidate, Ranking
+from actors.tournaments.board import drawn
 
 WEIGHT = 0.02  # of the newest ranking: about the last fifty count
 
@@ -10,7 +11,8 @@ WEIGHT = 0.02  # of the newest ranking: about the last fifty count
 class Standing:
     """An average, by model, of the share of others that its answers were ranked above; the newest weigh most.
 
-    A model that was never ranked stands in the middle; models that stand equally keep the order they were given in.
+    A model that was never ranked stands in the middle. Where models stand equally, a draw over their answers
+    decides, so that no model gains by its place in the config.
     """
 
     def __init__(self, models: Sequence[str]) -> None:
@@ -31,8 +33,8 @@ class Standing:
             None if candidate.text is None else self._shares.get(candidate.model or "", 0.5)
             for candidate in candidates
         )
-        order = sorted(
-            (at for at, score in enumerate(scores) if score is not None), key=lambda at: -(scores[at] or 0.0)
-        )
+        draws = [drawn(f"{candidate.text}\0{candidate.model}", seed=0) for candidate in candidates]
+        present = (at for at, score in enumerate(scores) if score is not None)
+        order = sorted(present, key=lambda at: (-(scores[at] or 0.0), draws[at]))
         n = len(candidates)
         return Ranking(tuple(order), scores, ((None,) * n,) * n, 0, complete=False)

@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Self, TypeVar
 
 from actors.engines import Completion
-from actors.errors import one_line
+from actors.errors import BLANK, one_line
 from actors.fusers import Fuser, load_fuser
 from actors.generator import Generator
-from actors.ranker import Ranker
-from actors.records import Blend, Candidate, Prompt, Ranking, Refusal
+from actors.ranker import Ranker, blanks_last
+from actors.records import Blend, Candidate, Prompt, Ranking, Refusal, is_blank
+from actors.stages import best_of
 from actors.standing import Standing
 from configs.schema import BlendConfig, Comparing
 from configs.strategies import Focus, Full, Sparse, Strategy
@@ -92,7 +93,8 @@ class Blender:
     async def _ranked(self, prompt: Prompt, candidates: Sequence[Candidate], comparing: Comparing) -> Ranking:
         limits = (self.patience.deadline_s, self.patience.timeouts_s.get("ranker"))
         async with asyncio.timeout(min((limit for limit in limits if limit is not None), default=None)):
-            return await self.ranker.rank_one(prompt, candidates, None, comparing)
+            ranking = await self.ranker.rank_one(prompt, candidates, None, comparing)
+            return blanks_last(ranking, candidates)
 
     async def outcome(self, ask: Ask) -> Outcome:
         """How it ends. Raises NoAnswerError."""
@@ -296,11 +298,13 @@ class _Course:
                 if self._ask.follow_members:
                     stream = self._parts.ranker.rounds(self._ask.prompt, candidates, budget)
                     async with contextlib.aclosing(_in_time(stream, limit)) as rounds:
-                        async for self._ranking in rounds:
+                        async for ranking in rounds:
+                            self._ranking = blanks_last(ranking, candidates)
                             yield Ranked(self._ranking, candidates)
                 else:
                     async with asyncio.timeout(limit):
-                        self._ranking = await self._parts.ranker.rank_one(self._ask.prompt, candidates, budget)
+                        ranking = await self._parts.ranker.rank_one(self._ask.prompt, candidates, budget)
+                        self._ranking = blanks_last(ranking, candidates)
             except TimeoutError:
                 why = f"no ranking within {limit:g} s"
             except Exception as error:  # whatever the ranker, or the way to it, raises
@@ -311,7 +315,7 @@ class _Course:
         elif self._ranking is not None and self._ranking.comparisons:
             self._degraded.append(f"ranker: {why}; the ranking so far counts")
         else:
-            self._ranking = self._parts.standing.ranking(candidates)
+            self._ranking = blanks_last(self._parts.standing.ranking(candidates), candidates)
             self._degraded.append(f"ranker: {why}; answers stand in the order of their models' record so far")
         if self._ranking is not told:
             yield Ranked(self._ranking, candidates)
@@ -322,10 +326,12 @@ class _Course:
         best = candidates[ranking.order[0]]
         fuser = self._parts.fuser if self._ask.model == BLEND else None
         if fuser is None:
+            if is_blank(best.text or ""):
+                raise NoAnswerError(BLANK)
             self._take(best, ranking.order[:1])
             yield Piece(self._answer.text)
             return
-        self._fused_from = ranking.order[: self._parts.top_k]
+        self._fused_from = best_of(ranking.order, candidates, self._parts.top_k)
         yield Fusing(self._fused_from)
         texts = [candidates[at].text or "" for at in self._fused_from]
         limit = self._patient_with("fuser", self._left())

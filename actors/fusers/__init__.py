@@ -5,10 +5,12 @@ online use it alike.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Protocol, assert_never
 
 from actors.engines import Completion
-from actors.records import Prompt
+from actors.errors import BLANK, GenerationError
+from actors.records import Prompt, is_blank
 from configs.schema import Fuser as FuserSettings
 from configs.schema import GenFuser, LLMFuser, SamplingChange
 
@@ -43,6 +45,37 @@ class Fuser(Protocol):
     async def close(self) -> None:
         """Free what the model holds. Calls still open fail."""
         ...
+
+
+def answered(reply: Completion) -> Completion:
+    """The reply.
+
+    Raises:
+        GenerationError: It is blank, so the best candidate is a better answer.
+    """
+    if is_blank(reply.text):
+        raise GenerationError(BLANK)
+    return reply
+
+
+async def visible(
+    stream: AsyncGenerator[str | Completion, None],
+) -> AsyncGenerator[str | Completion, None]:
+    """The stream, with blank pieces held back until there is something to see.
+
+    Raises:
+        GenerationError: All of the answer is blank; no piece has been let through then.
+    """
+    held: str | None = ""
+    async with aclosing(stream) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Completion):
+                yield answered(piece)
+            elif held is None:
+                yield piece
+            elif not is_blank(held := held + piece):
+                yield held
+                held = None
 
 
 def load_fuser(settings: FuserSettings) -> Fuser:

@@ -18,6 +18,7 @@ from actors.decoding import BatchDecoder
 from actors.detokenization import Detokenizer
 from actors.engines import Completion
 from actors.errors import ModelLoadError, PromptError
+from actors.fusers import answered, visible
 from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from actors.truncation import keep_ends, keep_last_turn
@@ -185,7 +186,7 @@ class GenFuserModel:
     ) -> Completion:
         """See `actors.fusers.Fuser`. `change.max_tokens` can only shorten what the settings allow."""
         read = self._input(prompt, candidates)
-        completion = await self._decoder.complete(read.ids, self._sampling(change))
+        completion = answered(await self._decoder.complete(read.ids, self._sampling(change)))
         return replace(completion, candidates_read=read.candidates)
 
     async def stream(
@@ -193,7 +194,7 @@ class GenFuserModel:
     ) -> AsyncGenerator[str | Completion, None]:
         """See `actors.fusers.Fuser`."""
         read = self._input(prompt, candidates)
-        async with aclosing(self._decoder.stream(read.ids, self._sampling(change))) as pieces:
+        async with aclosing(visible(self._decoder.stream(read.ids, self._sampling(change)))) as pieces:
             async for piece in pieces:
                 yield piece if isinstance(piece, str) else replace(piece, candidates_read=read.candidates)
 

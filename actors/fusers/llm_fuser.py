@@ -9,8 +9,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from actors.engines import Completion, load_engine
-from actors.errors import GenerationError, TooLongError
+from actors.errors import TooLongError
 from actors.fences import fence_for, shown
+from actors.fusers import answered, visible
 from actors.records import Message, Prompt
 from configs.schema import LLMFuser, Sampling, SamplingChange
 
@@ -61,7 +62,8 @@ class ChatFuser:
                 if attempt.last:
                     raise
                 continue
-            return _checked(reply, reply.text.lstrip(), attempt.candidates)
+            text = reply.text.lstrip()
+            return answered(replace(reply, text=text, candidates_read=attempt.candidates))
         raise AssertionError("the last attempt returns or raises")
 
     async def stream(
@@ -70,12 +72,14 @@ class ChatFuser:
         """See `actors.fusers.Fuser`."""
         for attempt in attempts(prompt, candidates, self._instruction):
             text = ""
+            stream = self._llm.stream(*self._asked(prompt, attempt.task, change))
             try:
-                async with aclosing(self._llm.stream(*self._asked(prompt, attempt.task, change))) as pieces:
+                async with aclosing(visible(stream)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Completion):
-                            yield _checked(piece, text, attempt.candidates)
-                        elif new := piece if text else piece.lstrip():
+                            yield replace(piece, text=text, candidates_read=attempt.candidates)
+                        else:
+                            new = piece if text else piece.lstrip()
                             text += new
                             yield new
                 return
@@ -131,10 +135,3 @@ def task(prompt: Prompt, candidates: Sequence[str], instruction: str = INSTRUCTI
         ANSWER.format(number=number, fence=fence, text=text) for number, text in enumerate(candidates, 1)
     )
     return TEMPLATE.format(fence=fence, prompt=asked, answers=answers, instruction=instruction)
-
-
-def _checked(reply: Completion, text: str, candidates_read: int | None) -> Completion:
-    """The reply with `text` as its own. Raises GenerationError when there is none."""
-    if not text:
-        raise GenerationError("the LLM's reply has no answer: it is empty")
-    return replace(reply, text=text, candidates_read=candidates_read)

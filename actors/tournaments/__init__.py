@@ -15,7 +15,7 @@ import numpy as np
 from actors.errors import RowError
 from actors.records import Comparison, Ranking
 from actors.tournaments.aggregation import aggregate, falling
-from actors.tournaments.board import Board, Pair
+from actors.tournaments.board import Board, Pair, drawn
 from actors.tournaments.strategies import most_forwards, reference, rounds
 from configs.strategies import Strategy, ToReference
 
@@ -39,8 +39,16 @@ class Tournament(Protocol):
         """
         ...
 
+    def skip(self, pairs: Iterable[Pair]) -> None:
+        """Leave out pairs of the round that the scorer has no answer for: they are not asked again.
+
+        The ranking follows from the rest; a player without any comparison stands behind those that have one.
+        Raises ValueError for a pair that was never asked.
+        """
+        ...
+
     def ranking(self) -> Ranking:
-        """What follows from the comparisons so far; `comparisons` counts them."""
+        """What follows from the comparisons so far; `comparisons` counts them, `unreadable` those left out."""
         ...
 
 
@@ -50,6 +58,7 @@ def tournament(
     *,
     top_k: int | None = None,
     symmetric: bool = False,
+    labels: Sequence[str | None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Tournament:
     """A tournament of the candidates with these texts.
@@ -57,10 +66,11 @@ def tournament(
     keys: equal texts are one player, compared once and of one score; None (no answer) is not ranked.
     top_k: how many of the best matter, the first thing a strategy spends on; None: the whole order.
     symmetric: logit(j, i) = -logit(i, j), as of a reward model: without position bias, so one order is enough.
+    labels: what tells candidates with equal texts apart (their models), so that their order isn't the list's.
 
     Raises RowError when the row lacks what the strategy names.
     """
-    return _Rounds(settings, keys, top_k, symmetric, clock)
+    return _Rounds(settings, keys, top_k, symmetric, labels or [None] * len(keys), clock)
 
 
 def most_comparisons(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
@@ -78,6 +88,7 @@ class _Rounds:
         keys: Sequence[str | None],
         top_k: int | None,
         symmetric: bool,
+        labels: Sequence[str | None],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -86,8 +97,9 @@ class _Rounds:
         self._rounds = rounds(settings, self._board, keys, top_k, clock) if self._board.size else iter(())
         self._budget = math.inf if settings.budget is None else settings.budget
         self._open: list[Pair] = []
-        self._asked = 0
+        self._asked = self._skips = 0
         self._comparisons = 0
+        self._draws = [_draw(settings.seed, *names) for names in zip(keys, labels, strict=True)]
 
     def ask(self) -> list[Pair]:
         while not self._open and self._asked < self._budget:
@@ -99,10 +111,10 @@ class _Rounds:
         return [(self._board.candidates[left][0], self._board.candidates[right][-1]) for left, right in self._open]
 
     def _new(self, cells: Sequence[Pair]) -> list[Pair]:
-        """The cells that have no logit yet, each once; for a symmetric scorer each pair once."""
+        """The cells that are still open, each once; for a symmetric scorer each pair once."""
         board = self._board
         new = dict.fromkeys(
-            (min(cell), max(cell)) if board.symmetric else cell for cell in cells if not board.knows(cell)
+            (min(cell), max(cell)) if board.symmetric else cell for cell in cells if not board.settled(cell)
         )
         return list(new)
 
@@ -122,11 +134,9 @@ class _Rounds:
     def tell(self, comparisons: Iterable[Comparison]) -> None:
         board = self._board
         for comparison in comparisons:
-            cell = board.seat.get(comparison.left, -1), board.seat.get(comparison.right, -1)
-            if cell not in self._open:
-                if min(cell) >= 0 and board.knows(cell):
-                    continue
-                raise ValueError(f"candidates {comparison.left} and {comparison.right} were not asked for")
+            cell = self._opened((comparison.left, comparison.right))
+            if cell is None:
+                continue
             if not math.isfinite(comparison.logit):
                 raise RowError(
                     f"the ranker gave {comparison.logit} for candidates {comparison.left} and {comparison.right}; "
@@ -136,6 +146,22 @@ class _Rounds:
             self._open.remove(cell)
             self._comparisons += 1
 
+    def skip(self, pairs: Iterable[Pair]) -> None:
+        for pair in pairs:
+            if (cell := self._opened(pair)) is not None:
+                self._board.skip(cell)
+                self._open.remove(cell)
+                self._skips += 1
+
+    def _opened(self, pair: Pair) -> Pair | None:
+        """The pair's cell; None where it is settled already. Raises ValueError where it was never asked."""
+        cell = self._board.seat.get(pair[0], -1), self._board.seat.get(pair[1], -1)
+        if cell in self._open:
+            return cell
+        if min(cell) >= 0 and self._board.settled(cell):
+            return None
+        raise ValueError(f"candidates {pair[0]} and {pair[1]} were not asked for")
+
     def ranking(self) -> Ranking:
         board = self._board
         scores_P = aggregate(self._settings.aggregation, board.logits_PP, board.copies_P)
@@ -143,10 +169,14 @@ class _Rounds:
             scores_P = scores_P - scores_P[board.seat[reference(self._settings, self._keys)]]
         place_P = np.full(board.size, len(board.placed))
         place_P[board.placed] = range(len(board.placed))
+        alone_P = self._alone()
+        if alone_P.any():
+            place_P[alone_P] = board.size
+            scores_P[alone_P] = np.minimum(scores_P[alone_P], scores_P[~alone_P].min())
         if board.placed:
             seats = np.lexsort((-scores_P, place_P))
             scores_P[seats] = falling(scores_P[seats], board.copies_P[seats])
-        order = sorted(board.seat, key=lambda i: (place_P[board.seat[i]], -scores_P[board.seat[i]], i))
+        order = sorted(board.seat, key=lambda i: self._standing(i, place_P, scores_P))
         seats_N = [board.seat.get(i) for i in range(len(self._keys))]
         return Ranking(
             order=tuple(order),
@@ -156,9 +186,30 @@ class _Rounds:
                 for i, left in enumerate(seats_N)
             ),
             comparisons=self._comparisons,
+            unreadable=self._skips,
         )
+
+    def _alone(self) -> np.ndarray:
+        """By seat, whether all that was asked of a player was left out, while others were compared."""
+        met_PP = ~np.isnan(self._board.logits_PP)
+        np.fill_diagonal(met_PP, False)  # copies of one text, compared with each other
+        asked_P = np.zeros(self._board.size, dtype=bool)
+        asked_P[[seat for cell in self._board.skipped for seat in cell]] = True
+        return asked_P & ~(met_PP | met_PP.T).any(1) & bool(met_PP.any())
+
+    def _standing(self, i: int, place_P: np.ndarray, scores_P: np.ndarray) -> tuple[int, float, int, bytes, int]:
+        """What orders candidates; of the same place and score, the draw."""
+        seat = self._board.seat[i]
+        return int(place_P[seat]), -float(scores_P[seat]), seat, self._draws[i], i
 
     def _logit(self, i: int, j: int, left: int | None, right: int | None) -> float | None:
         if i == j or left is None or right is None or not self._board.knows((left, right)):
             return None
         return float(self._board.logits_PP[left, right])
+
+
+def _draw(seed: int, key: str | None, label: str | None) -> bytes:
+    """The place of a candidate among those with its text; without a label there is none, and the list's counts."""
+    if key is None or label is None:
+        return b""
+    return drawn(f"{label}\0{key}", seed)

@@ -18,6 +18,7 @@ class Board:
 
     candidates: per seat the indexes of the candidates that are this player.
     logits_PP: `logits_PP[left, right]`, NaN where not compared.
+    skipped: cells that the scorer has no answer for; they are not asked again.
     placed: the best players as a strategy's own rule has put them, best first; it outranks any score.
     """
 
@@ -28,10 +29,11 @@ class Board:
             if key is not None:
                 indexes.setdefault(key, []).append(i)
         self.symmetric = symmetric
-        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: _seat(key, seed))]
+        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: drawn(key, seed))]
         self.seat = {i: seat for seat, here in enumerate(self.candidates) for i in here}
         self.copies_P = np.array([len(here) for here in self.candidates], dtype=int)
         self.logits_PP = np.full((self.size, self.size), np.nan)
+        self.skipped: set[Pair] = set()
         self.placed: list[int] = []
 
     @property
@@ -42,15 +44,24 @@ class Board:
     def knows(self, pair: Pair) -> bool:
         return not np.isnan(self.logits_PP[pair])
 
+    def settled(self, pair: Pair) -> bool:
+        """Whether the cell needs no (further) forward: its logit is known, or there is none."""
+        return pair in self.skipped or self.knows(pair)
+
     def met(self, i: int, j: int) -> bool:
-        """Whether the two were compared in any order."""
-        return self.knows((i, j)) or self.knows((j, i))
+        """Whether the two were put to the scorer in any order."""
+        return self.settled((i, j)) or self.settled((j, i))
 
     def enter(self, pair: Pair, logit: float) -> None:
         left, right = pair
         self.logits_PP[left, right] = logit
         if self.symmetric:
             self.logits_PP[right, left] = -logit
+
+    def skip(self, pair: Pair) -> None:
+        """Leave the cell without a logit for good."""
+        left, right = pair
+        self.skipped.update([(left, right), (right, left)] if self.symmetric else [(left, right)])
 
     def beats(self, i: int, j: int) -> bool:
         """Whether i came out better than j, whom it has met; a tie goes to the lower seat."""
@@ -81,6 +92,7 @@ class Board:
         return oriented
 
 
-def _seat(key: str, seed: int) -> bytes:
+def drawn(key: str, seed: int) -> bytes:
+    """The text's place in a seeded draw: what breaks ties, so that the order of a row's candidates never does."""
     text = key.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
     return hashlib.blake2b(text, digest_size=16, key=seed.to_bytes(8, "little")).digest()

@@ -146,7 +146,7 @@ def _focus(settings: Focus, board: Board, top_k: int | None, clock: Clock) -> Ro
         if paired:
             pairs = [pair for pair in combinations(range(board.size), 2) if not board.met(*pair)]
         else:
-            pairs = [pair for pair in permutations(range(board.size), 2) if not board.knows(pair)]
+            pairs = [pair for pair in permutations(range(board.size), 2) if not board.settled(pair)]
         if not pairs:
             return
         count = _further(settings, board.size, board.symmetric)
@@ -258,12 +258,15 @@ def _to_reference(settings: ToReference, board: Board, seat: int) -> Rounds:
 
 
 def reference(settings: ToReference, keys: Sequence[str | None]) -> int:
-    """The candidate all are compared to, chosen as llm-blender 0.0.2's `rank_with_ref` does. Raises RowError."""
+    """The candidate all are compared to, chosen as llm-blender 0.0.2's `rank_with_ref` does. Raises RowError.
+
+    Among texts of the same length their own order decides, where the original takes the first in the list.
+    """
     present = [i for i, key in enumerate(keys) if key is not None]
-    by_length = sorted(present, key=lambda i: len(keys[i] or ""))
+    by_length = sorted(present, key=lambda i: (len(keys[i] or ""), keys[i] or ""))
     match settings.reference:
         case "longest":
-            return max(present, key=lambda i: len(keys[i] or ""))
+            return by_length[-1]
         case "shortest":
             return by_length[0]
         case "median":

@@ -145,8 +145,9 @@ def test_reasoning_and_blanks_before_an_answer_are_left_out(before: list[str]) -
     [
         (["<think>so ", "and so"], "length", "the answer ends within its reasoning; raise sampling.max_tokens"),
         (["<think>so"], "stop", "the answer ends within its reasoning"),
-        (["<think>so</think>", "\n"], "stop", "the LLM's reply has no answer: it is empty"),
-        ([""], "stop", "the LLM's reply has no answer: it is empty"),
+        (["<think>so</think>", "\n"], "stop", "blank answer"),
+        ([""], "stop", "blank answer"),
+        ([" ", "\n\u200b", "\t"], "stop", "blank answer"),
     ],
 )
 def test_reply_without_an_answer_is_an_error(texts: list[str], finish_reason: str, says: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_server import EndpointServer, Fault, chunk, hang, leave, respond, stream
+from endpoint_server import EndpointServer, Fault, chunk, completion, hang, leave, respond, stream
 from pydantic import ValidationError
 from tiny_models import CONTEXT, make_tokenizer, save_plain_model
 
@@ -158,6 +158,19 @@ def test_stream_that_breaks_off_ends_with_the_error() -> None:
     assert piece == "hel"
     assert isinstance(candidate, Candidate) and not candidate.refused
     assert candidate.text is None and candidate.error is not None and "broke" in candidate.error
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u200b\ufeff", "<think>so</think>\n"])
+def test_a_blank_answer_is_an_error(text: str) -> None:
+    async def whole() -> Candidate:
+        async with far(respond(200, completion(text))) as (generator, _):
+            return await generator.answer(Prompt("1", "hi"))
+
+    blank = Candidate("far", error="blank answer")
+    assert asyncio.run(whole()) == blank
+    assert streamed(stream(chunk(text, "stop")))[-1] == blank
+    (*_, cut) = streamed(stream(chunk(text, "length")))
+    assert isinstance(cut, Candidate) and cut.error == "blank answer, cut at sampling.max_tokens"
 
 
 def test_refused_prompt_s_stream_is_a_refused_candidate() -> None:

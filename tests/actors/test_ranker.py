@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.cache import CacheError
-from actors.ranker import Ranker, Row
+from actors.ranker import Ranker, Row, blanks_last
 from actors.records import Candidate, Matchup, Prompt, Ranking
 from actors.scorers import Score, ScoringError, Traits
 from configs.loading import PRESETS
@@ -105,11 +105,16 @@ def row(*texts: str) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"), [("explode", "out of memory"), ("mute", "no verdict"), ("nan", "candidate 1 over 0 is nan")]
+    ("texts", "told"),
+    [
+        (("a", "explode", "ccc"), "out of memory"),
+        (("mute", "mute twice"), "no verdict"),
+        (("nan", "nan twice"), "is nan"),
+    ],
 )
-def test_one_rows_failure_stays_its_own(bad: str, told: str) -> None:
+def test_one_rows_failure_stays_its_own(texts: tuple[str, ...], told: str) -> None:
     fine = row("a", "bb", "ccc")
-    results = asyncio.run(Ranker(settings(), Moody()).rank([fine, row("a", bad, "ccc"), fine]))
+    results = asyncio.run(Ranker(settings(), Moody()).rank([fine, row(*texts), fine]))
     assert [isinstance(result, Ranking) for result in results] == [True, False, True]
     assert told in str(results[1])
     assert results[0].order == results[2].order == (2, 1, 0)  # type: ignore[union-attr]
@@ -133,3 +138,47 @@ def test_without_a_number_of_places_all_pairs_are_compared_with_one_fewer() -> N
     (focused,) = rank(Ranker(settings(top_k=3), Moody()), [row(*texts)])
     assert full.comparisons == 110
     assert focused.comparisons <= 50 and focused.order[:3] == full.order[:3] == (10, 9, 8)
+
+
+@pytest.mark.parametrize("strategy", ["full", "focus", "swiss", "knockout", "bubble", "sparse", "sparse-refine"])
+@pytest.mark.parametrize("bad", ["mute", "nan"])
+def test_a_comparison_without_a_score_is_left_out(strategy: str, bad: str) -> None:
+    """The candidate that fails on the left is compared on the right; the others as ever."""
+    chosen = settings(strategy=strategy, top_k=2)
+    (ranking,) = rank(Ranker(chosen, Moody()), [row("dddd" * 9, bad, "b" * 9, "c" * 20, "a")])
+    assert [at for at in ranking.order if at != 1] == [0, 3, 2, 4]
+    assert 0 < ranking.unreadable <= 4 and all(logit is None for logit in ranking.logits[1])
+
+
+def test_a_round_without_any_score_is_no_ranking_yet() -> None:
+    async def rounds() -> list[Ranking]:
+        ranker = Ranker(settings(strategy=Knockout()), Moody())
+        return [ranking async for ranking in ranker.rounds(*row("mute", "mute twice", "nan", "nan twice"))]
+
+    with pytest.raises(ScoringError, match=r"no verdict|is nan"):
+        asyncio.run(rounds())
+
+
+def test_blank_candidates_stand_behind_those_with_text() -> None:
+    candidates = [Candidate("m", text) for text in (" " * 9, "a", "", "bbb", "\u200b\n")]
+    ranking = rank(Ranker(settings(), Moody()), [(Prompt("", "q"), candidates)])[0]
+    assert ranking.order == (0, 3, 4, 1, 2)  # as the scorer has it
+    last = blanks_last(ranking, candidates)
+    assert last.order == (3, 1, 0, 4, 2)
+    scores = [last.scores[at] or 0.0 for at in last.order]
+    assert scores == sorted(scores, reverse=True) and scores[2] < scores[1] == ranking.scores[1]
+    assert (last.logits, last.comparisons) == (ranking.logits, ranking.comparisons)
+
+
+def test_blank_candidates_alone_keep_their_ranking() -> None:
+    candidates = [Candidate("m", text) for text in ("", "  ", " ")]
+    (ranking,) = rank(Ranker(settings(), Moody()), [(Prompt("", "q"), candidates)])
+    assert blanks_last(ranking, candidates) is ranking and ranking.order == (1, 2, 0)
+
+
+def test_equal_texts_of_several_models_are_not_ordered_by_the_list() -> None:
+    candidates = [Candidate(model, "same") for model in "abcdef"]
+    first, turned = (
+        rank(Ranker(settings(), Moody()), [(Prompt("", "q"), given)])[0] for given in (candidates, candidates[::-1])
+    )
+    assert [candidates[at] for at in first.order] == [candidates[::-1][at] for at in turned.order]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
 
+from actors.ranker import blanks_last
 from actors.records import Blend, Candidate, Prompt, Ranking
 from actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
 from configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
@@ -175,3 +176,32 @@ def test_a_row_that_the_fuser_fails_on_fails_alone() -> None:
 def test_margin_is_free_of_position_bias() -> None:
     logits = ((None, 0.5), (0.25, None))  # the left one gains by standing left
     assert margin(Ranking((0, 1), (0.1, -0.1), logits, 2)) == 0.125
+
+
+class TestBlank:
+    """Two given candidates of which the first is blank; PairRankers often prefer it."""
+
+    FIRST = (Candidate("a", " \n"), Candidate("b", "text"))
+
+    @pytest.mark.parametrize("logits", [(2.0, -3.0), (1.0, 1.0), (-1.0, 2.0)])
+    def test_it_is_never_preferred(self, logits: tuple[float, float]) -> None:
+        forth, back = logits
+        order = (0, 1) if forth > back else (1, 0)
+        scores = ((forth - back) / 2, (back - forth) / 2)
+        made = Ranking(order, scores, ((None, forth), (back, None)), 2)
+        ranking = blanks_last(made, self.FIRST)
+        assert ranking.order == (1, 0) and margin(ranking) < 0
+        turned = Ranking(order[::-1], scores[::-1], ((None, back), (forth, None)), 2)
+        assert margin(blanks_last(turned, self.FIRST[::-1])) > 0
+
+    def test_it_is_not_fused(self) -> None:
+        blend = Blend(PROMPT, self.FIRST, Ranking((1, 0), (0.0, 1.0), ((None, None),) * 2, 2))
+        assert chosen(blend, 2).fused_from == (1,)
+        (done,) = TakeBest()([blend])
+        assert (done.fused, done.fused_from, done.error) == ("text", (1,), None)
+
+    def test_nothing_else_is_the_row_s_error_and_still_ranked(self) -> None:
+        ranking = Ranking((1, 0), (0.0, 1.0), ((None, None),) * 2, 2)
+        blend = Blend(PROMPT, (Candidate("a", ""), Candidate("b", " ")), ranking)
+        (done,) = TakeBest()([blend])
+        assert (done.error, done.fused, done.ranking) == ("blank answer", None, ranking)

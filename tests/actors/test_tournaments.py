@@ -211,6 +211,98 @@ def test_scores_follow_the_candidate_not_its_place(
     assert one.comparisons == other.comparisons
 
 
+def _biased(a: str, b: str) -> float:
+    return 1.0
+
+
+def _cyclic(a: str, b: str) -> float:
+    return 1.0 if (len(a) * 7 + ord(a[:1] or "a")) % 3 == (len(b) * 7 + ord(b[:1] or "a") + 1) % 3 else -1.0
+
+
+SCORERS: dict[str, Logit] = {
+    "always left": _biased,
+    "always a tie": lambda a, b: 0.0,
+    "in a circle": _cyclic,
+    "in few steps": lambda a, b: float(len(a) - len(b)),
+}
+
+
+@pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
+@given(
+    settings=any_settings(),
+    field=st.lists(st.tuples(TEXTS | st.none(), st.sampled_from("mnop")), max_size=9, unique=True),
+    random=st.randoms(use_true_random=False),
+    symmetric=st.booleans(),
+)
+def test_the_order_of_the_candidates_decides_nothing(
+    scorer: Logit,
+    settings: Strategy,
+    field: list[tuple[str | None, str]],
+    random: object,
+    symmetric: bool,
+) -> None:
+    """Texts that a scorer can't tell apart, and equal texts of several models, go by the draw."""
+    if isinstance(settings, ToReference):
+        assume(settings.reference not in ("first", "last"))
+
+    def ranked(field: list[tuple[str | None, str]]) -> tuple[Ranking, list[tuple[str | None, str]]]:
+        keys = [key for key, _ in field]
+        ranking, _ = play(
+            settings, keys, scorer, top_k=3, symmetric=symmetric, labels=[model for _, model in field]
+        )
+        return ranking, [field[i] for i in ranking.order]
+
+    places = random.sample(range(len(field)), len(field))  # type: ignore[attr-defined]
+    (one, order), (other, turned) = ranked(field), ranked([field[i] for i in places])
+    assert order == turned
+    assert [one.scores[i] for i in places] == list(other.scores)
+    assert [[one.logits[i][j] for j in places] for i in places] == [list(row) for row in other.logits]
+
+
+@given(any_settings(), KEYS, st.integers(0, 9), st.sampled_from([2, 3, 7]), st.booleans())
+def test_comparisons_that_are_left_out_are_not_asked_again(
+    settings: Strategy, keys: list[str | None], seed: int, every: int, symmetric: bool
+) -> None:
+    game = tournament(settings, keys, top_k=3, symmetric=symmetric)
+    asked: set[tuple[str | None, str | None]] = set()
+    told = skipped = 0
+    while pairs := game.ask():
+        for i, j in pairs:
+            texts = keys[i], keys[j]
+            assert texts not in asked and not (symmetric and texts[::-1] in asked)
+            asked.add(texts)
+            if int(abs(noise(seed)(*map(str, texts))) * 500) % every == 0:
+                game.skip([(i, j)])
+                game.skip([(i, j)])  # told twice
+                skipped += 1
+            else:
+                game.tell(answers(keys, [(i, j)], noise(seed)))
+                told += 1
+    ranking = game.ranking()
+    assert (ranking.comparisons, ranking.unreadable) == (told, skipped)
+    assert sorted(ranking.order) == [i for i, key in enumerate(keys) if key is not None]
+    scores = [ranking.scores[i] or 0.0 for i in ranking.order]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("settings", [Full(), Sparse(), Focus(), Swiss(), Knockout(), Bubble()], ids=str)
+def test_who_could_not_be_compared_at_all_stands_last(settings: Strategy) -> None:
+    keys = ["b", "mute", "aa", "c"]
+    game = tournament(settings, keys, top_k=2)
+    while pairs := game.ask():
+        game.skip([pair for pair in pairs if 1 in pair])
+        game.tell(
+            answers(keys, [pair for pair in pairs if 1 not in pair], lambda a, b: float(ord(a[0]) - ord(b[0])))
+        )
+    ranking = game.ranking()
+    assert ranking.order == (3, 0, 2, 1)
+
+
+def test_what_was_not_asked_is_not_left_out() -> None:
+    with pytest.raises(ValueError, match="not asked"):
+        tournament(Full(), ["a", "b"]).skip([(0, 1)])
+
+
 @given(any_settings(), KEYS, st.integers(0, 9), st.randoms(use_true_random=False))
 def test_answers_in_any_order_and_in_parts_lead_to_the_same(
     settings: Strategy, keys: list[str | None], seed: int, random: object
