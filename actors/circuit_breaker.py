@@ -70,7 +70,7 @@ CLOSED = CircuitStatus("closed")
 
 
 class Call:
-    """A call that was let through. Exactly one of its methods is to be called, once, when it ends.
+    """A call that was let through. One of its methods is to be called when it ends; the first one counts.
 
     Attributes:
         probe: Whether it is the one call that is let through while the breaker is open.
@@ -78,10 +78,12 @@ class Call:
 
     def __init__(self, breaker: "CircuitBreaker", *, probe: bool) -> None:
         self._breaker, self.probe = breaker, probe
+        self._open = True
 
     def succeeded(self) -> None:
         """The model answered."""
-        self._breaker._succeeded(self)
+        if self._ends():
+            self._breaker._succeeded(self)
 
     def failed(self, cause: str, *, permanent: bool = False) -> None:
         """The model didn't answer.
@@ -90,11 +92,13 @@ class Call:
             cause: One line.
             permanent: Whether it would be so for every prompt (`PermanentError`).
         """
-        self._breaker._failed(self, cause, permanent)
+        if self._ends():
+            self._breaker._failed(self, cause, permanent)
 
     def dropped(self) -> None:
         """The call ended without telling anything of the model: cancelled, or the prompt was refused."""
-        self._breaker._dropped(self)
+        if self._ends():
+            self._breaker._dropped(self)
 
     def ended(self, candidate: Candidate) -> None:
         """The call gave a candidate."""
@@ -104,6 +108,10 @@ class Call:
             self.dropped()
         else:
             self.failed(candidate.error, permanent=candidate.permanent)
+
+    def _ends(self) -> bool:
+        was, self._open = self._open, False
+        return was
 
 
 class CircuitBreaker:

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.breaker import BreakerSettings
 from configs.settings import Settings
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -42,14 +43,20 @@ class Limits(Settings):
 class Serving(Settings):
     """How the service treats requests.
 
-    A request has `deadline_s` in all. When `generation_share` of it is over, or `quorum` models have answered, the
-    answers that are there are ranked; when `ranking_share` more is over, they are taken in the order known by then.
+    A request has `deadline_s` in all. When `generation_share` of it is over, or `quorum` models have answered and
+    the others have had their grace, the answers that are there are ranked; when `ranking_share` more is over, they
+    are taken in the order known by then.
     """
 
     deadline_s: Seconds = 120.0
     generation_share: Share = 0.6
     ranking_share: Share = 0.2
     quorum: Annotated[int, Field(ge=1)] | None = None  # models that are enough; None: wait for all
+    quorum_grace: Annotated[float, Field(ge=0)] = 0.5  # how much longer others get then: a share of the time so far
+    breaker: BreakerSettings = BreakerSettings()  # when a part that fails is left out for a while
+    max_retries: Annotated[int, Field(ge=0)] = (
+        1  # of an endpoint, for a request; fewer where its own setting says so
+    )
     timeouts_s: dict[str, Seconds] = Field(default_factory=dict)  # of a model by its name, of `ranker`, of `fuser`
     gateway: Gateway = Gateway()
     scaling: Scaling = Scaling()

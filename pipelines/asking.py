@@ -69,11 +69,16 @@ class FuserPart(Protocol):
 
 
 class NoAnswerError(BlendError):
-    """No member answered. `refused`: all refuse the prompt itself; "too long" where a shorter one may do."""
+    """No member answered.
 
-    def __init__(self, message: str, refused: Refusal | None = None) -> None:
-        super().__init__(message, refused)
-        self.refused = refused
+    Attributes:
+        refused: All refuse the prompt itself; "too long" where a shorter one may do.
+        retry_after_s: Seconds until a member may be asked again where all are left out; None: nobody is.
+    """
+
+    def __init__(self, message: str, refused: Refusal | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, refused, retry_after_s)
+        self.refused, self.retry_after_s = refused, retry_after_s
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -87,6 +92,7 @@ class Patience:
     generation_share: float = 0.6
     ranking_share: float = 0.2
     quorum: int | None = None
+    quorum_grace: float = 0.5
     timeouts_s: dict[str, float] = field(default_factory=dict)
 
 

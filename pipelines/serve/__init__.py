@@ -26,8 +26,10 @@ def application(arguments: Arguments) -> "Application":
     from cluster.plan import together
     from cluster.session import capacity
     from configs.loading import load
+    from configs.online import online
     from configs.schema import BlendConfig
-    from pipelines.serve.deployments import build, limited
+    from pipelines.serve.deployments import build
 
     config = load(arguments.config, BlendConfig, arguments.overrides)
-    return build(limited(config), together(config, capacity(config.ray)))
+    config = online(config)
+    return build(config, together(config, capacity(config.ray)))

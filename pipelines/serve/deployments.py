@@ -16,7 +16,7 @@ from uvicorn import Config
 
 from actors.errors import BlendError
 from cluster.plan import Placement, width
-from configs.schema import BlendConfig, LocalLLM, Model, Placed
+from configs.schema import BlendConfig, Placed
 from configs.serving import Scaling
 from pipelines.asking import Patience
 from pipelines.blend import Blender
@@ -61,8 +61,10 @@ class _Gateway:
                 serving.generation_share,
                 serving.ranking_share,
                 serving.quorum,
+                serving.quorum_grace,
                 serving.timeouts_s,
             ),
+            breaker=serving.breaker,
         )
         self._ballots = RemoteBallots(ballots) if ballots else None
         awake = {model.name: handles[model.name] for model in config.models if model.replicas.min}
@@ -210,17 +212,3 @@ def _replicas(placed: Placed, at_once: int, scaling: Scaling) -> dict[str, Any]:
             metrics_interval_s=1.0,
         )
     }
-
-
-def limited(config: BlendConfig) -> BlendConfig:
-    """The config with the service's limits where its models have none of their own."""
-    most = config.serve.limits.prompt_tokens
-    if most is None:
-        return config
-
-    def with_limit(model: Model) -> Model:
-        if not isinstance(model, LocalLLM) or model.max_prompt_tokens is not None:
-            return model
-        return model.model_copy(update={"max_prompt_tokens": most})
-
-    return config.model_copy(update={"models": tuple(map(with_limit, config.models))})

@@ -19,6 +19,7 @@ from cluster.plan import together
 from cluster.replicas import look_for
 from cluster.serving import lean_serve
 from cluster.session import LOCAL, address_of, capacity, session, without_ray_output
+from configs.online import online
 from configs.schema import BlendConfig
 from pipelines.options import UsageError
 from pipelines.serve.access import Keys
@@ -91,12 +92,13 @@ def _check_free(host: str, port: int) -> None:
 @contextlib.contextmanager
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
     listen = (host, port) if local else None
+    config = online(config)
     placements = together(config, capacity(config.ray))
     look_for(placements)
     from ray import serve  # reads its environment now
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from pipelines.serve.deployments import build, limited
+    from pipelines.serve.deployments import build
 
     quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
     serve.start(
@@ -107,7 +109,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process
     try:
         try:
-            application = build(limited(config), placements, listen)
+            application = build(config, placements, listen)
             route = None if listen else "/"
             serve.run(application, name=APPLICATION, route_prefix=route, logging_config=quiet)
         except RuntimeError as error:
