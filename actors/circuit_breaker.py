@@ -123,7 +123,7 @@ class CircuitBreaker:
         *,
         clock: Callable[[], float] = time.monotonic,
         final: bool = False,
-        on_change: Callable[[State], None] | None = None,
+        on_change: Callable[[CircuitStatus], None] | None = None,
     ) -> None:
         """Make a closed breaker.
 
@@ -131,7 +131,7 @@ class CircuitBreaker:
             settings: When it opens, and how long it waits.
             clock: Seconds, never going back.
             final: Whether nothing is tried any more after a permanent failure.
-            on_change: Called with each new state.
+            on_change: Called with the status whenever the state changes.
         """
         self._settings, self._clock, self._final = settings, clock, final
         self._on_change = on_change
@@ -245,4 +245,4 @@ class CircuitBreaker:
         if state != self._state:
             self._state = state
             if self._on_change:
-                self._on_change(state)
+                self._on_change(self.status)

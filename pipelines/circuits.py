@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-from actors.circuit_breaker import CALLS_OWN, LONGEST_CAUSE, Call, CircuitBreaker, CircuitStatus, State
+from actors.circuit_breaker import CALLS_OWN, LONGEST_CAUSE, Call, CircuitBreaker, CircuitStatus
 from actors.errors import PermanentError, one_line
 from configs.breaker import BreakerSettings
 from pipelines.timing import now
@@ -28,7 +28,7 @@ class Circuits:
 
     def __init__(self, parts: Iterable[str], settings: BreakerSettings) -> None:
         """Make a closed breaker for each part."""
-        self._listener: Callable[[str, State], None] | None = None
+        self._listener: Callable[[str, CircuitStatus], None] | None = None
         self._breakers = {
             name: CircuitBreaker(settings, clock=now, on_change=functools.partial(self._changed, name))
             for name in parts
@@ -38,8 +38,8 @@ class Circuits:
     def __getitem__(self, part: str) -> CircuitBreaker:
         return self._breakers[part]
 
-    def listen(self, listener: Callable[[str, State], None]) -> None:
-        """Have `listener` called with a part's name and new state whenever that changes."""
+    def listen(self, listener: Callable[[str, CircuitStatus], None]) -> None:
+        """Have `listener` called with a part's name and status whenever its state changes."""
         self._listener = listener
 
     def status(self) -> dict[str, CircuitStatus]:
@@ -63,9 +63,9 @@ class Circuits:
         if not task.cancelled():
             task.exception()  # its breaker has it: asyncio need not log that nobody took it
 
-    def _changed(self, part: str, state: State) -> None:
+    def _changed(self, part: str, status: CircuitStatus) -> None:
         if self._listener:
-            self._listener(part, state)
+            self._listener(part, status)
 
 
 @contextlib.contextmanager

@@ -110,12 +110,24 @@ class Access:
 
         headers: by lower-case name, as Starlette's `Headers`. Raises NoKeyError, NotLocalError, RateError.
         """
-        caller = LOCAL if self._keys is None else self._owner(self._keys, headers.get("authorization"))
-        if self._keys is None:
-            _refuse_strangers(headers, client_host)
+        caller = self._caller(headers, client_host)
         if self._per_minute is not None:
             self._count(caller, self._per_minute)
         return caller
+
+    def knows(self, headers: Mapping[str, str], client_host: str | None) -> bool:
+        """Whether `check` would let the request in, but for its rate. It isn't counted."""
+        try:
+            self._caller(headers, client_host)
+        except AccessError:
+            return False
+        return True
+
+    def _caller(self, headers: Mapping[str, str], client_host: str | None) -> str:
+        if self._keys is not None:
+            return self._owner(self._keys, headers.get("authorization"))
+        _refuse_strangers(headers, client_host)
+        return LOCAL
 
     @staticmethod
     def _owner(keys: Keys, authorization: str | None) -> str:

@@ -3,6 +3,7 @@
 The shapes are OpenAI's, Jina's and Cohere's, with what only this service has in `blend`.
 """
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -266,11 +267,25 @@ class CompareAnswer(Answer):
     comparisons: int
 
 
-class Health(Answer):
-    """Whether the service answers. missing: parts that it waits for."""
+class PartHealth(Answer):
+    """State of a model, the ranker or the fuser, as its circuit breaker has it.
 
-    status: Literal["ok", "starting"] = "ok"
+    state: `open` and `permanent` parts are left out of requests until a probe succeeds. cause: the last failure,
+    for those only whose requests are answered. retry_after_s: until the next probe.
+    """
+
+    state: Literal["ok", "open", "permanent"]
+    cause: str | None = None
+    since: datetime | None = None
+    retry_after_s: float | None = None
+
+
+class Health(Answer):
+    """Whether the service answers. missing: parts that it waits for. parts: all, where one of them isn't ok."""
+
+    status: Literal["ok", "starting", "down"] = "ok"
     missing: list[str] | None = None
+    parts: dict[str, PartHealth] | None = None
 
 
 class Problem(Answer):

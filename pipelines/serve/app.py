@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from actors.circuit_breaker import NotAskedError
 from actors.errors import PromptError, RowError, one_line
 from actors.records import Blend, Ranking
 from configs.serving import Serving
 from pipelines.asking import BEST, BLEND, Ask, Event, Outcome
 from pipelines.blend import Blender
 from pipelines.serve import ballots as voting
-from pipelines.serve import chat, ranking
+from pipelines.serve import chat, health, ranking
 from pipelines.serve.access import Access
 from pipelines.serve.admission import Admission
 from pipelines.serve.api import (
@@ -32,20 +33,18 @@ from pipelines.serve.api import (
     Chunk,
     CompareAnswer,
     ErrorAnswer,
-    Health,
     Model,
     ModelList,
     RerankAnswer,
 )
 from pipelines.serve.asked import ChatRequest, CompareRequest, RerankRequest
-from pipelines.serve.errors import ApiError, told, unknown_model
+from pipelines.serve.errors import ApiError, later, told, unknown_model
 from pipelines.serve.front import API, Front
 from pipelines.serve.telemetry import Record, Telemetry
 from pipelines.serve.work import EventStream, merged, side_by_side, while_connected
 from pipelines.votes import FUSED
 
 PAGE = Path(__file__).with_name("page.html")
-Starting = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 SILENCE_S = 15.0  # without a word in a stream, and a comment is sent
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
@@ -73,7 +72,7 @@ def create_app(
     admission: Admission,
     telemetry: Telemetry,
     ballots: voting.BallotBox | None = None,
-    starting: Starting | None = None,
+    starting: health.Starting | None = None,
     silence_s: float = SILENCE_S,
     tells_id: bool = True,
 ) -> FastAPI:
@@ -103,7 +102,9 @@ def create_app(
     service = _Service(blender, serving, admission, ballots, silence_s)
     _add_models(app, blender)
     _add_work(app, service)
-    _add_page(app, starting)
+    _add_page(app)
+    app.include_router(health.router(blender, access, starting))
+    blender.circuits.listen(telemetry.circuit)
     if ballots is not None:
         app.include_router(voting.router(_Counted(ballots, telemetry)), responses=VOTING_ERRORS)
     return app
@@ -166,6 +167,9 @@ class _Service:
                 raise
             except TimeoutError as error:
                 raise ApiError(503, "no ranking in time", code="no_ranking") from error
+            except NotAskedError as error:
+                wait = later(error.retry_after_s)
+                raise ApiError(503, f"no ranking: {error}", code="no_ranking", headers=wait) from error
             except Exception as error:  # whatever the ranker, or the way to it, raises
                 raise ApiError(503, f"no ranking: {one_line(error)}", code="no_ranking") from error
             record.ranked(ranked, time.monotonic() - began)
@@ -303,8 +307,8 @@ def _add_models(app: FastAPI, blender: Blender) -> None:
         return models[name]
 
 
-def _add_page(app: FastAPI, starting: Starting | None) -> None:
-    """What needs no key: the page for people, and whether the service answers."""
+def _add_page(app: FastAPI) -> None:
+    """The page for people, which needs no key."""
     page = PAGE.read_text(encoding="utf-8")
     headers = {
         "content-security-policy": content_security_policy(page),
@@ -312,16 +316,6 @@ def _add_page(app: FastAPI, starting: Starting | None) -> None:
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
-
-    @app.head("/healthz", include_in_schema=False)
-    @app.get(
-        "/healthz", operation_id="health", response_model_exclude_none=True, responses={503: {"model": Health}}
-    )
-    async def health(response: Response) -> Health:
-        """Whether the service answers: `starting` (503) until every part was up once."""
-        missing = await starting() if starting else ()
-        response.status_code = 503 if missing else 200
-        return Health(status="starting" if missing else "ok", missing=list(missing) or None)
 
     @app.head("/", include_in_schema=False)
     @app.get("/", operation_id="page", response_class=HTMLResponse)

@@ -63,7 +63,7 @@ def told(error: Exception) -> ApiError | None:
         case NoAnswerError(refused="other"):
             return ApiError(400, str(error), param="messages", code="invalid_value")
         case NoAnswerError():
-            return ApiError(503, str(error), code="no_answer")
+            return ApiError(503, str(error), code="no_answer", headers=later(error.retry_after_s))
         case RowError() | PromptError():
             return ApiError(400, str(error), code="invalid_value")
         case NoKeyError():
@@ -71,9 +71,9 @@ def told(error: Exception) -> ApiError | None:
         case NotLocalError():
             return ApiError(403, str(error), code="no_api_keys")
         case RateError():
-            return ApiError(429, str(error), code="rate_limit_exceeded", headers=_later(error.retry_after_s))
+            return ApiError(429, str(error), code="rate_limit_exceeded", headers=later(error.retry_after_s))
         case OverloadedError():
-            return ApiError(429, str(error), code="overloaded", headers=_later(error.retry_after_s))
+            return ApiError(429, str(error), code="overloaded", headers=later(error.retry_after_s))
         case UnknownAnswerError():
             return ApiError(404, str(error), code="unknown_answer")
         case VotedBeforeError():
@@ -105,8 +105,9 @@ def invalid(param: str, why: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, f"{param}: {why}", param=param, code=code)
 
 
-def _later(seconds: float) -> dict[str, str]:
-    return {"retry-after": str(max(math.ceil(seconds), 1))}
+def later(seconds: float | None) -> dict[str, str] | None:
+    """The header that says when to come again; None: at any time."""
+    return None if seconds is None else {"retry-after": str(max(math.ceil(seconds), 1))}
 
 
 def _invalid(errors: Sequence[Any]) -> ApiError:

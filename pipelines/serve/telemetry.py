@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
+from actors.circuit_breaker import CircuitStatus
 from actors.records import Prompt, Ranking
 from pipelines.asking import Answered, Event, Outcome, Piece
 
@@ -68,10 +69,16 @@ DEGRADATIONS = Metric(
     "What answers lacked: a member, the ranker or the fuser.",
     ("step", "model"),
 )
+CIRCUIT_OPEN = Metric(
+    "gauge",
+    "blend_circuit_open",
+    "1 while a model, the ranker or the fuser is left out, since it failed in a row.",
+    ("model",),
+)
 VOTES = Metric("counter", "blend_votes_total", "People's votes, by what they preferred.", ("preferred",))
 METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
-    TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, VOTES,
+    TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
 )  # fmt: skip
 
 
@@ -116,7 +123,7 @@ class Telemetry:
     ) -> None:
         """meter: Ray's, unless another is given. Gives the logger a handler where it has none."""
         self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
-        self._load = _Load(self._meter)
+        self._gauges = _Gauges(self._meter)
         _write_to_stderr()
 
     @contextlib.contextmanager
@@ -127,7 +134,7 @@ class Telemetry:
         traceparent: W3C's header, as it came. However the block ends, counts and a line of the log are written;
         when it is cancelled, because the client went away, with status 499.
         """
-        record = Record(request_id, route, self._meter, self._clock, self._load)
+        record = Record(request_id, route, self._meter, self._clock, self._gauges)
         record.trace_id = _trace_id(traceparent)
         try:
             yield record
@@ -141,6 +148,12 @@ class Telemetry:
             record.count()
             log.info(json.dumps(record.line(self._log_prompts)))
 
+    def circuit(self, part: str, status: CircuitStatus) -> None:
+        """A part's circuit breaker has opened or closed."""
+        self._gauges.set(CIRCUIT_OPEN, status.state != "closed", model=part)
+        line = {"part": part, "circuit": status.state, "cause": status.cause if self._log_prompts else None}
+        log.info(json.dumps({"time": _time()} | {name: value for name, value in line.items() if value}))
+
     def vote(self, preferred: Literal["fused", "member", "tie"]) -> None:
         """A person's vote."""
         self._meter(VOTES, 1, {"preferred": preferred})
@@ -153,13 +166,13 @@ class Record:
     """
 
     def __init__(
-        self, request_id: str, route: str, meter: Meter, clock: Callable[[], float], load: "_Load"
+        self, request_id: str, route: str, meter: Meter, clock: Callable[[], float], gauges: "_Gauges"
     ) -> None:
-        """load: what this request is part of."""
+        """gauges: what this request is part of."""
         self.caller: str | None = None
         self.status: int | None = None
         self.trace_id: str | None = None
-        self._id, self._route, self._meter, self._clock, self._load = request_id, route, meter, clock, load
+        self._id, self._route, self._meter, self._clock, self._gauges = request_id, route, meter, clock, gauges
         self._part_of: Metric | None = None  # queued, in flight, or neither
         self._began = clock()
         self._model: str | None = None
@@ -225,7 +238,7 @@ class Record:
     def line(self, with_prompt: bool) -> dict[str, object]:
         """What the log says of it, when it has ended; what does not apply is left out."""
         line: dict[str, object] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": _time(),
             "id": self._id,
             "trace_id": self.trace_id,
             "caller": self.caller,
@@ -271,7 +284,7 @@ class Record:
     def _becomes(self, gauge: Metric | None) -> None:
         for metric, change in ((self._part_of, -1), (gauge, 1)):
             if metric is not None:
-                self._load.change(metric, change)
+                self._gauges.change(metric, change)
         self._part_of = gauge
 
     def _stage(self, stage: str, seconds: float) -> None:
@@ -290,28 +303,35 @@ class Record:
             self._meter(COMPARISONS, ranking.comparisons)
 
 
-class _Load:
-    """How many requests are queued and in flight.
+class _Gauges:
+    """How many requests are queued and in flight, and which circuit breakers are open.
 
-    Ray forgets a gauge that it isn't told again within two of its reports (10 s each), so it is, as long as there
-    are any.
+    Ray forgets a gauge that it isn't told again within two of its reports (10 s each), so it is, as long as one is
+    above 0.
     """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._numbers = {QUEUED: 0, IN_FLIGHT: 0}
+        self._numbers: dict[tuple[Metric, str | None], int] = {(QUEUED, None): 0, (IN_FLIGHT, None): 0}
         self._timer: asyncio.TimerHandle | None = None
 
     def change(self, gauge: Metric, by: int) -> None:
         """So many more."""
-        self._numbers[gauge] += by
-        self._meter(gauge, self._numbers[gauge])
+        self.set(gauge, self._numbers[gauge, None] + by)
+
+    def set(self, gauge: Metric, number: int, model: str | None = None) -> None:
+        """The gauge, that of the model where it has one of each, is so from now on."""
+        self._numbers[gauge, model] = number
+        self._tell(gauge, model)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
 
+    def _tell(self, gauge: Metric, model: str | None) -> None:
+        self._meter(gauge, self._numbers[gauge, model], None if model is None else {"model": model})
+
     def _refresh(self) -> None:
-        for gauge, number in self._numbers.items():
-            self._meter(gauge, number)
+        for gauge, model in self._numbers:
+            self._tell(gauge, model)
         self._timer = None
         if any(self._numbers.values()):
             self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
@@ -332,6 +352,10 @@ def _lacks(outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def _time() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _trace_id(traceparent: str | None) -> str | None:

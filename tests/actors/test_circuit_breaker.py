@@ -197,7 +197,7 @@ def test_a_guarded_block_that_ends_well_closes_it(clock: Clock) -> None:
 
 def test_each_change_is_told_once(clock: Clock) -> None:
     told: list[str] = []
-    one = opened(clock, on_change=told.append)
+    one = opened(clock, on_change=lambda status: told.append(status.state))
     clock.now += 2
     one.begin().failed(DOWN)
     clock.now += 4

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs.loading import PRESETS, ConfigError, load
+from configs.online import online
 from configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingChange, VLLMModel
 from configs.serving import Serving
 
@@ -75,3 +76,24 @@ def test_mistakes_in_a_fuser_are_told_by_path(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load(PRESETS / "demo.yaml", BlendConfig, [override])
         assert str(caught.value).endswith(mistake)
+
+
+def test_endpoints_are_asked_with_few_retries_and_without_breakers_of_their_own() -> None:
+    far = {"name": "far", "engine": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    parts = {"ranker": {"kind": "judge", "llm": far}, "fuser": {"kind": "chat", "llm": far}}
+    asked = config(models=[far, far | {"name": "once", "max_retries": 0}, ECHO], **parts)
+    assert [model.max_retries for model in asked.models[:2]] == [5, 0]  # type: ignore[union-attr]
+    served = online(asked)
+    llms = [*served.models[:2], served.ranker.llm, served.fuser.llm]  # type: ignore[union-attr]
+    assert [(llm.max_retries, llm.breaker) for llm in llms] == [(1, None), (0, None), (1, None), (1, None)]
+    assert served.models[2] == asked.models[2]
+    more = online(asked.model_copy(update={"serve": Serving(max_retries=3)}))
+    assert more.models[0].max_retries == 3  # type: ignore[union-attr]
+    assert online(served) == served
+
+
+def test_the_service_s_limit_of_prompts_is_for_models_without_their_own() -> None:
+    local = {"name": "l", "engine": "transformers", "model": "m"}
+    limits = {"limits": {"prompt_tokens": 100}}
+    served = online(config(models=[local, local | {"name": "own", "max_prompt_tokens": 7}, ECHO], serve=limits))
+    assert [getattr(model, "max_prompt_tokens", None) for model in served.models] == [100, 7, None]

@@ -398,7 +398,7 @@ def test_changes_are_told_to_a_listener() -> None:
     async def main() -> None:
         down = Member("down", 1, DOWN)
         blend = blender(Member("up"), down)
-        blend.circuits.listen(lambda part, state: told.append((part, state)))
+        blend.circuits.listen(lambda part, status: told.append((part, status.state)))
         await asked(blend, 3)
         await asyncio.sleep(10)
         down.error = None

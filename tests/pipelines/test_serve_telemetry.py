@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from serving import demo_blender, demo_config, served
 from virtual_time import run
 
+from actors.circuit_breaker import CLOSED, CircuitStatus
 from actors.engines import Completion
 from actors.errors import BlendError
 from actors.records import Blend, Candidate, Prompt, Ranking
@@ -33,6 +34,8 @@ PROMPT = Prompt("p", "Where is the treasure?")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 Values = list[tuple[str, float, dict[str, str]]]
+
+OPEN = CircuitStatus("open", "503: no treasure", 0.0, 1.0)
 
 
 class FakeMeter:
@@ -418,6 +421,33 @@ def test_load_is_told_again_while_there_is_any() -> None:
     assert run(main()) == [*told, *told, gone[1], *gone]
 
 
+def test_an_open_circuit_is_told_again_until_it_closes(lines: list[str]) -> None:
+    async def main() -> Values:
+        meter = FakeMeter()
+        told = Telemetry(meter=meter)
+        told.circuit("alder", OPEN)
+        await asyncio.sleep(2.5 * telemetry.REFRESH_S)
+        told.circuit("alder", CLOSED)
+        await asyncio.sleep(10 * telemetry.REFRESH_S)
+        return [value for value in meter.values if value[2]]
+
+    values = [("blend_circuit_open", number, {"model": "alder"}) for number in (1, 1, 1, 0, 0)]
+    assert run(main()) == values
+    assert [(line["part"], line["circuit"]) for line in map(json.loads, lines)] == [
+        ("alder", "open"),
+        ("alder", "closed"),
+    ]
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_the_cause_of_an_open_circuit_may_repeat_a_prompt(lines: list[str], log_prompts: bool) -> None:
+    async def main() -> None:
+        Telemetry(log_prompts, FakeMeter()).circuit("alder", OPEN)
+
+    run(main())
+    assert ("treasure" in lines[0]) == log_prompts
+
+
 def test_votes_are_counted_by_what_was_preferred() -> None:
     meter = FakeMeter()
     Telemetry(meter=meter).vote("fused")
@@ -439,6 +469,7 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
 
     told = Telemetry()
     told.vote("tie")
+    told.circuit("alder", OPEN)
     with told.request("r", "chat") as record:
         record.asks("blend", stream=True)
         record.waited(0.125)
