@@ -26,12 +26,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from actors.errors import ModelLoadError, one_line
 from actors.model_files import check_config, check_folder, read_json, read_pickle, weight_files
+from actors.vocabularies import published
 
 _DESCRIBING = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "vocab.json", "vocab.txt")
 _NOT_DOWNLOADED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]  # the same weights once more
 
 
@@ -230,22 +232,53 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; `options` go to transformers as they are. Raises ModelLoadError."""
-    vocabularies = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "spiece.model",
-        "spm.model",
-        "vocab.json",
-        "vocab.txt",
-    )
-    if not any((folder / name).is_file() for name in (*vocabularies, "tokenizer_config.json")):
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder: `tokenizer.json` as it was published, wherever there is one.
+
+    Transformers rebuilds it by the class that tokenizer_config.json names, which may be wrong (a byte-level
+    vocabulary as LlamaTokenizerFast loses all spaces); it repairs that for some hub ids, not for folders. The class
+    still gives the names of special tokens that the config leaves out.
+
+    Args:
+        folder: The model folder.
+        trust_remote_code: Whether Python code of the folder may run.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelLoadError: There is none, or it can't be loaded.
+    """
+    if not any((folder / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")):
         raise ModelLoadError(
             f"{folder}: no tokenizer in it; save the model's tokenizer there (tokenizer.save_pretrained)"
         )
+    has_json = (folder / "tokenizer.json").is_file()
+    vocabulary = published(folder)
     with _as_load_error(folder, "tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception:  # a class that can't be made of the file
+            if not has_json:
+                raise
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        its_own = not type(tokenizer).__module__.startswith("transformers.")  # code of the folder
+        if vocabulary is None or its_own or (has_json and type(tokenizer) is PreTrainedTokenizerFast):
+            return tokenizer
+        names = {
+            name: token
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str) and vocabulary.token_to_id(token) is not None
+        }
+        options = {"model_input_names": tokenizer.model_input_names, **names}
+        if has_json:
+            return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=vocabulary,
+            chat_template=tokenizer.chat_template,
+            model_max_length=tokenizer.model_max_length,
+            **options,
+        )
 
 
 def weights_digest(model: torch.nn.Module, *others: object) -> str:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.templates import read_if_file
+
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
 PRESETS = Path(__file__).parent
@@ -20,7 +22,8 @@ class ConfigError(Exception):
 def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = ()) -> _SettingsT:
     """The config at `path` as `schema`, with `a.b=value` overrides (values are YAML; numbers index lists).
 
-    A relative folder named by `model` or `backbone` that exists beside the config means that one.
+    A relative folder named by `model` or `backbone` that exists beside the config means that one; a file named by
+    `chat_template` is replaced by what it holds.
 
     Raises ConfigError.
     """
@@ -74,11 +77,13 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _resolve_folders(data: Any, base: Path) -> None:
-    """Make relative model folders that exist beside the config absolute, in place."""
+    """Make relative model folders that exist beside the config absolute and read template files, in place."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         if key in ("model", "backbone") and isinstance(value, str) and (base / value).is_dir():
             data[key] = str((base / value).resolve())
+        elif key == "chat_template" and isinstance(value, str):
+            data[key] = read_if_file(value, base)
         else:
             _resolve_folders(value, base)
 

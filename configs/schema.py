@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs import templates
 from configs.breaker import BreakerSettings
 from configs.preferences import Preferences
 from configs.serving import Serving
@@ -130,6 +131,18 @@ class LocalLLM(BaseLLM):
     max_model_len: Annotated[int, Field(ge=1)] | None = None  # tokens of prompt and answer together
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None  # longer prompts are refused; None: what fits
     trust_remote_code: bool = False
+    chat_template: str | None = None  # a .jinja file, a template, or the name of one (configs/templates.py);
+    # None: the tokenizer's own
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        if value is not None and not templates.is_inline(value) and value not in templates.names():
+            raise ValueError(
+                f"{value!r} is neither a readable file with a Jinja template nor a known name "
+                f"({', '.join(templates.names())})"
+            )
+        return value
 
 
 class VLLMModel(LocalLLM):

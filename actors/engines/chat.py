@@ -1,83 +1,199 @@
-"""From chat messages to token ids, the same way for every engine that holds a tokenizer.
+"""From chat messages to token ids and back, the same way for every engine that holds a tokenizer.
 
 A prompt is rendered and tokenised here, not by the engine, so that a model answers alike wherever it runs and
 a prompt which doesn't fit is refused in the same words.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
 
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from actors.engines.reasoning_formats import opened
-from actors.errors import ModelLoadError, PromptError, TooLongError, one_line
+from actors.engines.reasoning_formats import FORMATS, marking_tokens, opened
+from actors.engines.rendering import render
+from actors.errors import ModelLoadError, PromptError, TooLongError
+from actors.prompt_tokens import PromptTokenizer, check_round_trip, control_tokens
 from actors.records import Message
-from configs.schema import Sampling
+from actors.weights import load_tokenizer
+from configs import templates
+from configs.schema import LocalLLM, Sampling
+
+log = logging.getLogger(__name__)
+
+# Of earlier answers: a template cuts the reasoning that an assistant's message begins with.
+_REASONING_TAGS = {(*format.begins, *format.ends): format for format in FORMATS if len(format.begins) == 1}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the chat, up to where the answer begins.
+class ChatTokenizer:
+    """A tokenizer with the chat template that a model is asked in. No text can spell a control token of it.
 
-    A tokenizer without a chat template belongs to a plain language model: it gets the contents, a line each.
-    Raises PromptError when the template refuses the chat.
-    """
-    if tokenizer.chat_template is None:
-        text = "\n".join(message["content"] for message in messages)
-        return tokenizer(text, verbose=False)["input_ids"]
-    text = render(tokenizer, messages)
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template wrote them
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = True
-) -> str:
-    """The chat as the model's own template writes it.
-
-    Some templates have no place for a system message; they raise, or drop it without a word. Then it goes in
-    front of the first user message, where the makers of such models put it. Raises PromptError when the template
-    refuses the chat.
+    Attributes:
+        tokenizer: The tokenizer.
+        opens_reasoning: See `actors.engines.Engine`.
     """
 
-    def rendered(messages: list[Message]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        """Take a tokenizer as it is.
 
-    system = [content for m in messages if m["role"] == "system" and (content := m["content"].strip())]
+        Args:
+            tokenizer: Any tokenizer of transformers.
+            chat_template: As `LocalLLM.chat_template`; None for the tokenizer's own.
+
+        Raises:
+            ModelLoadError: The tokenizer has several templates and no default.
+        """
+        self.tokenizer = tokenizer
+        self._template = _own(tokenizer) if chat_template is None else templates.template_text(chat_template)
+        self._controls = control_tokens(tokenizer, self._template)
+        self._tokens = PromptTokenizer(tokenizer, self._controls)
+        self.opens_reasoning = self._opens_reasoning()
+
+    @classmethod
+    def load(cls, folder: Path, model: LocalLLM) -> Self:
+        """Load what belongs to a base LLM.
+
+        Args:
+            folder: The model folder.
+            model: Its settings.
+
+        Returns:
+            Its tokenizer and template, tried on a short chat.
+
+        Raises:
+            ModelLoadError: The tokenizer can't be loaded or loses spaces, or the template leaves out the prompt.
+        """
+        tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+        check_round_trip(tokenizer, str(folder))
+        chat = cls(tokenizer, model.chat_template)
+        if chat._template is None and model.chat_template is None:
+            log.warning(
+                "%s: its tokenizer has no chat template, so prompts reach it as bare text; set chat_template (%s)",
+                model.name,
+                ", ".join(templates.names()),
+            )
+        try:
+            chat.encode([Message(role="user", content="How many are 3 and 4?")])
+        except PromptError as error:
+            if error.__cause__ is None or isinstance(error.__cause__, TemplateSyntaxError):
+                raise ModelLoadError(f"{folder}: {error}; set another chat_template") from error
+        return chat
+
+    @property
+    def bare(self) -> bool:
+        """Whether there is no template: the contents are read as they are, a line each."""
+        return self._template is None
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the chat, up to where the answer begins.
+
+        Args:
+            messages: The chat.
+
+        Returns:
+            Ids. Without a template, with the special tokens that the tokenizer adds by itself.
+
+        Raises:
+            PromptError: The template refuses the chat or leaves out a message.
+        """
+        if self._template is None:
+            return self._tokens.encode_text("\n".join(message["content"] for message in messages))
+        return self._tokens.encode(self._render(messages, add_generation_prompt=True))
+
+    def encode_whole(self, messages: Sequence[Message]) -> Encoding:
+        """Encode a chat that ends with an answer; where there is no template, a question and its answer as a pair.
+
+        Args:
+            messages: The chat; without a template, two messages.
+
+        Returns:
+            Ids, masks and types. Only for a tokenizer of the `tokenizers` library.
+
+        Raises:
+            PromptError: The template refuses the chat or leaves out a message.
+        """
+        if self._template is None:
+            return self._tokens.encode_pair(*(message["content"] for message in messages))
+        return self._tokens.encoding(self._render(messages, add_generation_prompt=False))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a plain text begins and ends. Only for a tokenizer of the `tokenizers` library."""
+        return self._tokens.encoding(self._tokens.guard(text)).offsets
+
+    def rendered(self, messages: Sequence[Message]) -> str:
+        """The chat as text, up to where the answer begins. Raises PromptError as `encode` does."""
+        if self._template is None:
+            return "\n".join(message["content"] for message in messages)
+        return self._tokens.unguard(self._render(messages, add_generation_prompt=True))
+
+    def token_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of those strings that are control tokens: a stop string may be one."""
+        return [self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token in self._controls]
+
+    @property
+    def marks_reasoning(self) -> bool:
+        """Whether special tokens mark reasoning, so that a decoder mustn't leave them out."""
+        return bool(marking_tokens(self._special()))
+
+    def decoder(self) -> Callable[[list[int]], str]:
+        """What makes an answer's text of ids: without special tokens, except those that mark reasoning."""
+        decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
+        special = self._special()
+        kept = marking_tokens(special)
+        if not kept:
+            return partial(decode, skip_special_tokens=True)
+        left_out = {special[token] for token in special if token not in kept}
+        return lambda ids: decode([i for i in ids if i not in left_out], skip_special_tokens=False)
+
+    def _special(self) -> dict[str, int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {token.content: i for i, token in added if token.special}
+
+    def _opens_reasoning(self) -> str:
+        if self._template is None:
+            return ""
+        try:
+            return opened(self.rendered([Message(role="user", content="?")]))
+        except PromptError:  # told when a chat comes
+            return ""
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        def apply(turns: list[Any]) -> str:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return render(apply, [self._guarded(message) for message in messages])
+
+    def _guarded(self, message: Message) -> Message:
+        content = message["content"]
+        if message["role"] == "assistant":
+            for tags, format in _REASONING_TAGS.items():
+                begin, end = format.begins[0], format.ends[0]
+                if content.lstrip().startswith(begin) and end in content:
+                    reasoning, end, answer = content.partition(end)
+                    guarded = self._tokens.guard(reasoning + end, but=tags) + self._tokens.guard(answer)
+                    return Message(role="assistant", content=guarded)
+        return Message(role=message["role"], content=self._tokens.guard(content))
+
+
+def _own(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's own template."""
+    if not tokenizer.chat_template:
+        return None
     try:
-        text = rendered(list(messages))
-        if all(content in text for content in system):
-            return text
-    except TemplateError as error:
-        if not system:
-            raise _refused(error) from error
-    try:
-        return rendered(_folded(messages))
-    except TemplateError as error:
-        raise _refused(error) from error
-
-
-def opens_reasoning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The mark of reasoning that the model's own template writes in front of answers; "" for none."""
-    if tokenizer.chat_template is None:
-        return ""
-    try:
-        return opened(render(tokenizer, [Message(role="user", content="?")]))
-    except Exception:  # a template is a program of the model's maker; whom it refuses is told when a chat comes
-        return ""
-
-
-def _folded(messages: Sequence[Message]) -> list[Message]:
-    """The chat without system messages: their text stands in front of the first user message."""
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    turns = [m for m in messages if m["role"] != "system"]
-    first = next((i for i, m in enumerate(turns) if m["role"] == "user"), None)
-    if first is None:
-        return [Message(role="user", content="\n\n".join(system)), *turns]
-    turns[first] = Message(role="user", content="\n\n".join([*system, turns[first]["content"]]))
-    return turns
-
-
-def _refused(error: TemplateError) -> PromptError:
-    return PromptError(f"the model's chat template refuses this chat: {one_line(error)}")
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelLoadError(
+            f"{tokenizer.name_or_path}: its tokenizer has several chat templates and no default; set chat_template"
+        ) from error
 
 
 def check_room(sampling: Sampling, context: int | None) -> None:

@@ -1,8 +1,7 @@
 """A base LLM under transformers' `generate`, causal or seq2seq, on CPU or one GPU."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from functools import partial
 
 import transformers
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -10,9 +9,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from actors.decoding import BatchDecoder
 from actors.detokenization import Detokenizer
 from actors.engines import Completion, chat
-from actors.errors import GenerationError, one_line
+from actors.engines.chat import ChatTokenizer
 from actors.records import Message
-from actors.weights import load_config, load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
 from configs.schema import Sampling, TransformersModel
 
 
@@ -30,8 +29,9 @@ class TransformersEngine:
         )
         self._max_prompt_tokens = model.max_prompt_tokens
         chat.check_room(model.sampling, self._context)
-        self._tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-        self.opens_reasoning = chat.opens_reasoning(self._tokenizer)
+        self._chat = ChatTokenizer.load(folder, model)
+        self._tokenizer = self._chat.tokenizer
+        self.opens_reasoning = self._chat.opens_reasoning
         self._model = load_model(
             transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM,
             folder,
@@ -39,11 +39,12 @@ class TransformersEngine:
             dtype=resolve_dtype(model.dtype, device),
             trust_remote_code=trust,
         )
-        self._model.generation_config = _special_tokens(self._model.generation_config, self._tokenizer)
-        decode = partial(self._tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self._model.generation_config = _special_tokens(
+            self._model.generation_config, self._tokenizer, self._chat.token_ids(model.sampling.stop)
+        )
         self._decoder = BatchDecoder(
             self._model,
-            Detokenizer(decode, self._tokenizer.get_vocab()),
+            Detokenizer(self._chat.decoder(), self._tokenizer.get_vocab()),
             name=f"decode {model.name}",
             pad_id=self._model.generation_config.pad_token_id,
             max_batch_size=model.max_batch_size,
@@ -69,24 +70,22 @@ class TransformersEngine:
         await self._decoder.close()
 
     def _encode(self, messages: list[Message], sampling: Sampling) -> list[int]:
-        try:
-            ids = chat.encode(self._tokenizer, messages)
-        except GenerationError:
-            raise
-        except Exception as error:  # a template is a program of the model's maker
-            raise GenerationError(one_line(error)) from error
+        ids = self._chat.encode(messages)
         answer_tokens = 0 if self._seq2seq else sampling.max_tokens
         chat.check_fits(len(ids), answer_tokens, self._context, self._max_prompt_tokens)
         return ids
 
 
-def _special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def _special_tokens(
+    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, stop: Iterable[int]
+) -> GenerationConfig:
     """The special tokens of a model's generation config, without its maker's beams and penalties.
 
-    The tokenizer's end token counts too: chat models often leave it out of their generation config.
+    The tokenizer's end token counts too: chat models often leave it out of their generation config. So do stop
+    strings that are special tokens, which never show in the text.
     """
     given = config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
+    ends = {tokenizer.eos_token_id, *stop, *(given if isinstance(given, list) else [given])} - {None}
     pads = (tokenizer.pad_token_id, config.pad_token_id, *sorted(ends), 0)  # any: padding is masked
     return GenerationConfig(
         eos_token_id=sorted(ends),

@@ -13,10 +13,11 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from actors.engines import Completion, chat
+from actors.engines.chat import ChatTokenizer
 from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
 from actors.model_files import check_folder
 from actors.records import FinishReason, Message
-from actors.weights import load_tokenizer, locate
+from actors.weights import locate
 from configs.schema import Sampling, VLLMModel
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class VLLMEngine:
             )
         folder = locate(model.model, model.revision)
         check_folder(folder)
-        self._tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
-        self.opens_reasoning = chat.opens_reasoning(self._tokenizer)
+        self._chat = ChatTokenizer.load(folder, model)
+        self.opens_reasoning = self._chat.opens_reasoning
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -88,6 +89,7 @@ class VLLMEngine:
         except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
             raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
         self._max_prompt_tokens = model.max_prompt_tokens
+        self._stop = model.sampling.stop
         self._request_ids = map(str, itertools.count())
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
@@ -111,7 +113,7 @@ class VLLMEngine:
         yield Completion("".join(pieces), _reason(answer), len(prompt_ids), tokens)
 
     def _prompt_ids(self, messages: list[Message], sampling: Sampling) -> list[int]:
-        prompt_ids = chat.encode(self._tokenizer, messages)
+        prompt_ids = self._chat.encode(messages)
         chat.check_fits(len(prompt_ids), sampling.max_tokens, self._context, self._max_prompt_tokens)
         return prompt_ids
 
@@ -133,6 +135,8 @@ class VLLMEngine:
                 top_p=sampling.top_p,
                 top_k=sampling.top_k or 0,
                 stop=list(sampling.stop),
+                stop_token_ids=self._chat.token_ids({*self._stop, *sampling.stop}),
+                skip_special_tokens=not self._chat.marks_reasoning,
                 seed=sampling.seed,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )

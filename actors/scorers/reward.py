@@ -7,7 +7,6 @@ its prompt and itself alone.
 import asyncio
 import itertools
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,10 @@ from tokenizers import Encoding
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from actors.batches import length_batches, padded
-from actors.engines import chat
+from actors.engines.chat import ChatTokenizer
 from actors.errors import ModelLoadError, one_line
 from actors.records import Matchup, Message, Prompt, digest
 from actors.scorers import Score, ScoringError, Traits
-from actors.tokens import load_tokenizer_backend
 from actors.weights import (
     load_config,
     load_model,
@@ -42,8 +40,7 @@ class AnswerTokenizer:
     """Makes one sequence of a prompt and an answer, in the form that the checkpoint reads.
 
     With a chat template: the chat, with the answer as its last turn. Without: a pair of texts, as
-    `tokenizer(prompt, answer)` makes it. No text can spell a special token: where one does, a space goes behind the
-    token's first character.
+    `tokenizer(prompt, answer)` makes it. No text can spell a special token (`prompt_tokens`).
     """
 
     def __init__(
@@ -53,25 +50,21 @@ class AnswerTokenizer:
 
         Raises ModelLoadError.
         """
-        self._template = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        longest: int = self._template.model_max_length
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        self._chat = ChatTokenizer(tokenizer)
+        longest: int = tokenizer.model_max_length
         self.max_length = max_length or min(longest, positions or longest)
-        self.backend = load_tokenizer_backend(folder)
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        added = self.backend.get_added_tokens_decoder().values()
-        special = {*self._template.all_special_tokens, *(token.content for token in added if token.special)}
-        spelt = "|".join(map(re.escape, special)) or "(?!)"
-        self._spelt = re.compile(f"(?={spelt}).", re.DOTALL)  # where one begins, even within another
+        self.backend = tokenizer.backend_tokenizer
 
     @property
     def chat_template(self) -> str | None:
-        return self._template.chat_template
+        """The checkpoint's own."""
+        return self._chat.tokenizer.chat_template
 
     @property
     def typed(self) -> bool:
         """Whether the tokenizer tells prompt and answer apart by token types."""
-        return "token_type_ids" in self._template.model_input_names
+        return "token_type_ids" in self._chat.tokenizer.model_input_names
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
         """At most `max_length` tokens. What is too much goes from the prompt's left end, turn by turn; an answer
@@ -79,26 +72,19 @@ class AnswerTokenizer:
         when the template refuses the chat."""
         question = [Message(role="user", content="\n".join(text for text in prompt.texts() if text))]
         turns = [*(prompt.chat() if self.chat_template else question), Message(role="assistant", content=answer)]
-        turns = [Message(role=turn["role"], content=self._spelt.sub(r"\g<0> ", turn["content"])) for turn in turns]
-        encoding = self._join(turns)
+        turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]  # ours to cut
+        encoding = self._chat.encode_whole(turns)
         for turn in turns:
             while (excess := len(encoding) - self.max_length) > 0 and turn["content"]:
                 turn["content"] = self._cut(turn["content"], excess, left=turn is not turns[-1])
-                encoding = self._join(turns)
+                encoding = self._chat.encode_whole(turns)
         if excess > 0:
             raise ScoringError(f"the chat template alone takes more than max_length ({self.max_length}) tokens")
         return encoding
 
-    def _join(self, turns: Sequence[Message]) -> Encoding:
-        if not self.chat_template:
-            question, answer = (turn["content"] for turn in turns)
-            return self.backend.encode(question, answer)
-        text = chat.render(self._template, turns, add_generation_prompt=False)
-        return self.backend.encode(text, add_special_tokens=False)  # the template wrote them
-
     def _cut(self, text: str, tokens: int, *, left: bool) -> str:
         """The text without that many tokens at an end, and without one character at least."""
-        spans = self.backend.encode(text, add_special_tokens=False).offsets
+        spans = self._chat.offsets(text)
         if tokens >= len(spans):
             return ""
         return text[max(spans[tokens][0], 1) :] if left else text[: min(spans[-tokens - 1][1], len(text) - 1)]

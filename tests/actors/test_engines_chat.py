@@ -4,6 +4,7 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 from actors.engines import chat
+from actors.engines.chat import ChatTokenizer
 from actors.errors import ModelLoadError, PromptError, TooLongError
 from actors.records import Message
 from configs.schema import Sampling
@@ -32,27 +33,27 @@ FOLDED = "<|user|>Be brief.\n\nWhy?<|end|><|assistant|>"
 )
 def test_rendering(template: str | None, expected: str) -> None:
     tokenizer = make_tokenizer(template)
-    assert tokenizer.decode(chat.encode(tokenizer, [SYSTEM, USER])) == expected
+    assert tokenizer.decode(ChatTokenizer(tokenizer).encode([SYSTEM, USER])) == expected
 
 
 def test_template_s_special_tokens_are_not_doubled() -> None:
     tokenizer = make_tokenizer("{{ bos_token }}" + CHAT_TEMPLATE)
     tokenizer.bos_token = "<|pad|>"
     tokenizer.add_bos_token = True
-    ids = chat.encode(tokenizer, [USER])
+    ids = ChatTokenizer(tokenizer).encode([USER])
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_system_message_without_a_user_turn_becomes_one() -> None:
     tokenizer = make_tokenizer(REFUSES_SYSTEM)
-    assert tokenizer.decode(chat.encode(tokenizer, [SYSTEM])) == "<|user|>Be brief.<|end|><|assistant|>"
+    assert tokenizer.decode(ChatTokenizer(tokenizer).encode([SYSTEM])) == "<|user|>Be brief.<|end|><|assistant|>"
 
 
 def test_chat_that_a_template_refuses_is_that_prompt_s_error() -> None:
     tokenizer = make_tokenizer("{{ raise_exception('roles must alternate') }}")
     for messages in ([USER, USER], [SYSTEM, USER]):
         with pytest.raises(PromptError, match="roles must alternate"):
-            chat.encode(tokenizer, messages)
+            ChatTokenizer(tokenizer).encode(messages)
 
 
 def test_room_in_the_context() -> None:

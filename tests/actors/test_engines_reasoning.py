@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
-from actors.engines import Completion, Engine, chat, load_engine
+from actors.detokenization import Detokenizer, Transcript
+from actors.engines import Completion, Engine, load_engine
+from actors.engines.chat import ChatTokenizer
 from actors.engines.reasoning import AnswerFilter
 from actors.engines.reasoning_formats import FORMATS
 from actors.errors import GenerationError
@@ -155,7 +157,35 @@ def test_an_answer_may_mention_every_mark(text: str, marks: list[str]) -> None:
     ],
 )
 def test_a_template_that_opens_the_reasoning_is_known(template: str | None, opens: str) -> None:
-    assert chat.opens_reasoning(make_tokenizer(template)) == opens
+    assert ChatTokenizer(make_tokenizer(template)).opens_reasoning == opens
+
+
+@pytest.mark.parametrize(
+    ("special", "text"),
+    [
+        (["<|start|>", "<|channel|>", "<|message|>", "<|return|>"], HARMONY + "<|channel|>final<|message|>Four."),
+        (["[THINK]", "[/THINK]"], "[THINK]3? 4?[/THINK]Four."),
+        (["<think>", "</think>"], "<think>3? 4?</think>Four."),
+    ],
+)
+@pytest.mark.parametrize("is_special", [True, False])
+def test_marks_that_are_special_tokens_are_seen(special: list[str], text: str, is_special: bool) -> None:
+    """Decoders leave out special tokens, and then nothing would tell reasoning from the answer."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(special, special_tokens=is_special)
+    chat = ChatTokenizer(tokenizer)
+    assert chat.marks_reasoning is is_special
+    decode = Detokenizer(chat.decoder(), tokenizer.get_vocab())
+    ids = tokenizer(f"{text}<|pad|>" if "<|end|>" in text else f"{text}<|end|>")["input_ids"]
+    whole, streamed, transcript = AnswerFilter(), AnswerFilter(), Transcript(decode)
+    assert whole.add(decode.text(ids)) + whole.rest() == "Four."
+    assert "".join([*(streamed.add(transcript.push(i)) for i in ids), streamed.rest()]) == "Four."
+
+
+def test_other_special_tokens_are_left_out() -> None:
+    chat = ChatTokenizer(make_tokenizer())
+    assert not chat.marks_reasoning
+    assert chat.decoder()(chat.tokenizer("<|user|>Four.<|end|>")["input_ids"]) == "Four."
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ How requests share batches is tested in `test_decoding`.
 """
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FACTS, save_plain_model, save_seq2seq_model
+from tiny_models import FACTS, make_tokenizer, save_plain_model, save_seq2seq_model
 
 from actors.engines import Completion
 from actors.engines.transformers_engine import TransformersEngine
@@ -97,14 +98,17 @@ def test_answers_are_the_model_s_own_greedy_ones(plain: Path) -> None:
     assert [(c.text, c.completion_tokens) for c in completions if isinstance(c, Completion)] == expected
 
 
-def test_token_without_embedding_fails_alone(plain: Path) -> None:
+def test_token_without_embedding_fails_alone(plain: Path, tmp_path: Path) -> None:
     """A tokenizer with more tokens than the model has embeddings, as some published ones have."""
-    engine = make_engine(plain)
-    engine._tokenizer.add_tokens(["<|unknown to the model|>"])
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.add_tokens(["unknown_to_the_model"])
+    tokenizer.save_pretrained(tmp_path)
+    engine = make_engine(tmp_path)
 
     async def main() -> list[Completion | BaseException]:
         try:
-            return await answers(engine, ["a fox", "<|unknown to the model|>", "numbers"])
+            return await answers(engine, ["a fox", "unknown_to_the_model", "numbers"])
         finally:
             await engine.close()
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CHAT_TEMPLATE, FACTS, SHOUT, save_classifier, save_plain_model
+from tiny_models import CHAT_TEMPLATE, FACTS, SHOUT, make_tokenizer, save_classifier, save_plain_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.errors import ModelLoadError
@@ -213,10 +213,13 @@ def test_text_can_t_spell_special_tokens(folders: dict[str, Path], kind: str, da
 
 def test_a_row_that_can_t_be_read_fails_alone(tmp_path: Path) -> None:
     refuses = "{% if messages|length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + CHAT_TEMPLATE
-    scorer = make_scorer(save_classifier(tmp_path, "llama", chat_template=refuses))
-    scorer.tokenizer.backend.add_tokens(["<unknown>"])  # as some published tokenizers have more than the model
+    save_classifier(tmp_path, "llama", chat_template=refuses)
+    tokenizer = make_tokenizer(refuses)
+    tokenizer.add_tokens(["unknown_word"])  # as some published tokenizers have more than the model
+    tokenizer.save_pretrained(tmp_path)
+    scorer = make_scorer(tmp_path)
     good, refused = Matchup(PROMPTS[0], "Paris", "Rome"), Matchup(PROMPTS[3], "went", "go")
-    unknown, surrogate = Matchup(PROMPTS[0], "Paris", "<unknown>"), Matchup(PROMPTS[0], "\ud800", "Paris")
+    unknown, surrogate = Matchup(PROMPTS[0], "Paris", "unknown_word"), Matchup(PROMPTS[0], "\ud800", "Paris")
     scores = asyncio.run(scorer.score([good, refused, unknown, surrogate, good]))
     assert scores[0] == scores[4] and isinstance(scores[0], float)
     assert isinstance(scores[1], ScoringError) and "one question only" in str(scores[1])

@@ -1,5 +1,6 @@
 """Reading configs: overrides, folders beside the config, and what a mistake is told as."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.loading import PRESETS, ConfigError, load
-from configs.schema import BlendConfig, Replicas, TransformersModel
+from configs.schema import BlendConfig, Replicas, TransformersModel, VLLMModel
 
 GOOD = """
 models:
@@ -158,3 +159,21 @@ def test_replicas(least: int, most: int) -> None:
         with pytest.raises(ValueError, match="smaller than min"):
             Replicas.model_validate({"min": least, "max": most})
     assert Replicas.model_validate(least) == Replicas(min=least, max=least)
+
+
+@pytest.mark.parametrize("path", ["chat.jinja", "./chat.jinja", "{folder}/chat.jinja"])
+def test_a_template_file_beside_the_config_is_read(tmp_path: Path, path: str) -> None:
+    """So that actors on other nodes, and what a run keeps, have its text."""
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    models = [{"name": "m", "engine": "vllm", "model": "org/m", "chat_template": path.format(folder=tmp_path)}]
+    (tmp_path / "c.yaml").write_text(json.dumps({"models": models, "ranker": {"model": "org/r"}}))
+    (model,) = load(tmp_path / "c.yaml", BlendConfig).models
+    assert isinstance(model, VLLMModel) and model.chat_template == "{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize("name", ["vicunna", "nowhere.jinja", "", "."])
+def test_an_unknown_template_is_a_mistake(tmp_path: Path, name: str) -> None:
+    models = [{"name": "m", "engine": "transformers", "model": "org/m", "chat_template": name}]
+    (tmp_path / "c.yaml").write_text(json.dumps({"models": models, "ranker": {"model": "org/r"}}))
+    with pytest.raises(ConfigError, match=r"models.0.chat_template: .*neither .* known name \(airoboros, .*vicuna"):
+        load(tmp_path / "c.yaml", BlendConfig)

@@ -1,0 +1,210 @@
+"""No template leaves out what a user wrote: parts, folded system messages, refusals. The paper's templates."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import CHAT_TEMPLATE, make_tokenizer, save_plain_model
+
+from actors.engines.chat import ChatTokenizer
+from actors.errors import ModelLoadError, PromptError
+from actors.records import Message
+from configs import templates
+from configs.loading import PRESETS, load
+from configs.schema import BlendConfig, TransformersModel
+
+SYSTEM = Message(role="system", content="Be brief.")
+USER = Message(role="user", content=" Why\nnot? ")
+ANSWER = Message(role="assistant", content="<think>Hm.</think>No.")
+PARTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{% if part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+BOTH = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}P{% endif %}{% endfor %}"
+
+
+def rendered(template: str, *messages: Message) -> str:
+    return ChatTokenizer(make_tokenizer(template)).rendered(messages)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        pytest.param(PARTS, "<|system|>Be brief.<|end|><|user|> Why\nnot? <|end|><|assistant|>", id="parts"),
+        pytest.param(
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content[0]['text'] }}<|end|>{% endfor %}",
+            "<|system|>Be brief.<|end|><|user|> Why\nnot? <|end|>",
+            id="first part",
+        ),
+        pytest.param(
+            PARTS.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"),
+            "<|user|>Be brief.\n\n Why\nnot? <|end|><|assistant|>",
+            id="parts without system",
+        ),
+        pytest.param(BOTH, "Be brief. Why\nnot? ", id="text first"),
+        pytest.param(
+            CHAT_TEMPLATE.replace("message.content", "message.content | trim"),
+            "<|system|>Be brief.<|end|><|user|>Why\nnot?<|end|><|assistant|>",
+            id="trims",
+        ),
+        pytest.param(
+            "{{ messages[-1].content.split() | join(' ') | upper }}", "BE BRIEF. WHY NOT?", id="changes case"
+        ),
+        pytest.param(
+            "{{ messages | map(attribute='content') | list | tojson }}", '["Be brief.", " Why\\nnot? "]', id="JSON"
+        ),
+    ],
+)
+def test_contents_in_every_form(template: str, expected: str) -> None:
+    assert rendered(template, SYSTEM, USER) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [
+        ("<|user|>{{ messages[0].role }}<|end|><|assistant|>", "user"),
+        ("{% for m in messages %}{% for part in m.content %}{{ part.body }}{% endfor %}{% endfor %}", "user"),
+        ("{{ messages[-1].content }}", "user"),  # the first turn is gone
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "tool"),
+    ],
+)
+def test_a_template_that_leaves_out_a_message_is_refused(template: str, role: str) -> None:
+    chat = [Message(role="user", content="What?"), Message(role="tool", content="42"), USER]
+    with pytest.raises(PromptError, match=f"leaves out the text of a {role} message") as caught:
+        rendered(template, *chat)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_may_cut_earlier_answers() -> None:
+    cuts = CHAT_TEMPLATE.replace("message.content }}", "message.content.split('</think>')[-1] }}")
+    assert rendered(cuts, USER, ANSWER, USER).count("No.") == 1
+    drops = CHAT_TEMPLATE.replace("in messages %}", "in messages if message.role != 'assistant' %}")
+    assert "No." not in rendered(drops, USER, ANSWER, USER)
+
+
+def test_switches_of_reasoning_may_be_taken_out() -> None:
+    """SmolLM3 and Nemotron read them from the messages and leave them out."""
+    template = CHAT_TEMPLATE.replace("message.content", "message.content | replace('/no_think', '')")
+    switched = Message(role="system", content="Be brief. /no_think")
+    assert rendered(template, switched, USER).startswith("<|system|>Be brief. <|end|>")
+
+
+def test_a_developer_message_is_a_system_message() -> None:
+    only = CHAT_TEMPLATE.replace("in messages %}", "in messages if message.role in ('system', 'user') %}")
+    assert "Be brief.\n\n Why" in rendered(only, Message(role="developer", content="Be brief."), USER)
+
+
+@given(st.text(max_size=30).filter(str.strip))
+def test_any_text_gets_through(text: str) -> None:
+    message = Message(role="user", content=text)
+    for template in (CHAT_TEMPLATE, PARTS):
+        assert rendered(template, message) == f"<|user|>{text}<|end|><|assistant|>"
+
+
+def settings(folder: Path, **more: object) -> TransformersModel:
+    return TransformersModel.model_validate({"name": "m", "engine": "transformers", "model": str(folder), **more})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_plain_model(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages[0].role }}", "leaves out"),
+        ("{{ messages[0].content", "refuses this chat: TemplateSyntaxError"),
+    ],
+)
+def test_a_useless_template_is_refused_at_load(plain: Path, template: str, told: str) -> None:
+    with pytest.raises(ModelLoadError, match=told) as caught:
+        ChatTokenizer.load(plain, settings(plain, chat_template=template))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("setting", "warned"), [(None, True), ("bare", False), ("chatml", False)])
+def test_bare_prompts_are_told_unless_they_are_meant(
+    plain: Path, caplog: pytest.LogCaptureFixture, setting: str | None, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        chat = ChatTokenizer.load(plain, settings(plain, chat_template=setting))
+    assert chat.bare is (setting != "chatml")
+    assert ["has no chat template" in record.getMessage() for record in caplog.records] == [True] * warned
+
+
+DIALOGUE = [
+    Message(role="user", content="Hi!"),
+    Message(role="assistant", content="Hello."),
+    Message(role="user", content="2+2?"),
+]
+CHAT = (
+    "A chat between a curious {} and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the {}'s questions."
+)
+TASK = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+RENDERED = {
+    "vicuna": f"<s>{CHAT.format('user', 'user')} USER: Hi! ASSISTANT: Hello.</s>USER: 2+2? ASSISTANT:",
+    "wizardlm": f"<s>{CHAT.format('user', 'user')} USER: Hi! ASSISTANT: Hello.</s>USER: 2+2? ASSISTANT:",
+    "koala": "<s>BEGINNING OF CONVERSATION: USER: Hi! GPT: Hello.</s>USER: 2+2? GPT:",
+    "alpaca": f"<s>{TASK}### Instruction:\nHi!\n\n### Response:Hello.</s>\n\n### Instruction:\n2+2?\n\n"
+    "### Response:",
+    "dolly": f"{TASK}### Instruction:\nHi!\n\n### Response:\nHello.\n\n### End\n\n### Instruction:\n2+2?\n\n"
+    "### Response:\n",
+    "nous-hermes": "<s>### Instruction:\nHi!\n\n### Response:\nHello.</s>\n\n### Instruction:\n2+2?\n\n"
+    "### Response:\n",
+    "open-assistant": "<|prompter|>Hi!<|endoftext|><|assistant|>Hello.<|endoftext|><|prompter|>2+2?<|endoftext|>"
+    "<|assistant|>",
+    "chatglm": "[Round 0]\n问：Hi!\n答：Hello.\n[Round 1]\n问：2+2?\n答：[gMASK]<sop>",
+    "chatml": "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\n2+2?"
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "guanaco": f"<s>{CHAT.format('human', 'user')}\n### Human: Hi!\n### Assistant: Hello.\n### Human: 2+2?\n"
+    "### Assistant:",
+    "bare": "Hi!\nHello.\n2+2?",
+}
+ENDS = {  # behind a system message of their own, of several lines
+    "airoboros": "to the user's input. USER: Hi! ASSISTANT: Hello.</s>USER: 2+2? ASSISTANT:",
+    "baize": "exactly that format.\n[|Human|]Hello!\n[|AI|]Hi!\n[|Human|]Hi!\n[|AI|]Hello.\n[|Human|]2+2?\n[|AI|]",
+    "moss": "Capabilities and tools that MOSS can possess.\n<|Human|>: Hi!<eoh>\n<|MOSS|>: Hello.<eom>\n"
+    "<|Human|>: 2+2?<eoh>\n<|MOSS|>:",
+    "mpt": "make jokes.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n",
+    "stablelm": "could harm a human.\n<|USER|>Hi!<|ASSISTANT|>Hello.<|USER|>2+2?<|ASSISTANT|>",
+}
+
+
+def named(name: str, messages: Sequence[Message]) -> str:
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    return ChatTokenizer(tokenizer, name).rendered(messages)
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_a_known_template_is_its_publisher_s(name: str) -> None:
+    """One dialogue in each; it begins and ends as the models were trained."""
+    text = named(name, DIALOGUE)
+    if name in RENDERED:
+        assert text == RENDERED[name]
+    else:
+        assert text.endswith(ENDS[name])
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_a_known_template_takes_a_system_message(name: str) -> None:
+    text = named(name, [SYSTEM, *DIALOGUE])
+    assert text.index("Be brief.") < text.index("Hi!" if name != "baize" else "[|Human|]Hi!")
+
+
+def test_chatglm_s_first_question_is_bare() -> None:
+    assert named("chatglm", DIALOGUE[:1]) == "Hi![gMASK]<sop>"
+
+
+def test_the_paper_s_models_are_asked_in_their_own_form() -> None:
+    given = {model.name: model.chat_template for model in load(PRESETS / "paper.yaml", BlendConfig).models}
+    assert given == {name: name for name in given if name != "flan-t5"} | {"flan-t5": "bare"}
