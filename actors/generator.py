@@ -66,7 +66,8 @@ class Generator:
         """The answer as a candidate; a blank one is an error, since it can't be anybody's answer."""
         if is_blank(completion.text):
             cut = completion.finish_reason == "length"
-            return Candidate(model=self.name, error=f"{BLANK}, cut at sampling.max_tokens" if cut else BLANK)
+            why = f"{BLANK}, cut at sampling.max_tokens" if cut else BLANK
+            return Candidate(model=self.name, error=why, rejected=True)
         return Candidate(
             model=self.name,
             text=completion.text,

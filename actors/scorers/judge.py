@@ -1,7 +1,8 @@
 """An LLM as a scorer: it is shown a prompt and two answers, A and B, and says which is better.
 
 One chat per matchup, in the pairwise form of MT-Bench (Zheng et al. 2023, arXiv 2306.05685) with a text of our own.
-Judges favour a side; that is met by the strategies, which ask in both orders.
+Judges favour a side; that is met by the strategies, which ask in both orders. A reply that failed or can't be read
+is asked for once more; then that comparison has no score.
 """
 
 import asyncio
@@ -10,12 +11,12 @@ import json
 import re
 from collections.abc import Sequence
 
-from actors.engines.reasoning import BEGIN, END
 from actors.fences import fence_for, shown
 from actors.generator import Generator
-from actors.records import Matchup, Prompt
+from actors.records import Candidate, Matchup, Message, Prompt
 from actors.scorers import Score, ScoringError, Traits
-from configs.schema import Judge, Model, Placed
+from actors.scorers.verdicts import read_verdict
+from configs.schema import Judge, Placed
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
 TEMPLATE = """\
@@ -31,18 +32,20 @@ Prompt:
 
 Answer A:
 {fence}
-{left}
+{answer_a}
 {fence}
 
 Answer B:
 {fence}
-{right}
+{answer_b}
 {fence}
 
 Compare the two answers in a few sentences. Then end with your verdict on a line of its own: [[A]] if A is better, \
 [[B]] if B is better, [[C]] if they are equally good."""
 
-VERDICTS = {"A": 1.0, "B": -1.0, "C": 0.0}
+REMINDER = """\
+Your reply has no verdict that can be read. Reply now with your verdict alone, exactly in the form that was asked \
+for."""
 SHOWN = 120  # characters of a reply that can't be read
 
 # What doesn't change an answer. Unlisted settings may, new ones too.
@@ -69,8 +72,10 @@ class JudgeScorer:
         """Raises ModelLoadError when the LLM can't be used."""
         self._name = settings.llm.name
         self._criterion = settings.criterion or CRITERION
+        self._template = settings.prompt or TEMPLATE
+        self._pattern = re.compile(settings.verdict_pattern) if settings.verdict_pattern else None
         self._llm = Generator(settings.llm)
-        identity = _identity(settings.llm, self._criterion) if settings.cache else None
+        identity = _identity(settings) if settings.cache else None
         self.traits = Traits(pointwise=False, identity=identity)
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
@@ -86,42 +91,44 @@ class JudgeScorer:
         await self._llm.close()
 
     async def _judge(self, matchup: Matchup) -> Score:
-        reply = await self._llm.answer(Prompt(matchup.prompt.id, question(matchup, self._criterion)))
+        asked: tuple[Message, ...] = (
+            Message(role="user", content=question(matchup, self._criterion, self._template)),
+        )
+        reply = await self._llm.answer(Prompt(matchup.prompt.id, messages=asked))
+        verdict = self._read(reply)
+        if not isinstance(verdict, ScoringError) or reply.refused or reply.permanent:
+            return verdict
+        if reply.text is not None:
+            said = Message(role="assistant", content=reply.text)
+            asked = (*asked, said, Message(role="user", content=REMINDER))
+        again = self._read(await self._llm.answer(Prompt(matchup.prompt.id, messages=asked), sample=1))
+        return verdict if isinstance(again, ScoringError) else again
+
+    def _read(self, reply: Candidate) -> Score:
         if reply.text is None:
             return ScoringError(f"judge {self._name}: {reply.error}")
-        verdict = read_verdict(reply.text)
+        verdict = read_verdict(reply.text, self._pattern)
         if reply.finish_reason == "length":  # what looks like its end may be a sentence's beginning
             problem = "the reply was cut at max_tokens; raise llm.sampling.max_tokens"
         elif verdict is None:
-            problem = "no verdict on the last line of its reply"
+            problem = "no verdict in its reply"
         else:
             return verdict
         end = " ".join(reply.text.split())
         return ScoringError(f"judge {self._name}: {problem}: {'…' * (len(end) > SHOWN)}{end[-SHOWN:]!r}")
 
 
-def question(matchup: Matchup, criterion: str = CRITERION) -> str:
-    """What the LLM is asked. Each text stands between fences of its own."""
+def question(matchup: Matchup, criterion: str = CRITERION, template: str = TEMPLATE) -> str:
+    """What the LLM is asked. Each text stands between fences of its own, where the template has them."""
     prompt = shown(matchup.prompt)
     fence = fence_for(prompt, matchup.left, matchup.right)
-    return TEMPLATE.format(criterion=criterion, fence=fence, prompt=prompt, left=matchup.left, right=matchup.right)
+    return template.format(
+        criterion=criterion, fence=fence, prompt=prompt, answer_a=matchup.left, answer_b=matchup.right
+    )
 
 
-def read_verdict(reply: str) -> float | None:
-    """The verdict as a score; None when there isn't exactly one where it was asked for.
-
-    That is on the last line that isn't blank, at its end: words may come before it, only dots and Markdown's
-    emphasis behind it. Thoughts that end with </think> are passed over; thoughts without an end are no reply.
-    """
-    said = reply.rpartition(END)[2]
-    last = said.strip().rpartition("\n")[2]
-    match re.split(r"\[\[([ABC])\]\]", last):
-        case [_, verdict, after] if not after.strip(" .*_`") and BEGIN not in said:
-            return VERDICTS[verdict]
-    return None
-
-
-def _identity(llm: Model, criterion: str) -> str:
+def _identity(settings: Judge) -> str:
     """A digest of what is asked of whom. An LLM is known by its settings: weights may change behind a name."""
-    asked = [TEMPLATE, criterion, llm.model_dump(mode="json", exclude=_WITHOUT_EFFECT)]
+    llm = settings.llm.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    asked = [settings.prompt or TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -166,7 +166,7 @@ def test_a_blank_answer_is_an_error(text: str) -> None:
         async with far(respond(200, completion(text))) as (generator, _):
             return await generator.answer(Prompt("1", "hi"))
 
-    blank = Candidate("far", error="blank answer")
+    blank = Candidate("far", error="blank answer", rejected=True)
     assert asyncio.run(whole()) == blank
     assert streamed(stream(chunk(text, "stop")))[-1] == blank
     (*_, cut) = streamed(stream(chunk(text, "length")))
