@@ -309,7 +309,7 @@ def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.d
     processors = LogitsProcessorList()
     if sampling.temperature == 0:
         return processors
-    processors.append(TemperatureLogitsWarper(sampling.temperature))
+    processors.append(TemperatureLogitsWarper(sampling.local_temperature))
     if sampling.top_k is not None:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:

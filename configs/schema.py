@@ -23,6 +23,7 @@ from pydantic import (
 
 from configs import templates
 from configs.breaker import BreakerSettings
+from configs.endpoint import RequestSettings
 from configs.preferences import Preferences
 from configs.serving import Serving
 from configs.settings import Settings
@@ -35,14 +36,23 @@ Device = Annotated[
 
 
 class Sampling(Settings):
-    """How an LLM writes. `temperature: 0` is greedy decoding."""
+    """How an LLM writes. `temperature: 0` is greedy decoding.
+
+    `temperature: null` sends none to an endpoint, whose own default counts; a local engine draws at 1, the default
+    of OpenAI's API.
+    """
 
     max_tokens: Annotated[int, Field(ge=1)] = 512
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    @property
+    def local_temperature(self) -> float:
+        """The temperature at which local engines draw."""
+        return 1.0 if self.temperature is None else self.temperature
 
     @property
     def greedy(self) -> bool:
@@ -166,7 +176,7 @@ class TransformersModel(LocalLLM):
     max_batch_size: Annotated[int, Field(ge=1)] = 32  # prompts decoded together
 
 
-class EndpointModel(BaseLLM):
+class EndpointModel(BaseLLM, RequestSettings):
     """Asks an OpenAI-compatible HTTP endpoint."""
 
     engine: Literal["endpoint"]

@@ -1,117 +1,37 @@
 """A base LLM behind an OpenAI-compatible HTTP endpoint, asked through OpenAI's own client.
 
 The client retries by itself: connection errors, timeouts, 408, 409, 429 and 5xx, after Retry-After (up to two
-minutes; longer ones fail at once) or else after 0.5 s, doubled each time up to 8 s, with jitter; a stream that
-has begun isn't tried again. Added here: a bound on a whole attempt (its own timeout is one of silence, so a
-dripping server could hold a request for ever), a bound on requests in flight, and a strict reading of the answer,
-of which the client checks nothing.
+minutes; longer ones fail at once) or else after 0.5 s, doubled each time up to 8 s, with jitter; a stream isn't
+tried again once it has text. Beside it are a client that bounds attempts and sees failures within a 200
+(`http_client`), requests that learn what an endpoint refuses (`chat_requests`), and a bound on requests in flight.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
-from typing import Annotated, Any, cast
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import Any, TypeVar
 
 import httpx2
 import openai
-from pydantic import BaseModel, Field, ValidationError
 
 from actors.engines import Completion
-from actors.errors import GenerationError, ModelLoadError, TooLongError
-from actors.records import FinishReason, Message
+from actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed, read_completion
+from actors.engines.chat_requests import Requests
+from actors.engines.http_client import EVENT_STREAM, BoundedClient, OversizeError, content_type, events_of
+from actors.engines.refusals import is_too_long, is_unknown_model
+from actors.errors import GenerationError, ModelLoadError, PermanentError, RejectedError, TooLongError
+from actors.records import Message
+from configs.endpoint import header_problem
 from configs.schema import EndpointModel, Sampling
 
-TOO_LONG = "context_length_exceeded"  # OpenAI's code of an error that is the prompt's
-_FAILURES = (openai.APIError, httpx2.HTTPError, ValidationError)  # of a request, and of reading its answer
+# Of a request, and of reading its answer.
+_FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)
 DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
+SHOWN = 80  # characters of what isn't an answer at all
 
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Answer(BaseModel):
-    """What is read of a chat completion; servers differ in the rest."""
-
-    choices: Annotated[list[_Choice], Field(min_length=1)]
-    usage: _Usage | None = None
-
-
-class _Delta(BaseModel):
-    content: str | None = None
-
-
-class _Piece(BaseModel):
-    delta: _Delta
-    finish_reason: str | None = None
-
-
-class _Error(BaseModel):
-    message: str
-    code: str | int | None = None
-
-
-class _Chunk(BaseModel):
-    """What is read of an event of a stream: a piece of the answer, the token counts, or what broke it off."""
-
-    choices: list[_Piece] = Field(default_factory=list)
-    usage: _Usage | None = None
-    error: _Error | str | None = None
-
-
-class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """An HTTP client that gives up an attempt, body included, after `attempt_s` seconds."""
-
-    def __init__(self, attempt_s: float) -> None:
-        super().__init__(timeout=attempt_s)
-        self._attempt_s = attempt_s
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        until = asyncio.get_running_loop().time() + self._attempt_s
-        try:
-            async with asyncio.timeout_at(until):
-                response = await super().send(request, **options)
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout("the attempt took too long", request=request) from error
-        if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _BoundedStream(response.stream, until)
-        return response
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    """The same bytes, as long as they come before `until` on the loop's clock."""
-
-    def __init__(self, stream: httpx2.AsyncByteStream, until: float) -> None:
-        self._stream, self._until = stream, until
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = aiter(self._stream)
-        try:
-            while True:
-                async with asyncio.timeout_at(self._until):  # not open while a chunk is out
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout("the attempt took too long") from error
-        finally:
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+_R = TypeVar("_R")
 
 
 class EndpointEngine:
@@ -120,65 +40,66 @@ class EndpointEngine:
     opens_reasoning = ""  # as far as can be known
 
     def __init__(self, model: EndpointModel) -> None:
+        """Raises ModelLoadError when an environment variable that the settings name has no value."""
         key = "none"  # servers without keys accept any
         if model.api_key_env is not None:
-            key = os.environ.get(model.api_key_env, "").strip()
-            if not key:
-                raise ModelLoadError(
-                    f"{model.name}: set the environment variable {model.api_key_env} to the endpoint's key"
-                )
-        self._secret = key if model.api_key_env is not None else None
+            key = _secret(model, model.api_key_env, "the endpoint's key")
+        headers = {name: _secret(model, env, f"the header {name}") for name, env in model.headers_env.items()}
+        self._secrets = [*([key] if model.api_key_env is not None else []), *headers.values()]
         self._key_name = model.api_key_env or "api_key_env, which isn't set"
         self._model = model
+        self._requests = Requests(model)
         self._in_flight = asyncio.Semaphore(model.max_in_flight)
         self._client = openai.AsyncOpenAI(
             api_key=key,
             base_url=model.base_url,
             max_retries=model.max_retries,
             timeout=model.timeout_s,
-            http_client=_BoundedClient(model.timeout_s),
+            default_headers={name.title(): value for name, value in {**model.headers, **headers}.items()},
+            http_client=BoundedClient(model.timeout_s, model.max_answer_mib),
         )
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
         try:
             async with self._in_flight:
-                response = await self._client.chat.completions.with_raw_response.create(
-                    **self._request(messages, sampling)
-                )
-            return _completion(_Answer.model_validate_json(response.content))
+                create = self._client.chat.completions.with_raw_response.create
+                response = await self._asked(create, self._requests.build(messages, sampling))
+            return _read(response.http_response)
         except _FAILURES as error:
-            failed = self._told(error)
+            failed = self._failed(error)
         raise failed  # outside of the except block: the client's errors hold the request, and with it the key
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
         """See `actors.engines.Engine`. The time that a caller takes between pieces counts towards `timeout_s`."""
-        request = self._request(messages, sampling)
-        if self._model.stream_usage:
-            request["stream_options"] = {"include_usage": True}
-        answer = _Answer(choices=[_Choice(message=_Message())])  # what has come of it
+        reader = StreamReader()
         failed: GenerationError | None = None
+        begun = False
         try:
-            async with (
-                self._in_flight,
-                self._client.chat.completions.with_streaming_response.create(**request, stream=True) as response,
-                aclosing(_events(response.http_response)) as events,
-            ):
+            async with self._in_flight, AsyncExitStack() as stack:
+
+                async def create(**request: Any) -> openai.AsyncAPIResponse[Any]:
+                    opened = self._client.chat.completions.with_streaming_response.create(**request, stream=True)
+                    return await stack.enter_async_context(opened)
+
+                response = await self._asked(create, self._requests.build(messages, sampling, stream=True))
+                _check_is_stream(response.http_response)
+                events = await stack.enter_async_context(aclosing(events_of(response.http_response)))
                 async for event in events:
                     if event.data == "[DONE]":
                         with suppress(TimeoutError, httpx2.HTTPError):  # the answer is whole, whatever follows
                             async with asyncio.timeout(DRAIN_S):
                                 await anext(events, None)
                         break
-                    if text := self._added(answer, _Chunk.model_validate_json(event.data)):
+                    if event.data and (text := reader.add(event.data)):
+                        begun = True
                         yield text
+            completion = reader.completion()
         except _FAILURES as error:
-            failed = self._told(error)
+            failed = self._failed(error, begun=begun)
         if failed:
             raise failed  # as above
-        if answer.choices[0].finish_reason is None:
-            raise self._failed("the answer broke off: its stream ended without a finish_reason")
-        yield _completion(answer)
+        yield completion
 
     async def check_health(self) -> None:
         """See `actors.engines.Engine`. A new actor would find the same endpoint."""
@@ -187,84 +108,129 @@ class EndpointEngine:
         """See `actors.engines.Engine`."""
         await self._client.close()
 
-    def _request(self, messages: list[Message], sampling: Sampling) -> dict[str, Any]:
-        return {"model": self._model.model, "messages": messages, **_parameters(sampling)}
+    async def _asked(self, create: Callable[..., Awaitable[_R]], request: dict[str, Any]) -> _R:
+        """The response to a request, which is changed as often as the endpoint refuses a part that may be."""
+        sent = request
+        while True:
+            try:
+                response = await create(**sent)
+            except openai.APIStatusError as error:
+                adapted = self._requests.adapted(sent, _failure_of(error))
+                if adapted is None:
+                    raise
+                sent = adapted
+            else:
+                self._requests.learn(request, sent)
+                return response
 
-    def _added(self, answer: _Answer, chunk: _Chunk) -> str:
-        """Add an event to what has come of the answer: its piece of the text. Raises GenerationError."""
-        if isinstance(chunk.error, str):
-            raise self._failed(f"it broke the answer off: {chunk.error}")
-        if chunk.error:
-            too_long = chunk.error.code == TOO_LONG
-            raise self._failed(f"it broke the answer off: {chunk.error.message}", too_long=too_long)
-        answer.usage = chunk.usage or answer.usage
-        if not chunk.choices:
-            return ""
-        piece, choice = chunk.choices[0], answer.choices[0]
-        choice.finish_reason = piece.finish_reason or choice.finish_reason
-        if piece.delta.content is not None:
-            choice.message.content = (choice.message.content or "") + piece.delta.content
-        return piece.delta.content or ""
+    def _failed(self, error: Exception, *, begun: bool = False) -> GenerationError:
+        """One of `_FAILURES` as an error of ours, with the endpoint's address and without secrets.
 
-    def _told(self, error: Exception) -> GenerationError:
-        """One of `_FAILURES` as an error of ours."""
-        too_long = False
+        Args:
+            error: What went wrong.
+            begun: Whether it broke off an answer of which some text has come.
+        """
+        kind: type[GenerationError] = GenerationError
         tries = f" in {self._model.max_retries + 1} tries" if self._model.max_retries else ""
         match error:
-            case openai.AuthenticationError() | openai.PermissionDeniedError():
-                problem = f"it refused the key ({error.status_code}); check {self._key_name}"
+            case ServiceError():
+                problem = f"it broke the answer off: {error}" if begun else str(error)
+                kind = _kind(error.failure)
             case openai.APITimeoutError():
                 problem = f"no answer within {self._model.timeout_s:g} s{tries}; raise timeout_s"
             case openai.APIConnectionError():
                 cause = error.__cause__ or error
                 problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
             case openai.APIStatusError():
-                problem = f"it answered {error.status_code}: {error.message}"
-                too_long = error.status_code == 413 or (error.status_code == 400 and error.code == TOO_LONG)
+                failure = _failure_of(error)
+                problem, kind = f"{error.status_code}: {failure.message}", _kind(failure)
+                if error.status_code in (401, 403) and not failure.rejected:
+                    refused = f"it refused the key; check {self._key_name}"
+                    problem = f"{error.status_code}: {refused}: {failure.message}"
             case httpx2.SSEError():
                 problem = f"its answer isn't a stream of events: {error}"
             case httpx2.TimeoutException():
                 problem = f"the answer didn't end within {self._model.timeout_s:g} s; raise timeout_s"
             case httpx2.HTTPError():
                 problem = f"the connection broke in the midst of the answer: {type(error).__name__}: {error}"
-            case ValidationError():
-                first = error.errors(include_input=False, include_url=False)[0]
-                where = ".".join(str(part) for part in first["loc"])
-                problem = f"its answer isn't a chat completion: {where + ': ' if where else ''}{first['msg']}"
             case _:
                 problem = str(error)
-        return self._failed(problem, too_long=too_long)
-
-    def _failed(self, problem: str, *, too_long: bool = False) -> GenerationError:
-        """The problem with the endpoint's address, and without the key: some servers repeat it."""
-        told = problem.replace(self._secret, "***") if self._secret else problem
-        return (TooLongError if too_long else GenerationError)(f"{self._model.base_url}: {told}")
+        for secret in self._secrets:
+            problem = problem.replace(secret, "***")
+        return kind(f"{self._model.base_url}: {problem}")
 
 
-def _events(response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
-    """The response's events, of at most 1 MiB each."""
-    return cast(AsyncGenerator[httpx2.ServerSentEvent, None], aiter(httpx2.EventSource(response)))
+def _secret(model: EndpointModel, variable: str, what: str) -> str:
+    """An environment variable's value. Raises ModelLoadError."""
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise ModelLoadError(f"{model.name}: set the environment variable {variable} to {what}")
+    if problem := header_problem(value):
+        raise ModelLoadError(f"{model.name}: the environment variable {variable}: {problem}")
+    return value
 
 
-def _parameters(sampling: Sampling) -> dict[str, Any]:
-    """The request's parameters: temperature and max_tokens always, since servers' defaults differ."""
-    parameters: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
-    if sampling.top_p < 1:
-        parameters["top_p"] = sampling.top_p
-    if sampling.stop:
-        parameters["stop"] = list(sampling.stop)
-    if sampling.seed is not None:
-        parameters["seed"] = sampling.seed
-    if sampling.top_k is not None:  # not OpenAI's, but vLLM's, SGLang's, llama.cpp's, OpenRouter's
-        parameters["extra_body"] = {"top_k": sampling.top_k}
-    return parameters
+def _read(response: httpx2.Response) -> Completion:
+    """The answer in a response. Raises ServiceError."""
+    try:
+        return read_completion(response.content)
+    except ServiceError:
+        if _is_json(response.content):
+            raise
+    raise ServiceError(Failure(f"its answer isn't a chat completion: {_described(response)}"))
 
 
-def _completion(answer: _Answer) -> Completion:
-    choice, usage = answer.choices[0], answer.usage or _Usage()
-    if choice.finish_reason == "content_filter":
-        raise GenerationError("the endpoint's content filter refused the answer")
-    if choice.message.content is None:
-        raise GenerationError(f"the endpoint's answer has no text (finish_reason {choice.finish_reason})")
-    reason: FinishReason = "length" if choice.finish_reason == "length" else "stop"
-    return Completion(choice.message.content, reason, usage.prompt_tokens, usage.completion_tokens)
+def _check_is_stream(response: httpx2.Response) -> None:
+    """Raises ServiceError for a response without events: the failure in it, or what it is."""
+    if content_type(response) == EVENT_STREAM:
+        return
+    failure = failure_in(parsed(response.content)) if _is_json(response.content) else None
+    raise ServiceError(failure or Failure(f"its answer isn't a stream of events: {_described(response)}"))
+
+
+def _failure_of(error: openai.APIStatusError) -> Failure:
+    """What an HTTP error says, with its own status."""
+    response = error.response
+    if response.is_redirect:
+        target = response.headers.get("location", "").partition("?")[0]
+        return Failure(f"it redirects to {target or 'nowhere'}; set base_url to where it is", error.status_code)
+    try:
+        failure = failure_in(parsed(response.content))
+    except ServiceError:
+        failure = None
+    if failure is None:
+        return Failure(_described(response), error.status_code)
+    return Failure(failure.message, error.status_code, failure.code, failure.param, failure.rejected)
+
+
+def _kind(failure: Failure) -> type[GenerationError]:
+    """What a failure means for the next prompts."""
+    status = failure.status
+    refuses = status in (None, 400, 413, 422)
+    if status == 413 or (refuses and is_too_long(failure)):
+        return TooLongError
+    if failure.rejected:
+        return RejectedError
+    if status in (401, 402, 403, 404, 405) or (status or 0) // 100 == 3 or (refuses and is_unknown_model(failure)):
+        return PermanentError
+    return RejectedError if status in (400, 422) else GenerationError
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        parsed(content)
+    except ServiceError:
+        return False
+    return True
+
+
+def _described(response: httpx2.Response) -> str:
+    """What a response is that no service of this kind sends: a web page by its title, anything else by its text."""
+    kind = content_type(response) or "no content type"
+    text = response.content[:100_000].decode(errors="replace")
+    if "html" in kind or text.lstrip()[:1] == "<":
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+        name = f" {' '.join(title[1].split())[:SHOWN]!r}" if title else ""
+        return f"a web page{name} ({kind}); check base_url"
+    shown = " ".join(text.split())
+    return f"{shown[:SHOWN]!r} ({kind})" if shown else f"an empty body ({kind})"

@@ -131,7 +131,7 @@ class VLLMEngine:
         try:
             params = SamplingParams(
                 max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
+                temperature=sampling.local_temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k or 0,
                 stop=list(sampling.stop),

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gzip
 import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from endings import followed
 from endpoint_server import (
     EndpointServer,
     Fault,
@@ -22,10 +24,11 @@ from endpoint_server import (
     stream,
     usage_chunk,
 )
+from pydantic import ValidationError
 
 from actors.engines import Completion
 from actors.engines.endpoint_engine import EndpointEngine
-from actors.errors import GenerationError, ModelLoadError, PromptError, TooLongError
+from actors.errors import GenerationError, ModelLoadError, PermanentError, PromptError, RejectedError, TooLongError
 from actors.records import Message
 from configs.schema import EndpointModel, Sampling
 
@@ -174,7 +177,7 @@ def test_key_that_a_server_repeats_is_blotted_out() -> None:
         pytest.param(respond(200, "<html>", "text/html"), "isn't a chat completion", id="html"),
         pytest.param(respond(200, "[1, 2]"), "isn't a chat completion", id="other json"),
         pytest.param(respond(200, {"choices": []}), "choices", id="no choices"),
-        pytest.param(respond(200, {"error": "x"}), "choices", id="error as 200"),
+        pytest.param(respond(200, {"error": "no GPU left"}), "no GPU left", id="error as 200"),
         pytest.param(respond(200, completion(None, "tool_calls")), "no text", id="null content"),
         pytest.param(respond(200, completion("", "content_filter")), "content filter", id="content filter"),
         pytest.param(respond(400, {"error": {"message": "context too long"}}), "context too long", id="400"),
@@ -453,6 +456,272 @@ def test_connection_of_a_stream_is_used_again() -> None:
         return connections
 
     assert asyncio.run(main()) == 1
+
+
+RATE_LIMITED = {"error": {"message": "Provider returned error: rate limited upstream", "code": 429}}
+BROKEN_OFF = completion("The capital of Fra", "error")
+BROKEN_OFF["choices"][0]["error"] = {"code": 502, "message": "the worker died"}
+
+
+@pytest.mark.parametrize(
+    "body", [RATE_LIMITED, BROKEN_OFF, {"error": {"message": "x", "type": "overloaded_error"}}]
+)
+def test_passing_failure_in_a_200_is_retried(body: dict[str, Any]) -> None:
+    answer, server = ask(respond(200, body, retry_after="0.02"))
+    assert answer == HELLO and len(server.requests) == 2
+
+
+def test_failure_in_a_200_is_told_with_its_status_when_retries_end() -> None:
+    error, server = ask(*[respond(200, RATE_LIMITED, retry_after_ms="5")] * 3)
+    assert isinstance(error, GenerationError) and not isinstance(error, RejectedError | PermanentError)
+    assert str(error).endswith("/v1: 429: Provider returned error: rate limited upstream")
+    assert len(server.requests) == 3
+    error, server = ask(respond(200, BROKEN_OFF), max_retries=0)
+    assert str(error).endswith("/v1: 502: the worker died")
+
+
+def test_retry_after_is_obeyed_of_a_200(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="openai"):
+        ask(respond(200, RATE_LIMITED, retry_after="0.125"))
+    waits = [record.args[0] for record in caplog.records if record.msg.startswith("Retrying request in")]  # type: ignore[index]
+    assert waits == [0.125]
+
+
+@pytest.mark.parametrize(
+    "before", [[], [chunk("")], [chunk(""), "", usage_chunk(1, 0)]], ids=["first", "role", "more"]
+)
+@pytest.mark.parametrize("event", [RATE_LIMITED, {**chunk("", "error"), "error": {"code": 503, "message": "x"}}])
+def test_failure_of_a_stream_without_text_is_retried(before: list[object], event: dict[str, Any]) -> None:
+    pieces, answer, server = follow(stream(*before, event))
+    assert (pieces, answer) == (["hel", "lo"], HELLO)
+    assert len(server.requests) == 2
+
+
+def test_break_of_a_stream_without_text_is_retried() -> None:
+    pieces, answer, server = follow(stream(chunk(""), then=leave))
+    assert (pieces, answer) == (["hel", "lo"], HELLO)
+    assert len(server.requests) == 2
+
+
+def test_failure_of_a_stream_with_text_is_told() -> None:
+    pieces, error, server = follow(stream(*HI, RATE_LIMITED))
+    assert pieces == ["hi"] and len(server.requests) == 1
+    assert "it broke the answer off: Provider returned error: rate limited" in str(error)
+
+
+def test_stream_of_reasoning_longer_than_is_held_comes_whole() -> None:
+    thought = {"choices": [{"delta": {"reasoning_content": "hmm " * 20_000}}]}
+    pieces, answer, _ = follow(stream(*[thought] * 20, chunk("hi"), chunk("", "stop")))
+    assert (pieces, answer) == (["hi"], Completion("hi", "stop"))
+
+
+@pytest.mark.parametrize("length", ["content-length", "chunked", "gzip"])
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_too_large_a_response_is_an_error_at_once(length: str, status: int) -> None:
+    """The server would send 400 MiB; it is left long before."""
+    sent = 0
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        size = 400 << 20
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
+        if length == "gzip":
+            bomb = gzip.compress(b" " * (64 << 20))
+            writer.write(f"{head}content-encoding: gzip\r\ncontent-length: {len(bomb)}\r\n\r\n".encode() + bomb)
+            await writer.drain()
+            return
+        framing = f"content-length: {size}" if length == "content-length" else "transfer-encoding: chunked"
+        writer.write(f"{head}{framing}\r\n\r\n".encode())
+        block = b" " * (1 << 16)
+        while sent < size:
+            writer.write(block if length == "content-length" else b"10000\r\n" + block + b"\r\n")
+            sent += len(block)
+            await writer.drain()
+
+    error, server = ask(flood, max_answer_mib=2)
+    assert isinstance(error, GenerationError) and "exceeds 2 MiB; max_answer_mib" in str(error)
+    assert sent < 40 << 20 and len(server.requests) == 1
+
+
+def test_too_large_a_stream_is_an_error() -> None:
+    pieces, error, _ = follow(stream(*[chunk("x" * 100_000)] * 40), max_answer_mib=1)
+    assert isinstance(error, GenerationError) and "exceeds 1 MiB" in str(error)
+    assert 5 < len(pieces) < 12
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        (respond(401, {}), PermanentError, "401: it refused the key"),
+        (respond(402, {"error": {"message": "Insufficient Balance"}}), PermanentError, "402: Insufficient Balance"),
+        (respond(403, {"error": "no"}), PermanentError, "403: "),
+        (respond(404, "<html><title>404\n Not Found</title>", "text/html"), PermanentError,
+         "404: a web page '404 Not Found' (text/html); check base_url"),
+        (respond(400, {"error": {"message": "x is not a valid model ID", "code": 400}}), PermanentError, "400: "),
+        (respond(200, {"error": {"message": "no such key", "code": 401}}), PermanentError, "401: "),
+        (respond(403, {"error": {"message": "flagged", "code": 403, "metadata": {"reasons": ["violence"]}}}),
+         RejectedError, "403: flagged"),
+        (respond(400, {"error": {"message": "odd"}}), RejectedError, "400: odd"),
+        (respond(422, {"detail": [{"loc": ["body", "x"], "msg": "bad"}]}), RejectedError, "422: body.x: bad"),
+        (respond(200, completion("x", "content_filter")), RejectedError, "content filter"),
+        (respond(307, "", location="https://elsewhere/v1?key=secret"), PermanentError,
+         "307: it redirects to https://elsewhere/v1; set base_url to where it is"),
+        (respond(302, "", location="/login"), PermanentError, "302: it redirects to /login"),
+        (respond(200, "<html><title>Log in</title>", "text/html"), GenerationError,
+         "isn't a chat completion: a web page 'Log in' (text/html); check base_url"),
+        (respond(200, "oops", "text/plain"), GenerationError, "isn't a chat completion: 'oops' (text/plain)"),
+        (respond(204, ""), GenerationError, "isn't a chat completion: an empty body"),
+        (respond(500, {"error": "the input length exceeds the context length"}), TooLongError, "400: "),
+        (respond(422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 20"}), TooLongError, "422: "),
+    ],
+)  # fmt: skip
+def test_what_a_failure_means_for_other_prompts(fault: Fault, kind: type[Exception], says: str) -> None:
+    for error, server in (ask(fault), follow(fault)[1:]):
+        assert type(error) is kind
+        assert says in str(error).replace("stream of events", "chat completion")
+        assert "\n" not in str(error) and len(server.requests) == 1
+
+
+MAX_TOKENS = respond(
+    400,
+    {
+        "error": {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+    },
+)
+TEMPERATURE = respond(
+    400,
+    {
+        "error": {
+            "message": "Unsupported value: 'temperature' does not support 0 with this model.",
+            "param": "temperature",
+            "code": "unsupported_value",
+        }
+    },
+)
+USAGE = respond(400, {"error": {"message": "Unrecognized request argument supplied: stream_options"}})
+SEED = respond(
+    422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+)
+
+
+def ask_twice(
+    *faults: Fault, sampling: Sampling | None = None, **settings: Any
+) -> tuple[list[Completion | GenerationError], list[dict[str, Any]]]:
+    """Two streams from one engine, and the parameters of its requests."""
+
+    async def main() -> tuple[list[Completion | GenerationError], list[dict[str, Any]]]:
+        async with EndpointServer(faults) as server:
+            engine = make_engine(server.url, **settings)
+            ends = [(await followed(engine.stream(CHAT, sampling or Sampling())))[1] for _ in range(2)]
+            await engine.close()
+        return ends, [{n: v for n, v in r.body.items() if n not in ("model", "messages")} for r in server.requests]
+
+    return asyncio.run(main())
+
+
+def test_parameters_that_are_refused_are_left_out_and_not_sent_again() -> None:
+    ends, requests = ask_twice(MAX_TOKENS, TEMPERATURE, USAGE)
+    assert ends == [Completion("hello", "stop")] * 2
+    assert requests[3:] == [{"max_completion_tokens": 512, "stream": True}] * 2
+
+
+def test_a_parameter_that_is_set_is_left_out_only_where_the_config_allows() -> None:
+    sampling = Sampling(temperature=0.7, seed=3)
+    (error, answer), requests = ask_twice(SEED, sampling=sampling)
+    assert isinstance(error, RejectedError) and "422: body.seed" in str(error)
+    assert answer == HELLO and len(requests) == 2
+    ends, requests = ask_twice(SEED, TEMPERATURE, sampling=sampling, drop_params=True)
+    assert ends == [HELLO] * 2
+    assert [{*request} & {"seed", "temperature"} for request in requests] == [
+        {"seed", "temperature"},
+        {"temperature"},
+        set(),
+        set(),
+    ]
+
+
+def test_a_parameter_that_is_set_later_is_sent_again() -> None:
+    """A request's own temperature isn't the default that the endpoint has refused."""
+
+    async def main() -> list[Any]:
+        async with EndpointServer([TEMPERATURE]) as server:
+            engine = make_engine(server.url)
+            await engine.generate(CHAT, Sampling())
+            await engine.generate(CHAT, Sampling(temperature=1.0))
+            await engine.generate(CHAT, Sampling())
+            await engine.close()
+        return [request.body.get("temperature") for request in server.requests]
+
+    assert asyncio.run(main()) == [0.0, None, 1.0, None]
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_name_of_the_length_can_be_set(field: str) -> None:
+    error, server = ask(MAX_TOKENS, max_tokens_field=field)
+    assert isinstance(error, RejectedError) and len(server.requests) == 1
+    assert server.requests[0].body[field] == 512
+
+
+def test_null_sends_no_temperature() -> None:
+    _, server = ask(sampling=Sampling(temperature=None))
+    assert "temperature" not in server.requests[0].body
+
+
+def test_further_fields_and_headers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("GATEWAY", "gw-secret-77")
+    settings = {
+        "extra_body": {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+        "headers": {"x-title": "mine"},
+        "headers_env": {"api-key": "GATEWAY"},
+    }
+    with caplog.at_level(logging.DEBUG):
+        error, server = ask(
+            respond(400, {"error": {"message": "no gw-secret-77"}}), sampling=Sampling(top_k=4), **settings
+        )
+    (request,) = server.requests
+    assert (request.body["reasoning_effort"], request.body["top_k"]) == ("low", 4)
+    assert request.body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (request.headers["x-title"], request.headers["api-key"]) == ("mine", "gw-secret-77")
+    assert str(error).endswith("400: no ***") and "gw-secret-77" not in caplog.text
+
+
+def test_a_header_may_take_the_key_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY", "Basic abc")
+    _, server = ask(api_key_env=None, headers_env={"authorization": "GATEWAY"})
+    assert server.requests[0].headers["authorization"] == "Basic abc"
+
+
+@pytest.mark.parametrize(("value", "says"), [(None, "set the environment variable"), ("a\nb", "printable")])
+def test_a_header_s_missing_value_is_told_at_load(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, says: str
+) -> None:
+    monkeypatch.delenv("GATEWAY", raising=False)
+    if value:
+        monkeypatch.setenv("GATEWAY", value)
+    with pytest.raises(ModelLoadError, match=f"{says}.*" if value is None else says) as error:
+        make_engine("http://127.0.0.1:9/v1", headers_env={"x-key": "GATEWAY"})
+    assert "GATEWAY" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"headers": {"Authorization": "Bearer x"}}, "Authorization is a secret"),
+        ({"headers": {"x-api-key": "x"}}, "x-api-key is a secret"),
+        ({"headers": {"bad name": "x"}}, "isn't the name of a header"),
+        ({"headers": {"x": "a\nb"}}, "expected printable ASCII"),
+        ({"extra_body": {"temperature": 1}}, r"temperature is written by sampling\.temperature"),
+        ({"extra_body": {"messages": []}}, "messages is written by"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        make_engine("http://127.0.0.1:9/v1", **settings)
 
 
 def test_missing_key_is_told_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,325 @@
+"""Reads what services that speak OpenAI's chat completions send: answers, streams, and failures in all forms.
+
+Pure: JSON in, a `Completion` or a `ServiceError` out. Services agree on `choices[0].message.content` and on little
+else, so what isn't needed is never checked, and a failure is looked for before an answer: several services send one
+with status 200, some behind half of an answer.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from actors.engines import Completion
+from actors.records import FinishReason
+
+MOST_TOKENS = 2**53  # a larger count is none; JSON readers that know only floats would round it
+STOPPED = frozenset(
+    {"stop", "stopped", "eos", "eostoken", "eosfound", "endturn", "endofturn", "stopsequence", "stopstringfound"}
+    | {"end", "endoftext", "complete", "completed", "finished", "done"}
+)
+CUT = frozenset({"length", "maxtokens", "maxoutputtokens", "maxcompletiontokens", "modellength", "maxlength"})
+FILTERED = frozenset(
+    {"contentfilter", "contentfiltered", "safety", "sensitive", "refusal", "recitation", "blocklist"}
+    | {"prohibitedcontent", "spii", "guardrailintervened"}
+)
+# What services write where an HTTP status would stand, letters alone.
+_NAMES: dict[int, str] = {
+    400: "badrequest badrequesterror invalidrequest invalidrequesterror invalidargument contextlengthexceeded "
+    "exceedcontextsizeerror contextwindowexceedederror contentfilter",
+    401: "authenticationerror invalidapikey unauthenticated unauthorized",
+    403: "permissionerror permissiondenied permissiondeniederror forbidden",
+    404: "notfound notfounderror modelnotfound",
+    408: "timeout timeouterror requesttimeout deadlineexceeded",
+    429: "ratelimit ratelimited ratelimiterror ratelimitexceeded toomanyrequests resourceexhausted throttling "
+    "throttlingexception insufficientquota",
+    500: "servererror internal internalerror internalservererror apierror",
+    502: "badgateway upstreamerror providererror networkerror",
+    503: "overloaded overloadederror engineoverloaded unavailable serviceunavailable serviceunavailableerror "
+    "insufficientsystemresource",
+}
+STATUS_OF = {name: status for status, names in _NAMES.items() for name in names.split()}
+_STATUS_FIELDS = ("code", "status", "status_code", "statusCode", "http_code", "error_code", "type", "error_type")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a service tells of a request without an answer.
+
+    Attributes:
+        message: Its reason, in its own words where it has any.
+        status: HTTP status that the failure stands for; None where it names none.
+        code: The service's code of it.
+        param: Parameter of the request that it refuses.
+        rejected: Whether this request is what it refuses, by a content filter.
+    """
+
+    message: str
+    status: int | None = None
+    code: str | None = None
+    param: str | None = None
+    rejected: bool = False
+
+
+class ServiceError(Exception):
+    """An answer that is none."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class StreamReader:
+    """The answer that a stream's events make."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._reason: str | None = None
+        self._said = False  # any content at all, blank too
+        self._usage: Any = None
+
+    def add(self, data: str) -> str:
+        """Take the data of an event.
+
+        Returns:
+            Its piece of the text, which may be empty.
+
+        Raises:
+            ServiceError: It tells that the answer failed, or isn't part of a chat completion.
+        """
+        chunk = parsed(data)
+        if failure := failure_in(chunk):
+            raise ServiceError(failure)
+        if not isinstance(chunk, Mapping):
+            raise _malformed("", "expected an object")
+        self._usage = chunk.get("usage") or self._usage
+        choices = chunk.get("choices")
+        if not choices:
+            return ""
+        choice = _first(choices)
+        self._reason = _word(choice.get("finish_reason")) or self._reason
+        delta = choice.get("delta")
+        if (delta is None and "message" in choice) or not isinstance(delta, Mapping | None):
+            raise _malformed("choices.0.delta", "expected an object")
+        text = text_of((delta or {}).get("content"), "choices.0.delta.content")
+        self._said |= text is not None
+        self._pieces.append(text or "")
+        return text or ""
+
+    def completion(self) -> Completion:
+        """The whole answer, after its last event.
+
+        Raises:
+            ServiceError: The stream ended before the answer did, or the answer has no text.
+        """
+        if self._reason is None:
+            raise ServiceError(Failure("the answer broke off: its stream ended without a finish_reason"))
+        if not self._said:
+            raise _no_text(self._reason)
+        return Completion("".join(self._pieces), ended(self._reason), *counts(self._usage))
+
+
+def read_completion(body: bytes | str) -> Completion:
+    """The answer in a response's body.
+
+    Raises:
+        ServiceError: There is none; with the service's own reason where it gives one.
+    """
+    answer = parsed(body)
+    if failure := failure_in(answer):
+        raise ServiceError(failure)
+    if not isinstance(answer, Mapping):
+        raise _malformed("", "expected an object")
+    choices = answer.get("choices")
+    if not choices:
+        raise _malformed("choices", "expected one, got none")
+    choice = _first(choices)
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
+        raise _malformed("choices.0.message", "expected an object")
+    text = text_of(message.get("content"), "choices.0.message.content")
+    reason = _word(choice.get("finish_reason"))
+    if text is None:
+        refusal = message.get("refusal")
+        raise ServiceError(Failure(f"it refused: {refusal}", rejected=True)) if refusal else _no_text(reason)
+    return Completion(text, ended(reason), *counts(answer.get("usage")))
+
+
+def parsed(body: bytes | str) -> Any:
+    """JSON as a value.
+
+    Raises:
+        ServiceError: It isn't JSON (or nests too deep, or has half of a surrogate pair, which no column can hold).
+    """
+    try:
+        return from_json(body.removeprefix(b"\xef\xbb\xbf") if isinstance(body, bytes) else body)
+    except ValueError as error:
+        raise _malformed("", str(error)) from None
+
+
+def text_of(content: Any, where: str) -> str | None:
+    """The text of a message's content: as it is, or joined from parts of which only text counts, not thinking.
+
+    Raises:
+        ServiceError: It is neither.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, str | Mapping) for part in parts):
+        raise _malformed(where, "expected text, or a list of parts")
+    return "".join(part if isinstance(part, str) else _text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Mapping[str, Any]) -> str:
+    text = part.get("text")
+    if isinstance(text, Mapping):  # as OpenAI's assistants have it
+        text = text.get("value")
+    kind = part.get("type", "text")
+    return text if kind in ("text", "output_text", "text_delta") and isinstance(text, str) else ""
+
+
+def ended(reason: str | None) -> FinishReason:
+    """A service's finish reason as one of ours; none, beside a whole answer, is the end.
+
+    Raises:
+        ServiceError: The answer was broken off.
+    """
+    letters = _letters(reason or "stop")
+    if letters in STOPPED:
+        return "stop"
+    if letters in CUT:
+        return "length"
+    raise ServiceError(_broken_off(reason))
+
+
+def counts(usage: Any) -> tuple[int | None, int | None]:
+    """Tokens of prompt and answer; None for what is no count."""
+    if not isinstance(usage, Mapping):
+        return None, None
+    prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    return prompt, completion
+
+
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+    return value if is_count else None
+
+
+def failure_in(body: Any) -> Failure | None:
+    """The failure that a parsed body, or an event of a stream, tells of; None where it tells of none.
+
+    Known are the forms of OpenAI, Azure, OpenRouter, LiteLLM, Together, vLLM, SGLang, llama.cpp, TGI, Ollama,
+    Anthropic, Gemini, Mistral (FastAPI) and Cloudflare.
+    """
+    if isinstance(body, list) and body:  # Gemini's streams
+        body = body[0]
+    if not isinstance(body, Mapping):
+        return None
+    if body.get("error"):
+        return _failure(body["error"], body)
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(choice, Mapping):
+        reason = _word(choice.get("finish_reason"))
+        if choice.get("error"):
+            return _failure(choice["error"], choice)
+        if reason and _letters(reason) not in STOPPED | CUT:
+            return _broken_off(reason, choice)
+        return None
+    for name in ("errors", "detail"):  # without choices these are no part of an answer
+        if body.get(name):
+            return _failure(body[name], body)
+    if any(isinstance(body.get(name), str) and body[name] for name in ("message", "msg")):
+        return _failure(body, body)
+    return None
+
+
+def _broken_off(reason: str | None, choice: Mapping[str, Any] | None = None) -> Failure:
+    filtered = _letters(reason) in FILTERED
+    if filtered:
+        return Failure("the endpoint's content filter refused the answer", code=reason, rejected=True)
+    if _letters(reason) in ("toolcalls", "toolcall", "tooluse", "functioncall"):
+        message = (choice or {}).get("message")
+        content = message.get("content") if isinstance(message, Mapping) else None
+        missing = "" if content else ": the answer has no text"
+        return Failure(f"it called a tool (finish_reason {reason}){missing}", code=reason, rejected=True)
+    return Failure(f"it broke the answer off: finish_reason {reason}", STATUS_OF.get(_letters(reason)), reason)
+
+
+def _failure(error: Any, around: Mapping[str, Any]) -> Failure:
+    """A failure told as text, an object or a list of objects, with what stands around it."""
+    if isinstance(error, list):
+        messages = [failure.message for item in error if (failure := _failure(item, {})).message]
+        return Failure("; ".join(messages), _status([around], ""))
+    if not isinstance(error, Mapping):
+        message = str(error)
+        return Failure(message, _status([around], message), _word(around.get("code") or around.get("error_type")))
+    message = next((_told(error[name]) for name in ("message", "msg", "detail", "error") if error.get(name)), "")
+    if isinstance(error.get("loc"), list):  # FastAPI's
+        message = f"{'.'.join(map(str, error['loc']))}: {message}"
+    metadata = error.get("metadata")
+    if isinstance(metadata, Mapping) and metadata.get("raw"):  # OpenRouter: what the provider behind it sent
+        message = f"{message}: {_told(metadata['raw'])}"
+    rejected = isinstance(metadata, Mapping) and bool(metadata.get("flagged_input") or metadata.get("reasons"))
+    rejected |= _letters(error.get("code")) in FILTERED
+    return Failure(
+        message or _told(error),
+        _status([error, around], message),
+        _word(error.get("code") or error.get("type")),
+        _word(error.get("param")),
+        rejected,
+    )
+
+
+def _told(value: Any) -> str:
+    """What a service tells, as text of its own: objects within JSON have a message, too."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("message"), str):
+        return str(value["message"])
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _status(places: Iterable[Mapping[str, Any]], message: str) -> int | None:
+    """The HTTP status that a failure stands for, as a number or by name, in the first place that has one."""
+    for place in places:
+        for name in _STATUS_FIELDS:
+            value = place.get(name)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                number = int(value) if str(value).isascii() and str(value).isdigit() and len(str(value)) == 3 else 0
+                if 400 <= number <= 599:
+                    return number
+                if status := STATUS_OF.get(_letters(value)):
+                    return status
+    letters = _letters(message)
+    named = ("ratelimit", "toomanyrequests", "overloaded", "serviceunavailable", "badgateway")
+    return next((STATUS_OF[name] for name in named if name in letters), None)
+
+
+def _first(choices: Any) -> Mapping[str, Any]:
+    choice = choices[0] if isinstance(choices, list) else None
+    if not isinstance(choice, Mapping):
+        raise _malformed("choices.0", "expected an object")
+    return choice
+
+
+def _word(value: Any) -> str | None:
+    """A name as text; some services wrap it in an object with a `type`."""
+    if isinstance(value, Mapping):
+        value = value.get("type")
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
+
+
+def _letters(value: Any) -> str:
+    return "".join(character for character in str(value).lower() if character.isalnum())
+
+
+def _no_text(reason: str | None) -> ServiceError:
+    return ServiceError(Failure(f"the answer has no text (finish_reason {reason})"))
+
+
+def _malformed(where: str, expected: str) -> ServiceError:
+    return ServiceError(Failure(f"its answer isn't a chat completion: {where + ': ' if where else ''}{expected}"))

@@ -1,0 +1,96 @@
+"""What is sent to an endpoint, and what of it the endpoint has refused so far."""
+
+import logging
+from typing import Any
+
+from actors.engines.chat_completions import Failure
+from actors.engines.refusals import parameters_not_taken
+from actors.records import Message
+from configs.schema import EndpointModel, Sampling
+
+log = logging.getLogger(__name__)
+
+MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
+DEFAULT_TEMPERATURE = Sampling.model_fields["temperature"].default
+
+
+class Requests:
+    """Requests to one endpoint, as keywords of OpenAI's client.
+
+    Services refuse parameters that others need. What one has refused is remembered here, so that it costs a request
+    once and not for every prompt.
+    """
+
+    def __init__(self, model: EndpointModel) -> None:
+        self._model = model
+        self._length = MAX_COMPLETION_TOKENS if model.max_tokens_field == MAX_COMPLETION_TOKENS else MAX_TOKENS
+        self._refused: frozenset[str] = frozenset()
+
+    def build(self, messages: list[Message], sampling: Sampling, *, stream: bool = False) -> dict[str, Any]:
+        """A request: temperature and the length always, since services' defaults differ; else what is set."""
+        parameters: dict[str, Any] = {self._length: sampling.max_tokens}
+        if sampling.temperature is not None:
+            parameters["temperature"] = sampling.temperature
+        if sampling.top_p < 1:
+            parameters["top_p"] = sampling.top_p
+        if sampling.stop:
+            parameters["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            parameters["seed"] = sampling.seed
+        if stream and self._model.stream_usage:
+            parameters["stream_options"] = {"include_usage": True}
+        extra: dict[str, Any] = dict(self._model.extra_body)
+        if sampling.top_k is not None:  # not OpenAI's, but vLLM's, SGLang's, llama.cpp's, OpenRouter's
+            extra["top_k"] = sampling.top_k
+        request = {"model": self._model.model, "messages": messages, **parameters}
+        if extra:
+            request["extra_body"] = extra
+        return _without(request, self._refused & self._may_go(request))
+
+    def adapted(self, request: dict[str, Any], failure: Failure) -> dict[str, Any] | None:
+        """The request in the form that the endpoint asks for.
+
+        Args:
+            request: The one that it refused.
+            failure: Its refusal.
+
+        Returns:
+            Another request; None where nothing may be changed.
+        """
+        if failure.status not in (400, 422):
+            return None
+        may_go = self._may_go(request)
+        refused = parameters_not_taken(failure, may_go | {MAX_TOKENS} & set(request))
+        changed = _without(request, refused & may_go)
+        if MAX_TOKENS in refused and self._model.max_tokens_field == "auto":
+            changed[MAX_COMPLETION_TOKENS] = changed.pop(MAX_TOKENS)
+        return changed if changed != request else None
+
+    def learn(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Remember how a request had to be changed, now that it has succeeded."""
+        gone = _names(before) - _names(after)
+        if MAX_COMPLETION_TOKENS in after:
+            self._length = MAX_COMPLETION_TOKENS
+            gone -= {MAX_TOKENS}
+        for name in sorted(gone - self._refused):
+            log.warning("%s: %s refuses %s; it is left out", self._model.name, self._model.base_url, name)
+        self._refused |= gone
+
+    def _may_go(self, request: dict[str, Any]) -> frozenset[str]:
+        """Parameters that may be left out: those that the answer doesn't depend on, or that nobody has set."""
+        may_go = {"stream_options"}
+        if self._model.drop_params:
+            may_go |= {"temperature", "top_p", "top_k", "stop", "seed"}
+        if request.get("temperature") == DEFAULT_TEMPERATURE:
+            may_go.add("temperature")
+        return frozenset(may_go & _names(request))
+
+
+def _names(request: dict[str, Any]) -> set[str]:
+    return {*request, *request.get("extra_body", {})}
+
+
+def _without(request: dict[str, Any], names: frozenset[str] | set[str]) -> dict[str, Any]:
+    kept = {name: value for name, value in request.items() if name not in names and name != "extra_body"}
+    extra = {name: value for name, value in request.get("extra_body", {}).items() if name not in names}
+    return {**kept, "extra_body": extra} if extra else kept

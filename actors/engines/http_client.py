@@ -1,0 +1,178 @@
+"""The HTTP client below OpenAI's: bounds every attempt in time and size, and finds failures that status 200 hides.
+
+OpenAI's client retries by status. So a failure within a 200 gets the status that it stands for here, also in a
+stream of which no text has come yet, and is retried as any other: as often, as late, and after Retry-After.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any, Self, cast
+
+import httpx2
+import openai
+
+from actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed
+from actors.engines.refusals import is_too_long
+
+MIB = 1 << 20
+MOST_HELD = MIB  # of a stream without text; longer reasoning is passed on
+EVENT_STREAM = "text/event-stream"
+
+
+class OversizeError(openai.OpenAIError):
+    """A response is larger than it may be. Not a kind of error that the client retries."""
+
+
+class BoundedClient(openai.DefaultAsyncHttpxClient):
+    """An HTTP client that gives up an attempt after `attempt_s` seconds or `most_mib` MiB, body included.
+
+    Redirects are not followed: a POST would lose its body, and the key would go elsewhere.
+    """
+
+    def __init__(self, attempt_s: float, most_mib: int) -> None:
+        super().__init__(timeout=attempt_s, follow_redirects=False)
+        self._attempt_s, self._most_mib = attempt_s, most_mib
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        """Send a request; see `httpx2.AsyncClient.send`. The body is read, but for a stream that has begun well.
+
+        Raises:
+            OversizeError: The body is too large.
+        """
+        until = asyncio.get_running_loop().time() + self._attempt_s
+        options["follow_redirects"] = False
+        try:
+            async with asyncio.timeout_at(until):
+                response = await super().send(request, stream=True, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("the attempt took too long", request=request) from error
+        body = _Body(response, until, self._most_mib)
+        try:
+            if stream and response.status_code == 200 and content_type(response) == EVENT_STREAM:
+                status, content = await _beginning(response, body)
+            else:
+                content = b"".join([chunk async for chunk in body])
+                status = _status(response.status_code, content)
+        except BaseException:
+            await response.aclose()
+            raise
+        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _FRAMING]
+        whole: dict[str, Any] = {"stream": body} if content is None else {"content": content}
+        if content is not None:
+            await response.aclose()
+        return httpx2.Response(status, headers=headers, request=request, extensions=response.extensions, **whole)
+
+
+_FRAMING = frozenset({"content-encoding", "content-length", "transfer-encoding"})  # true of the body as it was sent
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A response's bytes, decoded, as long as they come before `until` on the loop's clock and aren't too many."""
+
+    def __init__(self, response: httpx2.Response, until: float, most_mib: int) -> None:
+        self._response, self._until, self._most_mib = response, until, most_mib
+        self._chunks = response.aiter_bytes()
+        self._read = 0
+        self._again: deque[bytes] = deque()
+        self.held: list[bytes] | None = None  # what has been read, to be read again
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._again:
+            return self._again.popleft()
+        try:
+            async with asyncio.timeout_at(self._until):  # not open while a chunk is out
+                chunk = await anext(self._chunks, None)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("the attempt took too long", request=self._response.request) from error
+        if chunk is None:
+            raise StopAsyncIteration
+        self._read += len(chunk)
+        if self._read > self._most_mib * MIB:
+            raise OversizeError(f"its answer exceeds {self._most_mib} MiB; max_answer_mib allows more")
+        if self.held is not None:
+            self.held.append(chunk)
+        return chunk
+
+    @property
+    def read(self) -> int:
+        """Bytes so far."""
+        return self._read
+
+    def rewind(self) -> None:
+        """Give what was held once more."""
+        self._again.extend(self.held or ())
+        self.held = None
+
+    async def aclose(self) -> None:
+        """Close the connection, or give it back where all is read."""
+        await self._chunks.aclose()
+        await self._response.aclose()
+
+
+class _Unclosed(httpx2.AsyncByteStream):
+    """A body that is read for a while and not closed then."""
+
+    def __init__(self, body: _Body) -> None:
+        self._body = body
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._body)
+
+
+async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes | None]:
+    """Read a stream up to its first text: the status it stands for, and its content where that is a failure."""
+    body.held = []
+    head = {"content-type": response.headers["content-type"]}
+    peeked = httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body))
+    reader = StreamReader()
+    with suppress(httpx2.SSEError):  # whoever reads the stream will find it again
+        async with aclosing(events_of(peeked)) as events:
+            async for event in events:
+                if event.data == "[DONE]":
+                    break
+                try:
+                    if (event.data and reader.add(event.data)) or body.read > MOST_HELD:
+                        break
+                except ServiceError as error:
+                    if error.failure.status is None:
+                        break
+                    return error.failure.status, event.data.encode()
+    body.rewind()
+    return response.status_code, None
+
+
+def events_of(response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
+    """The response's events, of at most 1 MiB each."""
+    return cast(AsyncGenerator[httpx2.ServerSentEvent, None], aiter(httpx2.EventSource(response)))
+
+
+def _status(status: int, content: bytes) -> int:
+    """The status that a response stands for: that of the failure in it, if its own is a success.
+
+    A prompt that is too long is no failure of the server, though some servers call it one: asked again, it would
+    fail again.
+    """
+    if status != 200 and status < 500:
+        return status
+    failure: Failure | None
+    try:
+        failure = failure_in(parsed(content))
+    except ServiceError:
+        failure = None
+    if failure is None:
+        return status
+    stands_for = failure.status or status if status == 200 else status
+    return 400 if stands_for >= 500 and is_too_long(failure) else stands_for
+
+
+def content_type(response: httpx2.Response) -> str:
+    """The type alone, in lower case; empty where there is none."""
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,0 +1,72 @@
+"""How an endpoint is asked: what differs between services that speak OpenAI's API."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from configs.settings import Settings
+
+# Fields of a request that other settings write.
+WRITTEN = {
+    "model": "model",
+    "messages": "system_prompt",
+    "max_tokens": "sampling.max_tokens",
+    "max_completion_tokens": "sampling.max_tokens and max_tokens_field",
+    **{name: f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "stop", "seed")},
+    "stream_options": "stream_usage",
+    "n": "samples",
+    "stream": "no setting; it is sent where an answer is streamed",
+}
+SECRET = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password)$", re.IGNORECASE)
+NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class RequestSettings(Settings):
+    """What is sent to an endpoint beside the chat and `sampling`, and how much of an answer is read."""
+
+    # auto: max_tokens; max_completion_tokens once the endpoint has refused that, as OpenAI's reasoning models do
+    max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    # Leave out temperature, top_p, top_k, stop or seed once the endpoint has refused it, though it is set. (A
+    # temperature of 0, the default, is left out in any case.)
+    drop_params: bool = False
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
+    headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results
+    headers_env: dict[str, str] = Field(
+        default_factory=dict
+    )  # headers, with the environment variable of each value
+    max_answer_mib: Annotated[int, Field(ge=1)] = 32  # of one response; a larger one is an error
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_written(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value:
+            if name in WRITTEN:
+                raise ValueError(f"{name} is written by {WRITTEN[name]}")
+        return value
+
+    @field_validator("headers", "headers_env")
+    @classmethod
+    def _are_headers(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} isn't the name of a header")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if SECRET.search(name):
+                raise ValueError(
+                    f"{name} is a secret; put its value into an environment variable, and that variable's name "
+                    "under headers_env"
+                )
+            if problem := header_problem(text):
+                raise ValueError(f"{name}: {problem}")
+        return value
+
+
+def header_problem(value: str) -> str | None:
+    """Why a text can't be a header's value; None where it can."""
+    return None if value.isascii() and value.isprintable() else "expected printable ASCII characters"
