@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 from serving import app_of, demo_blender, served
 
 from actors.records import Candidate, Prompt, Ranking
+from configs.breaker import BreakerSettings
 from configs.schema import SamplingChange
 from configs.serving import Serving
 from pipelines.blend import Blender
@@ -425,6 +426,20 @@ def test_when_nobody_answers_the_service_says_why(open_tab: Open, serve: Serve) 
     tab.ask()
     expect(tab["problem"]).to_contain_text("out of <b>luck</b>")
     expect(tab["stop"]).to_be_hidden()
+
+
+def test_who_is_left_out_is_named_with_the_cause(open_tab: Open, serve: Serve) -> None:
+    real, failing = demo_blender(), Failing("birch", [])
+    members = [Scripted("alder", ["An answer."]), failing]
+    blender = Blender(members, real.ranker, real.fuser, top_k=3, breaker=BreakerSettings(failures=1))
+    tab = open_tab(serve(app_of(blender)))
+    expect(tab["about"]).to_contain_text("birch")
+    expect(tab["down"]).to_be_empty()
+    tab.ask_to_the_end()
+    told = re.compile(r"^birch has been left out since \d\d:\d\d(.[AP]M)?, for it failed: out of <b>luck</b>$")
+    expect(tab["down"]).to_have_text(told)
+    again = open_tab(tab.page.url)
+    expect(again["down"]).to_have_text(told)
 
 
 def test_a_service_that_is_gone(open_tab: Open) -> None:
