@@ -2,21 +2,29 @@
 
 A type is found for each value (`infer`) and joined with the next one's (`unify`), which is commutative (but
 for the order of fields), associative and idempotent: blocks can be looked at in any order, anywhere. What
-no Arrow type fits (text here and a number there, integers beyond 64 bits, very many keys) becomes JSON text.
+no Arrow type fits (text here and a number there, integers beyond 64 bits, integers beyond 2^53 and fractions)
+becomes JSON text. Keys that can't be columns go to one column of JSON text, `extra`, and no other key with them.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS
+from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS, plain
+from pipelines.arrow_types import to_python
 from pipelines.rows import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
 
-JSON = pa.json_()  # stands for JSON text while types are joined; written as a string column
+# These stand for something else while types are joined; see `stored`.
+JSON = pa.json_()  # JSON text
+LARGE = pa.uint64()  # 64-bit integers, some beyond 2^53: a double can't hold them
+NAN = pa.float16()  # nothing but NaN, which is a missing value for whatever else is there
 MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record
+OTHERS = ""  # the field of a row's type that stands for all keys without a column of their own
+_EXACT = 2**53
 MAX_DEPTH = 16
 EMPTY = pa.struct([])
 
@@ -28,9 +36,11 @@ def infer(value: Any, depth: int = MAX_DEPTH) -> pa.DataType:
     if isinstance(value, bool):
         return pa.bool_()
     if isinstance(value, int):
-        return pa.int64() if -(2**63) <= value < 2**63 else JSON
+        if -_EXACT <= value <= _EXACT:
+            return pa.int64()
+        return LARGE if -(2**63) <= value < 2**63 else JSON
     if isinstance(value, float):
-        return pa.float64()
+        return NAN if value != value else pa.float64()
     if isinstance(value, str):
         return pa.string()
     if depth == 0:
@@ -47,10 +57,11 @@ def infer(value: Any, depth: int = MAX_DEPTH) -> pa.DataType:
 
 def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     """The narrowest type that holds the values of both; fields of `b` that `a` lacks go last."""
-    if a == b or pa.types.is_null(b):
-        return a
-    if pa.types.is_null(a):
-        return b
+    for one, other in ((a, b), (b, a)):
+        if one == other or pa.types.is_null(other) or (other == NAN and not pa.types.is_null(one)):
+            return one
+    if {a, b} <= {pa.int64(), LARGE}:
+        return LARGE
     if {a, b} == {pa.int64(), pa.float64()}:
         return pa.float64()
     if pa.types.is_list(a) and pa.types.is_list(b):
@@ -67,6 +78,8 @@ def stored(kind: pa.DataType) -> pa.DataType:
     """The type as it is written: a string for JSON text, what was always null, and objects without keys."""
     if kind in (JSON, pa.null(), EMPTY):
         return pa.string()
+    if kind in (LARGE, NAN):
+        return pa.int64() if kind == LARGE else pa.float64()
     if pa.types.is_list(kind):
         return pa.list_(stored(kind.value_type))
     if pa.types.is_struct(kind):
@@ -76,7 +89,7 @@ def stored(kind: pa.DataType) -> pa.DataType:
 
 def fit(value: Any, kind: pa.DataType) -> Any:
     """A JSON value as a Python value of `stored(kind)`; `kind` must hold it (see `unify`)."""
-    if value is None:
+    if value is None or (value != value and kind not in (NAN, pa.float64())):
         return None
     if kind in (JSON, EMPTY):
         return to_json(value)
@@ -89,18 +102,83 @@ def fit(value: Any, kind: pa.DataType) -> Any:
     return float(value) if pa.types.is_float64(kind) else value
 
 
+def infer_row(row: dict[str, Any]) -> pa.DataType:
+    """The type of a row's unknown keys: a field for each that can be a column, `OTHERS` if there are more."""
+    fields = {key: infer(value) for key, value in row.items() if _is_name(key)}
+    return _limited(fields | ({} if len(fields) == len(row) else {OTHERS: JSON}))
+
+
+def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """`unify` for the types of rows."""
+    fields = {field.name: field.type for field in a}
+    for field in b:
+        fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)
+    return _limited(fields)
+
+
+def _limited(fields: dict[str, pa.DataType]) -> pa.DataType:
+    """A row's type of at most `MAX_FIELDS` columns: the same ones, whatever the order of rows."""
+    names = [name for name in fields if name != OTHERS]
+    if len(names) > MAX_FIELDS:
+        left_out = sorted(names, key=lambda name: (len(name), name))[MAX_FIELDS:]
+        fields = {name: kind for name, kind in fields.items() if name not in set(left_out)} | {OTHERS: JSON}
+    return pa.struct(fields.items())
+
+
+def infer_array(array: pa.Array | pa.ChunkedArray) -> pa.DataType:
+    """`infer` for the values of an Arrow array, as JSON has them (`arrow_types.to_python`)."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    kind = array.type
+    if array.null_count == len(array):
+        return pa.null()
+    if pa.types.is_dictionary(kind):
+        return infer_array(array.dictionary_decode())
+    if pa.types.is_boolean(kind):
+        return pa.bool_()
+    if pa.types.is_integer(kind):
+        ends = pc.min_max(array)
+        return unify(infer(ends["min"].as_py()), infer(ends["max"].as_py()))
+    if pa.types.is_floating(kind):
+        return NAN if pc.all(pc.is_nan(array)).as_py() else pa.float64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(infer_array(array.flatten()))
+    if pa.types.is_struct(kind) and all(_is_name(field.name) for field in kind):
+        names = [field.name for field in kind]
+        if 0 < len(names) <= MAX_FIELDS and len(set(names)) == len(names):
+            return pa.struct(zip(names, map(infer_array, array.flatten()), strict=True))
+    if pa.types.is_nested(kind):
+        return JSON
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or not isinstance(kind, pa.BaseExtensionType):
+        return pa.string()
+    found: pa.DataType = pa.null()
+    for value in to_python(array):
+        found = unify(found, infer(as_json(value)))
+    return found
+
+
 def look(table: pa.Table) -> pa.DataType:
     """What `Layout.of` needs to know of a table of rows; of several tables it is the `unify` of theirs."""
     lists = table.column("candidates").to_pylist()
     known = [name for name in (*OWN_COLUMNS, *RESULT_COLUMNS) if name in table.column_names]
+    native = [field for field in table.schema if field.name not in ROW_SCHEMA.names]
     return pa.struct(
         {
             "present": pa.struct([(n, pa.null()) for n in known if table.column(n).null_count < len(table)]),
             "extra": _joined(table.column(EXTRA).to_pylist()),
             "candidate_extra": _joined(one[EXTRA] for candidates in lists for one in candidates or ()),
-            "native": pa.struct([field for field in table.schema if field.name not in ROW_SCHEMA.names]),
+            "native": pa.struct(native),
+            "native_values": pa.struct([(f.name, infer_array(table.column(f.name))) for f in native]),
         }.items()
     )
+
+
+def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """What `look` would see of two tables together."""
+    if pa.types.is_null(a):
+        return b
+    parts = {field.name: field.type for field in a}
+    return pa.struct([(field.name, unify_rows(parts[field.name], field.type)) for field in b])
 
 
 def packed(kind: pa.DataType) -> bytes:
@@ -117,7 +195,7 @@ def _joined(texts: Iterable[str | None]) -> pa.DataType:
     kind = EMPTY
     for text in texts:
         if text:
-            kind = unify(kind, infer(json.loads(text)))
+            kind = unify_rows(kind, infer_row(json.loads(text)))
     return kind
 
 
@@ -125,8 +203,9 @@ def _joined(texts: Iterable[str | None]) -> pa.DataType:
 class Layout:
     """The columns of what is written, the same for every file of a folder.
 
-    own: prompt columns that some row has. extra, candidate_extra: the type of all unknown keys of rows and of
-    candidates, a struct or `JSON`. native: columns that came from Parquet.
+    own: prompt columns that some row has. extra, candidate_extra: the types of the unknown keys of rows and of
+    candidates (`infer_row`). native: columns that came from Parquet, and from nowhere else; shared: those that
+    other files have as keys, so that `extra` has their type.
     """
 
     own: tuple[str, ...]
@@ -135,30 +214,38 @@ class Layout:
     extra: pa.DataType
     candidate_extra: pa.DataType
     native: tuple[pa.Field, ...]
+    shared: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, seen: pa.DataType, results: dict[str, pa.DataType], keep: Sequence[str]) -> Self:
         """From what `look` saw of all rows; `results` are written, `keep` where some row has them."""
         parts = {field.name: field.type for field in seen}
         present = {field.name for field in parts["present"]}
+        keys = {field.name for field in parts["extra"]}
+        native = [field for field in parts["native"] if field.name not in results]
+        shared = [(f.name, parts["native_values"].field(f.name).type) for f in native if f.name in keys]
+        extra = parts["extra"]
+        for name, kind in shared:
+            extra = pa.struct([(f.name, unify(f.type, kind) if f.name == name else f.type) for f in extra])
         return cls(
             own=tuple(name for name in OWN_COLUMNS if name in present),
             kept=tuple(name for name in keep if name in present and name not in results),
             results=results,
-            extra=parts["extra"],
+            extra=extra,
             candidate_extra=parts["candidate_extra"],
-            native=tuple(field for field in parts["native"] if field.name not in results),
+            native=tuple(field for field in native if field.name not in keys),
+            shared=frozenset(name for name, _ in shared),
         )
 
     def extra_types(self) -> dict[str, pa.DataType]:
         """The columns that come out of `extra`; ours win over a key of the same name."""
         taken = (set(ROW_SCHEMA.names) - {EXTRA}) | set(self.results) | {field.name for field in self.native}
-        return {name: kind for name, kind in _fields(self.extra).items() if name not in taken}
+        return {name: kind for name, kind in _columns(self.extra).items() if name not in taken}
 
     def schema(self) -> pa.Schema:
         """The row's own columns first, then ours, `error` last."""
         candidate = {name: CANDIDATE_TYPE.field(name).type for name in CANDIDATE_FIELDS}
-        candidate |= {name: stored(kind) for name, kind in _fields(self.candidate_extra).items()}
+        candidate |= {name: stored(kind) for name, kind in _columns(self.candidate_extra).items()}
         columns = {"id": pa.string()} | {name: PROMPT_COLUMNS[name] for name in self.own}
         columns |= {name: stored(kind) for name, kind in self.extra_types().items()}
         columns |= {field.name: field.type for field in self.native}
@@ -169,12 +256,12 @@ class Layout:
     def table(self, rows: pa.Table) -> pa.Table:
         """A table of the stages as it is written."""
         extra_types, schema, columns = self.extra_types(), self.schema(), []
-        extras = [_unknown(text, self.extra) for text in rows.column(EXTRA).to_pylist()]
+        extras = self._extras(rows)
         for name, kind in zip(schema.names, schema.types, strict=True):
             if name in extra_types:
                 columns.append(pa.array([fit(extra.get(name), extra_types[name]) for extra in extras], kind))
             elif name == "candidates":
-                lists, types = rows.column(name).to_pylist(), _fields(self.candidate_extra)
+                lists, types = rows.column(name).to_pylist(), _columns(self.candidate_extra)
                 columns.append(pa.array([[self._candidate(one, types) for one in c or ()] for c in lists], kind))
             elif name in rows.column_names:
                 columns.append(rows.column(name).cast(kind))
@@ -182,19 +269,49 @@ class Layout:
                 columns.append(pa.nulls(len(rows), kind))
         return pa.table(columns, schema=schema)
 
+    def _extras(self, rows: pa.Table) -> list[dict[str, Any]]:
+        """Each row's unknown keys, with the values of shared columns."""
+        extras = [_unknown(text, self.extra) for text in rows.column(EXTRA).to_pylist()]
+        for name in self.shared:
+            for extra, value in zip(extras, to_python(rows.column(name)), strict=True):
+                if value is not None:
+                    extra[name] = as_json(value)
+        return extras
+
     def _candidate(self, candidate: dict[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
         extra = _unknown(candidate[EXTRA], self.candidate_extra)
         fitted = {name: fit(extra.get(name), kind) for name, kind in types.items()}
         return {name: candidate[name] for name in CANDIDATE_FIELDS} | fitted
 
 
-def _fields(kind: pa.DataType) -> dict[str, pa.DataType]:
-    return {EXTRA: JSON} if kind == JSON else {field.name: field.type for field in kind}
+def others(row: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any] | None:
+    """A row's keys that have no column of their own (`kind`: see `infer_row`), for the column `extra`."""
+    if kind.get_field_index(OTHERS) < 0:
+        return None
+    return {name: value for name, value in row.items() if kind.get_field_index(name) < 0 or name in _NO_COLUMN}
+
+
+_NO_COLUMN = (OTHERS, EXTRA)  # where there are others, a key `extra` of the user's is one of them
+
+
+def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
+    """The columns of unknown keys."""
+    fields = {field.name: field.type for field in kind}
+    if OTHERS in fields:
+        return {name: t for name, t in fields.items() if name not in _NO_COLUMN} | {EXTRA: JSON}
+    return fields
 
 
 def _unknown(text: str | None, kind: pa.DataType) -> dict[str, Any]:
+    """A row's unknown keys, those without a column together in `extra`."""
     values = json.loads(text) if text else {}
-    return {EXTRA: values or None} if kind == JSON else values
+    rest = others(values, kind)
+    return values if rest is None else values | {EXTRA: rest or None}
+
+
+def as_json(value: Any) -> Any:
+    """A Python value as JSON has it: bytes, decimals and the like as text."""
+    return json.loads(json.dumps(value, default=plain))
 
 
 def _is_name(key: str) -> bool:

@@ -6,7 +6,8 @@ read by itself anywhere, and how many rows there are is known before the first m
 
 import hashlib
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,9 +17,10 @@ import ray
 import ray.data
 
 from actors.records import plain
+from pipelines.arrow_types import to_rows
 from pipelines.board import Count, telling
-from pipelines.columns import look, packed, unify, unpacked
-from pipelines.parsing import native_schema, read_tables
+from pipelines.columns import look, packed, seen_of, unpacked
+from pipelines.parsing import InputFile, input_files, native_schema, read_tables
 from pipelines.rows import ROW_SCHEMA
 from pipelines.store import Block, Index, Store, digest_of
 from pipelines.uris import filesystem, list_files, told
@@ -38,13 +40,13 @@ def rows_of_block(before: int, most: int) -> int:
     return min(most, grown)
 
 
-def fingerprint(uri: str, limit: int | None) -> str:
+def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str:
     """A digest of the names, sizes and versions of a URI's files: another one, and the rows may have changed.
 
     Raises BlendError when nothing is there.
     """
     versions = []
-    for file in list_files(uri):
+    for file in list_files(uri, without):
         fs, path = filesystem(file)
         with told(file, "read it"):
             info = fs.info(path)
@@ -54,22 +56,25 @@ def fingerprint(uri: str, limit: int | None) -> str:
     return digest_of([versions, limit])
 
 
-def read_input(store: Store, uri: str, limit: int | None, rows_per_block: int, board: Any) -> Index:
+def read_input(
+    store: Store, uri: str, limit: int | None, rows_per_block: int, board: Any, without: Sequence[str] = ()
+) -> Index:
     """Read the rows of a file, folder or glob into the store, and give its index (not saved yet).
 
     One task a file; with a limit one for all, for only it knows when there are enough. Raises BlendError when a
     file can't be read.
     """
-    files, mark = list_files(uri), fingerprint(uri, limit)
+    files, mark = input_files(uri, without), fingerprint(uri, limit, without)
     work = _Reader(native_schema(files), rows_per_block, limit, store, mark, board)
     groups = [files] if limit is not None else [[file] for file in files]
     tasks = ray.data.from_items(
-        [{"number": number, "files": group} for number, group in enumerate(groups)], override_num_blocks=len(groups)
+        [{"number": number, "files": pickle.dumps(group)} for number, group in enumerate(groups)],
+        override_num_blocks=len(groups),
     )
     found = []
     seen: pa.DataType = pa.null()
     for row in tasks.flat_map(work).iter_rows():
-        seen = unify(seen, unpacked(row.pop("seen")))
+        seen = seen_of(seen, unpacked(row.pop("seen")))
         found.append(Block(**row))
     if not pa.types.is_struct(seen):
         seen = look(ROW_SCHEMA.empty_table())
@@ -90,7 +95,7 @@ class _Reader:
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with telling(self.board):
             left = self.limit
-            for number, file in enumerate(task["files"], task["number"]):
+            for number, file in enumerate(pickle.loads(task["files"]), task["number"]):
                 for name, table in self._named(number, file):
                     table = table if left is None else table.slice(0, left)
                     self.store.save_rows(self.mark, name, table)
@@ -100,14 +105,14 @@ class _Reader:
                     if left == 0:
                         return
 
-    def _named(self, number: int, file: str) -> Iterator[tuple[str, pa.Table]]:
+    def _named(self, number: int, file: InputFile) -> Iterator[tuple[str, pa.Table]]:
         """A file's blocks with rows, under names that sort in input order."""
         for block, table in enumerate(_blocks(file, self.native, self.rows_per_block)):
             if len(table):
                 yield f"{number:05}-{block:06}", table
 
 
-def _blocks(file: str, native: pa.Schema, most: int) -> Iterator[pa.Table]:
+def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]:
     """A file's rows in blocks of `rows_of_block` rows, or what is nearest to it."""
     unit = min(_FIRST_ROWS, most)
     tables = read_tables(file, native, unit)
@@ -121,7 +126,7 @@ def _blocks(file: str, native: pa.Schema, most: int) -> Iterator[pa.Table]:
 def _entry(name: str, table: pa.Table) -> dict[str, Any]:
     """A block's entry in the index, and the types of what it holds."""
     stages, content = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for row in table.to_pylist():
+    for row in to_rows(table):
         stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())
         content.update(json.dumps(row, default=plain).encode())
     return {

@@ -8,6 +8,7 @@ beside an `error` that says why: a row is never dropped.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ ROW_SCHEMA = pa.schema(
     }
 )
 MAX_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
+_NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -178,11 +180,31 @@ def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
     return {**row, "id": read_id({RAW: raw}), EXTRA: json.dumps({RAW: raw}), "error": why}
 
 
-def read_json_row(line: bytes | str, where: str) -> dict[str, Any]:
-    """One JSON text (a line of a JSONL file) as a row."""
+def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
+    """The JSON value that begins at `at`, where it ends, and whether an object in it has a name twice.
+
+    Raises ValueError or RecursionError.
+    """
+    repeated = False
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
+        made = dict(items)
+        repeated = repeated or len(made) < len(items)
+        return made
+
+    value, end = json.JSONDecoder(object_pairs_hook=pairs).raw_decode(text, at)
+    return value, end, repeated
+
+
+def read_json_row(line: bytes | str, where: str, keys: Mapping[str, Any] = _NO_KEYS) -> dict[str, Any]:
+    """One JSON text (a line of a JSONL file) as a row; `keys` are of every row that hasn't them itself."""
     try:
-        text = line if isinstance(line, str) else line.decode("utf-8")
-        return read_json_value(json.loads(text), where, line)
+        text = (line if isinstance(line, str) else line.decode("utf-8")).strip(" \t\r\n")
+        value, end, repeated = parse_json(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return read_json_value(value, where, line, keys, repeated=repeated)
     except UnicodeDecodeError as error:
         return bad_row(line, f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}")
     except (ValueError, RecursionError) as error:
@@ -198,13 +220,23 @@ def not_json(error: ValueError | RecursionError) -> str:
     return "not JSON: a number of too many digits"  # the one other ValueError: Python's limit of 4,300
 
 
-def read_json_value(value: Any, where: str, text: bytes | str) -> dict[str, Any]:
-    """A parsed JSON value as a row; `text` is what it was parsed from."""
+def read_json_value(
+    value: Any, where: str, text: bytes | str, keys: Mapping[str, Any] = _NO_KEYS, *, repeated: bool = False
+) -> dict[str, Any]:
+    """A parsed JSON value as a row; `text` is what it was parsed from.
+
+    repeated: an object in it has a name twice. The last one counts, as everywhere; the text is kept under `raw`.
+    """
     if not isinstance(value, dict):
         return bad_row(text, f"{where}: expected a JSON object, got {type(value).__name__}")
     if _deeper(value, MAX_DEPTH):
         return bad_row(text, f"{where}: nested deeper than {MAX_DEPTH} levels")
-    return read_row(value, where)
+    row = read_row({**keys, **value} if keys else value, where)
+    if repeated:
+        held = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
+        extra = json.loads(row[EXTRA]) if row[EXTRA] else {}
+        row[EXTRA] = json.dumps(extra | {RAW: to_json({RAW: extra[RAW], "text": held}) if RAW in extra else held})
+    return row
 
 
 def write_row(row: Mapping[str, Any], results: Sequence[str], keep: Sequence[str] = ()) -> dict[str, Any]:
@@ -217,7 +249,7 @@ def write_row(row: Mapping[str, Any], results: Sequence[str], keep: Sequence[str
     out |= {name: row[name] for name in OWN_COLUMNS if row.get(name) is not None}
     out |= json.loads(row[EXTRA]) if row.get(EXTRA) else {}
     ours = {*ROW_SCHEMA.names, *results}
-    out |= {name: value for name, value in row.items() if name not in ours}
+    out |= {name: value for name, value in row.items() if name not in ours and not (value is None and name in out)}
     out |= {name: row[name] for name in keep if name not in results and row.get(name) is not None}
     for name in ("candidates", *results, "error"):
         out.pop(name, None)  # a key of the user's by that name: ours goes to its place at the end

@@ -5,55 +5,35 @@ driver puts the pieces together, and the file gets its name when it is complete.
 """
 
 import contextlib
-import csv
 import errno
 import glob
 import hashlib
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.errors import BlendError
 from actors.records import plain
 from configs.preferences import Preferences
-from pipelines.columns import JSON, Layout
+from pipelines.arrow_types import to_rows
+from pipelines.columns import OTHERS, Layout
+from pipelines.formats import FORMATS
+from pipelines.formats.base import Shape
+from pipelines.formats.columnar import parquet_bytes
 from pipelines.manifest import FileRecord
 from pipelines.preferences import PREFERENCE_SCHEMA, preference_table
-from pipelines.rows import EXTRA, to_json, write_row
+from pipelines.rows import EXTRA, ROW_SCHEMA, to_json, write_row
 from pipelines.storage import put, remove
 from pipelines.uris import filesystem, is_local, kind, replacing, row_files, told
 
 FolderFormat = Literal["parquet", "jsonl"]
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
-GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _PART = re.compile(r"part-\d{6}-[0-9a-f]{16}\.(parquet|jsonl)")
-
-
-class Shape(Protocol):
-    """What is written of a table of finished rows. It travels to workers."""
-
-    def schema(self) -> pa.Schema:
-        """The columns of Parquet and CSV."""
-        ...
-
-    def table(self, rows: pa.Table) -> pa.Table:
-        """As Parquet has it."""
-        ...
-
-    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
-        """As JSON has it."""
-        ...
-
-    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
-        """As CSV has it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -70,14 +50,15 @@ class BlendShape:
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
         results = list(self.layout.results)
-        return (write_row(row, results, self.layout.kept) for row in rows.to_pylist())
+        return (write_row(row, results, self.layout.kept) for row in to_rows(rows))
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
         """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
         names = self.schema().names
         for out in map(dict, self.objects(rows)):
-            if self.layout.extra == JSON:
-                out[EXTRA] = {name: value for name, value in out.items() if name not in names} or None
+            if self.layout.extra.get_field_index(OTHERS) >= 0:
+                rest = {name: value for name, value in out.items() if name not in names or name == EXTRA}
+                out[EXTRA] = rest or None
             yield [_cell(out.get(name)) for name in names]
 
 
@@ -91,7 +72,7 @@ class PreferenceShape:
         return PREFERENCE_SCHEMA
 
     def table(self, rows: pa.Table) -> pa.Table:
-        return preference_table(rows.to_pylist(), self.settings)
+        return preference_table(rows.select(ROW_SCHEMA.names).to_pylist(), self.settings)
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
         return iter(self.table(rows).to_pylist())
@@ -119,8 +100,8 @@ class Piece:
 class Sink:
     """Where rows go. mark: tells this run's parts of a folder from another's.
 
-    An ending of .jsonl, .ndjson, .json, .csv (also with .gz) or .parquet makes one file; anything else is a folder
-    of parts in `folder_format`.
+    An ending of `formats.FORMATS` (text also compressed: .gz, .zst, .bz2, .xz) makes one file; anything else is a
+    folder of parts in `folder_format`.
     """
 
     uri: str
@@ -140,7 +121,7 @@ class Sink:
             return Piece(count, data)
         if self.ending == ".parquet":
             table = self.shape.table(rows)
-            count, data = len(table), _parquet_bytes(table)
+            count, data = len(table), parquet_bytes(table)
         else:
             count, data = self._encoded(rows)
         name = f"part-{number:06}-{self.mark}{self.ending}"
@@ -149,22 +130,7 @@ class Sink:
         return Piece(count, b"", record)
 
     def _encoded(self, rows: pa.Table) -> tuple[int, bytes]:
-        """How many rows there are to write, and their bytes without what stands before and after all of them."""
-        if self.ending == ".parquet":
-            table = self.shape.table(rows)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
-            return len(table), sink.getvalue().to_pybytes()
-        if self.ending == ".csv":
-            text = io.StringIO()
-            cells = list(self.shape.cells(rows))
-            csv.writer(text, lineterminator="\n").writerows(cells)
-            return len(cells), text.getvalue().encode(errors="replace")
-        lines = [to_json(row).encode() for row in self.shape.objects(rows)]
-        if self.ending == ".json":
-            return len(lines), b",\n".join(lines)
-        return len(lines), b"".join(line + b"\n" for line in lines)
+        return FORMATS[self.ending].encoded(self.shape, rows)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Written"]:
@@ -175,10 +141,10 @@ class Sink:
             yield written
             return
         with told(self.uri, "write it"):
-            with replacing(self.uri) as file, self._joining(file) as join:
+            with replacing(self.uri) as file, FORMATS[self.ending].joining(file, self.shape.schema()) as join:
 
                 def add(piece: Piece) -> None:
-                    join(piece)
+                    join(piece.data, piece.rows)
                     written.rows += piece.rows
 
                 written.add = add
@@ -188,32 +154,6 @@ class Sink:
                 digest = hashlib.file_digest(done, "sha256").hexdigest()
             name, size = PurePosixPath(path).name, fs.size(path)
         written.files.append(FileRecord(path=name, rows=written.rows, bytes=size, sha256=digest))
-
-    @contextlib.contextmanager
-    def _joining(self, file: IO[bytes]) -> Iterator[Callable[[Piece], None]]:
-        """Puts pieces together in one file, with what stands before, between and after them."""
-        if self.ending == ".parquet":
-            with pq.ParquetWriter(file, self.shape.schema()) as writer:
-                groups = _RowGroups(writer)
-                yield groups.add
-                groups.flush()
-            return
-        is_list, begun = self.ending == ".json", False
-
-        def join(piece: Piece) -> None:
-            nonlocal begun
-            if is_list and begun and piece.rows:
-                file.write(b",\n")
-            file.write(piece.data)
-            begun = begun or piece.rows > 0
-
-        if self.ending == ".csv":
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerow(self.shape.schema().names)
-            file.write(text.getvalue().encode())
-        file.write(b"[\n" if is_list else b"")
-        yield join
-        file.write(b"\n]\n" if is_list else b"")
 
     def clear(self) -> None:
         """Remove the parts of a folder that another run, or this one with another config, wrote."""
@@ -236,28 +176,9 @@ class Written:
     files: list[FileRecord] = field(default_factory=list)
 
 
-class _RowGroups:
-    """Pieces gathered to row groups of a size that reads well."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
-        self._held: list[pa.Table] = []
-
-    def add(self, piece: Piece) -> None:
-        self._held.append(pa.ipc.open_stream(piece.data).read_all())
-        if sum(map(len, self._held)) >= GROUP_ROWS or sum(one.nbytes for one in self._held) >= GROUP_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._held:
-            self._writer.write_table(pa.concat_tables(self._held))
-            self._held.clear()
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
+def is_part(name: str) -> bool:
+    """Whether a file of this name is one that a run wrote into a folder."""
+    return _PART.fullmatch(name) is not None
 
 
 def parts(fs: Any, folder: str) -> list[str]:
@@ -267,7 +188,7 @@ def parts(fs: Any, folder: str) -> list[str]:
     return [
         path
         for path in row_files(fs, folder)
-        if PurePosixPath(path).parent == PurePosixPath(folder) and _PART.fullmatch(PurePosixPath(path).name)
+        if PurePosixPath(path).parent == PurePosixPath(folder) and is_part(PurePosixPath(path).name)
     ]
 
 

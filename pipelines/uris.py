@@ -6,14 +6,13 @@ fsspec opens everything, so that a worker opens what the driver listed with cred
 
 import contextlib
 import glob
-import gzip
+import lzma
 import os
 import re
 import uuid
 import zlib
-from collections.abc import Iterator
-from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
@@ -24,22 +23,25 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from actors.errors import BlendError, one_line
+from pipelines.compression import ending_of, packing, unpacked
+from pipelines.folders import Found, visible, walk
+from pipelines.formats import FORMATS, kind
 from pipelines.s3 import S3
 
 S3_SCHEMES = ("s3://", "s3a://")
-KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+KINDS = tuple(FORMATS)
 # What opening, reading or writing a file raises.
-UNREADABLE = (OSError, EOFError, zlib.error, BotoCoreError, ResponseParserError, aiohttp.ClientError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    BotoCoreError,
+    ResponseParserError,
+    aiohttp.ClientError,
+)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
-_COMPRESSED = (".jsonl.gz", ".ndjson.gz", ".json.gz", ".csv.gz")
 _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
-
-
-def kind(uri: str) -> str | None:
-    """The file's ending, one of `KINDS` (without `.gz`); None for what isn't rows."""
-    name = PurePosixPath(uri).name.lower()
-    name = name.removesuffix(".gz") if name.endswith(_COMPRESSED) else name
-    return next((ending for ending in KINDS if name.endswith(ending) and name != ending), None)
 
 
 @contextlib.contextmanager
@@ -93,21 +95,20 @@ def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
-def _visible(path: str, asked: str) -> bool:
-    """Whether no name in the path is hidden, or starts with `_`, but for those that were asked for."""
-    names = zip_longest(PurePosixPath(path).parts, PurePosixPath(asked).parts, fillvalue="")
-    return not any(name.startswith((".", "_")) and name[0] != wish[:1] for name, wish in names)
-
-
 def row_files(fs: Any, folder: str) -> list[str]:
-    """All files of rows under a folder, sorted; hidden ones and names that start with `_` are skipped."""
-    return sorted(path for path in fs.find(folder) if kind(path) and _visible(path, folder))
+    """All files of rows under a folder, sorted; see `folders.walk`."""
+    return walk(fs, folder).files
 
 
-def list_files(uri: str) -> list[str]:
-    """The files of a URI, each a URI of its own, sorted by path.
+def find(uri: str, without: Sequence[str] = ()) -> Found:
+    """The files of a URI, each a URI of its own, sorted by path, and what else is there.
 
-    Raises BlendError when there is none, or a file named outright has an ending that isn't read.
+    Args:
+        uri: File, folder or glob.
+        without: Paths of files that aren't part of it: what the same run wrote.
+
+    Raises:
+        BlendError: Nothing is there to read, or a file named outright has an ending that isn't read.
     """
     fs, path = filesystem(uri)
     with told(uri, "list it"):
@@ -115,32 +116,75 @@ def list_files(uri: str) -> list[str]:
         if fs.isfile(path):
             if kind(path) is None:
                 raise BlendError(f"{uri}: not a file of rows; expected {', '.join(KINDS)}")
-            files = [path]
+            found = Found([path])
         elif fs.isdir(path):
-            files = row_files(fs, path)
-        elif glob.has_magic(path):
-            found = [one for one in fs.glob(path) if _visible(one, path)]
-            inside = (file for one in found for file in (row_files(fs, one) if fs.isdir(one) else [one]))
-            files = sorted({file for file in inside if kind(file)})
+            found = walk(fs, path, without)
+        elif glob.has_magic(path) or "{" in path:
+            found = _globbed(fs, path, without)
         else:
             raise FileNotFoundError(path)
-    if not files:
-        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(KINDS)}")
-    return files if is_local(fs) else [fs.unstrip_protocol(file) for file in files]
+    if not found.files:
+        passed = f"; {found.left_out_text()}" if found.left_out else ""
+        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(KINDS)}{passed}")
+    if is_local(fs):
+        return found
+    unstripped = fs.unstrip_protocol
+    return Found(
+        [unstripped(file) for file in found.files],
+        found.left_out,
+        {unstripped(file): keys for file, keys in found.keys.items()},
+    )
+
+
+def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
+    found = Found([])
+    fixed = _fixed(path)
+    for pattern in _alternatives(path):
+        for one in fs.glob(pattern):
+            if not visible(one, pattern) or one in without:
+                continue
+            if fs.isdir(one):
+                found.add(walk(fs, one, without, root=fixed))
+            else:
+                found.add_file(one, fixed)
+    found.files = sorted(set(found.files))
+    return found
+
+
+def _fixed(pattern: str) -> str:
+    """The folder above the first part of a glob that isn't a plain name."""
+    before = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+    return before.rpartition("/")[0]
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The globs that one with braces stands for: `{a,b}*` is `a*` and `b*`, as in a shell."""
+    match = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [one for part in match[1].split(",") for one in _alternatives(head + part + tail)]
+
+
+def list_files(uri: str, without: Sequence[str] = ()) -> list[str]:
+    """The files of a URI. See `find`."""
+    return find(uri, without).files
 
 
 def open_binary(uri: str) -> IO[bytes]:
-    """Open one file for reading; `.gz` is unpacked on the way (by its ending, so no Parquet)."""
+    """Open one file for reading; what is compressed is unpacked on the way, if its ending says so."""
     fs, path = filesystem(uri)
-    return fs.open(path, "rb", compression="gzip" if path.lower().endswith(_COMPRESSED) else None)
+    packed = ending_of(path)
+    file: IO[bytes] = fs.open(path, "rb")
+    return unpacked(file, packed) if packed and kind(path) else file
 
 
 @contextlib.contextmanager
 def replacing(uri: str) -> Iterator[IO[bytes]]:
     """A file for writing that gets its name when all of it is written: a killed run leaves no half file."""
     fs, path = filesystem(uri)
-    zipped = path.lower().endswith(_COMPRESSED)
-    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, _zipping(file, zipped) as sink:
+    packed = ending_of(path) if kind(path) else None
+    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, packing(file, packed) as sink:
         yield sink
 
 
@@ -178,12 +222,3 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
         file.closed = True  # or its finalizer would try to write what was discarded
         raise
     fs.invalidate_cache()
-
-
-@contextlib.contextmanager
-def _zipping(file: IO[bytes], zipped: bool) -> Iterator[Any]:
-    if not zipped:
-        yield file
-        return
-    with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as sink:
-        yield sink

@@ -287,10 +287,3 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name, content, asked, why):
 def test_an_unknown_scheme_is_one_line(uri):
     with pytest.raises(BlendError, match=uri):
         rows_of(uri)
-
-
-def test_columns_that_cannot_be_one_are_told(tmp_path):
-    pq.write_table(pa.table({"prompt": ["5"], "n": [1]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"prompt": ["5"], "n": ["x"]}), tmp_path / "b.parquet")
-    with pytest.raises(BlendError, match=r"b\.parquet: other column types than in the files before it"):
-        rows_of(tmp_path)

@@ -1,0 +1,62 @@
+"""Compressed files by the last ending of their names: `.gz`, `.zst`, `.bz2`, `.xz`.
+
+A stream that breaks off raises an error here. fsspec's reader of `.zst` takes what is there for the whole, and rows
+would be lost without a word.
+"""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+
+_STDLIB: dict[str, Any] = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+ENDINGS = (".gz", ".zst", ".bz2", ".xz")
+
+
+def ending_of(name: str) -> str | None:
+    """How a file of this name is compressed; None when it isn't."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
+
+
+def unpacked(file: IO[bytes], ending: str) -> IO[bytes]:
+    """What a compressed file holds; closing it closes the file."""
+    if ending == ".zst":
+        stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    elif ending == ".gz":
+        stream = gzip.GzipFile(fileobj=file)
+    else:
+        stream = _STDLIB[ending](file)
+    return _Unpacked(stream, file)
+
+
+class _Unpacked(io.BufferedReader):
+    """A stream over a file: both are closed together."""
+
+    def __init__(self, stream: Any, file: IO[bytes]) -> None:
+        super().__init__(stream, 2**20)
+        self._file = file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+@contextlib.contextmanager
+def packing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
+    """A file to write to whose content goes compressed into another one."""
+    if ending is None:
+        yield file
+        return
+    if ending == ".zst":
+        stream: Any = pa.CompressedOutputStream(pa.PythonFile(file, mode="w"), "zstd")
+    elif ending == ".gz":
+        stream = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
+    else:
+        stream = _STDLIB[ending](file, "wb")
+    with stream:
+        yield stream

@@ -1,0 +1,38 @@
+"""Rows through a run without any stage and without Ray: read, kept as blocks, laid out, written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.columns import Layout, look, seen_of
+from pipelines.formats import FORMATS, kind
+from pipelines.importing import _entry
+from pipelines.parsing import input_files, native_schema, read_tables
+from pipelines.sinks import BlendShape
+from pipelines.store import _read, _written
+from pipelines.uris import replacing
+
+
+def passed(source: Path, output: Path, results: dict[str, pa.DataType] | None = None, size: int = 2) -> Path:
+    """Write all rows of a URI to one file of any format, in blocks of `size`; its path."""
+    files = input_files(str(source))
+    native = native_schema(files)
+    tables = [_read(_written(table, {}))[0] for file in files for table in read_tables(file, native, size)]
+    seen: pa.DataType = pa.null()
+    for table in tables:
+        assert _entry("block", table)["rows"] == len(table)
+        seen = seen_of(seen, look(table))
+    shape = BlendShape(Layout.of(seen, results or {}, ()))
+    written = FORMATS[kind(str(output)) or ""]
+    pieces = [written.encoded(shape, table) for table in [*tables, pa.concat_tables(tables)[:0]]]
+    with replacing(str(output)) as file, written.joining(file, shape.schema()) as join:
+        for rows, data in pieces:
+            join(data, rows)
+    return output
+
+
+def objects(source: Path, folder: Path) -> list[dict[str, Any]]:
+    """The rows as a run writes them to a JSONL file."""
+    return [json.loads(line) for line in passed(source, folder / "passed.jsonl").read_text().splitlines()]
