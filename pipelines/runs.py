@@ -18,6 +18,7 @@ from cluster.session import capacity
 from configs.identity import deciding, differences
 from configs.preferences import Preferences
 from configs.schema import RayCluster
+from pipelines.apart import own_outputs
 from pipelines.assembly import assemble
 from pipelines.batch import actors, missing, run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
@@ -29,7 +30,7 @@ from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
 from pipelines.planning import announce
 from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, PreferenceShape, Sink, check_output
 from pipelines.store import Index, Store, digest_of, folder_of
-from pipelines.uris import filesystem, kind, list_files
+from pipelines.uris import filesystem, kind
 
 TableFunction = Callable[[pa.Table], pa.Table]
 
@@ -95,8 +96,8 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
     Raises BlendError, one line. Nothing at the output is touched before the plan is known to fit.
     """
     store = Store(folder_of(absolute(run.output)))
-    mark = fingerprint(run.input, run.limit)
-    _check_apart(run)
+    own = own_outputs(run.input, outputs_of(run), store.run)
+    mark = fingerprint(run.input, run.limit, own)
     state = _state(run, store, mark, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
         return done
@@ -115,7 +116,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
                 "started": started.isoformat(),
                 "sessions": sessions,
             }
-            index = _input(run, store, mark, board, update=update or state.gone or not state.there)
+            index = _input(run, store, mark, board, own, update=update or state.gone or not state.there)
             store.save_run(record)
             store.save_manifest(None)
             work, waves = _work(run, plan, store)
@@ -142,8 +143,7 @@ class _State:
 
 def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) -> _State:
     """What earlier sessions left. Raises BlendError when this run mustn't go on from it."""
-    outputs = [run.output, *([run.preferences.output] if run.preferences else [])]
-    taken = [uri for uri in outputs if check_output(uri, overwrite)]
+    taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
     record = store.run()
     if record is None:
         if taken and not overwrite:
@@ -171,11 +171,9 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
     )
 
 
-def _check_apart(run: Run) -> None:
-    """Raise BlendError when the run would write its parts beside what it reads."""
-    folder = absolute(run.output).rstrip("/")
-    if kind(run.output) is None and any(file.rpartition("/")[0] == folder for file in list_files(run.input)):
-        raise BlendError(f"{run.output}: is read by this run too; choose another output")
+def outputs_of(run: Run) -> list[str]:
+    """Where the run writes."""
+    return [run.output, *([run.preferences.output] if run.preferences else [])]
 
 
 def _finished(run: Run, store: Store) -> Summary | None:
@@ -191,13 +189,13 @@ def _finished(run: Run, store: Store) -> Summary | None:
     return Summary(manifest, run.output, resumed=True)
 
 
-def _input(run: Run, store: Store, mark: str, board: Any, *, update: bool) -> Index:
+def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *, update: bool) -> Index:
     """The input's blocks: those that are there, or as they are read now. Raises BlendError when they changed."""
     index = store.index()
     if index is not None and index.fingerprint == mark:
         return index
     with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
-        new = read_input(store, run.input, run.limit, run.rows_per_block, board)
+        new = read_input(store, run.input, run.limit, run.rows_per_block, board, own)
     if index is not None and new.digest != index.digest and not update:
         store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"

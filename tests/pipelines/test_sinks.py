@@ -255,10 +255,18 @@ def test_a_folder_is_not_overwritten_by_what_reads_it(source, tmp_path):
     assert len(list(read_rows(folder))) == 4
 
 
-def test_a_file_can_be_overwritten_by_what_reads_it(source, tmp_path):
-    uri = str(tmp_path / "in.jsonl")
-    assert write(source, uri, overwrite=True) == (4, 2)
-    assert len(list(read_rows(uri))) == 4
+def test_a_file_is_not_overwritten_by_what_reads_it(source, tmp_path):
+    uri, before = str(tmp_path / "in.jsonl"), source.read_bytes()
+    with pytest.raises(BlendError, match="is read by this run too"):
+        write(source, uri, overwrite=True)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out"])
+def test_an_output_beside_its_input_is_no_input_when_the_command_is_repeated(source, tmp_path, name):
+    for overwrite in (False, False, True):
+        assert write(tmp_path, str(tmp_path / name), overwrite=overwrite) == (4, 2)
+    assert len(list(read_rows(str(tmp_path / name)))) == 4
 
 
 def test_a_run_that_fails_leaves_no_half_file(tmp_path):
