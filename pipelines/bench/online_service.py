@@ -185,7 +185,10 @@ def waiting_models(url: str, models: int, **serve: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def model_server(delay_s: float) -> Iterator[str]:
-    """Within the block a process answers any chat after so long, at the URL that this gives."""
+    """Within the block a process answers any chat after so long, at the URL that this gives.
+
+    With `/unavailable` before `/v1` it answers 503 to all, with `/silent` never.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", __name__, "--delay-s", str(delay_s)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -205,8 +208,19 @@ async def serve_models(delay_s: float) -> None:
         choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
         return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
+    async def refuse(request: web.Request) -> web.Response:
+        await request.read()
+        return web.json_response({"error": {"message": "overloaded"}}, status=503)
+
+    async def be_silent(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/unavailable/v1/chat/completions", refuse)
+    app.router.add_post("/silent/v1/chat/completions", be_silent)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, HOST, port := free_port())
