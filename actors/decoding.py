@@ -28,7 +28,7 @@ from transformers import (
 from actors.batches import padded, token_mask
 from actors.detokenization import Detokenizer, Transcript
 from actors.engines import Completion
-from actors.errors import BlendError, GenerationError, PromptError, one_line
+from actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
 from actors.records import FinishReason
 from configs.schema import Sampling
 
@@ -250,7 +250,7 @@ class BatchDecoder:
 
     def _as_generation_error(self, error: Exception) -> GenerationError:
         if isinstance(error, torch.OutOfMemoryError):
-            return GenerationError(f"the GPU's memory doesn't hold this prompt; lower {self._smaller}")
+            return RejectedError(f"the GPU's memory doesn't hold this prompt; lower {self._smaller}")
         return GenerationError(one_line(error))
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from actors.engines import Completion, Engine
 from actors.engines.reasoning_formats import FORMATS, ReasoningFormat
-from actors.errors import GenerationError
+from actors.errors import RejectedError
 from actors.records import Message
 from configs.schema import Sampling
 
@@ -203,5 +203,5 @@ class AnswersOnly:
 def _checked(completion: Completion, text: str, answer: AnswerFilter) -> Completion:
     if answer.reasoning:
         cure = "; raise sampling.max_tokens" if completion.finish_reason == "length" else ""
-        raise GenerationError(f"the answer ends within its reasoning{cure}")
+        raise RejectedError(f"the answer ends within its reasoning{cure}")
     return replace(completion, text=text)

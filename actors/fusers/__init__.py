@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Protocol, assert_never
 
 from actors.engines import Completion
-from actors.errors import BLANK, GenerationError
+from actors.errors import BLANK, RejectedError
 from actors.records import Prompt, is_blank
 from configs.schema import Fuser as FuserSettings
 from configs.schema import GenFuser, LLMFuser, SamplingChange
@@ -51,10 +51,10 @@ def answered(reply: Completion) -> Completion:
     """The reply.
 
     Raises:
-        GenerationError: It is blank, so the best candidate is a better answer.
+        RejectedError: It is blank, so the best candidate is a better answer.
     """
     if is_blank(reply.text):
-        raise GenerationError(BLANK)
+        raise RejectedError(BLANK)
     return reply
 
 
@@ -64,7 +64,7 @@ async def visible(
     """The stream, with blank pieces held back until there is something to see.
 
     Raises:
-        GenerationError: All of the answer is blank; no piece has been let through then.
+        RejectedError: All of the answer is blank; no piece has been let through then.
     """
     held: str | None = ""
     async with aclosing(stream) as pieces:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from actors.decoding import BatchDecoder, GumbelNoise
 from actors.detokenization import Detokenizer
 from actors.engines import Completion
-from actors.errors import BlendError, GenerationError, PromptError
+from actors.errors import BlendError, GenerationError, PromptError, RejectedError
 from actors.weights import load_model, load_tokenizer
 from configs.schema import Sampling
 
@@ -239,7 +239,7 @@ def test_batch_that_breaks_is_decoded_one_by_one(causal: Loaded) -> None:
     decoder.check()
     assert all(isinstance(answer, Completion) for answer in plenty)
     assert [left[0], left[2]] == [plenty[0], plenty[2]]
-    assert isinstance(left[1], GenerationError) and not isinstance(left[1], PromptError)
+    assert isinstance(left[1], RejectedError) and not isinstance(left[1], PromptError)
     assert "memory doesn't hold this prompt; lower max_tokens" in str(left[1])
 
 
