@@ -161,7 +161,7 @@ def margin(ranking: Ranking) -> float:
 
     Its sign is never against the ranking, which puts a blank candidate last whatever its logits.
     """
-    logits = ((ranking.logits[0][1] or 0.0) - (ranking.logits[1][0] or 0.0)) / 2
-    if logits * (1 if ranking.order[0] == 0 else -1) > 0:
-        return logits
+    forth, back = ranking.logits[0][1], ranking.logits[1][0]
+    if forth is not None and back is not None and (forth - back) * (1 if ranking.order[0] == 0 else -1) > 0:
+        return (forth - back) / 2
     return ((ranking.scores[0] or 0.0) - (ranking.scores[1] or 0.0)) / 2

@@ -4,10 +4,8 @@ A config is data about *what* runs; it holds no secrets (an endpoint names the e
 its key). Relative model folders are resolved against the config's own folder by `configs.loading`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -24,6 +22,7 @@ from pydantic import (
 from configs import templates
 from configs.breaker import BreakerSettings
 from configs.endpoint import RequestSettings
+from configs.judging import Judging
 from configs.preferences import Preferences
 from configs.serving import Serving
 from configs.settings import Settings
@@ -239,39 +238,11 @@ class RewardModel(Placed, Comparing):
     trust_remote_code: bool = False
 
 
-class Judge(Comparing):
+class Judge(Comparing, Judging):
     """An LLM that says which of two answers is better; `llm` is placed as a base LLM is."""
 
     kind: Literal["judge"]
     llm: Model
-    criterion: Annotated[str, Field(min_length=1)] | None = None  # None: helpful, relevant, accurate and detailed
-    prompt: str | None = None  # what it is asked, with {prompt}, {answer_a}, {answer_b}, {criterion} and {fence}
-    verdict_pattern: str | None = None  # regular expression; the first group of its last match is A, B, C or tie
-
-    @field_validator("prompt")
-    @classmethod
-    def _shows_both(cls, value: str | None) -> str | None:
-        known = {"prompt", "answer_a", "answer_b", "criterion", "fence"}
-        try:
-            fields = {field for _, field, *_ in Formatter().parse(value or "") if field is not None}
-        except ValueError as error:
-            raise ValueError(f"{error}; write braces that are text as {{{{ and }}}}") from error
-        if unknown := sorted(fields - known):
-            raise ValueError(f"unknown field {{{unknown[0]}}}; write braces that are text as {{{{ and }}}}")
-        if value is not None and (missing := sorted({"prompt", "answer_a", "answer_b"} - fields)):
-            raise ValueError(f"expected {{{missing[0]}}} in it")
-        return value
-
-    @field_validator("verdict_pattern")
-    @classmethod
-    def _has_a_group(cls, value: str | None) -> str | None:
-        try:
-            groups = re.compile(value or "()").groups
-        except re.error as error:
-            raise ValueError(f"expected a regular expression: {error}") from error
-        if not groups:
-            raise ValueError(r"expected a group around the verdict, such as 'Verdict: (A|B|tie)'")
-        return value
 
     @field_validator("llm")
     @classmethod

@@ -80,8 +80,12 @@ class StreamReader:
         self._said = False  # any content at all, blank too
         self._usage: Any = None
 
-    def add(self, data: str) -> str:
-        """Take the data of an event.
+    def add(self, data: str, event: str = "message") -> str:
+        """Take an event.
+
+        Args:
+            data: Its data.
+            event: Its name; one that is called `error` is a failure in whatever form.
 
         Returns:
             Its piece of the text, which may be empty.
@@ -89,8 +93,16 @@ class StreamReader:
         Raises:
             ServiceError: It tells that the answer failed, or isn't part of a chat completion.
         """
-        chunk = parsed(data)
-        if failure := failure_in(chunk):
+        try:
+            chunk = parsed(data)
+        except ServiceError:
+            if event == "error":
+                raise ServiceError(Failure(data)) from None
+            raise
+        failure = failure_in(chunk)
+        if event == "error":
+            failure = failure or Failure(data)
+        if failure:
             raise ServiceError(failure)
         if not isinstance(chunk, Mapping):
             raise _malformed("", "expected an object")
@@ -246,7 +258,7 @@ def _broken_off(reason: str | None, choice: Mapping[str, Any] | None = None) -> 
         content = message.get("content") if isinstance(message, Mapping) else None
         missing = "" if content else ": the answer has no text"
         return Failure(f"it called a tool (finish_reason {reason}){missing}", code=reason, rejected=True)
-    return Failure(f"it broke the answer off: finish_reason {reason}", STATUS_OF.get(_letters(reason)), reason)
+    return Failure(f"no whole answer: finish_reason {reason}", STATUS_OF.get(_letters(reason)), reason)
 
 
 def _failure(error: Any, around: Mapping[str, Any]) -> Failure:

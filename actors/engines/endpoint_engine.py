@@ -91,7 +91,7 @@ class EndpointEngine:
                             async with asyncio.timeout(DRAIN_S):
                                 await anext(events, None)
                         break
-                    if event.data and (text := reader.add(event.data)):
+                    if event.data and (text := reader.add(event.data, event.event)):
                         begun = True
                         yield text
             completion = reader.completion()

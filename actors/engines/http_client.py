@@ -58,14 +58,19 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         except BaseException:
             await response.aclose()
             raise
-        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _FRAMING]
-        whole: dict[str, Any] = {"stream": body} if content is None else {"content": content}
+        headers = response.headers.copy()
+        for name in _FRAMING:
+            headers.pop(name, None)
+        whole: dict[str, Any] = {"stream": body}
         if content is not None:
             await response.aclose()
+            whole = {"content": content}
+            if content_type(response) == EVENT_STREAM:
+                headers["content-type"] = "application/json"  # a failure, out of its event
         return httpx2.Response(status, headers=headers, request=request, extensions=response.extensions, **whole)
 
 
-_FRAMING = frozenset({"content-encoding", "content-length", "transfer-encoding"})  # true of the body as it was sent
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")  # true of the body as it was sent
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -133,18 +138,23 @@ async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes
     head = {"content-type": response.headers["content-type"]}
     peeked = httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body))
     reader = StreamReader()
+    none = True
     with suppress(httpx2.SSEError):  # whoever reads the stream will find it again
         async with aclosing(events_of(peeked)) as events:
             async for event in events:
+                none = False
                 if event.data == "[DONE]":
                     break
                 try:
-                    if (event.data and reader.add(event.data)) or body.read > MOST_HELD:
+                    if (event.data and reader.add(event.data, event.event)) or body.read > MOST_HELD:
                         break
                 except ServiceError as error:
                     if error.failure.status is None:
                         break
                     return error.failure.status, event.data.encode()
+    content = b"".join(body.held)
+    if none and _failure(content):  # some gateways send it as it is
+        return _status(response.status_code, content), content
     body.rewind()
     return response.status_code, None
 
@@ -162,15 +172,18 @@ def _status(status: int, content: bytes) -> int:
     """
     if status != 200 and status < 500:
         return status
-    failure: Failure | None
-    try:
-        failure = failure_in(parsed(content))
-    except ServiceError:
-        failure = None
+    failure = _failure(content)
     if failure is None:
         return status
     stands_for = failure.status or status if status == 200 else status
     return 400 if stands_for >= 500 and is_too_long(failure) else stands_for
+
+
+def _failure(content: bytes) -> Failure | None:
+    try:
+        return failure_in(parsed(content))
+    except ServiceError:
+        return None
 
 
 def content_type(response: httpx2.Response) -> str:

@@ -257,16 +257,26 @@ def _to_reference(settings: ToReference, board: Board, seat: int) -> Rounds:
     yield _cells(settings, board, [(i, seat) for i in others])
 
 
-def reference(settings: ToReference, keys: Sequence[str | None]) -> int:
-    """The candidate all are compared to, chosen as llm-blender 0.0.2's `rank_with_ref` does. Raises RowError.
+def reference(settings: ToReference, keys: Sequence[str | None], *, by_place: bool = False) -> int:
+    """The candidate all are compared to, chosen as llm-blender 0.0.2's `rank_with_ref` does.
 
-    Among texts of the same length their own order decides, where the original takes the first in the list.
+    Args:
+        settings: Which is wanted.
+        keys: The candidates' texts.
+        by_place: Whether the first in the list counts among texts of the same length, as in the original; else
+            their own order does, so that the result doesn't depend on the list's.
+
+    Returns:
+        Its index.
+
+    Raises:
+        RowError: There is no such candidate.
     """
     present = [i for i, key in enumerate(keys) if key is not None]
-    by_length = sorted(present, key=lambda i: (len(keys[i] or ""), keys[i] or ""))
+    by_length = sorted(present, key=lambda i: (len(keys[i] or ""), "" if by_place else keys[i] or ""))
     match settings.reference:
         case "longest":
-            return by_length[-1]
+            return max(by_length, key=lambda i: len(keys[i] or "")) if by_place else by_length[-1]
         case "shortest":
             return by_length[0]
         case "median":

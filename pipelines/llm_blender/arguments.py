@@ -66,7 +66,8 @@ def reference(candidates: Sequence[str], ref_mode: str) -> str:
     """The candidate that the others are compared with. Lengths are characters; of equal ones the first counts."""
     if ref_mode not in REFERENCES:
         raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
-    return candidates[strategies.reference(ToReference(reference=REFERENCES[ref_mode]), candidates)]
+    wanted = ToReference(reference=REFERENCES[ref_mode])
+    return candidates[strategies.reference(wanted, candidates, by_place=True)]
 
 
 def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:

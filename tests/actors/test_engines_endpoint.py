@@ -509,6 +509,30 @@ def test_failure_of_a_stream_with_text_is_told() -> None:
     assert "it broke the answer off: Provider returned error: rate limited" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (RATE_LIMITED, "429: Provider returned error: rate limited upstream"),
+        ({"error": "no GPU left"}, "no GPU left"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+def test_failure_in_place_of_a_stream_is_told(body: dict[str, Any], says: str, content_type: str) -> None:
+    pieces, error, _ = follow(respond(200, body, content_type), max_retries=0)
+    assert not pieces and str(error).endswith(f"/v1: {says}")
+
+
+def test_event_called_error_is_a_failure_in_any_form() -> None:
+    async def error(writer: asyncio.StreamWriter) -> None:
+        event = b"event: error\ndata: upstream died\n\n"
+        writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n0\r\n\r\n")
+        await writer.drain()
+
+    for before in ([], HI):
+        _, failed, _ = follow(stream(*before, then=error), max_retries=0)
+        assert isinstance(failed, GenerationError) and "upstream died" in str(failed)
+
+
 def test_stream_of_reasoning_longer_than_is_held_comes_whole() -> None:
     thought = {"choices": [{"delta": {"reasoning_content": "hmm " * 20_000}}]}
     pieces, answer, _ = follow(stream(*[thought] * 20, chunk("hi"), chunk("", "stop")))

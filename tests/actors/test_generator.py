@@ -263,3 +263,14 @@ def test_samples_that_would_be_equal_are_refused(sampling: dict[str, Any]) -> No
 def test_model_that_cannot_load_raises(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="no config"):
         make_generator(tmp_path)
+
+
+def test_no_temperature_is_that_of_the_api(folder: Path) -> None:
+    """A local model draws at 1, and so may give several samples."""
+
+    def drawn(temperature: float | None) -> Candidate:
+        sampling = Sampling(max_tokens=5, temperature=temperature, seed=3)
+        (candidate,) = answer(make_generator(folder, sampling=sampling, samples=2), Prompt("1", "numbers"))
+        return candidate
+
+    assert drawn(None) == drawn(1.0)

@@ -182,3 +182,18 @@ def test_equal_texts_of_several_models_are_not_ordered_by_the_list() -> None:
         rank(Ranker(settings(), Moody()), [(Prompt("", "q"), given)])[0] for given in (candidates, candidates[::-1])
     )
     assert [candidates[at] for at in first.order] == [candidates[::-1][at] for at in turned.order]
+
+
+class Leftist(Moody):
+    """A judge that prefers what stands on the left."""
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        return [1.0 for _ in matchups]
+
+
+@pytest.mark.parametrize("strategy", ["full", "focus", "swiss", "knockout", "bubble", "sparse", "sparse-refine"])
+def test_a_scorer_that_cannot_tell_makes_no_place_in_the_list_the_best(strategy: str) -> None:
+    rows = [row(*(f"{name} {i}" for name in ("first", "second", "third"))) for i in range(90)]
+    rankings = rank(Ranker(settings(strategy=strategy, top_k=1), Leftist()), rows)
+    firsts = [ranking.order[0] for ranking in rankings]
+    assert min(firsts.count(at) for at in range(3)) >= 15
