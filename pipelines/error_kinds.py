@@ -1,7 +1,8 @@
 """Errors by kind: the same cause told about a thousand rows is one line with a count.
 
 An error's text is all that rows keep. What differs from row to row (where it stands in a file, numbers, ids,
-addresses, what is quoted) is cut out, and what is left names the kind. Nothing but a report depends on it.
+addresses, what is quoted) is cut out; the rest names the kind. An HTTP status stays: 400, 429 and 503 are three kinds.
+What a circuit breaker refused is of the kind of the failure that opened it. Only reports depend on kinds.
 """
 
 import re
@@ -12,9 +13,15 @@ MOST = 1000  # kinds held at a time; the texts of others' rows may differ in way
 LONGEST = 160  # characters of a kind
 OTHERS = "others"
 
+_STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
+_KEPT = re.compile(  # an HTTP status where its place in the text says that it is one
+    rf"(?i:\b(?:http(?:/[\d.]+)?|status(?:[ _]code)?|code|error|answered)[ :=]+)(?P<named>{_STATUS})"
+    rf"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[45]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
+)
 _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: where in which file
-    (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)]+", re.I), "URL"),
+    (re.compile(r"\bnot asked: (?:(?:\d+ failures in a row, the last|1 failure): )?"), ""),  # by a circuit breaker
+    (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)]*[^\s'\"<>).,:;]", re.I), "URL"),
     (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"), "…"),
     (re.compile(r"\[[^\[\]]*\]"), lambda match: match[0] if match[0].strip("[]").isalpha() else "[…]"),
     (re.compile(r"(?<![\w.])(?:~|\.{1,2})?(?:/[\w.@+-]+){2,}"), "PATH"),
@@ -30,8 +37,11 @@ _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 def kind_of(error: str) -> str:
     """The error without what tells one row from another, in one line of at most `LONGEST` characters."""
     text = " ".join(error.split())
-    for pattern, put in _CUTS:
+    for pattern, put in _CUTS[:-1]:
         text = pattern.sub(put, text)
+    numbers, number = _CUTS[-1]
+    kept = {at for match in _KEPT.finditer(text) for at in (match.start("named"), match.start("alone"))}
+    text = numbers.sub(lambda match: match[0] if match.start() in kept else str(number), text)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

@@ -145,10 +145,34 @@ def test_errors_tokens_and_how_answers_ended():
         ("lost 3f2b8c1e-1111-4222-8333-944445555666", "lost 00aa1122-1111-4222-8333-944445555666"),
         ("lost -1.5e-07\nand more", "lost 2 and more"),
         ("can't read ../out/x.parquet", "can't read /srv/out/y.parquet"),
+        ("http://a/v1: 503: busy", "not asked: 5 failures in a row, the last: http://b/v1: 503: busy"),
+        ("http://a/v1: 401: no key", "not asked: http://a/v1: 401: no key"),
+        ("429 tokens are too many", "512 tokens are too many"),
+        ("max_model_len: 500 tokens", "max_model_len: 400 tokens"),
+        ("no answer within 500 s in 6 tries", "no answer within 429 s in 1 tries"),
     ],
 )  # fmt: skip
 def test_one_cause_is_one_kind(one, other):
     assert kind_of(one) == kind_of(other)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "https://host/v1: {}: rate limited",
+        "https://host/v1: it answered {}: Bad request",
+        "https://host/v1: it refused the key ({}); check KEY",
+        "http://10.0.0.7:8000/v1: {}",
+        "HTTP {} from http://10.0.0.7:8000/v1: busy",
+        "HTTPStatusError: Error code: {} - overloaded",
+        "no candidate: a: https://host/v1: {}: slow down; b: no text",
+        "judge j: http://h/v1: {}: it said 17 things",
+        "{} Service Unavailable",
+    ],
+)
+def test_a_status_is_part_of_the_kind(told):
+    kinds = [kind_of(told.format(status)) for status in (400, 401, 429, 500, 503)]
+    assert len(set(kinds)) == 5 and "429" in kinds[2]
 
 
 def test_different_causes_stay_apart():
