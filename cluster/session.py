@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import BaseModel
 from ray._private import ray_constants
 
 from actors.errors import BlendError, one_line
 from cluster.plan import Capacity, Node
+from configs.environment import missing_variables
 from configs.schema import RayCluster
 
 LOCAL = "local"
@@ -30,6 +32,22 @@ class ClusterError(BlendError):
 def address_of(settings: RayCluster) -> str:
     """The Ray address that the settings, or else the environment, name."""
     return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
+    """Look for the environment variables that models need, before anything starts.
+
+    Args:
+        settings: Which Ray; the machines of a cluster have environments of their own, so there it is only a hint.
+        parts: Settings that hold the models'.
+
+    Raises:
+        ClusterError: Some aren't set on this machine, which is to run the models; all of them are named.
+    """
+    if missing := missing_variables(os.environ, *parts):
+        if address_of(settings) == LOCAL:
+            raise ClusterError(missing)
+        print(f"blend: on this machine {missing} on the machines of the cluster", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

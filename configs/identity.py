@@ -18,7 +18,7 @@ HOW = frozenset(
         *("max_batch_size", "batch_tokens", "cache"),
         *("tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs", "enforce_eager"),
         *("api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage", "breaker"),
-        *("headers_env", "max_answer_mib"),
+        *("headers_env", "max_answer_mib", "max_error_rate"),
     }
 )
 

@@ -29,6 +29,7 @@ from configs.settings import Settings
 from configs.strategies import Strategy
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+MAX_ERROR_RATE = 0.5  # of rows
 Device = Annotated[
     str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?)$")
 ]  # auto, or torch's name
@@ -121,6 +122,7 @@ class BaseLLM(Placed):
     sampling: Sampling = Sampling()
     samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
     keep_reasoning: bool = False  # what answers begin with between <think> and </think>; max_tokens counts it
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = MAX_ERROR_RATE  # of the rows asked; more: a run's exit 1
 
     @field_validator("samples")
     @classmethod
@@ -358,7 +360,7 @@ class BlendConfig(Settings):
     output: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first rows
     matrix: bool = False  # also write every row's logits
-    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.5  # of rows; more, and the run ends with exit 1
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = MAX_ERROR_RATE  # of all rows; more: a run's exit 1
     rows_per_block: Annotated[int, Field(ge=1)] = 1024  # rows that are worked on and kept together, at most
     format: Literal["parquet", "jsonl"] = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers

@@ -23,23 +23,37 @@ _READ_AT_ONCE = 16
 ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
 _NUMBERS = (
     "rows",
+    "asked",
     "failed",
+    "again",
     "prompt_tokens",
     "completion_tokens",
     "comparisons",
     "full",
     "both_orders",
     "agreeing",
+    "left_out",
+    "ranked",
+    "constant",
 )
 
 
 @dataclass
 class Account:
-    """What the output's rows are and cost. kinds: rows by the kind of their error."""
+    """What the output's rows are and cost.
+
+    Attributes:
+        kinds: Rows by the kind of their error.
+        bad: Rows that came with an error, likewise.
+        failures: Rows on which a stage failed, likewise, by stage.
+        spans: When each actor of a stage was at work.
+    """
 
     rows: int = 0
     errors: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     numbers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by stage
     spans: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)  # by stage and actor
 
@@ -48,8 +62,10 @@ class Account:
         self.rows += other["rows"]
         self.errors += other["errors"]
         self.kinds.update(other["kinds"])
+        self.bad.update(other["bad"])
         for stage, account in other["stages"]:
             self.numbers[stage].update({name: account[name] for name in _NUMBERS if name in account})
+            self.failures[stage].update(account.get("errors", {}))
             actors = self.spans.setdefault(stage, {})
             actors.setdefault(account["actor"], []).append((account["started"], account["ended"]))
 
@@ -63,6 +79,9 @@ class Account:
                 wave=waves[step.name],
                 replicas=step.placement.replicas,
                 seconds=round(sum(map(covered, self.spans.get(step.name, {}).values())), 3),
+                errors=dict(self.failures[step.name].most_common()),
+                max_error_rate=step.max_error_rate,
+                scorer=getattr(step.placement.settings, "kind", None) if step.kind == "rank" else None,
                 **{"rows": 0, "failed": 0, **self.numbers[step.name]},
             )
             for step in work.steps
@@ -128,25 +147,35 @@ class _Assembler:
         with telling(self.board):
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
                 blocks = list(pool.map(self._block, group["blocks"]))
-            rows = pa.concat_tables([table for table, _ in blocks]) if blocks else ROW_SCHEMA.empty_table()
+            rows = pa.concat_tables([done.table for done in blocks]) if blocks else ROW_SCHEMA.empty_table()
             pieces = [sink.piece(group["number"], rows) for sink in self.sinks]
         errors = [error for error in rows.column("error").to_pylist() if error is not None]
         account = {
             "rows": len(rows),
             "errors": len(errors),
             "kinds": Counter(map(kind_of, errors)),
-            "stages": [account for _, accounts in blocks for account in accounts],
+            "bad": Counter(kind_of(error) for done in blocks for error in done.bad),
+            "stages": [account for done in blocks for account in done.accounts],
         }
         made = [{"rows": p.rows, "file": p.file.model_dump() if p.file else None} for p in pieces]
         return {"account": json.dumps(account), "pieces": json.dumps(made), "data": [p.data for p in pieces]}
 
-    def _block(self, block: tuple[str, str, int]) -> tuple[pa.Table, list[tuple[str, dict[str, Any]]]]:
-        """The finished rows of one block, and each stage's account of them."""
+    def _block(self, block: tuple[str, str, int]) -> "_Done":
         file, digest, rows = block
         table, accounts = self.work.fresh(self.store.rows(self.fingerprint, file)), []
+        bad = [error for error in table.column("error").to_pylist() if error is not None]
         for step in self.work.steps:
             result = self.work.result(step, self.store, digest, rows)
             table = self.work.joined(table, step, result.table)
             accounts.append((step.name, result.account))
         table = self.work.gathered(table)
-        return (self.work.finish(table) if self.work.finish else table), accounts
+        return _Done(self.work.finish(table) if self.work.finish else table, accounts, bad)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The finished rows of one block, each stage's account of them, and the errors that they came with."""
+
+    table: pa.Table
+    accounts: list[tuple[str, dict[str, Any]]]
+    bad: list[str]

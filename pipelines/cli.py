@@ -8,7 +8,8 @@ traceback too.
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -40,6 +41,9 @@ from pipelines.options import (
     ranker_settings,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    from pipelines.runs import Summary
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -73,7 +77,7 @@ def run(
 
     from pipelines.jobs import run_blend
 
-    typer.echo(run_blend(settings, overwrite=overwrite, update=update).line(), err=True)
+    _show(run_blend(settings, overwrite=overwrite, update=update))
 
 
 @app.command()
@@ -130,6 +134,10 @@ def submit(
     flags = [*(["--overwrite"] if overwrite else []), *(["--update"] if update else [])]
 
     from cluster.submission import submit as submit_job
+    from configs.environment import variables
+
+    if needed := variables(settings):
+        typer.echo(f"blend: the cluster's machines need these environment variables: {', '.join(needed)}", err=True)
 
     raise typer.Exit(submit_job(settings, address, flags=flags, wait=wait, name=config))
 
@@ -171,7 +179,7 @@ def rank(
     summary = run_rank(
         settings, input, output, matrix=matrix, preferences=wanted, overwrite=overwrite, update=update
     )
-    typer.echo(summary.line(), err=True)
+    _show(summary)
 
 
 @app.command()
@@ -195,7 +203,7 @@ def fuse(
 
     from pipelines.jobs import run_fuse
 
-    typer.echo(run_fuse(settings, input, output, overwrite=overwrite, update=update).line(), err=True)
+    _show(run_fuse(settings, input, output, overwrite=overwrite, update=update))
 
 
 @app.command()
@@ -214,7 +222,7 @@ def compare(
 
     from pipelines.jobs import run_compare
 
-    typer.echo(run_compare(settings, input, output, overwrite=overwrite, update=update).line(), err=True)
+    _show(run_compare(settings, input, output, overwrite=overwrite, update=update))
 
 
 @app.command()
@@ -327,6 +335,17 @@ def evaluate(
     evaluate_rows(uri, as_json=as_json, examples=examples)
 
 
+def _show(summary: "Summary") -> None:
+    """The last lines of a run that counts as done."""
+    _details(summary.details())
+    typer.echo(summary.line(), err=True)
+
+
+def _details(lines: Sequence[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
 def main() -> None:
     """Entry point: runs a command, and turns what it raises into one line and an exit code."""
     try:
@@ -336,6 +355,7 @@ def main() -> None:
     except TyperException as error:
         code = _tell(error.format_message(), error.exit_code)
     except BlendError as error:
+        _details(getattr(error, "details", ()))
         code = _tell(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _tell("interrupted", 130)

@@ -1,7 +1,7 @@
 """Errors by kind: the same cause told about a thousand rows is one line with a count.
 
 An error's text is all that rows keep. What differs from row to row (where it stands in a file, numbers, ids,
-addresses, what is quoted) is cut out; the rest names the kind. An HTTP status stays: 400, 429 and 503 are three kinds.
+addresses, what is quoted) is cut out; the rest names the kind. An HTTP status stays: 400, 429, 503 are three kinds.
 What a circuit breaker refused is of the kind of the failure that opened it. Only reports depend on kinds.
 """
 
@@ -16,7 +16,7 @@ OTHERS = "others"
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
 _KEPT = re.compile(  # an HTTP status where its place in the text says that it is one
     rf"(?i:\b(?:http(?:/[\d.]+)?|status(?:[ _]code)?|code|error|answered)[ :=]+)(?P<named>{_STATUS})"
-    rf"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[45]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
+    r"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[45]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
 )
 _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: where in which file

@@ -7,19 +7,18 @@ needs of them: nothing is lost with a node, waits in memory, or is held by the d
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from actors.errors import BlendError
-from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
+from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, digest
 from actors.stages import Fuse, Generate, Rank
 from cluster.plan import Placement
-from configs.schema import GenFuser, Judge, LLMFuser, PairRanker, RewardModel
+from configs.schema import MAX_ERROR_RATE, BaseLLM, GenFuser, Judge, LLMFuser, PairRanker, RewardModel
+from pipelines.accounts import Kind, added
 from pipelines.store import Result, Store
 
-Kind = Literal["generate", "rank", "fuse"]
 STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "generate": ("candidates",),
@@ -51,6 +50,13 @@ class Step:
             case GenFuser() | LLMFuser():
                 return "fuse"
         return "generate"
+
+    @property
+    def max_error_rate(self) -> float:
+        """Share of the rows asked on which it may fail; an LLM's own setting, also that of a judge or a fuser."""
+        settings = self.placement.settings
+        llm = settings.llm if isinstance(settings, Judge | LLMFuser) else settings
+        return llm.max_error_rate if isinstance(llm, BaseLLM) else MAX_ERROR_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.
 def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
     """What a stage has added to blends, as columns."""
     if kind == "generate":
-        new = [[candidate.to_row() for candidate in added] for added in _added(before, after)]
+        new = [[candidate.to_row() for candidate in added] for added in added(before, after)]
         return pa.table({"candidates": pa.array(new, TYPES["candidates"])})
     columns: dict[str, list[Any]] = {"error": [blend.error for blend in after]}
     if kind == "fuse":
@@ -138,48 +144,6 @@ def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> p
         answers = [[_mark(candidate.text) for candidate in blend.candidates] for blend in after]
         table = table.append_column(ANSWERS, pa.array(answers, pa.list_(pa.string())))
     return table
-
-
-def account_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> dict[str, int]:
-    """What a stage has done, as numbers of `board.Count` and `manifest.StageRecord`."""
-    if kind == "generate":
-        added = _added(before, after)
-        return {
-            "rows": len(after),
-            "failed": sum(any(c.error for c in new) for new in added),
-            "prompt_tokens": sum(c.prompt_tokens or 0 for new in added for c in new),
-            "completion_tokens": sum(c.completion_tokens or 0 for new in added for c in new),
-        }
-    failed = sum(had.error is None and done.error is not None for had, done in zip(before, after, strict=True))
-    account = {"rows": len(after), "failed": failed}
-    if kind == "rank":
-        account |= {"comparisons": 0, "full": 0, "both_orders": 0, "agreeing": 0}
-        for blend in after:
-            if blend.ranking is not None and blend.error is None:
-                for name, number in _compared(blend, blend.ranking).items():
-                    account[name] += number
-    return account
-
-
-def _added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candidate, ...]]:
-    """The candidates that each blend has got."""
-    return [done.candidates[len(had.candidates) :] for had, done in zip(before, after, strict=True)]
-
-
-def _compared(blend: Blend, ranking: Ranking) -> dict[str, int]:
-    """Copies of one text count once; two logits of 0 say the same in both orders."""
-    firsts = list({c.text: i for i, c in reversed([*enumerate(blend.candidates)]) if c.text is not None}.values())
-    both = [
-        (forward, back)
-        for i, j in combinations(firsts, 2)
-        if (forward := ranking.logits[i][j]) is not None and (back := ranking.logits[j][i]) is not None
-    ]
-    return {
-        "comparisons": ranking.comparisons,
-        "full": len(firsts) * (len(firsts) - 1),
-        "both_orders": len(both),
-        "agreeing": sum(forward * back < 0 or forward == back == 0 for forward, back in both),
-    }
 
 
 def known_scores(blends: Sequence[Blend], rankings: Sequence[pa.Table]) -> Mapping[bytes, float]:

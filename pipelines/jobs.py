@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.errors import BlendError
 from actors.records import Blend
 from actors.stages import TakeBest, margin
 from actors.tables import to_blends, with_blends
@@ -15,7 +14,7 @@ from cluster.plan import Capacity, Plan, pack, place, plan, spread
 from configs.identity import deciding
 from configs.preferences import Preferences
 from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
-from pipelines.runs import Run, Summary, execute
+from pipelines.runs import FailedRunError, Run, Summary, execute
 from pipelines.sinks import COMPARE_COLUMNS
 
 RANK_RESULTS = ("ranking", "scores", "comparisons")
@@ -23,7 +22,11 @@ FUSE_RESULTS = ("fused", "fused_from")
 
 
 def run_blend(config: BlendConfig, *, overwrite: bool = False, update: bool = False) -> Summary:
-    """`blend run`: `config.input` and `config.output` are set. Raises BlendError, also for too many bad rows."""
+    """`blend run`: `config.input` and `config.output` are set.
+
+    Raises:
+        BlendError: The run failed; FailedRunError: all is written, but a model or too many rows failed.
+    """
     assert config.input is not None and config.output is not None
     run = Run(
         command="run",
@@ -40,6 +43,7 @@ def run_blend(config: BlendConfig, *, overwrite: bool = False, update: bool = Fa
             **_written(config),
         },
         settings=config.model_dump(mode="json"),
+        parts=(config,),
         llms=tuple(model.name for model in config.models),
         limit=config.limit,
         rows_per_block=config.rows_per_block,
@@ -47,9 +51,13 @@ def run_blend(config: BlendConfig, *, overwrite: bool = False, update: bool = Fa
         preferences=config.preferences,
         finish=None if config.fuser else with_best,
     )
-    summary = execute(run, overwrite=overwrite, update=update)
-    if summary.error_rate > config.max_error_rate:
-        raise BlendError(f"{summary.line()}; more than max_error_rate {config.max_error_rate:g} allows")
+    return _checked(execute(run, overwrite=overwrite, update=update), config.max_error_rate)
+
+
+def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
+    """The summary of a run of which enough succeeded. Raises FailedRunError."""
+    if problem := summary.problem(max_error_rate):
+        raise FailedRunError(problem, summary.details())
     return summary
 
 
@@ -113,10 +121,11 @@ def _run_stage(
         results=results,
         identity={"command": command, name: deciding(settings), "results": list(results), "preferences": shown},
         settings={"command": command, name: settings.model_dump(mode="json"), "preferences": shown},
+        parts=(settings,),
         preferences=preferences,
         **changes,
     )
-    return execute(run, **existing)
+    return _checked(execute(run, **existing))
 
 
 def only_pairs(table: pa.Table) -> pa.Table:

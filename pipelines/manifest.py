@@ -18,21 +18,39 @@ class _Part(BaseModel):
 
 
 class InputRecord(_Part):
-    """What was read. digest: of all rows' content, in order."""
+    """What was read.
+
+    Attributes:
+        bad: Rows with an error of their own.
+        digest: Of all rows' content, in order.
+        errors: Bad rows by the kind of their error, most frequent first.
+    """
 
     uri: str
     rows: int
     bad: int
     digest: str
+    errors: dict[str, int] = {}
 
 
 class StageRecord(_Part):
     """One model's part. Rows and tokens are those of the output, whichever session of the run made them.
 
-    failed: rows on which it has an error. seconds: that its actors were at work, summed over actors; 0 when all
-    its results were there before. comparisons: forwards that the rows' rankings took; full: what comparing all
-    pairs of different answers in both orders would have taken. both_orders: pairs compared in both orders;
-    agreeing: those of them in which both orders preferred the same answer.
+    Attributes:
+        asked: Rows that it had something to do for.
+        failed: Rows on which it failed (the last time it was asked).
+        errors: Those rows by the kind of the error, most frequent first.
+        again: Rows that `--retry-failed` asked again, each time counted.
+        max_error_rate: Share of the rows asked above which the run ends with exit 1.
+        seconds: Time its actors were at work, summed over actors; 0 when all its results were there before.
+        comparisons: Forwards that the rows' rankings took.
+        full: Forwards for all pairs of different answers in both orders.
+        both_orders: Pairs compared in both orders.
+        agreeing: Those of them in which both orders preferred the same answer.
+        left_out: Comparisons without a score.
+        ranked: Rows with different answers that have a ranking.
+        constant: Those of them on which all answers have the same score.
+        scorer: The kind of the ranker.
     """
 
     name: str
@@ -41,7 +59,11 @@ class StageRecord(_Part):
     wave: int
     replicas: int
     rows: int
+    asked: int = 0
     failed: int
+    errors: dict[str, int] = {}
+    again: int = 0
+    max_error_rate: float = 1.0
     seconds: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -49,6 +71,10 @@ class StageRecord(_Part):
     full: int = 0
     both_orders: int = 0
     agreeing: int = 0
+    left_out: int = 0
+    ranked: int = 0
+    constant: int = 0
+    scorer: str | None = None
 
 
 class FileRecord(_Part):

@@ -5,12 +5,16 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
-from cluster.session import LOCAL, address_of, capacity, grown, local_capacity, session
+from cluster.session import LOCAL, address_of, capacity, check_variables, grown, local_capacity, session
 from configs.schema import BlendConfig
 
 
 def show_plan(config: BlendConfig, gpus: int | None) -> None:
-    """Print who runs when and where, and takes what. Raises PlanError when a part of it can't run."""
+    """Print who runs when and where, and takes what.
+
+    Raises:
+        PlanError: A part of it can't run. ClusterError: environment variables that its models need aren't set.
+    """
     have = _capacity(config)
     if gpus is not None:
         have = _with_gpus(have, gpus)
@@ -19,6 +23,7 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     if not console.is_terminal:
         console.width = 120  # a file or pipe is not 80 columns wide
     _show(made, console)
+    check_variables(config.ray, config)
 
 
 def announce(made: Plan) -> None:

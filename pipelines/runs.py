@@ -9,12 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from pydantic import BaseModel
 
 from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS
 from cluster.plan import Capacity, Placement, Plan
 from cluster.replicas import look_for
-from cluster.session import capacity
+from cluster.session import capacity, check_variables
 from configs.identity import deciding, differences
 from configs.preferences import Preferences
 from configs.schema import RayCluster
@@ -24,6 +25,7 @@ from pipelines.batch import actors, missing, run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
 from pipelines.columns import Layout
 from pipelines.display import ShownStage, shown
+from pipelines.failures import last_lines, problems
 from pipelines.flow import Step, Work
 from pipelines.importing import READ, fingerprint, read_input
 from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
@@ -32,6 +34,22 @@ from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, Preferenc
 from pipelines.store import Index, Store, digest_of, folder_of
 from pipelines.uris import filesystem, kind
 
+
+class FailedRunError(BlendError):
+    """A run is written, but too much of it failed.
+
+    Attributes:
+        details: Lines about what failed.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 TableFunction = Callable[[pa.Table], pa.Table]
 
 
@@ -39,9 +57,14 @@ TableFunction = Callable[[pa.Table], pa.Table]
 class Run:
     """What a command does to its rows.
 
-    planned: the pools on a given cluster. llms: names in the order of their candidates. results: columns that the
-    run adds; keep: result columns of the input that are written where rows have them. settings: what the manifest
-    shows; identity: those of them that decide what is written.
+    Attributes:
+        planned: The pools on a given cluster.
+        parts: Settings that hold the models'.
+        llms: Names in the order of their candidates.
+        results: Columns that the run adds.
+        keep: Result columns of the input that are written where rows have them.
+        settings: What the manifest shows.
+        identity: Those settings that decide what is written.
     """
 
     command: str
@@ -52,6 +75,7 @@ class Run:
     results: Sequence[str]
     identity: Mapping[str, Any]
     settings: Mapping[str, Any]
+    parts: tuple[BaseModel, ...] = ()
     llms: tuple[str, ...] = ()
     keep: Sequence[str] = ()
     limit: int | None = None
@@ -77,6 +101,22 @@ class Summary:
         written = self.manifest.output
         return written.errors / written.rows if written.rows else 0.0
 
+    def details(self) -> list[str]:
+        """Lines about what failed, by model and cause; see `failures.last_lines`."""
+        return last_lines(self.manifest)
+
+    def problem(self, max_error_rate: float = 1.0) -> str | None:
+        """Why the run counts as failed, though all is written; None when it doesn't.
+
+        Args:
+            max_error_rate: Share of all rows that may have an error.
+        """
+        too_many = (
+            [f"more than max_error_rate {max_error_rate:g} allows"] if self.error_rate > max_error_rate else []
+        )
+        why = [*too_many, *problems(self.manifest.stages)]
+        return f"{self.line()}; {'; '.join(why)}" if why else None
+
     def line(self) -> str:
         """One line: rows, errors, where."""
         written = self.manifest.output
@@ -101,6 +141,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
     state = _state(run, store, mark, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
         return done
+    check_variables(run.cluster, *run.parts)
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
         announce(plan)
@@ -270,7 +311,11 @@ def _written(
         config=dict(run.settings),
         versions=versions(),
         input=InputRecord(
-            uri=run.input, rows=index.rows, bad=sum(block.bad for block in index.blocks), digest=index.digest
+            uri=run.input,
+            rows=index.rows,
+            bad=sum(block.bad for block in index.blocks),
+            digest=index.digest,
+            errors=dict(account.bad.most_common()),
         ),
         output=OutputRecord(uri=run.output, rows=account.rows, errors=account.errors, files=tuple(files[0])),
         stages=account.stages(work, numbers),

@@ -25,8 +25,9 @@ from actors.tables import to_blends
 from cluster.plan import width
 from cluster.session import keep_to_own_gpus
 from configs.schema import BaseLLM
+from pipelines.accounts import account_of
 from pipelines.board import Count, telling
-from pipelines.flow import STAGES, Step, Work, account_of, columns_of, known_scores
+from pipelines.flow import STAGES, Step, Work, columns_of, known_scores
 from pipelines.store import Result, Store
 
 SPLIT = 16  # groups that rows are tried in after a death

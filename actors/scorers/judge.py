@@ -53,7 +53,7 @@ _WITHOUT_EFFECT = {
     *Placed.model_fields,
     *("name", "device", "batch_size", "max_batch_size", "tensor_parallel_size", "gpu_memory_utilization"),
     *("max_num_seqs", "enforce_eager", "api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage"),
-    *("breaker", "headers_env", "max_answer_mib"),
+    *("breaker", "headers_env", "max_answer_mib", "max_error_rate"),
 }
 
 

@@ -18,7 +18,7 @@ from actors.errors import BlendError
 from cluster.plan import together
 from cluster.replicas import look_for
 from cluster.serving import lean_serve
-from cluster.session import LOCAL, address_of, capacity, session, without_ray_output
+from cluster.session import LOCAL, address_of, capacity, check_variables, session, without_ray_output
 from configs.online import online
 from configs.schema import BlendConfig
 from pipelines.options import UsageError
@@ -37,6 +37,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
             "NAME`, and put its line into a file that serve.keys_file names"
         )
     local = address_of(config.ray) == LOCAL
+    check_variables(config.ray, config)
     if local:
         _check_free(host, port)
     if not sys.stderr.isatty():

@@ -16,6 +16,7 @@ from pipelines.blend import Blender
 from pipelines.flow import Step
 from pipelines.jobs import run_blend
 from pipelines.parsing import read_rows
+from pipelines.runs import FailedRunError
 
 DEMO = PRESETS / "demo.yaml"
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]
@@ -113,6 +114,7 @@ def test_one_model_that_fails_leaves_the_others(prompts: list[dict], tmp_path: P
         "model": "m",
         "base_url": "http://127.0.0.1:9/v1",
         "max_retries": 0,
+        "max_error_rate": 1,
     }
     config = demo()
     data = config.model_dump() | {
@@ -130,8 +132,11 @@ def test_one_model_that_fails_leaves_the_others(prompts: list[dict], tmp_path: P
         assert row["fused_from"] == [1] and row["fused"] is not None
 
     only = BlendConfig.model_validate(data | {"models": [nowhere], "input": str(file), "max_error_rate": 0.9})
-    with pytest.raises(BlendError, match=r"2 rows, 2 of them with an error.*max_error_rate 0\.9"):
+    with pytest.raises(FailedRunError, match=r"2 rows, 2 of them with an error.*max_error_rate 0\.9") as caught:
         run_blend(only, overwrite=True)
+    assert [line.partition(" URL: ")[0] for line in caught.value.details] == [
+        "nowhere: no answer on 2 of 2 rows (100%): 2 x"
+    ]
     for row in rows_of(tmp_path / "o.jsonl"):
         assert row["error"].startswith("no candidate: nowhere: ")
 

@@ -214,3 +214,19 @@ def test_environment_of_a_local_ray_stays_on_this_machine() -> None:
     assert addresses and usage == "0", done.stdout + done.stderr
     for address in map(ipaddress.ip_address, addresses):
         assert (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_missing_key_variables_are_told_before_anything_starts(tmp_path: Path) -> None:
+    def endpoint(name: str, variable: str) -> str:
+        return f"{{name: {name}, engine: endpoint, model: m, base_url: 'http://h/v1', api_key_env: {variable}}}"
+
+    judge = f"ranker: {{kind: judge, llm: {endpoint('judge', 'NO_KEY_2')}}}\n"
+    config = tmp_path / "c.yaml"
+    config.write_text(f"models: [{endpoint('a', 'NO_KEY_1')}]\n{judge}")
+    rows = write_rows(tmp_path / "in.jsonl", {"prompt": "p", "candidates": candidates("x", "y")})
+    io = ("--input", rows, "--output", tmp_path / "out.jsonl")
+    told = "NO_KEY_1 (for a), NO_KEY_2 (for judge)"
+    for command in (("plan", config), ("run", config, *io), ("serve", config)):
+        assert told in blend(*command, code=1).stderr
+    assert "not set: NO_KEY_2 (for judge)" in blend("rank", "--ranker", config, *io, code=1).stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))] == []

@@ -1,0 +1,112 @@
+"""The last lines of a run: what failed is named, by cause, and what is fine is not mentioned."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from actors.records import Blend, Candidate, Prompt, Ranking
+from pipelines.accounts import account_of
+from pipelines.failures import last_lines, problems
+from pipelines.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+
+PROMPT = Prompt("id", "a question")
+
+
+def stage(name: str = "a", kind: Any = "generate", **more: Any) -> StageRecord:
+    return StageRecord(**{"rows": 20, "failed": 0, "seconds": 0.0} | {"runs": "", "wave": 1, "replicas": 1} | more,
+                       name=name, kind=kind)  # fmt: skip
+
+
+def manifest(*stages: StageRecord, bad: dict[str, int] | None = None) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        command="run",
+        started=now,
+        finished=now,
+        sessions=1,
+        config={},
+        versions={},
+        input=InputRecord(uri="i", rows=20, bad=sum((bad or {}).values()), digest="", errors=bad or {}),
+        output=OutputRecord(uri="o", rows=20, errors=0, files=()),
+        stages=stages,
+        errors={},
+    )
+
+
+def test_nothing_failed_and_nothing_is_said() -> None:
+    assert last_lines(manifest(stage(asked=20), stage("ranker", "rank", asked=20, ranked=20, constant=19))) == []
+
+
+def test_a_model_is_named_with_its_causes_most_frequent_first() -> None:
+    model = stage(asked=20, failed=15, errors={"URL: 503: busy": 4, "URL: 401: no key": 11})
+    (line,) = last_lines(manifest(model))[:1]
+    assert line == "a: no answer on 15 of 20 rows (75.0%): 11 x URL: 401: no key; 4 x URL: 503: busy"
+
+
+def test_causes_beyond_the_most_frequent_are_one() -> None:
+    errors = {f"cause {chr(97 + i)}": 9 - i for i in range(8)}
+    (line,) = last_lines(manifest(stage(asked=50, failed=44, errors=errors)))[:1]
+    assert line.endswith("5 x cause e; 9 x other causes") and "cause f" not in line
+
+
+def test_bad_rows_rankers_and_fusers_have_lines_of_their_own() -> None:
+    lines = last_lines(
+        manifest(
+            stage("ranker", "rank", asked=18, failed=2, errors={"ranking failed: x": 2}, left_out=3),
+            stage("fuser", "fuse", asked=16, failed=16),
+            bad={"no prompt": 2},
+        )
+    )
+    assert lines[:4] == [
+        "bad rows: 2 of 20 rows (10.0%): 2 x no prompt",
+        "ranker: no ranking of 2 of 18 rows (11.1%): 2 x ranking failed: x",
+        "ranker: 3 comparisons left out, for which it gave no readable answer",
+        "fuser: nothing fused of 16 of 16 rows (100%)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ({"both_orders": 10, "agreeing": 7, "scorer": "judge"}, "position consistency: both orders of 7 of 10 "),
+        ({"both_orders": 10, "agreeing": 0, "scorer": "judge"}, "contradicts itself: both orders of 0 of 10 pairs"),
+        ({"both_orders": 10, "agreeing": 4, "scorer": "pairranker"}, "contradicts itself: "),
+        ({"both_orders": 10, "agreeing": 10, "ranked": 5, "constant": 5, "scorer": "pairranker"}, "constant: "),
+    ],
+)
+def test_a_ranker_that_can_not_be_trusted_is_one_line(numbers: dict[str, Any], told: str) -> None:
+    (line,) = last_lines(manifest(stage("ranker", "rank", asked=20, **numbers)))
+    assert line.startswith(f"ranker: {told}")
+
+
+def test_a_model_that_fails_more_than_it_may_is_a_problem() -> None:
+    half = stage(asked=20, failed=10, max_error_rate=0.5)
+    more = stage("b", asked=20, failed=11, max_error_rate=0.5)
+    assert problems([half, more, stage("idle", asked=0, max_error_rate=0.0)]) == [
+        "b failed on 11 of 20 rows (55.0%), more than its max_error_rate 0.5 allows"
+    ]
+
+
+def test_rows_count_once_however_many_samples_failed() -> None:
+    failed = tuple(Candidate("a", error=f"http://h/v1: {status}: x") for status in (503, 503, 429))
+    before = [Blend(PROMPT, ()), Blend(PROMPT, (), error="bad row"), Blend(PROMPT, ())]
+    after = [Blend(PROMPT, failed), before[1], Blend(PROMPT, (Candidate("a", "yes", completion_tokens=3),))]
+    account = account_of("generate", before, after)
+    assert (account["rows"], account["asked"], account["failed"], account["completion_tokens"]) == (3, 2, 1, 3)
+    assert account["errors"] == {"URL: 503: x": 1, "URL: 429: x": 1}
+
+
+def test_a_ranker_is_not_blamed_where_nothing_could_be_ranked() -> None:
+    answers = (Candidate("a", "x"), Candidate("b", "y"))
+    before = [Blend(PROMPT, (Candidate("a", error="401"),)), Blend(PROMPT, answers), Blend(PROMPT, answers)]
+    flat = Ranking((0, 1), (0.5, 0.5), ((None, 1.0), (1.0, None)), 2, unreadable=4)
+    after = [
+        Blend(PROMPT, before[0].candidates, error="no candidate: a: 401"),
+        Blend(PROMPT, answers, error="ranking failed: down"),
+        Blend(PROMPT, answers, flat),
+    ]
+    account = account_of("rank", before, after)
+    assert (account["asked"], account["failed"], account["errors"]) == (2, 1, {"ranking failed: down": 1})
+    assert (account["ranked"], account["constant"], account["left_out"]) == (1, 1, 4)
+    assert (account["both_orders"], account["agreeing"]) == (1, 0)
