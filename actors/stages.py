@@ -18,9 +18,16 @@ from configs.schema import Fuser as FuserSettings
 from configs.schema import Model
 from configs.schema import Ranker as RankerSettings
 
+# How the errors of rows begin that a stage failed on; a later run that has the stage, too, tries them again.
+NOTHING_TO_RANK, RANKING_FAILED, FUSING_FAILED = "no candidate", "ranking failed: ", "fusing failed: "
+
 
 class Generate:
-    """Adds one base LLM's candidates to every blend that lacks them: as many as its `samples` says, all at once."""
+    """Adds one base LLM's candidates to every blend that lacks them: as many as its `samples` says, all at once.
+
+    A candidate of its own that has an error counts as missing, unless the error is the prompt's own: the new one
+    takes its place (`with_new`).
+    """
 
     def __init__(self, settings: Model) -> None:
         """Raises ModelLoadError when the LLM can't be used."""
@@ -48,9 +55,10 @@ class Generate:
         failed = [Candidate(self._generator.name, error=why) for _ in self._missing(blend)]
         return replace(blend, candidates=(*blend.candidates, *failed))
 
-    def _missing(self, blend: Blend) -> range:
+    def _missing(self, blend: Blend) -> list[int]:
         """The samples that the blend lacks."""
-        return range(sum(c.model == self._generator.name for c in blend.candidates), self._samples)
+        own = [candidate for candidate in blend.candidates if candidate.model == self._generator.name]
+        return [i for i in range(self._samples) if i >= len(own) or lacks_answer(own[i])]
 
 
 class Rank:
@@ -67,7 +75,7 @@ class Rank:
         rankings = await self._ranker.rank([(done[i].prompt, done[i].candidates) for i in todo], known)
         for i, ranking in zip(todo, rankings, strict=True):
             if isinstance(ranking, Exception):
-                done[i] = replace(done[i], error=f"ranking failed: {one_line(ranking)}")
+                done[i] = replace(done[i], error=f"{RANKING_FAILED}{one_line(ranking)}")
             else:
                 done[i] = replace(done[i], ranking=blanks_last(ranking, done[i].candidates))
         return done
@@ -79,7 +87,7 @@ class Rank:
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when ranking it can't be tried any more."""
-        return blend if blend.error else replace(blend, error=f"ranking failed: {why}")
+        return blend if blend.error else replace(blend, error=f"{RANKING_FAILED}{why}")
 
     async def check_health(self) -> None:
         """Raise BlendError when the scorer can't score any more, whatever the row."""
@@ -114,7 +122,7 @@ class Fuse:
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when fusing it can't be tried any more."""
-        return blend if blend.error else replace(blend, error=f"fusing failed: {why}")
+        return blend if blend.error else replace(blend, error=f"{FUSING_FAILED}{why}")
 
 
 class TakeBest:
@@ -130,13 +138,39 @@ class TakeBest:
         return replace(blend, error=BLANK) if is_blank(best) else replace(blend, fused=best)
 
 
+def lacks_answer(candidate: Candidate) -> bool:
+    """Whether the model is to be asked again: the candidate is an error, and not the prompt's own."""
+    return candidate.text is None and candidate.refused is None
+
+
+def with_new(
+    candidates: Sequence[Candidate], new: Mapping[str, Sequence[Candidate]], models: Sequence[str]
+) -> tuple[Candidate, ...]:
+    """Put the candidates that models have added to a blend into its list.
+
+    Args:
+        candidates: Those that the blend had.
+        new: What each model was asked for, by its name.
+        models: The order in which candidates are appended that take no other's place.
+
+    Returns:
+        The list; a new candidate stands where the same model's candidate without an answer stood.
+    """
+    left = {model: list(made) for model, made in new.items()}
+    listed = [
+        left[one.model].pop(0) if one.model is not None and left.get(one.model) and lacks_answer(one) else one
+        for one in candidates
+    ]
+    return (*listed, *(candidate for model in models for candidate in left.get(model, ())))
+
+
 def no_candidate(blend: Blend) -> str | None:
     """Why nothing can be ranked, None when something can."""
     if any(candidate.text is not None for candidate in blend.candidates):
         return None
     if not blend.candidates:
-        return "no candidates"
-    return "no candidate: " + "; ".join(f"{c.model}: {c.error}" for c in blend.candidates)
+        return f"{NOTHING_TO_RANK}s"
+    return f"{NOTHING_TO_RANK}: " + "; ".join(f"{c.model}: {c.error}" for c in blend.candidates)
 
 
 def chosen(blend: Blend, top_k: int) -> Blend:

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from actors.records import Blend, Candidate, Ranking
-from actors.stages import no_candidate
+from actors.stages import lacks_answer, no_candidate
 from pipelines.error_kinds import Kinds
 
 Kind = Literal["generate", "rank", "fuse"]
@@ -21,13 +21,17 @@ def added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candida
     return [done.candidates[len(had.candidates) :] for had, done in zip(before, after, strict=True)]
 
 
-def account_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> dict[str, Any]:
+def account_of(
+    kind: Kind, before: Sequence[Blend], after: Sequence[Blend], failed: Sequence[str | None] = ()
+) -> dict[str, Any]:
     """Account of a block.
 
     Args:
         kind: Of the stage.
         before: The block's rows as the stage saw them.
         after: The same rows with what it made.
+        failed: Of a ranker or fuser, the error of each row's last attempt, where that isn't the row's own error
+            because it keeps an earlier result.
 
     Returns:
         Fields of `board.Count` and `manifest.StageRecord`.
@@ -39,12 +43,16 @@ def account_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> d
             "rows": len(after),
             "asked": sum(map(bool, new)),
             **_failed(failures),
+            "retryable": sum(any(map(lacks_answer, answers)) for answers in new),
             "prompt_tokens": sum(c.prompt_tokens or 0 for answers in new for c in answers),
             "completion_tokens": sum(c.completion_tokens or 0 for answers in new for c in answers),
         }
     asked = [had.error is None and no_candidate(had) is None for had in before]
-    failures = [[done.error] if had and done.error else [] for had, done in zip(asked, after, strict=True)]
-    account = {"rows": len(after), "asked": sum(asked), **_failed(failures)}
+    errors = failed or [done.error for done in after]
+    failures = [[error] if had and error else [] for had, error in zip(asked, errors, strict=True)]
+    left_out = [bool(done.ranking and not done.error and done.ranking.unreadable) for done in after]
+    retryable = sum(bool(one) or some for one, some in zip(failures, left_out, strict=True))
+    account = {"rows": len(after), "asked": sum(asked), **_failed(failures), "retryable": retryable}
     if kind == "rank":
         account |= dict.fromkeys(_RANKED, 0)
         for blend in after:

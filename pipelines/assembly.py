@@ -25,6 +25,7 @@ _NUMBERS = (
     "rows",
     "asked",
     "failed",
+    "retryable",
     "again",
     "prompt_tokens",
     "completion_tokens",
@@ -67,7 +68,9 @@ class Account:
             self.numbers[stage].update({name: account[name] for name in _NUMBERS if name in account})
             self.failures[stage].update(account.get("errors", {}))
             actors = self.spans.setdefault(stage, {})
-            actors.setdefault(account["actor"], []).append((account["started"], account["ended"]))
+            own = (account["actor"], account["started"], account["ended"])
+            for actor, started, ended in [*account.get("earlier", ()), own]:
+                actors.setdefault(actor, []).append((started, ended))
 
     def stages(self, work: Work, waves: Mapping[str, int]) -> tuple[StageRecord, ...]:
         """The manifest's records. waves: which one each stage ran in, from 1."""
@@ -104,8 +107,9 @@ def assemble(
 
     Raises BlendError when something can't be written.
     """
-    groups = list(grouped(index.blocks))
-    items = [{"number": i, "blocks": [(b.file, b.digest, b.rows) for b in group]} for i, group in enumerate(groups)]
+    named = zip(index.blocks, index.names, strict=True)
+    groups = [[(b.file, name, b.rows) for b, name in group] for group in grouped(list(named))]
+    items = [{"number": i, "blocks": group} for i, group in enumerate(groups)]
     dataset = ray.data.from_items([{"group": json.dumps(item)} for item in items], override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True  # its own copy
     done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), board))
@@ -120,12 +124,12 @@ def assemble(
     return account, [one.files for one in written]
 
 
-def grouped(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+def grouped(blocks: Sequence[tuple[Block, str]]) -> Iterator[list[tuple[Block, str]]]:
     """Consecutive blocks, so many that a piece has enough rows; one without blocks when there are none."""
-    group: list[Block] = []
+    group: list[tuple[Block, str]] = []
     for block in blocks:
         group.append(block)
-        if sum(one.rows for one in group) >= ROWS_PER_PIECE:
+        if sum(one.rows for one, _ in group) >= ROWS_PER_PIECE:
             yield group
             group = []
     if group or not blocks:
@@ -161,11 +165,11 @@ class _Assembler:
         return {"account": json.dumps(account), "pieces": json.dumps(made), "data": [p.data for p in pieces]}
 
     def _block(self, block: tuple[str, str, int]) -> "_Done":
-        file, digest, rows = block
+        file, name, rows = block
         table, accounts = self.work.fresh(self.store.rows(self.fingerprint, file)), []
         bad = [error for error in table.column("error").to_pylist() if error is not None]
         for step in self.work.steps:
-            result = self.work.result(step, self.store, digest, rows)
+            result = self.work.result(step, self.store, name, rows)
             table = self.work.joined(table, step, result.table)
             accounts.append((step.name, result.account))
         table = self.work.gathered(table)

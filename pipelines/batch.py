@@ -21,6 +21,8 @@ from cluster.session import session, without_ray_output
 from configs.schema import RayCluster
 from pipelines.board import Count
 from pipelines.flow import Step, Work
+from pipelines.retry import Todo
+from pipelines.sharing import leaders, lend
 from pipelines.store import Block, Index, Store
 from pipelines.worker import Worker, calls_at_once
 
@@ -30,43 +32,69 @@ def actors(step: Step, blocks: int) -> int:
     return min(step.placement.replicas, max(blocks, 1))
 
 
-def run_wave(
-    store: Store, index: Index, blocks: Sequence[Block], work: Work, wave: Sequence[Step], board: Any
-) -> None:
-    """Bring blocks, those that `missing` found, through the steps of a wave.
+def run_wave(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Todo, board: Any) -> None:
+    """Bring blocks through the steps of a wave.
 
-    Raises what Ray raises when a part of the run fails for good.
+    Args:
+        store: Where rows and results are.
+        index: The input.
+        work: All steps.
+        wave: Those of this wave.
+        todo: What they have to make (`retry.to_do`).
+        board: What the driver shows.
+
+    Raises:
+        BlendError: A part of the run failed for good; or what Ray raises.
     """
-    kept = index.rows - sum(block.rows for block in blocks)
+    blocks = dict(zip(index.names, index.blocks, strict=True))
     for step in wave:
-        board.add.remote(step.name, Count(rows=kept, saved=kept))
-    if not blocks:
+        _saved(board, step, [block for name, block in blocks.items() if name not in todo[step.name]])
+
+    def share() -> None:
+        copied = lend(store, index, work, wave, todo)
+        for step in wave:
+            _saved(board, step, [blocks[name] for name in copied.get(step.name, ())])
+
+    share()
+    if first := leaders(blocks, work, wave, todo):
+        _stream(store, index, work, [step for step in wave if step.name in first], first, board)
+        for name, made in first.items():
+            todo[name] -= made
+        share()
+    _stream(store, index, work, [step for step in wave if todo[step.name]], todo, board)
+
+
+def _saved(board: Any, step: Step, blocks: Sequence[Block]) -> None:
+    """Blocks whose results are there already."""
+    rows = sum(block.rows for block in blocks)
+    board.add.remote(step.name, Count(rows=rows, saved=rows))
+
+
+def _stream(store: Store, index: Index, work: Work, steps: Sequence[Step], todo: Todo, board: Any) -> None:
+    """Bring blocks through steps over Ray Data; each step makes those that `todo` has for it."""
+    items = [
+        {"file": block.file, "name": name, "steps": [step.name for step in steps if name in todo[step.name]]}
+        for name, block in zip(index.names, index.blocks, strict=True)
+    ]
+    items = [item for item in items if item["steps"]]
+    if not items:
         return
-    mean = sum(block.rows for block in blocks) / len(blocks)
-    dataset = ray.data.from_items(
-        [{"file": block.file, "digest": block.digest} for block in blocks], override_num_blocks=len(blocks)
-    )
-    for step in wave:
+    mean = index.rows / len(index.blocks)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    for step in steps:
         dataset = dataset.map_batches(
             Worker,
             fn_constructor_args=(step, work, store, index.fingerprint, board),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=actors(step, len(blocks)), max_concurrent_calls_per_actor=calls_at_once(step, mean)
+                size=actors(step, len(todo[step.name])), max_concurrent_calls_per_actor=calls_at_once(step, mean)
             ),
             udf_modifying_row_count=False,
             **step.placement.ray_options(),
         )  # Ray starts dead actors and their tasks again for ever: the worker sees to it that deaths come to an end
     for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
-
-
-def missing(store: Store, index: Index, wave: Sequence[Step]) -> list[Block]:
-    """The blocks of which a step of the wave has no results, each content once."""
-    done = [store.done(step.key) for step in wave]
-    blocks = {block.digest: block for block in index.blocks}
-    return [block for block in blocks.values() if not all(block.digest in one for one in done)]
 
 
 @contextmanager

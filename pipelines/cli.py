@@ -30,6 +30,7 @@ from pipelines.options import (
     Pairs,
     PreferencesUri,
     RankerOption,
+    RetryFailed,
     RunInput,
     RunOutput,
     Set,
@@ -37,13 +38,14 @@ from pipelines.options import (
     TopK,
     Update,
     bulk_settings,
+    check_existing,
     preference_settings,
     ranker_settings,
     settings_of,
 )
 
 if TYPE_CHECKING:
-    from pipelines.runs import Summary
+    from pipelines.summary import Summary
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -65,6 +67,7 @@ def run(
     limit: Limit = None,
     overwrite: Overwrite = False,
     update: Update = False,
+    retry_failed: RetryFailed = False,
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
     margin: Margin = None,
@@ -73,11 +76,13 @@ def run(
 ) -> None:
     """Bulk: read prompts, ask every LLM, rank the answers, fuse the best, write. Goes on where it was stopped."""
     wanted = (preferences, pairs, margin)
-    settings = bulk_settings(config, set_, input, output, limit, wanted, overwrite=overwrite, update=update)
+    settings = bulk_settings(
+        config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
+    )
 
     from pipelines.jobs import run_blend
 
-    _show(run_blend(settings, overwrite=overwrite, update=update))
+    _show(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()
@@ -122,6 +127,7 @@ def submit(
     limit: Limit = None,
     overwrite: Overwrite = False,
     update: Update = False,
+    retry_failed: RetryFailed = False,
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
     margin: Margin = None,
@@ -130,8 +136,11 @@ def submit(
 ) -> None:
     """The same run as a job on a Ray cluster; submitted again, it goes on where it was stopped."""
     wanted = (preferences, pairs, margin)
-    settings = bulk_settings(config, set_, input, output, limit, wanted, overwrite=overwrite, update=update)
-    flags = [*(["--overwrite"] if overwrite else []), *(["--update"] if update else [])]
+    settings = bulk_settings(
+        config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
+    )
+    given = {"--overwrite": overwrite, "--update": update, "--retry-failed": retry_failed}
+    flags = [flag for flag, on in given.items() if on]
 
     from cluster.submission import submit as submit_job
     from configs.environment import variables
@@ -165,9 +174,11 @@ def rank(
     margin: Margin = None,
     overwrite: Overwrite = False,
     update: Update = False,
+    retry_failed: RetryFailed = False,
     debug: Debug = False,
 ) -> None:
     """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = ranker_settings(
         ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
     )
@@ -177,7 +188,14 @@ def rank(
     from pipelines.jobs import run_rank
 
     summary = run_rank(
-        settings, input, output, matrix=matrix, preferences=wanted, overwrite=overwrite, update=update
+        settings,
+        input,
+        output,
+        matrix=matrix,
+        preferences=wanted,
+        overwrite=overwrite,
+        update=update,
+        retry_failed=retry_failed,
     )
     _show(summary)
 
@@ -196,14 +214,16 @@ def fuse(
     ] = None,
     overwrite: Overwrite = False,
     update: Update = False,
+    retry_failed: RetryFailed = False,
     debug: Debug = False,
 ) -> None:
     """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = settings_of(GenFuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     from pipelines.jobs import run_fuse
 
-    _show(run_fuse(settings, input, output, overwrite=overwrite, update=update))
+    _show(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()
@@ -215,14 +235,16 @@ def compare(
     dtype: DtypeOption = None,
     overwrite: Overwrite = False,
     update: Update = False,
+    retry_failed: RetryFailed = False,
     debug: Debug = False,
 ) -> None:
     """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
 
     from pipelines.jobs import run_compare
 
-    _show(run_compare(settings, input, output, overwrite=overwrite, update=update))
+    _show(run_compare(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pipelines.error_kinds import OTHERS
 from pipelines.manifest import Manifest, StageRecord
 
 CAUSES = 5  # told of one model, the most frequent ones
+AGAIN = "--retry-failed asks again what failed, and keeps the rest"
 _VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
 _FEW = 3  # pairs or rows that say nothing yet of a ranker
 
@@ -19,6 +20,8 @@ def last_lines(manifest: Manifest) -> list[str]:
     bad = manifest.input
     if bad.bad:
         lines.insert(0, f"bad rows: {_share(bad.bad, bad.rows)}{_causes(bad.errors)}")
+    if any(stage.retryable for stage in manifest.stages):
+        lines.append(AGAIN)
     return lines
 
 
@@ -35,7 +38,9 @@ def problems(stages: Sequence[StageRecord]) -> list[str]:
 def _of_stage(stage: StageRecord) -> Iterator[str]:
     if stage.failed:
         rows = _share(stage.failed, stage.asked or stage.rows)
-        yield f"{stage.name}: {_VERBS[stage.kind]} {rows}{_causes(stage.errors)}"
+        own = stage.failed - stage.retryable
+        refused = f"; {own:,} because of the prompt itself" if stage.kind == "generate" and own > 0 else ""
+        yield f"{stage.name}: {_VERBS[stage.kind]} {rows}{_causes(stage.errors)}{refused}"
     if stage.left_out:
         some = "1 comparison" if stage.left_out == 1 else f"{stage.left_out:,} comparisons"
         yield f"{stage.name}: {some} left out, for which it gave no readable answer"

@@ -125,15 +125,17 @@ def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]
 
 def _entry(name: str, table: pa.Table) -> dict[str, Any]:
     """A block's entry in the index, and the types of what it holds."""
-    stages, content = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+    stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
     for row in to_rows(table):
         stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())
         content.update(json.dumps(row, default=plain).encode())
+        ids.update(json.dumps(row["id"], default=plain).encode())
     return {
         "file": name,
         "rows": len(table),
         "bad": len(table) - table.column("error").null_count,
         "digest": stages.hexdigest(),
         "content": content.hexdigest(),
+        "ids": ids.hexdigest(),
         "seen": packed(look(table)),
     }

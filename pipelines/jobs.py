@@ -14,15 +14,16 @@ from cluster.plan import Capacity, Plan, pack, place, plan, spread
 from configs.identity import deciding
 from configs.preferences import Preferences
 from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
-from pipelines.runs import FailedRunError, Run, Summary, execute
+from pipelines.runs import Run, execute
 from pipelines.sinks import COMPARE_COLUMNS
+from pipelines.summary import FailedRunError, Summary
 
 RANK_RESULTS = ("ranking", "scores", "comparisons")
 FUSE_RESULTS = ("fused", "fused_from")
 
 
-def run_blend(config: BlendConfig, *, overwrite: bool = False, update: bool = False) -> Summary:
-    """`blend run`: `config.input` and `config.output` are set.
+def run_blend(config: BlendConfig, **existing: bool) -> Summary:
+    """`blend run`: `config.input` and `config.output` are set; `existing` as in `runs.execute`.
 
     Raises:
         BlendError: The run failed; FailedRunError: all is written, but a model or too many rows failed.
@@ -51,7 +52,7 @@ def run_blend(config: BlendConfig, *, overwrite: bool = False, update: bool = Fa
         preferences=config.preferences,
         finish=None if config.fuser else with_best,
     )
-    return _checked(execute(run, overwrite=overwrite, update=update), config.max_error_rate)
+    return _checked(execute(run, **existing), config.max_error_rate)
 
 
 def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:

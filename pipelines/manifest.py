@@ -40,6 +40,7 @@ class StageRecord(_Part):
         asked: Rows that it had something to do for.
         failed: Rows on which it failed (the last time it was asked).
         errors: Those rows by the kind of the error, most frequent first.
+        retryable: Rows that `--retry-failed` would ask again.
         again: Rows that `--retry-failed` asked again, each time counted.
         max_error_rate: Share of the rows asked above which the run ends with exit 1.
         seconds: Time its actors were at work, summed over actors; 0 when all its results were there before.
@@ -62,6 +63,7 @@ class StageRecord(_Part):
     asked: int = 0
     failed: int
     errors: dict[str, int] = {}
+    retryable: int = 0
     again: int = 0
     max_error_rate: float = 1.0
     seconds: float
@@ -96,19 +98,27 @@ class OutputRecord(_Part):
 
 
 class Manifest(_Part):
-    """One finished run."""
+    """One finished run.
+
+    Attributes:
+        started: When its first session began.
+        sessions: How often the run was started until it was finished.
+        attempt: How often what failed was asked again (`--retry-failed`).
+        errors: Rows by the kind of their error, most frequent first.
+    """
 
     format: Literal[1] = 1
     command: str
-    started: datetime  # of the first session
+    started: datetime
     finished: datetime
-    sessions: int  # how often the run was started until it was finished
+    sessions: int
+    attempt: int = 0
     config: dict[str, Any]
     versions: dict[str, str]
     input: InputRecord
     output: OutputRecord
     stages: tuple[StageRecord, ...]
-    errors: dict[str, int]  # rows by the kind of their error, most frequent first
+    errors: dict[str, int]
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:

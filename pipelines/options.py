@@ -57,6 +57,10 @@ Update = Annotated[
     bool,
     typer.Option("--update", help="Go on though the config or the input has changed; what still holds is kept."),
 ]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Ask again what failed in the run at the output; the rest stays as it is."),
+]
 PreferencesUri = Annotated[
     str | None,
     typer.Option("--preferences", metavar="URI", help="Also write pairs of a better and a worse answer (DPO)."),
@@ -86,10 +90,10 @@ def bulk_settings(
     *,
     overwrite: bool,
     update: bool,
+    retry_failed: bool = False,
 ) -> BlendConfig:
     """The settings of a bulk run, with what the command line says of them."""
-    if overwrite and update:
-        raise UsageError("--overwrite begins anew, --update goes on: give one of them")
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = load(config, BlendConfig, overrides)
     wanted = preference_settings(settings.preferences, *preferences)
     given = {"input": input, "output": output, "limit": limit, "preferences": wanted}
@@ -98,6 +102,13 @@ def bulk_settings(
         if getattr(settings, name) is None:
             raise UsageError(f"no {name}: give --{name} or set `{name}` in {config}")
     return settings
+
+
+def check_existing(*, overwrite: bool, update: bool, retry_failed: bool) -> None:
+    """Raise UsageError when what is at the output is to be replaced, and to be gone on from."""
+    if overwrite and (update or retry_failed):
+        option = "--update goes on" if update else "--retry-failed keeps what didn't fail"
+        raise UsageError(f"--overwrite begins anew, {option}: give one of them")
 
 
 def preference_settings(

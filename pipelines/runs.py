@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,34 +21,19 @@ from configs.preferences import Preferences
 from configs.schema import RayCluster
 from pipelines.apart import own_outputs
 from pipelines.assembly import assemble
-from pipelines.batch import actors, missing, run_wave, running, told_by
+from pipelines.batch import actors, run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
 from pipelines.columns import Layout
 from pipelines.display import ShownStage, shown
-from pipelines.failures import last_lines, problems
 from pipelines.flow import Step, Work
 from pipelines.importing import READ, fingerprint, read_input
 from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
 from pipelines.planning import announce
+from pipelines.retry import attempt_of, can_retry, to_do
 from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, PreferenceShape, Sink, check_output
 from pipelines.store import Index, Store, digest_of, folder_of
+from pipelines.summary import Summary
 from pipelines.uris import filesystem, kind
-
-
-class FailedRunError(BlendError):
-    """A run is written, but too much of it failed.
-
-    Attributes:
-        details: Lines about what failed.
-    """
-
-    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
-        super().__init__(message, details)
-        self.details = details
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 TableFunction = Callable[[pa.Table], pa.Table]
 
@@ -86,61 +71,34 @@ class Run:
     finish: TableFunction | None = None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A finished run, for a person. resumed: nothing was left to do."""
-
-    manifest: Manifest
-    output: str
-    resumed: bool = False
-    preferences: tuple[str, int] | None = None  # where, how many pairs
-
-    @property
-    def error_rate(self) -> float:
-        """Share of rows with an error."""
-        written = self.manifest.output
-        return written.errors / written.rows if written.rows else 0.0
-
-    def details(self) -> list[str]:
-        """Lines about what failed, by model and cause; see `failures.last_lines`."""
-        return last_lines(self.manifest)
-
-    def problem(self, max_error_rate: float = 1.0) -> str | None:
-        """Why the run counts as failed, though all is written; None when it doesn't.
-
-        Args:
-            max_error_rate: Share of all rows that may have an error.
-        """
-        too_many = (
-            [f"more than max_error_rate {max_error_rate:g} allows"] if self.error_rate > max_error_rate else []
-        )
-        why = [*too_many, *problems(self.manifest.stages)]
-        return f"{self.line()}; {'; '.join(why)}" if why else None
-
-    def line(self) -> str:
-        """One line: rows, errors, where."""
-        written = self.manifest.output
-        errors = f", {written.errors} of them with an error" if written.errors else ""
-        pairs = "{1} pairs: {0}".format(*self.preferences) if self.preferences else ""
-        before = " (complete already; --overwrite does it again)" if self.resumed else ""
-        return f"{written.rows} rows{errors}: {self.output}{'; ' + pairs if pairs else ''}{before}"
-
-
-def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summary:
+def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_failed: bool = False) -> Summary:
     """Do the run, or what is left of it.
 
-    overwrite: whatever is at the output is replaced, and nothing that was kept is used; but this very run goes on
-    when it was killed. update: the config or the input may have changed since the output was begun; what was kept
-    counts where it still holds.
+    Nothing at the output is touched before the plan is known to fit.
 
-    Raises BlendError, one line. Nothing at the output is touched before the plan is known to fit.
+    Args:
+        run: What to do.
+        overwrite: Whatever is at the output is replaced, and nothing that was kept is used; but this very run goes
+            on when it was killed.
+        update: The config or the input may have changed since the output was begun; what was kept counts where it
+            still holds.
+        retry_failed: What failed is asked again, the rest keeps its results (`pipelines.retry`).
+
+    Returns:
+        What was written.
+
+    Raises:
+        BlendError: One line.
     """
     store = Store(folder_of(absolute(run.output)))
     own = own_outputs(run.input, outputs_of(run), store.run)
     mark = fingerprint(run.input, run.limit, own)
     state = _state(run, store, mark, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
-        return done
+        if not retry_failed:
+            return done
+        if not can_retry(done.manifest):
+            return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts)
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
@@ -156,18 +114,31 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False) -> Summa
                 "fingerprint": mark,
                 "started": started.isoformat(),
                 "sessions": sessions,
+                **_attempt(state, store, retry=retry_failed),
             }
-            index = _input(run, store, mark, board, own, update=update or state.gone or not state.there)
+from pipelines.summary import Summary
+from pipelines.uris import filesystem, kind
             store.save_run(record)
             store.save_manifest(None)
-            work, waves = _work(run, plan, store)
             for number, wave in enumerate(waves, 1):
-                blocks = missing(store, index, wave)
-                stages = [ShownStage(step.name, actors(step, len(blocks))) for step in wave]
+                todo = to_do(store, index, work, wave)
+                stages = [ShownStage(step.name, actors(step, len(todo[step.name]))) for step in wave]
                 title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
                 with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
-                    run_wave(store, index, blocks, work, wave, board)
-            return _written(run, store, index, work, waves, board, started, sessions)
+                    run_wave(store, index, work, wave, todo, board)
+            return _written(run, store, index, work, waves, board, record)
+
+
+# In `run.json`: of each step the folder of its results, and of its results before the config was changed.
+_STEPS = {"steps": "key", "previous": "previous"}
+
+
+def _attempt(state: "_State", store: Store, *, retry: bool) -> dict[str, Any]:
+    """Which attempt this session works on, for `run.json`."""
+    text = store.manifest() if state.there else None
+    number = attempt_of(state.record, Manifest.parse(text) if text else None, retry=retry)
+    again = retry or (text is None and state.record.get("retrying", False))
+    return {"attempt": number, "retrying": again}
 
 
 @dataclass(frozen=True)
@@ -180,6 +151,7 @@ class _State:
     fingerprint: str = ""
     started: datetime | None = None
     sessions: int = 0
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) -> _State:
@@ -209,6 +181,7 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
         fingerprint=record["fingerprint"],
         started=datetime.fromisoformat(record["started"]),
         sessions=record["sessions"],
+        record=record,
     )
 
 
@@ -249,7 +222,9 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
     return new
 
 
-def _work(run: Run, plan: Plan, store: Store) -> tuple[Work, list[list[Step]]]:
+def _work(
+    run: Run, plan: Plan, store: Store, attempt: int, record: Mapping[str, Any]
+) -> tuple[Work, list[list[Step]]]:
     """What is made of every block, and the steps of each wave; their keys say all that decides their results."""
     keys: dict[str, str] = {}
     for placement in plan.placements:
@@ -266,11 +241,13 @@ def _work(run: Run, plan: Plan, store: Store) -> tuple[Work, list[list[Step]]]:
         bare = Step(placement, "")
         key = f"{bare.kind}-{_slug(placement.name)}-{keys[placement.name]}"
         rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
-        return Step(placement, key, tuple(rankings) if bare.kind == "rank" else ())
+        was = record.get("steps", {}).get(placement.name)
+        previous = was if was != key else record.get("previous", {}).get(placement.name)
+        return Step(placement, key, tuple(rankings) if bare.kind == "rank" else (), previous)
 
     waves = [[step(placement) for placement in wave] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)
-    return Work(steps, run.llms, run.prepare, run.finish), waves
+    return Work(steps, run.llms, run.prepare, run.finish, attempt), waves
 
 
 def _slug(name: str) -> str:
@@ -284,8 +261,7 @@ def _written(
     work: Work,
     waves: list[list[Step]],
     board: Any,
-    started: datetime,
-    sessions: int,
+    record: Mapping[str, Any],
 ) -> Summary:
     """The output of all that was kept, and the manifest."""
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
@@ -305,15 +281,16 @@ def _written(
     numbers = {step.name: number for number, wave in enumerate(waves, 1) for step in wave}
     manifest = Manifest(
         command=run.command,
-        started=started,
+        started=datetime.fromisoformat(record["started"]),
         finished=datetime.now(UTC),
-        sessions=sessions,
+        sessions=record["sessions"],
+        attempt=record["attempt"],
         config=dict(run.settings),
         versions=versions(),
         input=InputRecord(
             uri=run.input,
             rows=index.rows,
-            bad=sum(block.bad for block in index.blocks),
+            bad=account.bad.total(),
             digest=index.digest,
             errors=dict(account.bad.most_common()),
         ),

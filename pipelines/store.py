@@ -2,19 +2,23 @@
 
     rows/FINGERPRINT/00000-000012.parquet   the input as it was read, cut into blocks
     index.parquet                           the blocks: file, rows, digests; written when all are there
-    results/alder-3f2a91c04d/8c1f....parquet  what one stage made of one block
+    results/generate-alder-3f2a91c04d/8c1f...-01ab....parquet  what one stage made of one block
     run.json                                what the run was started with
     manifest.json                           what it did; written when the output is complete
 
 A result's folder is named by all that decides it (the stage's settings, and those of the stages before), its file
-by the block's content. So a result is there or it isn't, whoever made it and when: a killed run, a restarted
-actor, a twelfth LLM or a longer input compute what is missing, and nothing else. Files appear whole
+by the block's content and its rows' ids. So a result is there or it isn't, whoever made it and when: a killed run,
+a restarted actor, a twelfth LLM or a longer input compute what is missing, and nothing else. Files appear whole
 (`storage.put`).
+
+`--retry-failed` replaces a result by one in which the rows that failed are made again; others keep their values.
+Each result has the number of the attempt that made it, and `run.json` that of the current one (`pipelines.retry`).
 """
 
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -35,7 +39,11 @@ _META = b"blend"
 class Block:
     """Some rows of the input that travel together.
 
-    digest: of what stages see of them; content: of all of them. bad: rows with an error of their own.
+    Attributes:
+        bad: Rows with an error of their own.
+        digest: Of what stages see of the rows.
+        content: Of all that they hold.
+        ids: Of their ids.
     """
 
     file: str
@@ -43,6 +51,7 @@ class Block:
     bad: int
     digest: str
     content: str
+    ids: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,19 @@ class Index:
     @property
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name that each block's results have: its digest, and what tells it from blocks of equal content.
+
+        That is its rows' ids and how many such blocks are before it: rows keep their results wherever they move to.
+        """
+        before: Counter[tuple[str, str]] = Counter()
+        found = []
+        for block in self.blocks:
+            found.append(f"{block.digest}-{digest_of([block.ids, before[block.digest, block.ids]])}")
+            before[block.digest, block.ids] += 1
+        return tuple(found)
 
     @property
     def digest(self) -> str:
@@ -175,6 +197,7 @@ _INDEX_SCHEMA = pa.schema(
         ("bad", pa.int64()),
         ("digest", pa.string()),
         ("content", pa.string()),
+        ("ids", pa.string()),
     ]
 )
 

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,18 @@ from cluster.session import keep_to_own_gpus
 from configs.schema import BaseLLM
 from pipelines.accounts import account_of
 from pipelines.board import Count, telling
-from pipelines.flow import STAGES, Step, Work, columns_of, known_scores
+from pipelines.flow import STAGES, Step, Work
+from pipelines.results import (
+    ANSWERS,
+    FAILED,
+    again,
+    columns_of,
+    finished,
+    known_scores,
+    merged,
+    to_ask,
+    with_earlier,
+)
 from pipelines.store import Result, Store
 
 SPLIT = 16  # groups that rows are tried in after a death
@@ -35,10 +46,12 @@ TRIES = 2  # of one row by itself
 DEATHS = 12  # of a stage's actors in a row: that isn't the rows. Four rows side by side that each kill make 11.
 LOAD_DEATHS = 3  # of one actor in a row, while it loads its model
 # What an actor writes to its log (Ray's `worker-*.err`) of a block that it computes: results' folder, block, what.
-EVENT = re.compile(r"^(?P<stage>\S+) (?P<block>[0-9a-f]{16}) (?P<what>begun|saved)$", re.MULTILINE)
+EVENT = re.compile(r"^(?P<stage>\S+) (?P<block>[0-9a-f]{16}-[0-9a-f]{16}) (?P<what>begun|saved)$", re.MULTILINE)
 # Rows that an LLM's actor has, to each that its engine works on at once: a long answer holds up its block, and
 # until it is done the engine lives on the other blocks.
 _IN_FLIGHT = 8
+
+Known = Mapping[bytes, float]
 
 
 class StageError(BlendError):
@@ -75,59 +88,79 @@ class Worker:
         board.loaded.remote(step.name)
 
     async def __call__(self, row: pa.Table) -> pa.Table:
-        """One block: `file` and `digest` of a `store.Block`."""
+        """One block: its `file`, the `name` of its results, and the `steps` that have to make it."""
         with telling(self._board):
             (block,) = row.to_pylist()
-            await self._through(block["file"], block["digest"])
+            if self._step.name in block["steps"]:
+                await self._through(block["file"], block["name"])
             return row
 
     async def _through(self, file: str, block: str) -> None:
-        result = await asyncio.to_thread(self._store.result, self._step.key, block)
-        if result is not None:
-            count = Count(rows=len(result.table), saved=len(result.table))
+        had = await asyncio.to_thread(self._store.result, self._step.key, block)
+        if had is not None and had.account.get("attempt", 0) >= self._work.attempt:
+            count = Count(rows=len(had.table), saved=len(had.table))  # by an actor that died before it said so
         else:
             self._log(block, "begun")
             table = await asyncio.to_thread(
                 self._work.seen_by, self._step, self._store, self._fingerprint, file, block
             )
-            result = await self._made(block, table)
+            result = await self._made(block, table, had)
             await asyncio.to_thread(self._store.save_result, self._step.key, block, result)
             self._log(block, "saved")
             count = Count(**{name: value for name, value in result.account.items() if name in Count.__slots__})
         self._board.add.remote(self._step.name, count)
 
-    async def _made(self, block: str, table: pa.Table) -> Result:
-        started = time.time()
+    async def _made(self, block: str, table: pa.Table, had: Result | None) -> Result:
+        """The results of a block; where there are older ones, only rows that failed or have changed are made."""
+        started, kind = time.time(), self._step.kind
         before = await asyncio.to_thread(to_blends, table)
-        after = await self._survived(block, before)
-        if len(after) != len(before):
-            raise StageError(f"{self._step.name} gave back {len(after)} rows for {len(before)}")
-        account: dict[str, Any] = account_of(self._step.kind, before, after)
-        account |= {"actor": self._actor, "started": started, "ended": time.time()}
-        if self._step.kind == "rank":
-            account["identity"] = self._stage.identity
-        return Result(columns_of(self._step.kind, before, after), account)
+        old = had.table if had is not None and len(had.table) == len(before) else None
+        rows = list(range(len(before))) if old is None else again(kind, before, old, retry=True)
+        asked = before if old is None else to_ask(kind, self._step.name, before, old)
+        asked = [asked[row] for row in rows]
+        after = await self._survived(block, asked, await asyncio.to_thread(self._known, block, before, old))
+        if len(after) != len(asked):
+            raise StageError(f"{self._step.name} gave back {len(after)} rows for {len(asked)}")
+        made = columns_of(kind, asked, after)
+        if old is not None:
+            made = merged(kind, rows, old, made)
+        elif self._step.previous and (earlier := await asyncio.to_thread(self._earlier, block)):
+            made = with_earlier(kind, after, made, earlier.table)
+        failed = made.column(FAILED).to_pylist() if kind != "generate" else ()
+        account = account_of(kind, before, finished(before, kind, made), failed)
+        account |= {"attempt": self._work.attempt, "actor": self._actor, "started": started, "ended": time.time()}
+        if kind == "rank":
+            account["scorer"] = self._step.scorer
+        if had is not None:
+            account |= _so_far(had.account, len(rows))
+        return Result(made, account)
 
-    async def _survived(self, block: str, blends: list[Blend]) -> list[Blend]:
+    def _earlier(self, block: str) -> Result | None:
+        """What the stage made of the block before the config was changed."""
+        return self._store.result(self._step.previous, block) if self._step.previous else None
+
+    async def _survived(self, block: str, blends: list[Blend], known: Known) -> list[Blend]:
         """The stage's blends of a block, whatever that does to this process."""
+        if not blends:
+            return []
         if await self._begin(block) == 0:
             async with self._gate.shared():
-                done = await self._run(block, blends)
+                done = await self._run(blends, known)
             await self._end(block)
         else:
             async with self._gate.alone():
-                done = await self._group(block, blends, 0, len(blends))
+                done = await self._group(block, blends, known, 0, len(blends))
             await self._end(block, survived=False)  # its groups have told what they survived
         return done
 
-    async def _group(self, block: str, blends: list[Blend], low: int, high: int) -> list[Blend]:
+    async def _group(self, block: str, blends: list[Blend], known: Known, low: int, high: int) -> list[Blend]:
         """The rows from `low` to `high`, with nothing beside them."""
         work = (block, low, high)
         if kept := await self._board.kept.remote(self._step.name, work):
             return kept
         died = await self._begin(work)
         if died < (TRIES if high - low == 1 else 1):
-            done = await self._run(block, blends[low:high])
+            done = await self._run(blends[low:high], known)
             await self._end(work, done)
             return done
         if high - low == 1:
@@ -135,15 +168,11 @@ class Worker:
         size = -(-(high - low) // SPLIT)
         done = []
         for start in range(low, high, size):
-            done += await self._group(block, blends, start, min(start + size, high))
+            done += await self._group(block, blends, known, start, min(start + size, high))
         return done
 
-    async def _run(self, block: str, blends: Sequence[Blend]) -> list[Blend]:
-        match self._step.kind:
-            case "rank" if self._step.older:
-                done = await self._stage(blends, await asyncio.to_thread(self._known, block, blends))
-            case _:
-                done = await self._stage(blends)
+    async def _run(self, blends: Sequence[Blend], known: Known) -> list[Blend]:
+        done = await (self._stage(blends, known) if known else self._stage(blends))
         try:
             await self._stage.check_health()
         except BlendError as error:
@@ -152,10 +181,17 @@ class Worker:
             os._exit(1)
         return done
 
-    def _known(self, block: str, blends: Sequence[Blend]) -> Any:
+    def _known(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> Known:
+        """The scores that this ranker has given, to these candidates or to others of the same rows."""
+        if self._step.kind != "rank":
+            return {}
         found = [self._store.result(key, block) for key in self._step.older]
-        same = [one.table for one in found if one and one.account.get("identity") == self._stage.identity]
-        return known_scores(blends, [table for table in same if len(table) == len(blends)])
+        tables = [one.table for one in found if one and one.account.get("scorer") == self._step.scorer]
+        if old is not None:
+            tables.append(old)
+        return known_scores(
+            blends, [table for table in tables if len(table) == len(blends) and ANSWERS in table.column_names]
+        )
 
     async def _begin(self, work: Any) -> int:
         died = await self._board.begin.remote(self._step.name, work, self._actor)
@@ -168,6 +204,12 @@ class Worker:
 
     def _log(self, block: str, what: str) -> None:
         print(f"{self._step.key} {block} {what}", file=sys.stderr, flush=True)
+
+
+def _so_far(account: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What attempts before this one have cost, which asks so many rows again."""
+    own = [account[name] for name in ("actor", "started", "ended")]
+    return {"earlier": [*account.get("earlier", ()), own], "again": account.get("again", 0) + rows}
 
 
 class Gate:

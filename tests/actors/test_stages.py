@@ -64,13 +64,20 @@ def test_an_llm_is_asked_for_all_samples_of_all_rows_at_once() -> None:
 
 
 def test_only_missing_samples_are_asked_for() -> None:
-    """With the seeds they would have had; one that failed counts as there."""
-    given = [(), (Candidate("far", "old"),), (Candidate("far", "old"), Candidate("far", error="timed out"))]
+    """With the seeds they would have had; one that failed counts as missing, unless the prompt was refused."""
+    failed = Candidate("far", error="timed out")
+    given = [
+        (),
+        (Candidate("far", "old"),),
+        (Candidate("far", "old"), failed),
+        (failed, Candidate("far", "old")),
+        (Candidate("far", error="too long", refused="too long"), Candidate("far", "old")),
+    ]
     blends = [Blend(PROMPT, candidates) for candidates in (*given, (Candidate("far", "old"),) * 3)]
     done, server = generated(blends, 2, seed=5)
     new = [[c.text for c in after.candidates[len(b.candidates) :]] for b, after in zip(blends, done, strict=True)]
-    assert new == [["a question 5", "a question 6"], ["a question 6"], [], []]
-    assert len(server.requests) == 3
+    assert new == [["a question 5", "a question 6"], ["a question 6"], ["a question 6"], ["a question 5"], [], []]
+    assert len(server.requests) == 5
 
 
 def test_without_a_seed_the_llm_draws() -> None:

@@ -16,7 +16,7 @@ from pipelines.blend import Blender
 from pipelines.flow import Step
 from pipelines.jobs import run_blend
 from pipelines.parsing import read_rows
-from pipelines.runs import FailedRunError
+from pipelines.summary import FailedRunError
 
 DEMO = PRESETS / "demo.yaml"
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]

@@ -39,14 +39,15 @@ def test_nothing_failed_and_nothing_is_said() -> None:
 
 
 def test_a_model_is_named_with_its_causes_most_frequent_first() -> None:
-    model = stage(asked=20, failed=15, errors={"URL: 503: busy": 4, "URL: 401: no key": 11})
-    (line,) = last_lines(manifest(model))[:1]
+    model = stage(asked=20, failed=15, retryable=15, errors={"URL: 503: busy": 4, "URL: 401: no key": 11})
+    line, again = last_lines(manifest(model))
+    assert again.startswith("--retry-failed ")
     assert line == "a: no answer on 15 of 20 rows (75.0%): 11 x URL: 401: no key; 4 x URL: 503: busy"
 
 
 def test_causes_beyond_the_most_frequent_are_one() -> None:
     errors = {f"cause {chr(97 + i)}": 9 - i for i in range(8)}
-    (line,) = last_lines(manifest(stage(asked=50, failed=44, errors=errors)))[:1]
+    (line, _) = last_lines(manifest(stage(asked=50, failed=44, retryable=44, errors=errors)))
     assert line.endswith("5 x cause e; 9 x other causes") and "cause f" not in line
 
 

@@ -23,7 +23,7 @@ from pipelines.rows import ROW_SCHEMA, read_row
 from pipelines.store import Store
 from pipelines.worker import Gate, Worker
 
-FILE, DIGEST = "00000-000000", "0123456789abcdef"
+FILE, NAME = "00000-000000", "0123456789abcdef-0123456789abcdef"
 
 
 def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
     work = Work((step,), ("stage",))
     rows = [read_row({"id": str(i), "prompt": "x"}, "") for i in range(5)]
     store.save_rows("input", FILE, pa.Table.from_pylist(rows, schema=ROW_SCHEMA))
-    dataset = ray.data.from_items([{"file": FILE, "digest": DIGEST}]).map_batches(
+    dataset = ray.data.from_items([{"file": FILE, "name": NAME, "steps": ["stage"]}]).map_batches(
         Of,
         fn_constructor_args=(step, work, store, "input", board),
         batch_size=1,
@@ -71,13 +71,13 @@ def test_a_broken_process_is_replaced_and_its_block_done_again(tmp_path: Path) -
 
     board = start_board()
     store = Store(str(tmp_path / "work"))
-    assert through(BreaksOnce, store, board) == [{"file": FILE, "digest": DIGEST}]
+    assert through(BreaksOnce, store, board) == [{"file": FILE, "name": NAME, "steps": ["stage"]}]
     assert (tmp_path / "broken").exists()
-    result = store.result("generate-stage-0", DIGEST)
+    result = store.result("generate-stage-0", NAME)
     assert result is not None
     assert [[one["text"] for one in row] for row in result.table.column("candidates").to_pylist()] == [["kept"]] * 5
     assert ray.get(board.snapshot.remote()).counts == {"stage": Count(rows=5)}
-    assert store.done("generate-stage-0") == {DIGEST}
+    assert store.done("generate-stage-0") == {NAME}
 
 
 @pytest.mark.usefixtures("ray_session")
