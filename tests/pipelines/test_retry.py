@@ -1,0 +1,381 @@
+"""What failed is asked again and nothing else; equal blocks share what can't differ, and no failures."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from endpoint_server import EndpointServer, Fault, completion, respond
+
+import pipelines.runs
+from actors.errors import BlendError
+from actors.records import Blend, Candidate, Prompt, Ranking
+from cluster.plan import Capacity, place
+from configs.loading import PRESETS
+from configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
+from pipelines.accounts import account_of
+from pipelines.flow import Step, Work
+from pipelines.jobs import run_blend
+from pipelines.manifest import Manifest
+from pipelines.results import again, columns_of, merged, to_ask, with_earlier
+from pipelines.retry import attempt_of, to_do
+from pipelines.rows import ROW_SCHEMA, read_row
+from pipelines.sharing import leaders, lend
+from pipelines.store import Block, Index, Result, Store
+from pipelines.summary import FailedRunError
+
+PROMPT = Prompt("id", "a question")
+GOOD, BAD = Candidate("a", "yes"), Candidate("a", error="http://h/v1: 503: down")
+REFUSED = Candidate("a", error="too long", refused="too long")
+HERE = Capacity.machine(4)
+
+
+def step(name: str, settings: Any, **more: Any) -> Step:
+    return Step(place(name, settings, HERE), f"{name}-key", **more)
+
+
+ECHO = step("a", EchoModel(engine="echo", name="a", model="m"))
+RANKER = step("ranker", PairRanker(model=str(PRESETS / "miniature" / "ranker"), num_cpus=0.1))
+
+
+@pytest.mark.parametrize(
+    ("record", "finished", "retry", "expected"),
+    [
+        (None, None, False, 0),
+        ({}, 0, False, 0),
+        ({}, 0, True, 1),  # of a run that is finished
+        ({}, None, True, 1),  # of one that was killed
+        ({"attempt": 1, "retrying": True}, 0, True, 1),  # killed before it touched anything
+        ({"attempt": 1, "retrying": True}, None, True, 1),  # killed
+        ({"attempt": 1, "retrying": True}, None, False, 1),  # killed, and the run gone on with
+        ({"attempt": 1, "retrying": True}, 1, True, 2),  # finished, and again
+        ({"attempt": 1, "retrying": False}, None, True, 2),  # an update after it was killed
+        ({"attempt": 1, "retrying": True}, 1, False, 1),
+    ],
+)
+def test_a_killed_retry_is_the_same_attempt(record: Any, finished: int | None, retry: bool, expected: int) -> None:
+    manifest = None if finished is None else Manifest.model_construct(attempt=finished)
+    assert attempt_of(record, manifest, retry=retry) == expected
+
+
+class TestRows:
+    """What becomes of the rows of one block."""
+
+    def test_only_candidates_that_failed_are_asked_for(self) -> None:
+        before = [Blend(PROMPT, ())] * 4
+        rows = [(GOOD, GOOD), (BAD, GOOD), (REFUSED, GOOD), (BAD, REFUSED)]
+        had = columns_of("generate", before, [Blend(PROMPT, row) for row in rows])
+        asked = again("generate", before, had, retry=True)
+        assert (asked, again("generate", before, had, retry=False)) == ([1, 3], [])
+        seen = to_ask("generate", "a", before, had)
+        assert [blend.candidates for blend in seen] == rows
+        new = Candidate("a", "now", completion_tokens=3)
+        answers = [Blend(PROMPT, (*seen[row].candidates, new)) for row in asked]
+        made = merged("generate", asked, had, columns_of("generate", [seen[row] for row in asked], answers))
+        found = [[one["text"] or one["error"] for one in row] for row in made.column("candidates").to_pylist()]
+        assert found == [["yes", "yes"], ["now", "yes"], ["too long", "yes"], ["now", "too long"]]
+        assert made.slice(0, 1).equals(had.slice(0, 1)) and again("generate", before, made, retry=True) == []
+
+    def test_rows_are_ranked_again_that_failed_or_have_other_candidates(self) -> None:
+        other = Candidate("b", "no")
+        before = [Blend(PROMPT, (GOOD, other)), Blend(PROMPT, (BAD, other)), Blend(PROMPT, (GOOD, other))]
+        ranking = Ranking((1, 0), (0.1, 0.2), ((None, 1.0), (2.0, None)), 2)
+        alone = Ranking((1,), (None, 0.0), ((None, None), (None, None)), 0)
+        after = [
+            Blend(PROMPT, before[0].candidates, ranking),
+            Blend(PROMPT, before[1].candidates, alone),
+            Blend(PROMPT, before[2].candidates, error="ranking failed: down"),
+        ]
+        had = columns_of("rank", before, after)
+        now = [before[0], Blend(PROMPT, (GOOD, other)), before[2]]
+        assert again("rank", now, had, retry=False) == [1]
+        assert again("rank", now, had, retry=True) == [1, 2]
+        failed = Blend(PROMPT, (GOOD, other), error="ranking failed: again")
+        made = merged(
+            "rank", [1, 2], had, columns_of("rank", now[1:], [failed, Blend(PROMPT, (GOOD, other), ranking)])
+        )
+        assert made.column("ranking").to_pylist() == [[1, 0], [1], [1, 0]]  # the second keeps what it had
+        assert made.column("error").to_pylist() == [None] * 3
+        assert made.column("failed").to_pylist() == [None, "ranking failed: again", None]
+        assert again("rank", now, made, retry=True) == [1]
+        account = account_of("rank", now, now, made.column("failed").to_pylist())
+        assert (account["failed"], account["retryable"]) == (1, 1)
+
+    def test_comparisons_left_out_are_made_again(self) -> None:
+        before = [Blend(PROMPT, (GOOD, Candidate("b", "no")))]
+        half = Ranking((1, 0), (0.1, 0.2), ((None, None), (2.0, None)), 2, unreadable=1)
+        had = columns_of("rank", before, [Blend(PROMPT, before[0].candidates, half)])
+        assert again("rank", before, had, retry=True) == [0]
+
+    def test_a_new_config_takes_over_what_a_slip_would_lose(self) -> None:
+        """A third candidate has come in between, and the new ranking and fusion of the first row failed."""
+        a, b, c = (Candidate(name, name * 2) for name in "abc")
+        old = [Blend(PROMPT, (a, c)), Blend(PROMPT, (a, c))]
+        ranking = Ranking((1, 0), (0.1, 0.2), ((None, -1.0), (1.0, None)), 2)
+        ranked = columns_of("rank", old, [Blend(PROMPT, (a, c), ranking)] * 2)
+        fused = columns_of("fuse", old, [Blend(PROMPT, (a, c), fused="cc!", fused_from=(1, 0))] * 2)
+        now = [Blend(PROMPT, (a, b, c)), Blend(PROMPT, (b, c))]
+        slipped = [Blend(blend.prompt, blend.candidates, error="it failed") for blend in now]
+        row, other = with_earlier("rank", now, columns_of("rank", now, slipped), ranked).to_pylist()
+        assert (row["ranking"], row["scores"], row["error"], row["failed"]) == (
+            [2, 0],
+            [0.1, None, 0.2],
+            None,
+            "it failed",
+        )
+        assert row["logits"] == [[None, None, -1.0], [None] * 3, [1.0, None, None]]
+        assert (other["ranking"], other["error"]) == (None, "it failed")  # its first candidate is gone
+        row, other = with_earlier("fuse", now, columns_of("fuse", now, slipped), fused).to_pylist()
+        assert (row["fused"], row["fused_from"], row["error"]) == ("cc!", [2, 0], None)
+        assert (other["fused"], other["error"]) == (None, "it failed")
+
+
+def index_of(store: Store, *texts: str, ids: str = "x") -> Index:
+    """Blocks of one row; equal texts are equal blocks."""
+    blocks = []
+    for number, text in enumerate(texts):
+        row = read_row({"id": ids + str(number), "prompt": text}, "")
+        store.save_rows("mark", f"0-{number}", pa.Table.from_pylist([row], schema=ROW_SCHEMA))
+        blocks.append(Block(f"0-{number}", 1, 0, text * 16, "", f"{ids}{number}"))
+    return Index(tuple(blocks), "mark", pa.null())
+
+
+def save(store: Store, of: Step, name: str, candidate: Candidate, **account: Any) -> None:
+    before = [Blend(PROMPT, ())]
+    after = [Blend(PROMPT, (candidate,))]
+    found = account_of("generate", before, after) | {"actor": "x", "started": 1.0, "ended": 2.0} | account
+    store.save_result(of.key, name, Result(columns_of("generate", before, after), found))
+
+
+class TestSharing:
+    def test_results_are_of_one_place(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        names = index_of(store, "a", "b", "a").names
+        assert len(set(names)) == 3
+        moved = index_of(store, "c", "a", "b", "a")
+        assert [name.partition("-")[0] for name in moved.names] == ["c" * 16, *(n.partition("-")[0] for n in names)]
+        copies = Index((Block("1", 1, 0, "d", "", "same"), Block("2", 1, 0, "d", "", "same")), "", pa.null())
+        assert len(set(copies.names)) == 2
+
+    def test_of_equal_blocks_one_goes_first_where_nothing_is_drawn(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        index = index_of(store, "a", "b", "a")
+        work = Work((ECHO, RANKER), ("a",))
+        named = dict(zip(index.names, index.blocks, strict=True))
+        first = leaders(named, work, work.steps, to_do(store, index, work, work.steps))
+        assert first == {"a": set(index.names[:2]), "ranker": set(index.names[:2])}
+        assert leaders(named, work, work.steps, {"a": {index.names[0]}, "ranker": set()}) == {}
+
+    def test_copies_are_of_what_did_not_fail(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        index = index_of(store, "a", "b", "a", "b")
+        work = Work((ECHO,), ("a",))
+        save(store, ECHO, index.names[0], GOOD)
+        save(store, ECHO, index.names[1], BAD)
+        todo = to_do(store, index, work, work.steps)
+        assert lend(store, index, work, work.steps, todo) == {"a": {index.names[2]}}
+        assert todo == {"a": {index.names[3]}}
+        copy = store.result(ECHO.key, index.names[2])
+        assert copy is not None and copy.account["ended"] == copy.account["started"]
+
+    @pytest.mark.parametrize(
+        ("sampling", "drawn"),
+        [
+            ({}, False),
+            ({"temperature": 0.7}, True),
+            ({"temperature": 0.7, "seed": 1}, False),
+            ({"temperature": None}, True),
+            ({"temperature": 0.7, "top_k": 1}, False),
+        ],
+    )
+    def test_what_is_drawn_is_shared_by_none(self, sampling: dict[str, Any], drawn: bool) -> None:
+        llm = {"name": "a", "engine": "transformers", "model": "m", "device": "cpu", "sampling": sampling}
+        config = BlendConfig.model_validate(
+            {"models": [llm], "ranker": {"kind": "judge", "llm": llm | {"name": "j"}}, "fuser": {"model": "m"}}
+        )
+        member, judge = step("a", config.models[0]), step("ranker", config.ranker)
+        fuser = step("fuser", config.fuser)
+        work = Work((member, judge, fuser), ("a",))
+        assert isinstance(config.ranker, Judge) and isinstance(config.fuser, GenFuser)
+        assert [work.shared(one) for one in work.steps] == [not drawn] * 3
+        assert fuser.deterministic and Work((ECHO, RANKER), ("a",)).shared(RANKER)
+
+
+def test_a_retry_looks_where_something_failed_and_at_what_came_of_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    index = index_of(store, "a", "b", "c")
+    steps = (ECHO, RANKER)
+    for name, candidate in zip(index.names, (GOOD, BAD, GOOD), strict=True):
+        save(store, ECHO, name, candidate)
+        save(store, RANKER, name, GOOD)
+    one, two, three = index.names
+    assert to_do(store, index, Work(steps, ("a",)), steps) == {"a": set(), "ranker": set()}
+    first = Work(steps, ("a",), attempt=1)
+    assert to_do(store, index, first, steps) == {"a": {two}, "ranker": {two}}
+    save(store, ECHO, two, BAD, attempt=1)  # then killed
+    assert to_do(store, index, first, steps) == {"a": set(), "ranker": {two}}
+    save(store, RANKER, two, GOOD, attempt=1)
+    assert to_do(store, index, first, steps) == {"a": set(), "ranker": set()}
+    assert to_do(store, index, Work(steps, ("a",), attempt=2), steps) == {"a": {two}, "ranker": {two}}
+    assert one != three
+
+
+@dataclass
+class Endpoint:
+    """A server in a thread; `down`: texts on which a model fails, with the status."""
+
+    url: str = ""
+    asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    down: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def numbers(self) -> Counter[str]:
+        """Requests by model; forgets them."""
+        found: Counter[str] = Counter()
+        for (model, _), count in self.asked.items():
+            found[model] += count
+        self.asked.clear()
+        return found
+
+    async def reply(self, body: dict[str, Any]) -> dict[str, Any] | Fault:
+        model, text = body["model"], body["messages"][-1]["content"]
+        self.asked[model, text] += 1
+        for (of, word), status in self.down.items():
+            if of == model and word in text:
+                return respond(status, {"error": {"message": f"{model} is down"}})
+        if model == "judge":
+            left, _, right = text.partition("Answer A:")[2].partition("Answer B:")
+            return completion("[[A]]" if left > right else "[[B]]")
+        return completion(f"{model}: {text.splitlines()[-1][:40]}")
+
+
+class _Failing(EndpointServer):
+    async def _reply(self, request: Any, writer: Any) -> None:
+        answer = await self.answer(request.body)
+        await (answer if callable(answer) else respond(200, answer))(writer)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    found, ready, loop = Endpoint(), threading.Event(), asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    async def serve() -> None:
+        async with _Failing(answer=found.reply) as server:  # type: ignore[arg-type]
+            found.url = server.url
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    ready.wait()
+    yield found
+    loop.call_soon_threadsafe(done.set)
+    thread.join()
+
+
+def blended(folder: Path, endpoint: Endpoint, **more: Any) -> BlendConfig:
+    def llm(name: str) -> dict[str, Any]:
+        own = {"name": name, "engine": "endpoint", "model": name, "base_url": endpoint.url, "max_retries": 0}
+        return own | {"num_cpus": 0.1, "breaker": None, "max_error_rate": 1}
+
+    settings = {
+        "models": [{"name": "echo", "engine": "echo", "model": "m", "num_cpus": 0.1}, llm("far")],
+        "ranker": {"kind": "judge", "llm": llm("judge")},
+        "fuser": {"kind": "chat", "llm": llm("writer")},
+        "rows_per_block": 4,
+        "input": str(folder / "in.jsonl"),
+        "output": str(folder / "out.jsonl"),
+        "ray": {"num_cpus": 2},
+    }
+    return BlendConfig.model_validate(settings | more)
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_failed_is_asked_again_and_nothing_else(
+    tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member fails on one row, the judge on another, the fuser on a third; twice the retry is stopped."""
+    rows = [json.dumps({"id": f"r{i}", "prompt": f"question {word}"}) for i, word in enumerate("abcdefgh")]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    output = tmp_path / "out.jsonl"
+    config = blended(tmp_path, endpoint)
+    endpoint.down = {("far", "question b"): 503, ("judge", "question c"): 429, ("writer", "question f"): 500}
+    first = run_blend(config)
+    assert endpoint.numbers() == {"far": 8, "judge": 2 * 7, "writer": 7}
+    before = lines(output)
+    told = "\n".join(first.details())
+    assert "far: no answer on 1 of 8 rows (12.5%): 1 x URL: 503" in told.replace("it answered ", "")
+    assert "ranker: no ranking of 1 of 8 rows" in told and "fuser: nothing fused of 1 of 7 rows" in told
+    assert run_blend(config).resumed and not endpoint.asked
+
+    endpoint.down = {("writer", "question f"): 500}
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any) -> None:
+            raise BlendError("killed")
+
+        patch.setattr(pipelines.runs, "assemble", killed)
+        with pytest.raises(BlendError, match="killed"):
+            run_blend(config, retry_failed=True)
+    again = endpoint.numbers()
+    assert again == {"far": 1, "judge": 2 + 2, "writer": 3}
+    second = run_blend(config, retry_failed=True)
+    assert not endpoint.asked  # the same attempt
+    after = lines(output)
+    assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [1, 2]
+    row = json.loads(after[1])
+    assert [one["model"] for one in row["candidates"]] == ["echo", "far"] and len(row["ranking"]) == 2
+    assert row["fused"] and row["error"] is None and json.loads(after[2])["fused"]
+    assert {stage.name: (stage.failed, stage.again) for stage in second.manifest.stages} == {
+        "echo": (0, 0),
+        "far": (0, 1),
+        "ranker": (0, 2),
+        "fuser": (1, 3),
+    }
+    endpoint.down = {}
+    third = run_blend(config, retry_failed=True)
+    assert endpoint.numbers() == {"writer": 1} and third.manifest.output.errors == 0
+    assert not third.details()[:-1] and run_blend(config, retry_failed=True).nothing_failed
+    assert not endpoint.asked
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_earlier_output_as_input_is_asked_for_what_it_lacks(tmp_path: Path, endpoint: Endpoint) -> None:
+    rows = [json.dumps({"id": f"r{i}", "prompt": f"question {word}"}) for i, word in enumerate("abc")]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    config = blended(tmp_path, endpoint, models=[blended(tmp_path, endpoint).models[1].model_dump()], fuser=None)
+    endpoint.down = {("far", "question b"): 401}
+    with pytest.raises(FailedRunError, match=r"max_error_rate 0\.1"):
+        run_blend(config.model_copy(update={"max_error_rate": 0.1}))
+    before = lines(tmp_path / "out.jsonl")
+    assert json.loads(before[1])["error"].startswith("no candidate: far: ")
+    endpoint.down = {}
+    endpoint.asked.clear()
+    run_blend(config.model_copy(update={"input": str(tmp_path / "out.jsonl"), "output": str(tmp_path / "2.jsonl")}))
+    assert list(endpoint.asked) == [("far", "question b")]
+    after = lines(tmp_path / "2.jsonl")
+    assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [1]
+    (candidate,) = json.loads(after[1])["candidates"]
+    assert candidate["text"] and candidate["error"] is None and json.loads(after[1])["fused"] == candidate["text"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_equal_blocks_of_what_is_drawn_are_asked_for_each(tmp_path: Path, endpoint: Endpoint) -> None:
+    """Greedy members are asked once for equal blocks; those that draw, for each."""
+    rows = [{"id": f"{block}{word}", "prompt": f"question {word}"} for block in "xyz" for word in "abcd"]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    greedy = blended(tmp_path, endpoint).models[1].model_dump()
+    draws = greedy | {"name": "draws", "model": "draws", "sampling": {"temperature": 1.0}}
+    run_blend(blended(tmp_path, endpoint, models=[greedy, draws], fuser=None))
+    found = endpoint.numbers()
+    assert (found["far"], found["draws"]) == (4, 12)
