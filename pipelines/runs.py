@@ -116,8 +116,9 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
                 "sessions": sessions,
                 **_attempt(state, store, retry=retry_failed),
             }
-from pipelines.summary import Summary
-from pipelines.uris import filesystem, kind
+            index = _input(run, store, mark, board, own, update=update or state.gone or not state.there)
+            work, waves = _work(run, plan, store, record["attempt"], state.record)
+            record |= {name: {step.name: getattr(step, of) for step in work.steps} for name, of in _STEPS.items()}
             store.save_run(record)
             store.save_manifest(None)
             for number, wave in enumerate(waves, 1):
