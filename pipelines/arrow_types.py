@@ -101,6 +101,19 @@ def storable(kind: pa.DataType) -> pa.DataType | None:
     return pq.read_schema(file).field("x").type
 
 
+def cast(column: Any, kind: pa.DataType) -> Any:
+    """An array or a chunked array as this type.
+
+    Raises ArrowInvalid or ArrowNotImplementedError when a value would change. An equal type is left alone: Arrow's
+    cast breaks arrays in which a struct of a list has a field that is always null.
+    """
+    if column.type.equals(kind):
+        return column
+    made = column.cast(kind)
+    made.validate()
+    return made
+
+
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table, their values as `to_python` gives them."""
     columns = [to_python(column) for column in table.columns]

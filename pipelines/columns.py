@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS, plain
-from pipelines.arrow_types import to_python
+from pipelines.arrow_types import cast, to_python
 from pipelines.rows import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
 
 # These stand for something else while types are joined; see `stored`.
@@ -264,7 +264,7 @@ class Layout:
                 lists, types = rows.column(name).to_pylist(), _columns(self.candidate_extra)
                 columns.append(pa.array([[self._candidate(one, types) for one in c or ()] for c in lists], kind))
             elif name in rows.column_names:
-                columns.append(rows.column(name).cast(kind))
+                columns.append(cast(rows.column(name), kind))
             else:
                 columns.append(pa.nulls(len(rows), kind))
         return pa.table(columns, schema=schema)

@@ -111,6 +111,7 @@ def read_tables(file: InputFile, native: pa.Schema, rows_per_table: int) -> Iter
             for one in native:
                 if one.name not in table.column_names:
                     table = table.append_column(one, pa.nulls(len(table), one.type))
-            yield table.select(full_schema(native).names).cast(full_schema(native))
+            whole = full_schema(native)
+            yield pa.table([table.column(name) for name in whole.names], schema=whole)
     if empty:
         yield full_schema(native).empty_table()

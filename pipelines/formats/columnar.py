@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import BlendError
-from pipelines.arrow_types import to_rows
+from pipelines.arrow_types import cast, to_rows
 from pipelines.formats.base import Format, Join, Origin, Shape, refuse_twins
-from pipelines.rows import ROW_SCHEMA, read_row
+from pipelines.rows import RAW, ROW_SCHEMA, read_row
 
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _ARROW_MAGIC = b"ARROW1"
+_NOT_NATIVE = (*ROW_SCHEMA.names, RAW)  # what is wrong with a row may go to `raw`, beside what it has there
 
 
 class _Columnar(Format):
@@ -26,7 +27,7 @@ class _Columnar(Format):
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
         with self._opened(source, origin) as (schema, _):
             refuse_twins(schema.names, origin.file)
-            return pa.schema([field for field in schema if field.name not in ROW_SCHEMA.names])
+            return pa.schema([field for field in schema if field.name not in _NOT_NATIVE])
 
     def tables(self, source: IO[bytes], origin: Origin, native: pa.Schema, size: int) -> Iterator[pa.Table]:
         number = 0
@@ -36,7 +37,7 @@ class _Columnar(Format):
                 known, passed = [], []
                 for field in batch.schema:
                     column = batch.column(field.name)
-                    if field.name in native.names and field.name not in ROW_SCHEMA.names:
+                    if field.name in native.names:
                         held = _cast(column, native.field(field.name).type)
                         if held is not None:
                             passed.append((field.name, held))
@@ -67,10 +68,8 @@ class _Columnar(Format):
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array | None:
     """The column as this type; None when some value would change."""
-    if column.type.equals(kind):
-        return column
     try:
-        return column.cast(kind)
+        return cast(column, kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         return None
 

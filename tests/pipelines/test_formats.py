@@ -222,3 +222,17 @@ def test_every_format_comes_back(tmp_path, ending):
     source = write(tmp_path, "in.jsonl", [{"id": "1", "prompt": 'a\t"b",\nc', "n": 1}, {"id": "2", "prompt": "é"}])
     back = list(read_rows(str(passed(source, tmp_path / f"out{ending}"))))
     assert [(row["id"], row["prompt"]) for row in back] == [("1", 'a\t"b",\nc'), ("2", "é")]
+
+
+def test_a_field_that_is_always_null_passes(tmp_path):
+    """Arrow's cast breaks such arrays."""
+    nested = pa.array([{"a": [{"b": None, "c": "x"}]}, None])
+    source = write(tmp_path, "a.parquet", {"prompt": ["p", "q"], "x": nested, "y": pa.nulls(2)})
+    assert column(passed(source, tmp_path / "out.parquet"), "x")[1] == nested.to_pylist()
+
+
+def test_a_column_called_raw_is_kept_beside_what_is_wrong(tmp_path):
+    source = write(tmp_path, "a.parquet", {"prompt": ["p", "q"], "raw": [1, 2], "candidates": [5, None]})
+    bad, good = objects(source, tmp_path)
+    assert json.loads(bad["raw"])["raw"] == 1
+    assert good["raw"] == 2
