@@ -4,6 +4,7 @@ Python's `datetime` ends in the year 9999, has no nanoseconds, and knows no zone
 that may end a run or change a value, so dates, times and durations become ISO 8601 text by whole-number arithmetic.
 """
 
+import contextlib
 import functools
 import io
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -116,6 +117,9 @@ def cast(column: Any, kind: pa.DataType) -> Any:
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table, their values as `to_python` gives them."""
+    if not any(map(_has_time, table.schema.types)):
+        with contextlib.suppress(ValueError):
+            return table.to_pylist()  # several times as fast
     columns = [to_python(column) for column in table.columns]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)] or [
         {} for _ in range(len(table))
@@ -127,14 +131,12 @@ def to_python(array: pa.Array | pa.ChunkedArray) -> list[Any]:
 
     Text that isn't UTF-8 comes with surrogate escapes.
     """
-    if isinstance(array, pa.ChunkedArray):
-        return list(chain.from_iterable(map(to_python, array.chunks)))
     kind = array.type
     if not _has_time(kind):
-        try:
+        with contextlib.suppress(ValueError):  # text that isn't UTF-8; two fields of one name
             return array.to_pylist()
-        except ValueError:  # text that isn't UTF-8; two fields of one name
-            pass
+    if isinstance(array, pa.ChunkedArray):
+        return list(chain.from_iterable(map(to_python, array.chunks)))
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return _texts(array)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -156,6 +158,7 @@ def to_python(array: pa.Array | pa.ChunkedArray) -> list[Any]:
     return array.to_pylist()
 
 
+@functools.lru_cache(maxsize=4096)
 def _has_time(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.BaseExtensionType):
         return _has_time(kind.storage_type)

@@ -110,6 +110,8 @@ def infer_row(row: dict[str, Any]) -> pa.DataType:
 
 def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     """`unify` for the types of rows."""
+    if a == b:
+        return a
     fields = {field.name: field.type for field in a}
     for field in b:
         fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)

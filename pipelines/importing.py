@@ -6,6 +6,7 @@ read by itself anywhere, and how many rows there are is known before the first m
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pipelines.columns import look, packed, seen_of, unpacked
 from pipelines.parsing import InputFile, input_files, native_schema, read_tables
 from pipelines.rows import ROW_SCHEMA
 from pipelines.store import Block, Index, Store, digest_of
-from pipelines.uris import filesystem, list_files, told
+from pipelines.uris import filesystem, is_local, list_files, told
 
 READ = "read"
 SEEN_BY_STAGES = ("instruction", "input", "prompt", "messages", "candidates", "ranking", "error")
@@ -49,7 +50,7 @@ def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str
     for file in list_files(uri, without):
         fs, path = filesystem(file)
         with told(file, "read it"):
-            info = fs.info(path)
+            info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # not of a link
         versions.append(
             [file, info.get("size"), info.get("ETag") or info.get("mtime") or str(info.get("LastModified"))]
         )

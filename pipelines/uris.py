@@ -140,7 +140,7 @@ def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
     found = Found([])
     fixed = _fixed(path)
     for pattern in _alternatives(path):
-        for one in fs.glob(pattern):
+        for one in _matches(fs, pattern):
             if not visible(one, pattern) or one in without:
                 continue
             if fs.isdir(one):
@@ -149,6 +149,17 @@ def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
                 found.add_file(one, fixed)
     found.files = sorted(set(found.files))
     return found
+
+
+def _matches(fs: Any, pattern: str) -> list[str]:
+    """What a glob matches. fsspec's own doesn't follow links; a file that several links lead to comes once."""
+    if not is_local(fs):
+        return list(fs.glob(pattern))
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count("/"), path)):  # noqa: PTH207
+        folder, _, name = path.rstrip("/").rpartition("/")
+        found.setdefault((os.path.realpath(folder), name), path.rstrip("/"))
+    return list(found.values())
 
 
 def _fixed(pattern: str) -> str:

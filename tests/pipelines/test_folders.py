@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from passing import objects
 
 from actors.errors import BlendError
+from pipelines.importing import fingerprint
 from pipelines.parsing import read_rows
 from pipelines.storage import put
 from pipelines.uris import find
@@ -135,6 +137,14 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in/sub/loop").symlink_to(tmp_path / "in")
     assert prompts(tmp_path / "in") == ["b", "b"]
+    assert prompts(tmp_path / "in/*.jsonl") == prompts(tmp_path / "in/*/*.jsonl") == ["b"]
+    assert prompts(tmp_path / "in/**/*.jsonl") == ["b", "b"]
+    before = fingerprint(str(tmp_path / "in"), None)
+    os.utime(tmp_path / "elsewhere/b.jsonl", (1, 1))
+    assert fingerprint(str(tmp_path / "in"), None) != before
+    (tmp_path / "in/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BlendError, match=r"gone\.jsonl: no such file"):
+        prompts(tmp_path / "in")
 
 
 @pytest.mark.parametrize(
