@@ -58,7 +58,7 @@ class Generate:
     def _missing(self, blend: Blend) -> list[int]:
         """The samples that the blend lacks."""
         own = [candidate for candidate in blend.candidates if candidate.model == self._generator.name]
-        return [i for i in range(self._samples) if i >= len(own) or lacks_answer(own[i])]
+        return missing_samples(own, self._samples)
 
 
 class Rank:
@@ -141,6 +141,11 @@ class TakeBest:
 def lacks_answer(candidate: Candidate) -> bool:
     """Whether the model is to be asked again: the candidate is an error, and not the prompt's own."""
     return candidate.text is None and candidate.refused is None
+
+
+def missing_samples(own: Sequence[Candidate], samples: int) -> list[int]:
+    """Which of a model's samples are to be asked for, given the candidates of its own that are there."""
+    return [i for i in range(samples) if i >= len(own) or lacks_answer(own[i])]
 
 
 def with_new(

@@ -10,7 +10,7 @@ from actors.engines import Completion
 from actors.errors import BLANK, BlendError, one_line
 from actors.ranker import blanks_last
 from actors.records import Blend, Candidate, Ranking, Refusal, is_blank
-from actors.stages import best_of
+from actors.stages import best_of, missing_samples
 from pipelines.asking import (
     BEST,
     BLEND,
@@ -40,12 +40,15 @@ class Course:
         self._parts, self._ask = parts, ask
         self._alone = ask.model not in (BLEND, BEST)
         self._members = [parts.members[ask.model]] if self._alone else list(parts.members.values())
-        self._slots: list[tuple[Member, int]] = []  # of the candidates behind the given ones
+        self._candidates: list[Candidate | None] = list(ask.given)
+        self._slots: list[tuple[int, Member, int]] = []  # place among the candidates, who is asked, which sample
         for member in self._members:
             samples = 1 if self._alone else member.samples
-            had = sum(candidate.model == member.name for candidate in ask.given)
-            self._slots += [(member, ask.choice * samples + i) for i in range(had, samples)]
-        self._candidates: list[Candidate | None] = [*ask.given, *(None for _ in self._slots)]
+            own = [at for at, candidate in enumerate(ask.given) if candidate.model == member.name]
+            for sample in missing_samples([ask.given[at] for at in own], samples):
+                at = own[sample] if sample < len(own) else len(self._candidates)
+                self._candidates[at : at + 1] = [None]
+                self._slots.append((at, member, ask.choice * samples + sample))
         self._ranking: Ranking | None = None
         self._fused_from: tuple[int, ...] = ()
         self._answer = Completion("", "stop")
@@ -101,7 +104,7 @@ class Course:
 
     async def _answer_alone(self) -> AsyncGenerator[Event, None]:
         """One member's own answer: that of a candidate, but its pieces are the answer's."""
-        ((member, sample),) = self._slots
+        ((_, member, sample),) = self._slots
         try:
             call = self._parts.circuits[member.name].begin()
         except NotAskedError as error:
@@ -123,13 +126,12 @@ class Course:
 
     async def _generate(self) -> AsyncGenerator[Event, None]:
         happened: asyncio.Queue[MemberPiece | Answered] = asyncio.Queue()
-        first = len(self._ask.given)
         tasks: list[asyncio.Task[None]] = []
         with self._timed("generate"):
             try:
                 left_out = [
                     answered
-                    for at, (member, sample) in enumerate(self._slots, first)
+                    for at, member, sample in self._slots
                     if (answered := self._begin(at, member, sample, happened, tasks))
                 ]
                 for answered in left_out:
@@ -147,7 +149,7 @@ class Course:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        for at, (member, _) in enumerate(self._slots, first):
+        for at, member, _ in self._slots:
             if self._candidates[at] is None:
                 cause = self._parts.circuits[member.name].status.cause if at in self._probes else None
                 self._candidates[at] = Candidate(member.name, error=_not_waited_for(cause) if cause else why)

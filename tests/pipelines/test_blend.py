@@ -211,6 +211,12 @@ def test_who_has_answered_is_not_asked() -> None:
     assert [c.text for c in outcome.blend.candidates] == ["given", "an answer 0"]
 
 
+def test_a_given_candidate_that_is_an_error_is_asked_for_again_and_keeps_its_place() -> None:
+    given = (Candidate("x", error="another's"), Candidate("a", error="was down"), Candidate("b", "given"))
+    outcome = outcome_of(blender(FakeMember("a"), FakeMember("b")), given=given)
+    assert [c.text or c.error for c in outcome.blend.candidates] == ["another's", "an answer 0", "given"]
+
+
 def test_members_that_fail_are_candidates_less() -> None:
     blend = blender(FakeMember("a"), FakeMember("b", text=None), FakeMember("c", raises=OSError("gone")))
     outcome = outcome_of(blend)
