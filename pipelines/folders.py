@@ -29,11 +29,17 @@ class Found:
         files: Sorted paths.
         left_out: Paths of files, and of hidden folders, that aren't read.
         keys: Of a file what its folders say: `lang=en/part.jsonl` has the column `lang`, as Hive writes it.
+        root: Folder above all files; a row's error names its file from there.
     """
 
     files: list[str]
     left_out: list[str] = field(default_factory=list)
     keys: dict[str, Mapping[str, str | None]] = field(default_factory=dict)
+    root: str = ""
+
+    def name(self, file: str) -> str:
+        """The file as seen from the root."""
+        return file.removeprefix(f"{self.root}/") if self.root else PurePosixPath(file).name
 
     def add_file(self, path: str, root: str) -> None:
         """A file that is read if its name says that it holds rows."""
@@ -65,7 +71,7 @@ def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = N
     `root`: the folder whose own name, and those above it, say nothing of the rows.
     """
     root = folder if root is None else root
-    found = Found([])
+    found = Found([], root=root)
     for path in sorted(_paths(fs, folder)):
         name = path.rstrip("/")
         if name in without or _is_work(name):

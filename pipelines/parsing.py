@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +25,10 @@ _OPEN_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of rows. keys: what its folders say of them (`folders.Found`)."""
+    """One file of rows. name: in errors of its rows; keys: what its folders say of them (`folders.Found`)."""
 
     uri: str
+    name: str
     keys: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -39,7 +39,7 @@ class InputFile:
     @property
     def origin(self) -> Origin:
         """Where its rows say that they come from."""
-        return Origin(self.uri, PurePosixPath(self.uri).name, self.keys)
+        return Origin(self.uri, self.name, self.keys)
 
 
 def input_files(uri: str, without: Sequence[str] = ()) -> list[InputFile]:
@@ -47,7 +47,7 @@ def input_files(uri: str, without: Sequence[str] = ()) -> list[InputFile]:
     found = find(uri, without)
     if found.left_out:
         print(f"{uri}: {found.left_out_text()}", file=sys.stderr, flush=True)
-    return [InputFile(file, dict(found.keys.get(file, {}))) for file in found.files]
+    return [InputFile(file, found.name(file), dict(found.keys.get(file, {}))) for file in found.files]
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[dict[str, Any]]:

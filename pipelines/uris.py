@@ -133,12 +133,13 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
         [unstripped(file) for file in found.files],
         found.left_out,
         {unstripped(file): keys for file, keys in found.keys.items()},
+        unstripped(found.root) if found.root else "",
     )
 
 
 def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
-    found = Found([])
     fixed = _fixed(path)
+    found = Found([], root=fixed)
     for pattern in _alternatives(path):
         for one in _matches(fs, pattern):
             if not visible(one, pattern) or one in without:

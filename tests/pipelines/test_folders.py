@@ -124,6 +124,7 @@ def test_folders_of_hive_are_columns(tmp_path):
         "c": "own",
         "d": None,
     }
+    assert rows[None]["error"].startswith("lang=de%2FAT/p.jsonl line 3: not JSON")
     assert (rows["a"]["year"], rows["a"]["n"]) == ("2020", 1)
     assert objects(tmp_path / "in/lang=*/**/*.parquet", tmp_path)[0]["lang"] == "en"
     below = objects(tmp_path / "in/lang=en", tmp_path)[0]
@@ -168,6 +169,10 @@ def test_a_store_is_listed_as_a_disk_is(s3_bucket, capsys):
         put(f"{s3_bucket}/{name}", b'{"prompt": "p"}\n')
     rows = list(read_rows(f"{s3_bucket}/in"))
     assert [row["extra"] for row in rows] == [None, '{"lang": "en"}']
+    put(f"{s3_bucket}/in/lang=en/a.jsonl", b"{}")
+    assert list(read_rows(f"{s3_bucket}/in"))[1]["error"].startswith("lang=en/a.jsonl line 1: no prompt")
+    capsys.readouterr()
+    list(read_rows(f"{s3_bucket}/in"))
     assert capsys.readouterr().err == f"{s3_bucket}/in: not read: README.md, .git/, _tmp/\n"
     assert find(f"{s3_bucket}/in/{{lang=*/a,b}}.jsonl").files == [
         f"{s3_bucket}/in/b.jsonl",
