@@ -6,10 +6,10 @@ answer. A stream that breaks off begins again and leaves out what was said alrea
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RaySystemError
+from ray.exceptions import RayActorError, RaySystemError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -110,12 +110,24 @@ class RemoteBallots:
         await _call(self._handle.cast, vote)
 
 
+@contextlib.contextmanager
+def _as_raised() -> Iterator[None]:
+    """What a replica raised comes as it was there: Ray puts a traceback in place of its message."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from None
+        raise
+
+
 async def _call(method: Any, *arguments: Any) -> Any:
     """What a replica returns. Raises what it raises, PartError when none can be asked."""
     for left in reversed(range(TRIES)):
         response = method.remote(*arguments)
         try:
-            return await response
+            with _as_raised():
+                return await response
         except asyncio.CancelledError:
             response.cancel()  # else the replica goes on
             raise
@@ -132,8 +144,9 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
     items = method.options(stream=True).remote(*arguments)
     done = False
     try:
-        async for item in items:
-            yield item
+        with _as_raised():
+            async for item in items:
+                yield item
         done = True
     except (BackPressureError, DeploymentUnavailableError) as error:
         raise PartError(BUSY) from error
