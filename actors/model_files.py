@@ -177,6 +177,24 @@ def check_config(folder: Path) -> None:
         raise ModelLoadError(f"{folder}: no config.json in it, so it isn't a model folder")
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a model folder brings a chat template.
+
+    Args:
+        folder: A model folder.
+
+    Returns:
+        True also where that can't be read.
+    """
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    try:
+        return not settings.is_file() or bool(read_json(settings).get("chat_template"))
+    except ModelLoadError:
+        return True
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -1,12 +1,18 @@
 """`blend plan`: what would run where, as a table."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from actors.model_files import has_chat_template
 from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
 from cluster.session import LOCAL, address_of, capacity, check_variables, grown, local_capacity, session
-from configs.schema import BlendConfig
+from configs.schema import BlendConfig, LocalLLM
 
 
 def show_plan(config: BlendConfig, gpus: int | None) -> None:
@@ -33,6 +39,39 @@ def announce(made: Plan) -> None:
         _show(made, console)
     elif len(made.waves) > 1:
         print(verdict(made), file=console.file, flush=True)
+    for line in bare_prompts(placement.placed for wave in made.waves for placement in wave):
+        print(line, file=console.file, flush=True)
+
+
+def bare_prompts(parts: Iterable[object]) -> Iterator[str]:
+    """Tell of the LLMs that are asked with bare text because nothing has a chat template for them.
+
+    Args:
+        parts: Settings of the parts of a run. Hub models count once they are in the hub's cache.
+
+    Yields:
+        One line for each such LLM.
+    """
+    for part in parts:
+        if isinstance(part, LocalLLM) and part.chat_template is None:
+            folder = _folder(part)
+            if folder is not None and not has_chat_template(folder):
+                yield (
+                    f"{part.name}: its tokenizer has no chat template, so prompts reach it as bare text; "
+                    "chat_template sets one, or bare to mean it"
+                )
+
+
+def _folder(llm: LocalLLM) -> Path | None:
+    """The model's folder, where it is on this machine already."""
+    folder = Path(llm.model).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        cached = try_to_load_from_cache(llm.model, "config.json", revision=llm.revision)
+    except HFValidationError:  # a path; loading tells that there is no such folder
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _show(made: Plan, console: Console) -> None:

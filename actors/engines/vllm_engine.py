@@ -10,7 +10,11 @@ import os
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from actors.engines import Completion, chat
 from actors.engines.chat import ChatTokenizer
@@ -61,33 +65,36 @@ class VLLMEngine:
 
         on_cpu = current_platform.is_cpu()
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
-        arguments = AsyncEngineArgs(
-            model=str(folder),
-            load_format="auto",
-            dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
-            max_model_len=model.max_model_len,
-            max_num_seqs=model.max_num_seqs,
-            quantization=model.quantization,
-            enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
-            trust_remote_code=model.trust_remote_code,
-            seed=secrets.randbelow(2**31),  # for requests without one; vLLM's own 0 makes every engine draw alike
-            tensor_parallel_size=model.tensor_parallel_size,
-            # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
-            distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
-        try:
-            # sequences at once and tokens a step: vLLM takes small ones when it isn't told what for
-            config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
-            self._context: int = config.model_config.max_model_len
-            chat.check_room(model.sampling, self._context)
-            self._llm: AsyncLLM | None = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-        except ModelLoadError:
-            raise
-        except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
-            raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
+        with TemporaryDirectory(prefix="blend-tokenizer-") as own:  # read while the engine starts
+            arguments = AsyncEngineArgs(
+                model=str(folder),
+                tokenizer=_decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
+                load_format="auto",
+                dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
+                max_model_len=model.max_model_len,
+                max_num_seqs=model.max_num_seqs,
+                quantization=model.quantization,
+                enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
+                trust_remote_code=model.trust_remote_code,
+                # for requests without one; vLLM's own 0 makes every engine draw alike
+                seed=secrets.randbelow(2**31),
+                tensor_parallel_size=model.tensor_parallel_size,
+                # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
+                distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+            try:
+                # sequences at once and tokens a step: vLLM takes small ones when it isn't told what for
+                config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
+                self._context: int = config.model_config.max_model_len
+                chat.check_room(model.sampling, self._context)
+                self._llm: AsyncLLM | None = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            except ModelLoadError:
+                raise
+            except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
+                raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
         self._max_prompt_tokens = model.max_prompt_tokens
         self._stop = model.sampling.stop
         self._request_ids = map(str, itertools.count())
@@ -164,3 +171,23 @@ def _reason(last: "CompletionOutput") -> FinishReason:
     if last.finish_reason not in ("stop", "length"):
         raise GenerationError(f"vLLM ended the request: {last.finish_reason}")
     return last.finish_reason
+
+
+def _decoding_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, own: Path) -> str:
+    """Find a folder of the tokenizer for vLLM to decode with.
+
+    vLLM would rebuild a published tokenizer.json by the class that its config names (see `load_tokenizer`). It gets
+    the one that prompts are encoded with, saved so that nothing is rebuilt.
+
+    Args:
+        tokenizer: The one in use.
+        folder: The model folder.
+        own: An empty folder.
+
+    Returns:
+        The folder; the model's own for a tokenizer of the model's own code.
+    """
+    if type(tokenizer) is not PreTrainedTokenizerFast:
+        return str(folder)
+    tokenizer.save_pretrained(own)
+    return str(own)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_plain_model
 
 from actors.errors import ModelLoadError
-from actors.model_files import check_folder, weight_files
+from actors.model_files import check_folder, has_chat_template, weight_files
 from actors.weights import check_there, load_model, load_tensors, locate
 
 CPU = torch.device("cpu")
@@ -171,3 +171,20 @@ def test_pickles_are_downloaded_only_where_there_are_no_safetensors(
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
         ["config.json", *(fetched if weights else [])]
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "has"),
+    [
+        ({"tokenizer_config.json": "{}"}, False),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, False),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, True),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "{{ messages }}"}, True),
+        ({"tokenizer_config.json": "{"}, True),  # loading tells
+        ({}, True),
+    ],
+)
+def test_whether_there_is_a_chat_template(tmp_path: Path, files: dict[str, str], has: bool) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert has_chat_template(tmp_path) is has
