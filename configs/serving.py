@@ -1,5 +1,6 @@
 """Settings of the online service: how long a request may take, how many at once, who may ask."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -9,6 +10,7 @@ from configs.breaker import BreakerSettings
 from configs.settings import Settings
 
 Seconds = Annotated[float, Field(gt=0)]
+_ORIGIN = re.compile(r"https?://[^/\s@]+", re.IGNORECASE)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -33,6 +35,7 @@ class Limits(Settings):
     """What a request may ask for; more is refused."""
 
     body_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    vote_bytes: Annotated[int, Field(ge=1)] = 64 << 20  # of answers that may still be voted on; the oldest go first
     prompt_tokens: Annotated[int, Field(ge=1)] | None = (
         None  # by each model's own tokenizer; None: what it can read
     )
@@ -61,6 +64,7 @@ class Serving(Settings):
     gateway: Gateway = Gateway()
     scaling: Scaling = Scaling()
     limits: Limits = Limits()
+    allowed_origins: tuple[str, ...] = ()  # of browser applications, such as https://app.example; "*": any
     keys_file: str | None = None  # API keys, a line each (`blend key`); those in BLEND_API_KEYS count too
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None  # of one key, at each gateway
     votes: str | None = (
@@ -73,6 +77,14 @@ class Serving(Settings):
         if self.generation_share + self.ranking_share >= 1:
             raise ValueError("generation_share and ranking_share leave no time for fusing; together less than 1")
         return self
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"expected an origin such as https://app.example, or *, got {origin!r}")
+        return tuple(origin.lower() for origin in value)
 
     @field_validator("keys_file", "votes")
     @classmethod

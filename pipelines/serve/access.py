@@ -8,14 +8,16 @@ answers its own machine only, and takes care that no web page makes a browser th
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from actors.errors import BlendError
+
+log = logging.getLogger(__name__)
 
 ENVIRONMENT = "BLEND_API_KEYS"
 LOCAL = "local"  # the caller's name where there are no keys
@@ -66,19 +68,20 @@ class Keys:
         """names: by SHA-256 digest (32 bytes)."""
         self._names = dict(names)
 
-    @classmethod
-    def load(cls, file: str | None, environment: Mapping[str, str]) -> Self | None:
+    @staticmethod
+    def load(file: str | None, environment: Mapping[str, str]) -> "Keys | None":
         """Those of the file, and of `BLEND_API_KEYS` in the environment; None where neither is set.
+
+        The file is read again whenever it has changed (`WatchedKeys`).
 
         The file has lines `name sha256:<64 hex digits>`, blank ones, and comments (#). The variable holds the keys
         themselves: `name=key,other=key`, or a single key, whose name is `default`. Raises BlendError, which never
         shows what is in either.
         """
-        names: dict[bytes, str] = {}
-        for where, name, digest in (*_from_file(file), *_from_environment(environment.get(ENVIRONMENT, ""))):
-            if names.setdefault(digest, name) != name:
-                raise BlendError(f"{where}: the key is also {names[digest]}'s; give everyone a key of their own")
-        return cls(names) if names else None
+        if file is not None:
+            return WatchedKeys(file, environment)
+        names = _joined(_from_environment(environment.get(ENVIRONMENT, "")))
+        return Keys(names) if names else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -92,6 +95,33 @@ class Keys:
         return found
 
 
+class WatchedKeys(Keys):
+    """Keys of a file that is read again when it has changed: a key whose line is removed stops working at once.
+
+    A file that can't be read then, or not to its end, changes nothing and is logged once; one without keys leaves
+    those of the environment.
+    """
+
+    def __init__(self, file: str, environment: Mapping[str, str]) -> None:
+        """Raises BlendError, also where the file has no key to begin with."""
+        self._file = file
+        self._others = list(_from_environment(environment.get(ENVIRONMENT, "")))
+        self._version = _version(file)
+        super().__init__(_joined([*_from_file(file), *self._others]))
+
+    def owner(self, key: str) -> str | None:
+        """See `Keys.owner`."""
+        version = _version(self._file)
+        if version != self._version:
+            self._version = version
+            try:
+                self._names = _joined([*_from_file(self._file, empty=True), *self._others])
+                log.info("serve.keys_file has changed: %d keys", len(self._names))
+            except BlendError as error:
+                log.error("%s; the keys of before still count", error)
+        return super().owner(key)
+
+
 class Access:
     """Answers each request with its caller's name, or refuses it. It belongs to one event loop."""
 
@@ -100,9 +130,19 @@ class Access:
         keys: Keys | None,
         requests_per_minute: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        origins: Sequence[str] = (),
     ) -> None:
-        """requests_per_minute: of each caller, in the mean; so many may also come at once."""
+        """Make one.
+
+        Args:
+            keys: None: only this machine is answered.
+            requests_per_minute: Of each caller, on average; so many may also come at once.
+            clock: Seconds, never going back.
+            origins: Whose pages may ask without keys too, in lower case (`serve.allowed_origins`). `*` takes keys.
+        """
         self._keys, self._per_minute, self._clock = keys, requests_per_minute, clock
+        self._origins = frozenset(origins) - {"*"}
         self._buckets: dict[str, tuple[float, float]] = {}  # by caller: requests left, at what time
 
     def check(self, headers: Mapping[str, str], client_host: str | None) -> str:
@@ -126,7 +166,7 @@ class Access:
     def _caller(self, headers: Mapping[str, str], client_host: str | None) -> str:
         if self._keys is not None:
             return self._owner(self._keys, headers.get("authorization"))
-        _refuse_strangers(headers, client_host)
+        _refuse_strangers(headers, client_host, self._origins)
         return LOCAL
 
     @staticmethod
@@ -153,9 +193,26 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _from_file(file: str | None) -> Iterator[tuple[str, str, bytes]]:
-    if file is None:
-        return
+def _joined(entries: Iterable[tuple[str, str, bytes]]) -> dict[bytes, str]:
+    """Names by digest. Raises BlendError where two have one key."""
+    names: dict[bytes, str] = {}
+    for where, name, digest in entries:
+        if names.setdefault(digest, name) != name:
+            raise BlendError(f"{where}: the key is also {names[digest]}'s; give everyone a key of their own")
+    return names
+
+
+def _version(file: str) -> tuple[int, ...] | None:
+    """Another one, and the file may have changed; None: it can't be looked at."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _from_file(file: str, *, empty: bool = False) -> Iterator[tuple[str, str, bytes]]:
+    """The file's keys. Raises BlendError; `empty`: not where it has none."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -164,7 +221,7 @@ def _from_file(file: str | None) -> Iterator[tuple[str, str, bytes]]:
     known = [
         (at, line.strip()) for at, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")
     ]
-    if not known:
+    if not known and not empty:
         raise BlendError(f"serve.keys_file {file} holds no key; `blend key NAME` makes one")
     for at, line in known:
         where = f"serve.keys_file {file}, line {at}"
@@ -188,7 +245,7 @@ def _from_environment(value: str) -> Iterator[tuple[str, str, bytes]]:
         yield where, name, _digest(key)
 
 
-def _refuse_strangers(headers: Mapping[str, str], client_host: str | None) -> None:
+def _refuse_strangers(headers: Mapping[str, str], client_host: str | None, origins: Collection[str]) -> None:
     """Raise NotLocalError unless the request comes from this machine, for this machine, and of its own will.
 
     A page of another site can make a browser here send requests: then `Origin` names that site. Or the site's name
@@ -202,7 +259,12 @@ def _refuse_strangers(headers: Mapping[str, str], client_host: str | None) -> No
     elif not (authority := _AUTHORITY.fullmatch(host)) or not _is_loopback(authority[1] or authority[2]):
         why = "its Host header does not name this machine as localhost"
     elif origin is not None and origin.partition("://")[2].lower() != host.lower():
-        why = "a page of another site made it"
+        if origin.lower() in origins:
+            return
+        raise NotLocalError(
+            "a page of another site made it; name its origin in serve.allowed_origins "
+            '("*" needs API keys, too: `blend key NAME`, serve.keys_file)'
+        )
     else:
         return
     raise NotLocalError(

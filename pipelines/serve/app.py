@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from actors.circuit_breaker import NotAskedError
 from actors.errors import PromptError, RowError, one_line
@@ -39,7 +40,7 @@ from pipelines.serve.api import (
 )
 from pipelines.serve.asked import ChatRequest, CompareRequest, RerankRequest
 from pipelines.serve.errors import ApiError, later, told, unknown_model
-from pipelines.serve.front import API, Front
+from pipelines.serve.front import API, ID, Front
 from pipelines.serve.telemetry import Record, Telemetry
 from pipelines.serve.work import EventStream, merged, side_by_side, while_connected
 from pipelines.votes import FUSED
@@ -97,6 +98,15 @@ def create_app(
         body_bytes=serving.limits.body_bytes,
         tells_id=tells_id,
     )
+    if serving.allowed_origins:  # in front of it: a browser's preflight carries no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[ID, "retry-after"],
+            max_age=600,
+        )
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_exception_handler(HTTPException, _answer)
     service = _Service(blender, serving, admission, ballots, silence_s)

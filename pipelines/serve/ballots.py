@@ -11,8 +11,9 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -26,6 +27,8 @@ from pipelines.rows import EXTRA, to_json, write_row
 from pipelines.votes import FUSED, Side, Verdict
 
 REMEMBERED = 1000  # blends that may still be voted on
+REMEMBERED_BYTES = 64 << 20  # of their texts
+READ_BACK_BYTES = 64 << 20  # of the file's end, whose votes are known after a restart
 
 
 class Vote(Verdict):
@@ -54,7 +57,13 @@ class BallotBox(Protocol):
     """`Ballots`, here or elsewhere."""
 
     async def remember(self, request_id: str, blend: Blend) -> None:
-        """From now on this blend can be voted on under its request's id, in place of an older one of that id."""
+        """From now on this blend can be voted on under its request's id, in place of an older one of that id.
+
+        Pairs of that id that were voted on stay so: clients may choose ids, and one id has one vote a pair.
+
+        Raises:
+            VoteError: Its texts are longer than all that may be kept.
+        """
         ...
 
     async def cast(self, vote: Vote) -> None:
@@ -64,31 +73,49 @@ class BallotBox(Protocol):
 
 @dataclass
 class _Open:
-    """A blend that can be voted on, and the pairs that somebody has voted on."""
+    """A blend that can be voted on, and the bytes of its texts."""
 
     blend: Blend
-    voted: set[frozenset[Side]] = field(default_factory=set)
+    bytes: int
 
 
 class Ballots:
     """Votes in a JSONL file: the rows contract's rows, with the column `vote`."""
 
-    def __init__(self, file: str, remembered: int = REMEMBERED) -> None:
-        """remembered: the last so many blends can be voted on. Raises BlendError when the file can't be written."""
-        self._file, self._remembered = Path(file), remembered
+    def __init__(
+        self, file: str, remembered: int = REMEMBERED, *, remembered_bytes: int = REMEMBERED_BYTES
+    ) -> None:
+        """Open the file.
+
+        Args:
+            file: Where votes are kept.
+            remembered: The last so many blends can be voted on,
+            remembered_bytes: as far as their texts have no more bytes than these together.
+
+        Raises:
+            BlendError: The file can't be written.
+        """
+        self._file, self._remembered, self._most_bytes = Path(file), remembered, remembered_bytes
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._bytes = 0
+        self._voted: dict[str, set[frozenset[Side]]] = {}
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             os.close(self._opened())
+            self._read_back()
         except OSError as error:
             raise BlendError(f"serve.votes {file}: {error.strerror}") from error
 
     async def remember(self, request_id: str, blend: Blend) -> None:
         """See `BallotBox`."""
-        self._open.pop(request_id, None)
-        self._open[request_id] = _Open(blend)
-        if len(self._open) > self._remembered:
-            self._open.popitem(last=False)
+        size = _size(blend)
+        if size > self._most_bytes:
+            raise VoteError(f"its texts have {size} bytes, and serve.limits.vote_bytes is {self._most_bytes}")
+        self._forget(request_id)
+        self._open[request_id] = _Open(blend, size)
+        self._bytes += size
+        while len(self._open) > self._remembered or self._bytes > self._most_bytes:
+            self._forget(next(iter(self._open)))
 
     async def cast(self, vote: Vote) -> None:
         """See `BallotBox`. Raises UnknownAnswerError, VotedBeforeError, VoteLostError."""
@@ -100,15 +127,32 @@ class Ballots:
             )
         for side in vote.sides:
             _check(known.blend, side)
-        pair = frozenset(vote.sides)
-        if pair in known.voted:
+        pair, voted = frozenset(vote.sides), self._voted.setdefault(vote.id, set())
+        if pair in voted:
             raise VotedBeforeError("these two answers have been voted on")
-        known.voted.add(pair)
+        voted.add(pair)
         try:
             await asyncio.to_thread(self._append, to_json(_row(known.blend, vote)).encode() + b"\n")
         except OSError as error:
-            known.voted.discard(pair)
+            voted.discard(pair)
             raise VoteLostError(f"the vote could not be written: {error.strerror}") from error
+
+    def _forget(self, request_id: str) -> None:
+        if old := self._open.pop(request_id, None):
+            self._bytes -= old.bytes
+
+    def _read_back(self) -> None:
+        """Learn from the file which pairs were voted on before this process started."""
+        with self._file.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - READ_BACK_BYTES))
+            for line in file:
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError
+                ):  # a line that was cut short, or isn't ours
+                    row = json.loads(line)
+                    sides = frozenset((row["vote"]["left"], row["vote"]["right"]))
+                    self._voted.setdefault(row["id"], set()).add(sides)
 
     def _opened(self) -> int:
         """The file, for reading and appending; only its owner may read what people asked."""
@@ -132,6 +176,14 @@ class Ballots:
                 raise
         finally:
             os.close(file)
+
+
+def _size(blend: Blend) -> int:
+    """Bytes of the blend's texts, near enough: of one, two or four bytes a character, as Python keeps them."""
+    prompt = blend.prompt
+    texts = [prompt.instruction, prompt.input, blend.fused, *(turn["content"] for turn in prompt.messages or ())]
+    texts += [text for one in blend.candidates for text in (one.text, one.error, one.extra)]
+    return sum(sys.getsizeof(text) for text in texts if text)
 
 
 def _check(blend: Blend, side: Side) -> None:

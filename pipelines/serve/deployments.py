@@ -49,7 +49,8 @@ class _Gateway:
         """Raises BlendError when the keys can't be read."""
         serving = config.serve
         self._serving = serving
-        self._access = Access(Keys.load(serving.keys_file, os.environ), serving.requests_per_minute)
+        keys = Keys.load(serving.keys_file, os.environ)
+        self._access = Access(keys, serving.requests_per_minute, origins=serving.allowed_origins)
         handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
         self._blender = Blender(
             [RemoteMember(model.name, model.samples, handles[model.name]) for model in config.models],
@@ -168,7 +169,7 @@ def build(
         ballots = (
             serve.deployment(Ballots)
             .options(name="ballots", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=NO_LIMIT)
-            .bind(serving.votes)
+            .bind(serving.votes, remembered_bytes=serving.limits.vote_bytes)
         )
     gateway = serve.deployment(ListeningGateway if listen else Gateway).options(
         name=GATEWAY,

@@ -52,7 +52,7 @@ def app_of(
     return create_app(
         blender or demo_blender(),
         serving,
-        access=Access(keys, serving.requests_per_minute),
+        access=Access(keys, serving.requests_per_minute, origins=serving.allowed_origins),
         admission=Admission(gateway.max_in_flight, gateway.max_queued),
         telemetry=Telemetry(serving.log_prompts, meter),
         ballots=ballots,

@@ -48,6 +48,34 @@ def test_a_keys_name_is_one_plain_word(name: str) -> None:
         new_key(name)
 
 
+def test_a_changed_keys_file_counts_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    (first, first_line), (second, second_line) = new_key("first"), new_key("second")
+    file.write_text(f"{first_line}\n{second_line}\n")
+    keys = Keys.load(str(file), {"BLEND_API_KEYS": f"bob={BOB}"})
+    assert keys is not None
+
+    def owners() -> list[str | None]:
+        return [keys.owner(key) for key in (first, second, BOB)]
+
+    assert owners() == ["first", "second", "bob"]
+    file.write_text(f"{second_line}\n")
+    assert owners() == [None, "second", "bob"]
+    file.write_text("not a key at all\n")  # broken: what was known still counts
+    assert owners() == [None, "second", "bob"] and "still count" in caplog.text
+    caplog.clear()
+    assert owners() == [None, "second", "bob"] and not caplog.text  # told once
+    file.unlink()
+    assert owners() == [None, "second", "bob"]
+    file.write_text("# nobody\n")
+    assert owners() == [None, None, "bob"]
+    replaced = tmp_path / "new"
+    replaced.write_text(f"{first_line}\n")
+    replaced.rename(file)
+    assert owners() == ["first", None, "bob"]
+    assert first not in caplog.text
+
+
 def test_keys_of_file_and_environment_count_together(tmp_path: Path) -> None:
     key, line = new_key("alice")
     (tmp_path / "keys").write_text(line)

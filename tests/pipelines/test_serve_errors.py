@@ -209,6 +209,46 @@ def test_keys_are_asked_for_where_there_are_some() -> None:
         assert client.get("/").status_code == 200
 
 
+APP = "https://app.example"
+PREFLIGHT = {"origin": APP, "access-control-request-method": "POST"}
+PREFLIGHT |= {"access-control-request-headers": "authorization,content-type,x-stainless-lang"}
+
+
+def test_pages_of_allowed_origins_may_ask() -> None:
+    keys = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery"})
+    app = app_of(fake_blender(), Serving(allowed_origins=(APP,)), keys=keys)
+    right = {"authorization": "Bearer correct-horse-battery"}
+    with served(app) as url, httpx2.Client(base_url=url) as client:
+        preflight = client.options("/v1/chat/completions", headers=PREFLIGHT)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == APP
+        assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
+        answers = [
+            client.post(
+                "/v1/chat/completions", json={"model": "blend", "messages": HELLO}, headers=right | {"origin": APP}
+            ),
+            client.get("/v1/models", headers={"origin": APP}),  # an error must be readable, too
+        ]
+        assert [answer.status_code for answer in answers] == [200, 401]
+        for answer in answers:
+            assert answer.headers["access-control-allow-origin"] == APP
+            assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+        other = client.get("/v1/models", headers=right | {"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+        refused_preflight = client.options("/v1/models", headers=PREFLIGHT | {"origin": "https://evil.example"})
+        assert refused_preflight.status_code == 400
+
+
+def test_without_keys_only_a_named_origin_may_ask() -> None:
+    for allowed, status in (((APP,), 200), (("*",), 403), ((), 403)):
+        app = app_of(fake_blender(), Serving(allowed_origins=allowed))
+        with served(app) as url, httpx2.Client(base_url=url) as client:
+            response = client.get("/v1/models", headers={"origin": APP})
+            assert response.status_code == status
+            if status == 403:
+                assert "serve.allowed_origins" in refused(response, 403, "no_api_keys")
+
+
 def test_without_keys_nobody_elses_page_is_answered(client: httpx2.Client) -> None:
     message = refused(client.get("/v1/models", headers={"host": "evil.example"}), 403, "no_api_keys")
     assert "serve.keys_file" in message
