@@ -32,9 +32,20 @@ class Gateway(Settings):
 
 
 class Limits(Settings):
-    """What a request may ask for; more is refused."""
+    """What a request may ask for and take, per gateway; more is refused.
+
+    Those of connections (`connections`, `header_s`, `send_s`, `keep_alive_s`) hold where gateways listen
+    themselves, with `blend serve` on one machine; on a cluster a reverse proxy before Ray Serve's has to have them.
+    """
 
     body_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    header_bytes: Annotated[int, Field(ge=1024)] = 32 << 10  # of a request's URL and headers together
+    headers: Annotated[int, Field(ge=8)] = 100
+    connections: Annotated[int, Field(ge=1)] = 1024  # open at once
+    header_s: Seconds = 10.0  # until a request's headers are there
+    body_s: Seconds = 30.0  # then until its body is
+    send_s: Seconds = 30.0  # that the client may leave sent bytes unread
+    keep_alive_s: Seconds = 5.0  # until a connection without a request is closed
     vote_bytes: Annotated[int, Field(ge=1)] = 64 << 20  # of answers that may still be voted on; the oldest go first
     prompt_tokens: Annotated[int, Field(ge=1)] | None = (
         None  # by each model's own tokenizer; None: what it can read
@@ -46,9 +57,9 @@ class Limits(Settings):
 class Serving(Settings):
     """How the service treats requests.
 
-    A request has `deadline_s` in all. When `generation_share` of it is over, or `quorum` models have answered and
-    the others have had their grace, the answers that are there are ranked; when `ranking_share` more is over, they
-    are taken in the order known by then.
+    A request has `deadline_s` in all, sending included. When `generation_share` of it is over, or `quorum` models
+    have answered and the others have had their grace, the answers that are there are ranked; when `ranking_share`
+    more is over, they are taken in the order known by then.
     """
 
     deadline_s: Seconds = 120.0

@@ -54,14 +54,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No API key, or an unknown one.",
         403: "There are no API keys, and the request comes from another machine.",
         404: "There is no such model or answer.",
+        408: "The body did not come in time.",
         413: "The body is too long.",
-        415: "The body is not JSON.",
+        415: "The body is not JSON, or compressed.",
         429: "Too many requests: `Retry-After` tells when to come again.",
+        431: "The headers are too long.",
         500: "Something went wrong that nobody foresaw.",
         503: "No model answered, or none can be asked.",
     }.items()
 }
-READING_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403, 404, 429, 500)}
+READING_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: ERRORS[status] for status in (401, 403, 404, 429, 431, 500)
+}
 VOTING_ERRORS = ERRORS | {409: {"model": ErrorAnswer, "description": "These two answers have been voted on."}}
 
 
@@ -95,7 +99,7 @@ def create_app(
         access=access,
         admission=admission,
         telemetry=telemetry,
-        body_bytes=serving.limits.body_bytes,
+        serving=serving,
         tells_id=tells_id,
     )
     if serving.allowed_origins:  # in front of it: a browser's preflight carries no key

@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
-from uvicorn import Config
 
 from actors.errors import BlendError
 from cluster.plan import Placement, width
@@ -24,6 +23,7 @@ from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission
 from pipelines.serve.app import create_app
 from pipelines.serve.ballots import Ballots
+from pipelines.serve.connections import server_config
 from pipelines.serve.parts import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
 from pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
 from pipelines.serve.telemetry import Telemetry
@@ -106,8 +106,8 @@ class ListeningGateway(_Gateway):
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._listener.bind((host, port))
         self._listener.listen(2048)
-        config = Config(self._app(), log_config=None, access_log=False, timeout_graceful_shutdown=5)
-        self._server = _Server(config)
+        app, limits = self._app(), self._serving.limits
+        self._server = _Server(server_config(app, limits, log_config=None, timeout_graceful_shutdown=5))
         self._task = asyncio.get_running_loop().create_task(self._server.serve([self._listener]))
 
     async def check_health(self) -> None:

@@ -4,24 +4,33 @@ Plain ASGI: Starlette's BaseHTTPMiddleware costs a task a request, and hides fro
 left.
 """
 
+import asyncio
 import logging
 import re
 import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette._utils import get_route_path  # the router's own: paths are checked as they are routed
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from configs.serving import Serving
 from pipelines.serve.access import Access
 from pipelines.serve.admission import Admission
+from pipelines.serve.connections import abort_of
 from pipelines.serve.errors import ApiError, told, unforeseen
 from pipelines.serve.telemetry import CANCELLED, Record, Telemetry
 
 log = logging.getLogger(__name__)
 
-API = "/v1/"  # what is under it needs a key, and is counted
+API = "/v1/"
+OPEN = frozenset(
+    {"/", "/healthz", "/openapi.json"}
+)  # all else needs a key, whether it exists or not, and is counted
+SLACK_S = 1.0  # from a request's deadline, when the best answer so far is given, until the connection is cut
 ROUTES = {  # those that take JSON
     "/v1/chat/completions": "chat",
     "/v1/rerank": "rerank",
@@ -36,7 +45,7 @@ _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
 class Front:
-    """Gives each request an id, asks who it is from, bounds its body, and turns errors into answers."""
+    """Gives each request an id, asks who it is from, bounds its size and time, and turns errors into answers."""
 
     def __init__(
         self,
@@ -44,86 +53,161 @@ class Front:
         access: Access,
         admission: Admission,
         telemetry: Telemetry,
-        body_bytes: int,
+        serving: Serving,
         tells_id: bool = True,
     ) -> None:
-        """body_bytes: the longest body that is read. tells_id: put the id into answers' headers."""
+        """tells_id: put the id into answers' headers."""
         self._app, self._access, self._admission, self._telemetry = app, access, admission, telemetry
-        self._body_bytes, self._tells_id = body_bytes, tells_id
+        self._limits, self._deadline_s, self._tells_id = serving.limits, serving.deadline_s, tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        if scope["type"] != "http":  # there is nothing here for a WebSocket
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
+        headers, path = Headers(scope=scope), get_route_path(scope)
+        if not path:  # the page's addresses are relative to a folder
+            await RedirectResponse(f"{scope['root_path']}/")(scope, receive, send)
+            return
         given = headers.get(ID, "")
         id = given if _OWN_ID.fullmatch(given) else uuid.uuid4().hex
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["id"] = id
-        if not scope["path"].startswith(API):
-            await self._app(scope, receive, self._noting(send, id))
+        answer = _Answer(send, id if self._tells_id else None)
+        if path in OPEN:
+            await self._handle(scope, receive, answer, id)
             return
-        route = ROUTES.get(scope["path"], "models" if scope["path"].startswith(MODELS) else "other")
+        route = ROUTES.get(path, "models" if path.startswith(MODELS) else "other")
         with self._telemetry.request(id, route, headers.get("traceparent")) as record:
-            state["record"] = record
-            await self._answer(scope, receive, self._noting(send, id, record), id, record)
+            state["record"] = answer.record = record
+            await self._handle(scope, receive, answer, id)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, id: str, record: Record) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer", id: str) -> None:
+        record = answer.record
         try:
-            self._admit(scope, record)
-            await self._app(scope, self._bounded(receive), send)
+            self._check_head(scope)
+            if record is not None:
+                self._admit(scope, record)
+            await self._within_time(scope, receive, answer)
         except ClientDisconnect:
-            record.status = CANCELLED
+            if record is not None:
+                record.status = CANCELLED
+        except _UnreadError:
+            if record is not None:
+                record.status = CANCELLED
+                record.error("unread")
+            if (abort := abort_of(scope)) is None:
+                raise
+            abort()
+            await asyncio.sleep(0)  # now the server knows
         except Exception as error:
-            if record.status is not None:
+            if answer.started:
                 raise  # in the midst of the answer: nothing can be told
             known = told(error)
             if known is None:
                 log.exception("request %s failed", id)
                 known = unforeseen(id)
-            if known.code:
+            if known.code and record is not None:
                 record.error(known.code)
-            await known.response()(scope, receive, send)
+            await known.response()(scope, receive, answer)
+
+    def _check_head(self, scope: Scope) -> None:
+        """Raise where the headers are too long, for servers that don't bound them."""
+        headers, limits = scope["headers"], self._limits
+        size = sum(len(name) + len(value) + 4 for name, value in headers)
+        if len(headers) > limits.headers or size > limits.header_bytes:
+            raise ApiError(
+                431,
+                f"the request's headers are longer than {limits.header_bytes} bytes (serve.limits.header_bytes) or "
+                f"more than {limits.headers} (serve.limits.headers)",
+                code="headers_too_large",
+            )
 
     def _admit(self, scope: Scope, record: Record) -> None:
         """Raise what keeps the request from being read at all."""
-        headers, client = Headers(scope=scope), scope.get("client")
+        headers, client, path = Headers(scope=scope), scope.get("client"), get_route_path(scope)
         record.caller = self._access.check(headers, client[0] if client else None)
-        if scope["method"] != "POST" or scope["path"] not in ROUTES:
+        scope["state"]["caller"] = record.caller
+        if scope["method"] != "POST" or path not in ROUTES:
             return
         if not _JSON.fullmatch(headers.get("content-type", "")):
             raise ApiError(415, "send JSON, with Content-Type: application/json", code="unsupported_media_type")
+        encoding = ", ".join(headers.getlist("content-encoding")).strip()
+        if encoding and encoding.lower() != "identity":
+            shown = encoding if encoding.isascii() and encoding.isprintable() else "an unknown one"
+            raise ApiError(
+                415,
+                f"Content-Encoding: expected none, got {shown[:100]}; send the body uncompressed",
+                code="unsupported_content_encoding",
+                headers={"accept-encoding": "identity"},
+            )
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._body_bytes:
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._limits.body_bytes):
             raise self._too_large()
-        if scope["path"] in WORK:
+        if path in WORK:
             self._admission.check()  # what there will be no place for isn't worth reading
 
-    def _bounded(self, receive: Receive) -> Receive:
-        left = self._body_bytes
+    async def _within_time(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        """Let the application answer: the body has `body_s`, and all that follows `deadline_s`.
+
+        Raises ApiError, _UnreadError where the answer has begun, and what the application raises.
+        """
+        left, whole = self._limits.body_bytes, False
+        loop = asyncio.get_running_loop()
 
         async def bounded() -> Message:
-            nonlocal left
+            nonlocal left, whole
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
                 raise self._too_large()
+            if message["type"] == "http.request" and not message.get("more_body") and not whole:
+                whole = True
+                limit.reschedule(loop.time() + self._deadline_s + SLACK_S)
             return message
 
-        return bounded
+        limit = asyncio.timeout(self._limits.body_s)
+        try:
+            async with limit:
+                await self._app(scope, bounded, answer)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            if answer.started:
+                raise _UnreadError from error
+            if whole:
+                raise ApiError(503, "no answer within serve.deadline_s", code="no_answer") from error
+            raise ApiError(
+                408,
+                f"the body did not come within {self._limits.body_s:g} s (serve.limits.body_s)",
+                code="request_timeout",
+                headers={"connection": "close"},
+            ) from error
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the request is longer than {self._body_bytes} bytes (serve.limits.body_bytes)", code="too_large"
-        )
+        most = self._limits.body_bytes
+        return ApiError(413, f"the request is longer than {most} bytes (serve.limits.body_bytes)", code="too_large")
 
-    def _noting(self, send: Send, id: str, record: Record | None = None) -> Send:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if self._tells_id:
-                    MutableHeaders(scope=message)[ID] = id
-                if record is not None:
-                    record.status = message["status"]
-            await send(message)
 
-        return sending
+class _UnreadError(Exception):
+    """The answer has begun, and the client has not taken it within the request's time."""
+
+
+class _Answer:
+    """ASGI's `send` of a request, which notes the status and puts the request's id into the headers."""
+
+    def __init__(self, send: Send, id: str | None) -> None:
+        self.record: Record | None = None
+        self.started = False
+        self._send, self._id = send, id
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            if self._id is not None:
+                MutableHeaders(scope=message)[ID] = self._id
+            if self.record is not None:
+                self.record.status = message["status"]
+        await self._send(message)

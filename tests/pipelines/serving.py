@@ -15,11 +15,12 @@ from fastapi import FastAPI
 
 from configs.loading import load
 from configs.schema import BlendConfig
-from configs.serving import Serving
+from configs.serving import Limits, Serving
 from pipelines.blend import Blender
 from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission
 from pipelines.serve.app import create_app
+from pipelines.serve.connections import server_config
 from pipelines.serve.telemetry import Meter, Telemetry
 
 QUESTION = "1) What is the capital of France? 2) What is the capital of Japan? 3) What is the capital of Egypt?"
@@ -61,9 +62,11 @@ def app_of(
 
 
 @contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The app on a free port, while the block runs; gives its URL, without a slash at the end."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
+def served(app: FastAPI, limits: Limits = Limits(), **options: Any) -> Iterator[str]:  # noqa: B008 (frozen)
+    """The app on a free port as gateways serve it, while the block runs; its URL has no slash at the end."""
+    server = uvicorn.Server(
+        server_config(app, limits, log_level="warning", timeout_graceful_shutdown=10, **options)
+    )
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # asyncio sets TCP_NODELAY on such only
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)  # who connects before the server runs waits for it
