@@ -1,6 +1,15 @@
-"""`python -m pipelines` is the `blend` command."""
+"""The `blend` command, also as `python -m pipelines`: signals first, then everything that takes time to import."""
 
-from pipelines.cli import main
+from pipelines.interruption import install
+
+
+def main() -> None:
+    """Entry point."""
+    install()
+    from pipelines.cli import main as command
+
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ traceback too.
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typer.exceptions import TyperException
 from actors.errors import BlendError, one_line
 from configs.loading import ConfigError, load
 from configs.schema import BlendConfig, GenFuser
+from pipelines.interruption import how_to_go_on, install, left_to_others
 from pipelines.options import (
     Config,
     Debug,
@@ -148,7 +150,9 @@ def submit(
     if needed := variables(settings):
         typer.echo(f"blend: the cluster's machines need these environment variables: {', '.join(needed)}", err=True)
 
-    raise typer.Exit(submit_job(settings, address, flags=flags, wait=wait, name=config))
+    with left_to_others(signal.SIGINT):  # it asks whether to stop the job
+        code = submit_job(settings, address, flags=flags, wait=wait, name=config)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -369,7 +373,8 @@ def _details(lines: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Entry point: runs a command, and turns what it raises into one line and an exit code."""
+    """Run a command, and turn what it raises into one line and an exit code."""
+    install()
     try:
         code = app(standalone_mode=False)
     except ConfigError as error:
@@ -380,7 +385,7 @@ def main() -> None:
         _details(getattr(error, "details", ()))
         code = _tell(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        code = _tell("interrupted", 130)
+        code = _tell(how_to_go_on(sys.argv[1:]), 130)
     except Exception as error:
         code = _tell(f"unexpected {one_line(error)} (--debug shows where)", 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -21,6 +21,7 @@ from cluster.serving import lean_serve
 from cluster.session import LOCAL, address_of, capacity, check_variables, session, without_ray_output
 from configs.online import online
 from configs.schema import BlendConfig
+from pipelines.interruption import SIGNALS, left_to_others, undone
 from pipelines.options import UsageError
 from pipelines.serve.access import Keys
 
@@ -108,7 +109,10 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
         logging_config=quiet,
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process
-    try:
+    with contextlib.ExitStack() as left:
+        left.callback(serve.shutdown)
+        if not local:  # another machine's processes don't end with this one
+            left.enter_context(undone(serve.shutdown))
         try:
             application = build(config, placements, listen)
             route = None if listen else "/"
@@ -116,8 +120,6 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
         except RuntimeError as error:
             raise BlendError(_why_not_running() or str(error)) from error
         yield
-    finally:
-        serve.shutdown()
 
 
 def _why_not_running() -> str | None:
@@ -135,14 +137,13 @@ def _why_not_running() -> str | None:
 
 def _until_interrupted() -> None:
     interrupted = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: interrupted.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        interrupted.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with left_to_others(*SIGNALS):
+        before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in SIGNALS}
+        try:
+            interrupted.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _shown(host: str) -> str:

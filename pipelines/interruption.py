@@ -1,0 +1,161 @@
+"""SIGINT and SIGTERM: a command ends at once wherever it is, says how to go on, and leaves nothing running.
+
+Python's own way, an exception in the main thread, isn't safe beside Ray: it unwinds from wherever Ray's core calls
+back into the interpreter, and shuts Ray down while its threads still run. 4 of 11 such ends were a SIGSEGV. What a
+command keeps is durable at any moment, so nothing has to be unwound: the processes below this one are killed, and
+then it exits.
+
+A thread does that, woken by the signal itself, since the main thread may be in C code that doesn't come back for a
+minute. This module imports nothing that takes time, so that it can be the first.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GOES_ON = ("run", "rank", "fuse", "compare")  # commands that keep what they have done
+_KILL_S = 10.0  # for all processes below this one to be gone; they have SIGKILL
+_UNDO_S = 5.0
+_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
+
+_libc = ctypes.CDLL(None)
+_installed = False
+_terminal = 2  # where stderr was, whatever it becomes
+_left_to_others: set[int] = set()
+_undo: dict[object, Callable[[], object]] = {}
+_sink = -1  # to wake the thread
+
+
+def install() -> None:
+    """Take over SIGINT and SIGTERM, unless whoever started this process has them ignored."""
+    global _installed, _terminal, _sink
+    if _installed:
+        return
+    _installed = True
+    _terminal = os.dup(2)
+    source, _sink = os.pipe()
+    os.set_blocking(_sink, False)
+    signal.set_wakeup_fd(_sink, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(source,), name="signals", daemon=True).start()
+    ours = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, _handle)
+    os.register_at_fork(after_in_child=_forget)
+
+
+@contextlib.contextmanager
+def left_to_others(*signals: int) -> Iterator[None]:
+    """Within the block these signals do what their handler does: Python's own, unless another is set.
+
+    Args:
+        signals: of `SIGNALS`.
+    """
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
+        if before[number] is _handle:
+            _left_to_others.add(number)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is _handle:
+                signal.signal(number, handler)
+                _left_to_others.discard(number)
+
+
+@contextlib.contextmanager
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Have `undo` called if a signal ends the process within the block. It may be called in any thread."""
+    key = object()
+    _undo[key] = undo
+    try:
+        yield
+    finally:
+        _undo.pop(key, None)
+
+
+def how_to_go_on(arguments: Sequence[str]) -> str:
+    """What a command says that was interrupted.
+
+    Args:
+        arguments: of the command line, without the program's name.
+    """
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    if command in _GOES_ON:
+        return "interrupted; the same command goes on where it stopped"
+    if command == "submit":
+        return "interrupted; a job that was submitted goes on (`ray job list --address URL` shows it)"
+    return "interrupted; the same command starts again"
+
+
+def _watch(source: int) -> None:
+    while received := os.read(source, 1):  # bytes are numbers of signals
+        if (number := received[0]) in SIGNALS and number not in _left_to_others:
+            _end(number)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    """The main thread does nothing more; here and not in the thread further signals would break in."""
+    with contextlib.suppress(OSError):
+        os.write(_sink, bytes([number]))  # should somebody else have taken over `set_wakeup_fd`
+    while True:
+        time.sleep(60)
+
+
+def _end(number: int) -> None:
+    """Never returns."""
+    try:
+        show_cursor = "\x1b[?25h\n" if os.isatty(_terminal) else ""
+        os.write(_terminal, f"{show_cursor}blend: {how_to_go_on(sys.argv[1:])}\n".encode())
+    except OSError:
+        pass  # nobody reads it
+    try:
+        undoing = threading.Thread(target=_undo_all, daemon=True)
+        undoing.start()
+        undoing.join(_UNDO_S)
+        _kill_all()
+    finally:
+        os._exit(128 + number)
+
+
+def _undo_all() -> None:
+    for undo in list(_undo.values()):
+        with contextlib.suppress(Exception):
+            undo()
+
+
+def _kill_all() -> None:
+    """Kill all processes below this one, those too that lose their parent on the way."""
+    _adopt()
+    this, deadline = psutil.Process(), time.monotonic() + _KILL_S
+    while (found := this.children(recursive=True)) and time.monotonic() < deadline:
+        for one in found:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        psutil.wait_procs(found, timeout=1)
+
+
+def _adopt() -> None:
+    """Be the parent of processes below this one whose own parent ends, where the system can do that."""
+    with contextlib.suppress(Exception):
+        _libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _forget() -> None:
+    """In a forked child: signals are its own, and none of its signals ends the parent."""
+    global _sink
+    signal.set_wakeup_fd(-1)
+    _sink = -1
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
