@@ -6,12 +6,18 @@ cluster needs it the other way round.
 """
 
 import contextlib
+import functools
 import logging
 import os
+import secrets
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from pydantic import BaseModel
@@ -23,6 +29,8 @@ from configs.environment import missing_variables
 from configs.schema import RayCluster
 
 LOCAL = "local"
+_ANSWER_S = 5.0
+_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class ClusterError(BlendError):
@@ -60,20 +68,72 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
         yield
         return
     address = address_of(settings)
+    if address != LOCAL:
+        check_answers(address)
     with keeping_to_itself() if address == LOCAL else contextlib.nullcontext():
         try:
-            ray.init(
-                address=address,
-                logging_level=logging.ERROR,
-                log_to_driver=log_to_driver,
-                **_local_options(settings, address),
-            )
+            with _keeping_signals():
+                ray.init(
+                    address=address,
+                    logging_level=logging.ERROR,
+                    log_to_driver=log_to_driver,
+                    **_local_options(settings, address),
+                )
         except Exception as error:  # a start that times out is raised as a plain Exception
             raise ClusterError(f"Ray at {address}: {one_line(error)}") from error
+        if address == LOCAL:
+            _make_private()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raise ClusterError when nobody answers at an address, which Ray would tell after a minute.
+
+    Args:
+        address: as Ray takes it; one without a port is left to Ray.
+    """
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = place.hostname, place.port
+    except ValueError:  # a port that is no number
+        return
+    if host is None or port is None:
+        return
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_S).close()
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or one_line(error)
+        raise ClusterError(
+            f"Ray at {address}: {why}; start Ray there (`ray start --head`), or give another address "
+            "(`ray.address`, RAY_ADDRESS; without both Ray is started on this machine)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Ray puts a handler of its own in SIGTERM's place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _make_private() -> None:
+    """What the local Ray keeps on disk, logs included, is for this user alone; so is a token that it once made."""
+    with contextlib.suppress(OSError):
+        Path(ray._private.worker._global_node.get_session_dir_path()).chmod(0o700)
+    with contextlib.suppress(OSError, RuntimeError):
+        token = Path.home() / ".ray" / "auth_token"
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
@@ -91,7 +151,10 @@ def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
 def keeping_to_itself() -> Iterator[None]:
     """A Ray started within the block, by this process or its children, binds 127.0.0.1 only and reports nothing."""
     ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    before = {name: os.environ.get(name) for name in ours}
+    if not any(name in os.environ for name in _AUTH):
+        # or Ray makes a token and writes it to ~/.ray, readable to all, and doesn't start where it can't
+        ours["RAY_AUTH_TOKEN"] = _token()
+    before = {name: os.environ.get(name) for name in (*ours, "RAY_AUTH_MODE")}  # the last is set by Ray
     constant = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(ours)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -100,9 +163,15 @@ def keeping_to_itself() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@functools.cache
+def _token() -> str:
+    """Of all local sessions of this process: Ray's core reads it once."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,60 @@
+"""Where Ray is looked for, and what it is started with; no Ray runs here."""
+
+import os
+import signal
+import socket
+
+import pytest
+
+from cluster.session import ClusterError, _keeping_signals, check_answers, keeping_to_itself
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_nobody_answers_is_told_at_once(form: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(f"127.0.0.1:{server.getsockname()[1]}")
+        check_answers(address)
+    with pytest.raises(
+        ClusterError, match=rf"^Ray at {address}: Connection refused; start Ray there .* RAY_ADDRESS"
+    ):
+        check_answers(address)
+
+
+def test_a_host_that_does_not_exist_is_told() -> None:
+    with pytest.raises(ClusterError, match=r"^Ray at no-such-host\.invalid:6379: "):
+        check_answers("no-such-host.invalid:6379")
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://head", "head:port", "127.0.0.1"])
+def test_an_address_without_a_port_is_left_to_ray(address: str) -> None:
+    check_answers(address)
+
+
+def test_a_local_ray_has_a_token_that_no_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    with keeping_to_itself():
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert len(token) == 64
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
+    assert not set(AUTH) & set(os.environ)
+    with keeping_to_itself():
+        assert os.environ["RAY_AUTH_TOKEN"] == token  # Ray's core has read it once
+
+
+@pytest.mark.parametrize("name", AUTH)
+def test_what_a_user_set_of_tokens_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in AUTH:
+        monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(name, "theirs")
+    with keeping_to_itself():
+        assert {one: os.environ.get(one) for one in AUTH} == dict.fromkeys(AUTH) | {name: "theirs"}
+
+
+def test_ray_does_not_keep_the_signal_that_it_takes() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with _keeping_signals():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    assert signal.getsignal(signal.SIGTERM) is before
