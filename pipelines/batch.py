@@ -123,10 +123,10 @@ def told_by(board: Any) -> Iterator[None]:
         if isinstance(error, BlendError) and not isinstance(error, RayError):
             raise
         # what a worker raised: Ray gives it both types, and a traceback as text
-        raise _reason(error, board) from error
+        raise reason(error, board) from error
 
 
-def _reason(error: BaseException, board: Any) -> BlendError:
+def reason(error: BaseException, board: Any) -> BlendError:
     """The error a user can act on: what a worker told the board, else what is at the bottom of Ray's wrappings."""
     failure = ray.get(board.failure.remote()) if ray.is_initialized() else None
     if failure is not None:

@@ -54,6 +54,10 @@ class Board:
         self._dead: set[str] = set()  # actors known to have died
         self._deaths: Counter[str] = Counter()  # of a stage's actors since one finished something
 
+    def reset(self) -> None:
+        """Forget everything: the run tries again."""
+        Board.__init__(self)
+
     def add(self, stage: str, count: Count) -> None:
         """A stage has done more."""
         self._counts[stage] = self._counts.get(stage, Count()) + count

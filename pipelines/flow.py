@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors.errors import BLANK, BlendError
+from actors.errors import BLANK
 from actors.records import RESULT_COLUMNS, Candidate
 from actors.stages import FUSING_FAILED, NOTHING_TO_RANK, RANKING_FAILED, Fuse, Generate, Rank, with_new
 from cluster.plan import Placement
@@ -20,6 +20,7 @@ from configs.identity import deciding
 from configs.schema import MAX_ERROR_RATE, BaseLLM, EchoModel, GenFuser, Judge, LLMFuser, PairRanker, RewardModel
 from pipelines.accounts import Kind
 from pipelines.results import COLUMNS, TYPES
+from pipelines.seals import DamagedError
 from pipelines.store import Result, Store, digest_of
 
 STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
@@ -127,7 +128,7 @@ class Work:
     def seen_by(self, step: Step, store: Store, fingerprint: str, file: str, name: str) -> pa.Table:
         """The rows of a block as a step sees them, with what the steps before it made.
 
-        Raises BlendError when a result is gone that was there.
+        Raises DamagedError when rows or a result are gone that were there, or are damaged.
         """
         table = self.fresh(store.rows(fingerprint, file)).select(FLOWING)
         if step.kind == "generate":
@@ -137,10 +138,13 @@ class Work:
         return self.gathered(table)
 
     def result(self, step: Step, store: Store, name: str, rows: int) -> Result:
-        """What a step made of a block. Raises BlendError when it is gone or damaged."""
+        """What a step made of a block. Raises DamagedError when it is gone or damaged."""
         result = store.result(step.key, name)
-        if result is None or len(result.table) != rows:
-            raise BlendError(f"{store.root}: what {step.name} made of block {name} is gone or damaged")
+        if result is not None and len(result.table) != rows:
+            store.forget_result(step.key, name)  # so that it is made again
+            result = None
+        if result is None:
+            raise DamagedError(f"{store.root}: what {step.name} made of block {name} is gone or damaged")
         return result
 
     def joined(self, table: pa.Table, step: Step, result: pa.Table) -> pa.Table:

@@ -89,7 +89,7 @@ class FileRecord(_Part):
 
 
 class OutputRecord(_Part):
-    """What was written. errors: rows with an `error`."""
+    """What was written. errors: rows with an `error`; pairs have none."""
 
     uri: str
     rows: int
@@ -117,6 +117,7 @@ class Manifest(_Part):
     versions: dict[str, str]
     input: InputRecord
     output: OutputRecord
+    preferences: OutputRecord | None = None
     stages: tuple[StageRecord, ...]
     errors: dict[str, int]
 

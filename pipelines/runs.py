@@ -1,6 +1,7 @@
 """A bulk run from its start, or wherever it was killed, to its end: the same call goes on until all is written."""
 
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,27 +16,31 @@ from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS
 from cluster.plan import Capacity, Placement, Plan
 from cluster.replicas import look_for
-from cluster.session import capacity, check_variables
+from cluster.session import LOCAL, address_of, capacity, check_variables
 from configs.identity import deciding, differences
 from configs.preferences import Preferences
 from configs.schema import RayCluster
 from pipelines.apart import own_outputs
 from pipelines.assembly import assemble
-from pipelines.batch import actors, run_wave, running, told_by
+from pipelines.batch import actors, reason, run_wave, running, told_by
 from pipelines.board import Snapshot, a_board
 from pipelines.columns import Layout
 from pipelines.display import ShownStage, shown
 from pipelines.flow import Step, Work
 from pipelines.importing import READ, fingerprint, read_input
-from pipelines.manifest import InputRecord, Manifest, OutputRecord, versions
+from pipelines.manifest import FileRecord, InputRecord, Manifest, OutputRecord, versions
+from pipelines.mending import damaged_files, mend, named, sweep_output, tell, tell_damaged
 from pipelines.planning import announce
 from pipelines.retry import attempt_of, can_retry, to_do
+from pipelines.seals import DamagedError
 from pipelines.sinks import COMPARE_COLUMNS, BlendShape, FolderFormat, PreferenceShape, Sink, check_output
-from pipelines.store import Index, Store, digest_of, folder_of
+from pipelines.storage import sweep
+from pipelines.store import INDEX, RECORD, Index, Store, digest_of, folder_of
 from pipelines.summary import Summary
-from pipelines.uris import filesystem, kind
+from pipelines.uris import filesystem
 
 TableFunction = Callable[[pa.Table], pa.Table]
+_TRIES = 3  # to make what is damaged again, in one session: storage that damages more isn't to be trusted
 
 
 @dataclass(frozen=True)
@@ -91,22 +96,31 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
         BlendError: One line.
     """
     store = Store(folder_of(absolute(run.output)))
+    damaged = store.damaged()
     own = own_outputs(run.input, outputs_of(run), store.run)
     mark = fingerprint(run.input, run.limit, own)
-    state = _state(run, store, mark, overwrite=overwrite, update=update)
+    state = _state(run, store, mark, damaged, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
         if not retry_failed:
             return done
         if not can_retry(done.manifest):
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts)
+    if state.there:
+        tell_damaged(store, damaged)
+    for output in outputs_of(run):
+        sweep_output(absolute(output))
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
         announce(plan)
         with a_board() as board, told_by(board):
             look_for([placement for wave in plan.waves[1:] for placement in wave])
-            if overwrite and not state.there:
+            if state.there:
+                sweep(store.root)
+            elif overwrite:
                 store.clear()
+            if address_of(run.cluster) == LOCAL:
+                store.make_private()
             started = state.started or datetime.now(UTC)
             sessions = state.sessions + 1
             record = {
@@ -121,13 +135,30 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             record |= {name: {step.name: getattr(step, of) for step in work.steps} for name, of in _STEPS.items()}
             store.save_run(record)
             store.save_manifest(None)
-            for number, wave in enumerate(waves, 1):
-                todo = to_do(store, index, work, wave)
-                stages = [ShownStage(step.name, actors(step, len(todo[step.name]))) for step in wave]
-                title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
-                with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
-                    run_wave(store, index, work, wave, todo, board)
-            return _written(run, store, index, work, waves, board, record)
+            check = state.there
+            for tries_left in reversed(range(_TRIES)):
+                if check:
+                    read_again = functools.partial(_read_again, run, store, mark, board, own)
+                    index = mend(store, index, work, read_again)
+                try:
+                    _through(run, store, index, work, waves, board)
+                    return _written(run, store, index, work, waves, board, record)
+                except Exception as error:
+                    if not tries_left or not isinstance(reason(error, board), DamagedError):
+                        raise
+                    ray.get(board.reset.remote())
+                check = True  # what is found is made again
+    raise AssertionError("unreachable")
+
+
+def _through(run: Run, store: Store, index: Index, work: Work, waves: list[list[Step]], board: Any) -> None:
+    """Bring all blocks that lack something through all waves."""
+    for number, wave in enumerate(waves, 1):
+        todo = to_do(store, index, work, wave)
+        stages = [ShownStage(step.name, actors(step, len(todo[step.name]))) for step in wave]
+        title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
+        with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
+            run_wave(store, index, work, wave, todo, board)
 
 
 # In `run.json`: of each step the folder of its results, and of its results before the config was changed.
@@ -155,10 +186,12 @@ class _State:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) -> _State:
-    """What earlier sessions left. Raises BlendError when this run mustn't go on from it."""
+def _state(run: Run, store: Store, mark: str, damaged: Sequence[str], *, overwrite: bool, update: bool) -> _State:
+    """What earlier sessions left, some of it damaged. Raises BlendError when this run mustn't go on from it."""
     taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
     record = store.run()
+    if RECORD in damaged and not overwrite:
+        return _unrecorded(run, store, taken, update=update)
     if record is None:
         if taken and not overwrite:
             raise BlendError(f"{taken[0]}: exists already; --overwrite replaces it")
@@ -167,6 +200,11 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
     finished = store.manifest() is not None
     if overwrite and (changed or record["fingerprint"] != mark or finished):
         return _State()
+    if INDEX in damaged and record["fingerprint"] != mark and not update:
+        raise BlendError(
+            f"{store.root}/{INDEX}: damaged, and {run.input} has changed since it was read; --update keeps what "
+            "still holds, --overwrite begins anew"
+        )
     gone = finished and run.output not in taken  # somebody removed it: nothing stands in the way of another
     if changed and not update and not gone:
         more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
@@ -186,22 +224,50 @@ def _state(run: Run, store: Store, mark: str, *, overwrite: bool, update: bool) 
     )
 
 
+def _unrecorded(run: Run, store: Store, taken: Sequence[str], *, update: bool) -> _State:
+    """The state of a run whose record is damaged: what was kept says by its names what it is good for."""
+    if not update and store.older():
+        raise BlendError(
+            f"{store.root}: kept by an earlier version, without checksums; --update makes it again, --overwrite "
+            "begins anew"
+        )
+    text = store.manifest()
+    if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
+        raise BlendError(
+            f"{store.root}/{RECORD}: damaged, and {run.output} was made with another config; --update keeps what "
+            "still holds of it, --overwrite begins anew"
+        )
+    attempt = Manifest.parse(text).attempt if text is not None else 0
+    return _State(there=True, gone=True, record={"attempt": attempt})
+
+
+def _as_json(settings: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(settings))
+
+
 def outputs_of(run: Run) -> list[str]:
     """Where the run writes."""
     return [run.output, *([run.preferences.output] if run.preferences else [])]
 
 
 def _finished(run: Run, store: Store) -> Summary | None:
-    """The summary of a run that is complete; None when it isn't, or some of its files are gone."""
+    """The summary of a run that is complete; None when it isn't, or some of its files are gone or damaged."""
     text = store.manifest()
     if text is None:
         return None
     manifest = Manifest.parse(text)
-    fs, path = filesystem(run.output)
-    folder = path if kind(run.output) is None else path.rpartition("/")[0]
-    if not all(fs.exists(f"{folder}/{file.path}") for file in manifest.output.files):
+    if (manifest.preferences is None) != (run.preferences is None):
         return None
-    return Summary(manifest, run.output, resumed=True)
+    pairs = None
+    for record, output in zip((manifest.output, manifest.preferences), outputs_of(run), strict=False):
+        assert record is not None
+        if bad := damaged_files(record, absolute(output)):
+            kept = "from what was kept" if store.stages() else f"anew, for what was kept ({store.root}) is gone"
+            tell(f"{output}: {named(bad)}: gone, or not as the run wrote it; written again {kept}")
+            return None
+        if record is manifest.preferences:
+            pairs = (output, record.rows)
+    return Summary(manifest, run.output, resumed=True, preferences=pairs)
 
 
 def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *, update: bool) -> Index:
@@ -209,8 +275,7 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
     index = store.index()
     if index is not None and index.fingerprint == mark:
         return index
-    with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
-        new = read_input(store, run.input, run.limit, run.rows_per_block, board, own)
+    new = _read(run, store, board, own)
     if index is not None and new.digest != index.digest and not update:
         store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"
@@ -221,6 +286,23 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
     store.save_index(new)
     store.keep_rows(new.fingerprint)
     return new
+
+
+def _read(run: Run, store: Store, board: Any, own: Sequence[str]) -> Index:
+    with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
+        return read_input(store, run.input, run.limit, run.rows_per_block, board, own)
+
+
+def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], lost: Sequence[str]) -> Index:
+    """The input's blocks once more, after some were lost. Raises BlendError when the input has changed."""
+    if fingerprint(run.input, run.limit, own) != mark:
+        raise BlendError(
+            f"{store.root}/{lost[0]}: gone or damaged, and {run.input} has changed since it was read; --update "
+            "keeps what still holds, --overwrite begins anew"
+        )
+    index = _read(run, store, board, own)
+    store.save_index(index)
+    return index
 
 
 def _work(
@@ -296,12 +378,17 @@ def _written(
             errors=dict(account.bad.most_common()),
         ),
         output=OutputRecord(uri=run.output, rows=account.rows, errors=account.errors, files=tuple(files[0])),
+        preferences=_pairs_record(run.preferences, files[1]) if run.preferences else None,
         stages=account.stages(work, numbers),
         errors=dict(account.kinds.most_common()),
     )
     store.save_manifest(manifest.json_text())
-    pairs = (run.preferences.output, sum(file.rows for file in files[1])) if run.preferences else None
+    pairs = (manifest.preferences.uri, manifest.preferences.rows) if manifest.preferences else None
     return Summary(manifest, run.output, preferences=pairs)
+
+
+def _pairs_record(settings: Preferences, files: Sequence[FileRecord]) -> OutputRecord:
+    return OutputRecord(uri=settings.output, rows=sum(file.rows for file in files), errors=0, files=tuple(files))
 
 
 def _look(board: Any) -> Snapshot:

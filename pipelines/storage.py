@@ -5,7 +5,8 @@ An object is there whole or it isn't, and a listing is never an old one: what is
 
 import contextlib
 import errno
-from pathlib import PurePosixPath
+import glob
+from pathlib import Path, PurePosixPath
 
 from pipelines.uris import TEMPORARY, filesystem, is_local, renaming, told, written_told
 
@@ -47,6 +48,26 @@ def names(uri: str) -> set[str]:
     # one that ends in a slash is an object that stands for the folder itself
     inside = {PurePosixPath(one).name for one in found if not one.endswith("/")}
     return {name for name in inside if not TEMPORARY.fullmatch(name)}
+
+
+def sweep(uri: str, target: str = "") -> None:
+    """Remove what killed writers left in a folder and those in it, on a disk.
+
+    Args:
+        uri: the folder.
+        target: only what was to become a file whose name starts so, in the folder itself.
+
+    Raises:
+        BlendError: something can't be removed.
+    """
+    fs, path = filesystem(uri)
+    if not is_local(fs):
+        return  # an upload that isn't committed has no name
+    with told(uri, "clean it"):
+        found = Path(path).glob(f".{glob.escape(target)}*.tmp") if target else Path(path).rglob(".*.tmp")
+        for one in found:
+            if TEMPORARY.fullmatch(one.name):
+                one.unlink(missing_ok=True)
 
 
 def remove(uri: str) -> None:

@@ -26,6 +26,7 @@ from actors.errors import BlendError, one_line
 from pipelines.compression import ending_of, packing, unpacked
 from pipelines.folders import Found, visible, walk
 from pipelines.formats import FORMATS, kind
+from pipelines.interruption import undone
 from pipelines.s3 import S3
 
 S3_SCHEMES = ("s3://", "s3a://")
@@ -202,16 +203,39 @@ def replacing(uri: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def renaming(path: str) -> Iterator[IO[bytes]]:
-    """`replacing` on a disk. Folders are made."""
+    """`replacing` on a disk. Folders are made.
+
+    Bytes reach the disk before the name does, and the name before the block ends: no power loss leaves half a file.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with undone(lambda: temporary.unlink(missing_ok=True)), temporary.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names in a folder to the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -220,7 +244,8 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
     mark = {"upload": uuid.uuid4().hex}
     file = fs.open(path, "wb", autocommit=False, **({"Metadata": mark} if isinstance(fs, S3) else {}))
     try:
-        yield file
+        with undone(file.discard):
+            yield file
         with written_told(uri):
             file.close()
             try:

@@ -1,0 +1,170 @@
+"""What flipped bits in a work folder do: `python -m pipelines.bench.bitflips --flips 1500`, JSON in the last line.
+
+A small run is brought to its end: two echoes, a ranker, an output in one file. Then one bit after the other is
+flipped, drawn with a seed over all bytes of all kept files and of the output, and everything is read as the next
+session of the run would read it: the record, the manifest, the index, all rows, all results, and the output. A flip
+is noticed when the session's own checks name the file, and silent when something is read that is other than before.
+At last some flips are left in, together, and the same command must give the same output.
+"""
+
+import argparse
+import bisect
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from actors.errors import BlendError
+from configs.loading import PRESETS
+from configs.schema import BlendConfig
+from pipelines.jobs import run_blend
+from pipelines.manifest import Manifest
+from pipelines.mending import damaged_files
+from pipelines.store import Store, folder_of
+
+ROWS = 96
+
+
+def blended(folder: Path, *, seed: int = 0) -> BlendConfig:
+    """Finish the run in an empty folder; gives its config."""
+    draw = random.Random(seed)
+    source, words = folder / "in.jsonl", ["one", "two", "three", "four", "five", "six"]
+    lines = [{"id": f"r{i}", "prompt": f"{i} {' '.join(draw.choices(words, k=6))}"} for i in range(ROWS)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings: dict[str, Any] = {
+        "models": [
+            {"name": f"echo-{number}", "engine": "echo", "model": "none", "sampling": {"max_tokens": number}}
+            for number in (3, 5)
+        ],
+        "ranker": {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1},
+        "rows_per_block": 32,
+        "ray": {"num_cpus": 2},
+        "input": str(source),
+        "output": str(folder / "out.jsonl"),
+    }
+    config = BlendConfig.model_validate(settings)
+    run_blend(config)
+    return config
+
+
+class Session:
+    """What a session of the run reads, without Ray and models."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.store = Store(folder_of(str(output)))
+        self.work = Path(self.store.root)
+        self.files = sorted(file for file in [*self.work.rglob("*"), output] if file.is_file())
+        text, index = self.store.manifest(), self.store.index()
+        assert text is not None and index is not None
+        self._manifest, self._index = Manifest.parse(text), index
+        self._stages = sorted(self.store.stages())
+
+    def noticed(self) -> list[str]:
+        """The files that the checks of a session name."""
+        results = [f"results/{s}/{digest}.parquet" for s in self._stages for digest in self.store.done(s)]
+        found = [*self.store.damaged(), *self.store.lost_rows(self._index), *self.store.damaged(results)]
+        return [*found, *damaged_files(self._manifest.output, str(self.output))]
+
+    def read(self) -> dict[str, Any]:
+        """Everything that is kept, by what it is; what is missing or damaged is left out."""
+        store = self.store
+        found: dict[str, Any] = {"record": store.run(), "manifest": store.manifest(), "index": store.index()}
+        for name, block in zip(self._index.names, self._index.blocks, strict=True):
+            try:
+                found[block.file] = store.rows(self._index.fingerprint, block.file)
+            except BlendError:
+                found[block.file] = None
+            for stage in self._stages:
+                found[f"{stage}/{name}"] = store.result(stage, name)
+        if not damaged_files(self._manifest.output, str(self.output)):
+            found["output"] = self.output.read_bytes()
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def flip(file: Path, bit: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+
+
+def drawn(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path, int]]:
+    """Files and bits, each bit as likely as any other."""
+    draw = random.Random(seed)
+    ends = list(accumulate(8 * file.stat().st_size for file in files))
+    found = []
+    for _ in range(flips):
+        at = draw.randrange(ends[-1])
+        number = bisect.bisect_right(ends, at)
+        found.append((files[number], at - (ends[number - 1] if number else 0)))
+    return found
+
+
+def measure(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[str, Any]:
+    """Flip, read, and flip back; at last leave some flips in and give the command again.
+
+    Args:
+        config: of a finished run.
+        flips: how many bits, one at a time.
+        seed: of the draw.
+        left_in: how many of them are left in together.
+
+    Returns:
+        What was counted. silent: flips after which something else was read; unnoticed: those that no check named.
+    """
+    output = Path(config.output or "")
+    session, expected = Session(output), output.read_bytes()
+    before = session.read()
+    counted = Counter({"silent": 0, "unnoticed": 0})
+    parts: Counter[str] = Counter()
+    begin = time.perf_counter()
+    choices = drawn(session.files, flips, seed)
+    for file, bit in choices:
+        flip(file, bit)
+        now = session.read()
+        counted["silent"] += any(value != before[name] for name, value in now.items())
+        counted["unnoticed"] += not session.noticed()
+        inside = file.relative_to(session.work).parts if file.is_relative_to(session.work) else ("output",)
+        parts[inside[0]] += 1
+        flip(file, bit)
+    seconds = time.perf_counter() - begin
+    for file, bit in dict(choices[:left_in]).items():
+        flip(file, bit)
+    run_blend(config)
+    same = output.read_bytes() == expected
+    return {
+        "flips": flips,
+        "seed": seed,
+        **counted,
+        "by_part": dict(parts),
+        "files": len(session.files),
+        "bytes": sum(file.stat().st_size for file in session.files),
+        "seconds": round(seconds, 1),
+        "left_in": left_in,
+        "output_after": "the same" if same else "different",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what was counted, JSON last. Exit code 1: a flip was silent or unnoticed, or the output is another."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.bitflips", description=__doc__)
+    parser.add_argument("--flips", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--left-in", type=int, default=5)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="bits") as name:
+        report = measure(blended(Path(name)), given.flips, given.seed, given.left_in)
+    print(json.dumps(report))
+    if report["silent"] or report["unnoticed"] or report["output_after"] != "the same":
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What the benchmark of flipped bits counts."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.bench.bitflips import Session, blended, drawn, flip, measure
+from pipelines.store import Store
+
+
+def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "abc"]
+    for file, size in zip(files, (1, 0, 3), strict=True):
+        file.write_bytes(bytes(size))
+    found = drawn(files, 500, seed=1)
+    assert found == drawn(files, 500, seed=1) != drawn(files, 500, seed=2)
+    assert {(file.name, bit) for file, bit in found} == {("a", i) for i in range(8)} | {("c", i) for i in range(24)}
+    flip(files[2], 9)
+    assert files[2].read_bytes() == b"\0\2\0"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = blended(tmp_path)
+    report = measure(config, flips=40, seed=0, left_in=1)
+    assert (report["silent"], report["unnoticed"], report["output_after"]) == (0, 0, "the same")
+    assert sum(report["by_part"].values()) == 40
+
+    session = Session(Path(config.output or ""))
+    before = session.read()
+    monkeypatch.setattr("pipelines.store.opened", lambda data, name: data)
+    file = next(iter(session.work.glob("results/generate-*/*.parquet")))
+    at = file.read_bytes().index(b"echo-3")
+    flip(file, 8 * at)
+    assert session.read() != before
+    assert not session.noticed()
+    assert Store(str(session.work)).damaged() == []
