@@ -38,7 +38,7 @@ _sink = -1  # to wake the thread
 def install() -> None:
     """Take over SIGINT and SIGTERM, unless whoever started this process has them ignored."""
     global _installed, _terminal, _sink
-    if _installed:
+    if _installed or threading.current_thread() is not threading.main_thread():
         return
     _installed = True
     _terminal = os.dup(2)

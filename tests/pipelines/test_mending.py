@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import pipelines.assembly
 from actors.errors import BlendError
+from cluster.plan import Capacity, place
 from configs.loading import PRESETS
-from configs.schema import BlendConfig
+from configs.schema import BlendConfig, EchoModel, PairRanker
+from pipelines.flow import Step, Work
 from pipelines.jobs import run_blend
 from pipelines.manifest import FileRecord, Manifest, OutputRecord
-from pipelines.mending import damaged_files
+from pipelines.mending import damaged_files, mend
 from pipelines.storage import get, put
-from pipelines.store import Store, folder_of
+from pipelines.store import Index, Result, Store, folder_of
 from pipelines.summary import Summary
 
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
@@ -205,6 +208,27 @@ def test_what_a_full_disk_and_a_kill_left_is_removed(run: Finished) -> None:
     assert not any(file.exists() for file in left)
     assert others.exists()
     others.unlink()
+
+
+def test_what_was_made_of_something_lost_goes_too(tmp_path: Path) -> None:
+    """A sampled answer that is drawn again is another: a ranking of the old one would be wrong."""
+    capacity = Capacity.machine(4)
+    model = EchoModel(engine="echo", name="one", model="m")
+    ranker = PairRanker(model="r")
+    steps = (
+        Step(place("one", model, capacity), "generate-one"),
+        Step(place("two", model, capacity), "generate-two"),
+        Step(place("ranker", ranker, capacity), "rank"),
+    )
+    store = Store(str(tmp_path))
+    for step in steps:
+        for block in ("a", "b", "c"):
+            store.save_result(step.key, block, Result(pa.table({"n": [1]}), {}))
+    damaged = tmp_path / "results" / "generate-two" / "a.parquet"
+    damaged.write_bytes(flipped(damaged.read_bytes()))
+    store.forget_result("generate-one", "b")
+    mend(store, Index((), "mark", pa.null()), Work(steps, ("one", "two")), lambda lost: pytest.fail(str(lost)))
+    assert [store.done(step.key) for step in steps] == [{"a", "c"}, {"b", "c"}, {"c"}]
 
 
 def test_a_file_is_damaged_by_size_hash_or_absence(s3_bucket: str) -> None:
