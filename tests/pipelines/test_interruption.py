@@ -75,7 +75,7 @@ def test_one_line_the_code_and_nothing_left(number: int, code: int, busy: str) -
 
 def test_more_signals_change_nothing() -> None:
     with started(*script("ready()\ntime.sleep(600)")) as process:
-        assert end(process, signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM) == (130, GOES_ON)
+        assert end(process, signal.SIGINT, signal.SIGINT, signal.SIGINT) == (130, GOES_ON)
 
 
 def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
