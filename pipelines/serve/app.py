@@ -201,7 +201,7 @@ class _Service:
             async for event in events:
                 record.event(event)
                 if isinstance(event, Outcome) and asked.options.vote and self.ballots:
-                    event = await _open_to_votes(self.ballots, asked.prompt.id, event)
+                    event = await _open_to_votes(self.ballots, voting.id_of(record.caller, asked.prompt.id), event)
                 yield event
 
 

@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS, Blend
 from pipelines.rows import EXTRA, to_json, write_row
+from pipelines.serve.access import LOCAL
 from pipelines.votes import FUSED, Side, Verdict
 
 REMEMBERED = 1000  # blends that may still be voted on
@@ -100,7 +101,7 @@ class Ballots:
         self._bytes = 0
         self._voted: dict[str, set[frozenset[Side]]] = {}
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(self._opened())
             self._read_back()
         except OSError as error:
@@ -156,7 +157,10 @@ class Ballots:
 
     def _opened(self) -> int:
         """The file, for reading and appending; only its owner may read what people asked."""
-        return os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(PermissionError):  # somebody else's file, who decides
+            os.fchmod(file, 0o600)
+        return file
 
     def _append(self, line: bytes) -> None:
         """All of the line, on the disk, or nothing of it (OSError)."""
@@ -224,14 +228,28 @@ class Kept(BaseModel):
     id: str
 
 
+def id_of(caller: str | None, request_id: str) -> str:
+    """The id under which a request's answers are kept: clients choose theirs, and two may choose the same.
+
+    Args:
+        caller: The name of the request's API key; `local` or None where there are none.
+        request_id: The request's `x-request-id`.
+
+    Returns:
+        `NAME/ID`, or the request's id alone where there are no keys.
+    """
+    return request_id if caller in (None, LOCAL) else f"{caller}/{request_id}"
+
+
 def router(ballots: BallotBox) -> APIRouter:
     """`POST /v1/votes`."""
     routes = APIRouter()
 
     @routes.post("/v1/votes", status_code=201, operation_id="cast_vote")
-    async def cast_vote(vote: Vote) -> Kept:
-        """Say which of two answers to a request is better."""
-        await ballots.cast(vote)
+    async def cast_vote(vote: Vote, request: Request) -> Kept:
+        """Say which of two answers to a request of the same API key is better."""
+        id = id_of(getattr(request.state, "caller", None), vote.id)
+        await ballots.cast(vote.model_copy(update={"id": id}))
         return Kept(id=vote.id)
 
     return routes

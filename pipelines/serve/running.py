@@ -26,6 +26,7 @@ from pipelines.options import UsageError
 from pipelines.serve.access import Keys
 
 APPLICATION = "blend"
+PROXY_SLACK_S = 5.0  # beyond a request's deadline, until the proxy ends what is still sent
 _TYPE = re.compile(r"^[\w.]+: ")  # of an exception, as tracebacks have it
 
 
@@ -105,7 +106,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
     quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
     serve.start(
         proxy_location=ProxyLocation.Disabled if listen else ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=host, port=port),
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=config.serve.deadline_s + PROXY_SLACK_S),
         logging_config=quiet,
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process

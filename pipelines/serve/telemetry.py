@@ -9,14 +9,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
+import stat
 import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TextIO
 
 from actors.circuit_breaker import CircuitStatus
 from actors.records import Prompt, Ranking
@@ -125,6 +127,8 @@ class Telemetry:
         self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
         self._gauges = _Gauges(self._meter)
         _write_to_stderr()
+        if log_prompts:
+            _keep_private(sys.stderr)
 
     @contextlib.contextmanager
     def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["Record"]:
@@ -364,6 +368,13 @@ def _trace_id(traceparent: str | None) -> str | None:
     if match is None or (match[1] == "00" and match[3]):  # version 00 has nothing behind its flags
         return None
     return match[2]
+
+
+def _keep_private(stream: TextIO) -> None:
+    """Where lines go into a file, such as the log of a Ray worker, only its owner may read what was asked."""
+    with contextlib.suppress(OSError, ValueError):  # no file, or somebody else's
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            os.fchmod(stream.fileno(), 0o600)
 
 
 def _write_to_stderr() -> None:

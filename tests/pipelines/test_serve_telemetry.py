@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -533,3 +534,15 @@ def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list
     assert [labels["status"] for _, labels in meter.of(telemetry.REQUESTS)] == ["200", "401"]
     assert {labels["model"] for _, labels in meter.of(telemetry.MEMBER_SECONDS)} == set(demo_blender().members)
     assert [gauge for gauge, _ in meter.of(telemetry.IN_FLIGHT)] == [1, 0]
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_a_log_with_prompts_is_its_owners(
+    log_prompts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "worker.err"
+    with file.open("w") as stream:
+        file.chmod(0o644)
+        monkeypatch.setattr("sys.stderr", stream)
+        Telemetry(log_prompts, FakeMeter())
+    assert file.stat().st_mode & 0o777 == (0o600 if log_prompts else 0o644)
