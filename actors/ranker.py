@@ -151,6 +151,7 @@ class _Game:
             top_k=settings.top_k,
             symmetric=self._traits.pointwise,
             labels=[candidate.model for candidate in candidates],
+            salt=digest(prompt).hex(),
         )
         self._problem: ScoringError | None = None  # the first comparison that was left out
         self.compared = False  # anything at all

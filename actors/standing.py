@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from actors.records import Candidate, Ranking
+from actors.records import Candidate, Prompt, Ranking, digest
 from actors.tournaments.board import drawn
 
 WEIGHT = 0.02  # of the newest ranking: about the last fifty count
@@ -27,13 +27,14 @@ class Standing:
                 share = 1 - place / others
                 self._shares[model] += WEIGHT * (share - self._shares[model])
 
-    def ranking(self, candidates: Sequence[Candidate]) -> Ranking:
+    def ranking(self, candidates: Sequence[Candidate], prompt: Prompt | None = None) -> Ranking:
         """The candidates in the order of their models, scored by that; nothing was compared."""
         scores = tuple(
             None if candidate.text is None else self._shares.get(candidate.model or "", 0.5)
             for candidate in candidates
         )
-        draws = [drawn(f"{candidate.text}\0{candidate.model}", seed=0) for candidate in candidates]
+        salt = digest(prompt).hex() if prompt else ""
+        draws = [drawn(f"{salt}{candidate.text}\0{candidate.model}", seed=0) for candidate in candidates]
         present = (at for at, score in enumerate(scores) if score is not None)
         order = sorted(present, key=lambda at: (-(scores[at] or 0.0), draws[at]))
         n = len(candidates)

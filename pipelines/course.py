@@ -308,7 +308,7 @@ class Course:
         elif self._ranking is not None and self._ranking.comparisons:
             self._degraded.append(f"ranker: {why}; the ranking so far counts")
         else:
-            self._ranking = blanks_last(self._parts.standing.ranking(candidates), candidates)
+            self._ranking = blanks_last(self._parts.standing.ranking(candidates, self._ask.prompt), candidates)
             self._degraded.append(f"ranker: {why}; answers stand in the order of their models' record so far")
         if self._ranking is not told:
             yield Ranked(self._ranking, candidates)

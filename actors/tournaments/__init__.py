@@ -59,6 +59,7 @@ def tournament(
     top_k: int | None = None,
     symmetric: bool = False,
     labels: Sequence[str | None] | None = None,
+    salt: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> Tournament:
     """A tournament of the candidates with these texts.
@@ -67,10 +68,12 @@ def tournament(
     top_k: how many of the best matter, the first thing a strategy spends on; None: the whole order.
     symmetric: logit(j, i) = -logit(i, j), as of a reward model: without position bias, so one order is enough.
     labels: what tells candidates with equal texts apart (their models), so that their order isn't the list's.
+    salt: of the draw that breaks ties: what tells rows apart, so that a model whose answers are the same in all
+        rows doesn't win or lose all ties.
 
     Raises RowError when the row lacks what the strategy names.
     """
-    return _Rounds(settings, keys, top_k, symmetric, labels or [None] * len(keys), clock)
+    return _Rounds(settings, keys, top_k, symmetric, labels or [None] * len(keys), salt, clock)
 
 
 def most_comparisons(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
@@ -89,17 +92,18 @@ class _Rounds:
         top_k: int | None,
         symmetric: bool,
         labels: Sequence[str | None],
+        salt: str,
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._keys = tuple(keys)
-        self._board = Board(keys, seed=settings.seed, symmetric=symmetric)
+        self._board = Board(keys, seed=settings.seed, symmetric=symmetric, salt=salt)
         self._rounds = rounds(settings, self._board, keys, top_k, clock) if self._board.size else iter(())
         self._budget = math.inf if settings.budget is None else settings.budget
         self._open: list[Pair] = []
         self._asked = self._skips = 0
         self._comparisons = 0
-        self._draws = [_draw(settings.seed, *names) for names in zip(keys, labels, strict=True)]
+        self._draws = [_draw(settings.seed, salt, *names) for names in zip(keys, labels, strict=True)]
 
     def ask(self) -> list[Pair]:
         while not self._open and self._asked < self._budget:
@@ -208,8 +212,8 @@ class _Rounds:
         return float(self._board.logits_PP[left, right])
 
 
-def _draw(seed: int, key: str | None, label: str | None) -> bytes:
+def _draw(seed: int, salt: str, key: str | None, label: str | None) -> bytes:
     """The place of a candidate among those with its text; without a label there is none, and the list's counts."""
     if key is None or label is None:
         return b""
-    return drawn(f"{label}\0{key}", seed)
+    return drawn(f"{salt}{label}\0{key}", seed)

@@ -22,14 +22,17 @@ class Board:
     placed: the best players as a strategy's own rule has put them, best first; it outranks any score.
     """
 
-    def __init__(self, keys: Sequence[str | None], *, seed: int, symmetric: bool) -> None:
-        """`keys`: the candidates' texts, None for one that isn't there. `symmetric`: logit(j, i) = -logit(i, j)."""
+    def __init__(self, keys: Sequence[str | None], *, seed: int, symmetric: bool, salt: str = "") -> None:
+        """`keys`: the candidates' texts, None for one that isn't there. `symmetric`: logit(j, i) = -logit(i, j).
+
+        `salt`: of the draw for seats, so that equal texts of other rows don't get the same.
+        """
         indexes: dict[str, list[int]] = {}
         for i, key in enumerate(keys):
             if key is not None:
                 indexes.setdefault(key, []).append(i)
         self.symmetric = symmetric
-        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: drawn(key, seed))]
+        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: drawn(f"{salt}{key}", seed))]
         self.seat = {i: seat for seat, here in enumerate(self.candidates) for i in here}
         self.copies_P = np.array([len(here) for here in self.candidates], dtype=int)
         self.logits_PP = np.full((self.size, self.size), np.nan)
