@@ -1,7 +1,9 @@
 """Errors a user can act on. Each is one clear line, and survives pickling between Ray's processes.
 
-Pickle rebuilds an exception from `args`; keeping the message as the only argument is what makes that work.
+Pickle rebuilds an exception from `args`: what its constructor needs must be in them.
 """
+
+from typing import Literal
 
 BLANK = "blank answer"  # of an LLM: nothing, or nothing that shows
 
@@ -16,6 +18,26 @@ class ModelLoadError(BlendError):
 
 class RowError(BlendError):
     """One input row is bad; it is written with this message and the run goes on."""
+
+
+class FieldError(RowError):
+    """One field of a row or of a request is bad.
+
+    Attributes:
+        field: Path of the field, such as `messages[0].content`.
+        why: What is wrong with it.
+        problem: "missing": it is absent. "unsupported": it asks for what can't be done here. "invalid": any other.
+    """
+
+    def __init__(
+        self, field: str, why: str, problem: Literal["invalid", "missing", "unsupported"] = "invalid"
+    ) -> None:
+        super().__init__(field, why)
+        self.field, self.why = field, why
+        self.problem: Literal["invalid", "missing", "unsupported"] = problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.why}"
 
 
 class GenerationError(BlendError):

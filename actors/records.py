@@ -8,24 +8,19 @@ import base64
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from actors.errors import RowError
+from actors.chats import Message as Message
+from actors.chats import is_list, is_missing, read_answer, read_messages
+from actors.errors import FieldError, RowError
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
 FinishReason = Literal["stop", "length"]
 Refusal = Literal["too long", "other"]  # of a prompt by an LLM
-
-
-class Message(TypedDict):
-    """One turn of a chat, as OpenAI's API has it."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +157,9 @@ CANDIDATE_TYPE = pa.struct(
         ("extra", pa.string()),
     ]
 )
+PAIR = ("chosen", "rejected")  # TRL's names for the answers of a preference pair
+RAW = "raw"  # a key of `extra`: what could not be taken
+_INT64 = range(-(2**63), 2**63)
 CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
@@ -188,46 +186,11 @@ RESULT_COLUMNS: dict[str, pa.DataType] = {
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RowError(f"{name}: expected text, got {type(value).__name__}")
+    if is_missing(value):
+        return None
+    if not isinstance(value, str):
+        raise FieldError(name, f"expected text, got {type(value).__name__}")
     return value
-
-
-def _message(index: int, value: Any) -> Message:
-    where = f"messages[{index}]"
-    if not isinstance(value, Mapping):
-        raise RowError(f"{where}: expected an object with role and content, got {type(value).__name__}")
-    role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or not role:
-        raise RowError(f"{where}.role: expected text, got {type(role).__name__}")
-    if isinstance(content, Sequence) and not isinstance(content, str):  # OpenAI's list of content parts
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
-            raise RowError(f"{where}.content: only text parts can be blended")
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise RowError(f"{where}.content: expected text, got {type(content).__name__}")
-    return Message(role=role, content=content)
-
-
-def _candidate(index: int, value: Any) -> Candidate:
-    where = f"candidates[{index}]"
-    if not isinstance(value, Mapping):
-        raise RowError(f"{where}: expected an object with model and text, got {type(value).__name__}")
-    fields: dict[str, Any] = {name: value.get(name) for name in CANDIDATE_FIELDS}
-    for name in ("model", "text", "error", "finish_reason"):
-        if fields[name] is not None and not isinstance(fields[name], str):
-            raise RowError(f"{where}.{name}: expected text, got {type(fields[name]).__name__}")
-    for name in ("prompt_tokens", "completion_tokens"):
-        if isinstance(fields[name], bool) or not isinstance(fields[name], int | None):
-            raise RowError(f"{where}.{name}: expected a whole number, got {type(fields[name]).__name__}")
-    if fields["text"] is None and fields["error"] is None:
-        fields["error"] = "no text given"
-    if fields["error"] is not None:
-        fields["text"] = None
-    extra = {name: item for name, item in value.items() if name not in CANDIDATE_FIELDS}
-    return Candidate(**fields, extra=json.dumps(extra, default=plain) if extra else None)
 
 
 def plain(value: Any) -> Any:
@@ -237,43 +200,156 @@ def plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def read_prompt(row: Mapping[str, Any]) -> Prompt:
+def prompt_fields(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that the row's prompt is read from; others may hold anything.
+
+    `messages` go first, then `instruction` with `input`, then `prompt`, which may be a list of messages (TRL's
+    conversational form), then the common beginning of `chosen` and `rejected` (TRL's implicit prompt).
+    """
+    messages = row.get("messages")
+    if not is_missing(messages) and (not is_list(messages) or len(messages)):
+        return ("messages",)
+    if not is_missing(row.get("instruction")):
+        return ("instruction", "input")
+    if not is_missing(row.get("prompt")):
+        return ("prompt",)
+    if not is_missing(row.get("input")):
+        return ("input",)
+    if "messages" in row and not is_missing(messages):
+        return ("messages",)
+    return ("chosen", "rejected") if _implicit(row) else ()
+
+
+def read_prompt(row: Mapping[str, Any], most: int | None = None) -> Prompt:
     """The row's prompt. An id is made from the content when the row has none.
 
-    Raises RowError when there is nothing to ask, or a field is of the wrong type.
+    Args:
+        row: A row, as given or as it travels.
+        most: Largest number of messages and content parts; None for no limit.
+
+    Raises:
+        FieldError: A field is of the wrong type, or can't be blended.
+        RowError: There is nothing to ask.
     """
-    if row.get("messages") is not None:
-        messages = row["messages"]
-        if not isinstance(messages, Sequence) or isinstance(messages, str) or not len(messages):
-            raise RowError("messages: expected a list of at least one message")
-        turns = tuple(_message(i, value) for i, value in enumerate(messages))
-        prompt = Prompt("", messages=turns)
-    else:
-        name = "instruction" if row.get("instruction") is not None else "prompt"
-        instruction = _text(row, name)
-        given_input = _text(row, "input") if name == "instruction" or row.get("prompt") is None else ""
-        if instruction is None and given_input is None:
-            raise RowError("no prompt: expected instruction, prompt or messages")
+    fields = prompt_fields(row)
+    if fields == ("messages",):
+        prompt = Prompt("", messages=read_messages(row["messages"], most=most))
+    elif fields == ("prompt",) and is_list(row["prompt"]):
+        prompt = Prompt("", messages=read_messages(row["prompt"], "prompt", most))
+    elif fields == ("chosen", "rejected"):
+        prompt = Prompt("", messages=read_messages(_implicit(row), "chosen", most))
+    elif fields:
+        instruction = _text(row, "prompt" if fields == ("prompt",) else "instruction")
+        given_input = _text(row, "input") if "input" in fields else None
         prompt = Prompt("", instruction=instruction or "", input=given_input or "")
+    else:
+        raise RowError("no prompt: expected instruction, prompt or messages")
     if not any(turn["content"].strip() for turn in prompt.chat()):
         raise RowError("the prompt is empty")
     return replace(prompt, id=read_id(row))
 
 
+def _implicit(row: Mapping[str, Any]) -> list[Any]:
+    """The messages that `chosen` and `rejected` begin with, without the last turn of either."""
+    pair = [row.get(name) for name in PAIR]
+    if not all(is_list(one) and len(one) > 1 for one in pair):
+        return []
+    chosen, rejected = (list(one[:-1]) for one in pair if one is not None)
+    return chosen if chosen == rejected else []
+
+
 def read_id(row: Mapping[str, Any]) -> str:
     """The row's own id as text, or one made from everything the row holds, so the same row gets the same id."""
     given = row.get("id")
-    if given is not None and not isinstance(given, Mapping | list | tuple):
+    if not is_missing(given) and not isinstance(given, Mapping | list | tuple):
         return str(given)
     content = json.dumps({k: v for k, v in row.items() if k != "id"}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
-    """The row's given candidates (none when it has no such column). Raises RowError on a malformed one."""
+    """The row's given candidates: `candidates`, or without them the answers of a preference pair (TRL).
+
+    A malformed candidate is kept as one with an error. Raises FieldError when `candidates` is no list.
+    """
     given = row.get("candidates")
-    if given is None:
-        return ()
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise RowError(f"candidates: expected a list, got {type(given).__name__}")
+    if is_missing(given):
+        pair = [{"text": row.get(name), "model": row.get(f"{name}_model")} for name in PAIR]
+        if any(is_missing(one["text"]) or _answer_of(one["text"]) is None for one in pair):
+            return ()
+        return tuple(replace(_candidate(i, one), extra=None) for i, one in enumerate(pair))
+    if not is_list(given):
+        raise FieldError("candidates", f"expected a list, got {type(given).__name__}")
     return tuple(_candidate(i, value) for i, value in enumerate(given))
+
+
+def _answer_of(value: Any) -> str | None:
+    try:
+        return read_answer(value, "")
+    except FieldError:
+        return None
+
+
+def _candidate(index: int, value: Any) -> Candidate:
+    """A given candidate, whatever it holds.
+
+    What has no place in a `Candidate` stays in `extra`: a text beside an error as `text` (it isn't ranked, and
+    comes out again), fields of odd types under `raw`.
+    """
+    field = f"candidates[{index}]"
+    if isinstance(value, str) or is_list(value):
+        value = {"text": value}
+    if is_missing(value):
+        value = {}
+    if not isinstance(value, Mapping):
+        return Candidate(
+            None,
+            error=f"{field}: expected text or an object with model and text",
+            extra=json.dumps({RAW: value}, default=plain),
+        )
+    extra = {name: item for name, item in value.items() if name not in CANDIDATE_FIELDS}
+    taken: dict[str, Any] = {"error": _error(value.get("error"))}
+    try:
+        taken["text"] = read_answer(value.get("text"), f"{field}.text")
+    except FieldError as problem:
+        taken["text"], taken["error"] = None, taken["error"] or str(problem)
+    if taken["text"] is None and taken["error"] is None:
+        taken["error"] = "no text given"
+    taken |= {name: _label(value.get(name)) for name in ("model", "finish_reason")}
+    taken |= {name: _count(value.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    raw = {name: value[name] for name in CANDIDATE_FIELDS if _is_changed(value.get(name), taken[name])}
+    if raw:
+        extra[RAW] = {**raw, RAW: extra[RAW]} if RAW in extra else raw
+    if taken["error"] is not None and taken["text"] is not None:
+        extra["text"], taken["text"] = taken["text"], None
+    return Candidate(**taken, extra=json.dumps(extra, default=plain) if extra else None)
+
+
+def _is_changed(given: Any, taken: Any) -> bool:
+    """Whether a value can't be told from what was taken of it: `false` and "" for no error can, 12.0 for 12 too."""
+    blank = isinstance(given, str) and not given.strip()
+    return bool(given) and not blank and not is_missing(given) and given != taken
+
+
+def _error(value: Any) -> str | None:
+    """A given error as text; null, "", false and the like are none."""
+    if not value or is_missing(value):
+        return None
+    if isinstance(value, Mapping) and isinstance(value.get("message"), str) and value["message"]:
+        value = value["message"]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
+    return text.encode("utf-8", "backslashreplace").decode() if text.strip() else None
+
+
+def _label(value: Any) -> str | None:
+    if isinstance(value, bool) or is_missing(value) or not isinstance(value, str | int | float):
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or is_missing(value):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    return whole if (whole := int(value)) in _INT64 else None

@@ -32,7 +32,7 @@ class Gateway(Settings):
 
 
 class Limits(Settings):
-    """What a request may ask for and take, per gateway; more is refused.
+    """What a request may ask for and take, per gateway; more is refused, but for `max_tokens`.
 
     Those of connections (`connections`, `header_s`, `send_s`, `keep_alive_s`) hold where gateways listen
     themselves, with `blend serve` on one machine; on a cluster a reverse proxy before Ray Serve's has to have them.
@@ -50,7 +50,7 @@ class Limits(Settings):
     prompt_tokens: Annotated[int, Field(ge=1)] | None = (
         None  # by each model's own tokenizer; None: what it can read
     )
-    max_tokens: Annotated[int, Field(ge=1)] = 4096  # the largest `max_tokens`
+    max_tokens: Annotated[int, Field(ge=1)] = 4096  # a request that wants more gets this
     candidates: Annotated[int, Field(ge=1)] = 64  # answers of all models to one request; documents to rerank
 
 

@@ -6,25 +6,29 @@ no Arrow type fits (text here and a number there, integers beyond 64 bits, integ
 becomes JSON text. Keys that can't be columns go to one column of JSON text, `extra`, and no other key with them.
 """
 
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, PROMPT_COLUMNS, RESULT_COLUMNS, plain
+from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS, plain
 from pipelines.arrow_types import cast, to_python
-from pipelines.rows import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
+from pipelines.given import GIVEN_ID, OWN_TYPES, Given, number_of, readable
+from pipelines.rows import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
 
 # These stand for something else while types are joined; see `stored`.
 JSON = pa.json_()  # JSON text
 LARGE = pa.uint64()  # 64-bit integers, some beyond 2^53: a double can't hold them
 NAN = pa.float16()  # nothing but NaN, which is a missing value for whatever else is there
 MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record
+_NUMBERS = (pa.int64(), LARGE, pa.float64())
 OTHERS = ""  # the field of a row's type that stands for all keys without a column of their own
 _EXACT = 2**53
+_MADE_IDS, _OTHER_IDS = "made", "other"  # in what `look` gives: some ids were made; some aren't in `GIVEN_ID`
 MAX_DEPTH = 16
 EMPTY = pa.struct([])
 
@@ -164,15 +168,44 @@ def look(table: pa.Table) -> pa.DataType:
     lists = table.column("candidates").to_pylist()
     known = [name for name in (*OWN_COLUMNS, *RESULT_COLUMNS) if name in table.column_names]
     native = [field for field in table.schema if field.name not in ROW_SCHEMA.names]
+    rows = _given(table)
     return pa.struct(
         {
             "present": pa.struct([(n, pa.null()) for n in known if table.column(n).null_count < len(table)]),
-            "extra": _joined(table.column(EXTRA).to_pylist()),
-            "candidate_extra": _joined(one[EXTRA] for candidates in lists for one in candidates or ()),
+            "given": _joined(_own_types(row.own) for row in rows),
+            "ids": pa.struct([(name, pa.null()) for name in _ids(table, rows)]),
+            "extra": _joined(infer_row(row.others) for row in rows),
+            "candidate_extra": _joined(
+                infer_row(_candidate_extra(one)[1]) for candidates in lists for one in candidates or ()
+            ),
             "native": pa.struct(native),
             "native_values": pa.struct([(f.name, infer_array(table.column(f.name))) for f in native]),
         }.items()
     )
+
+
+def _own_types(own: Mapping[str, Any]) -> pa.DataType:
+    return pa.struct([(name, infer(value)) for name, value in own.items()])
+
+
+def _ids(table: pa.Table, rows: Sequence[Given]) -> Iterator[str]:
+    """What there is to know of ids: whether some were made, and whether some aren't in the column `GIVEN_ID`."""
+    if any(row.made for row in rows):
+        yield _MADE_IDS
+    typed = table.column(GIVEN_ID) if GIVEN_ID in table.column_names else pa.nulls(len(table))
+    if any(not one.is_valid and not row.made for one, row in zip(typed, rows, strict=True)):
+        yield _OTHER_IDS
+
+
+def _candidate_extra(candidate: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A candidate's text, also one beside an error, and its unknown keys."""
+    extra = json.loads(candidate[EXTRA]) if candidate[EXTRA] else {}
+    beside = extra.pop("text", None)
+    return candidate["text"] if beside is None else beside, extra
+
+
+def _given(table: pa.Table) -> list[Given]:
+    return [Given.of(row) for row in table.select([*OWN_COLUMNS, EXTRA]).to_pylist()]
 
 
 def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -193,51 +226,80 @@ def unpacked(data: bytes) -> pa.DataType:
     return pa.ipc.read_schema(pa.py_buffer(data)).field("type").type
 
 
-def _joined(texts: Iterable[str | None]) -> pa.DataType:
-    kind = EMPTY
-    for text in texts:
-        if text:
-            kind = unify_rows(kind, infer_row(json.loads(text)))
-    return kind
+def _joined(kinds: Iterable[pa.DataType]) -> pa.DataType:
+    return functools.reduce(unify_rows, kinds, EMPTY)
 
 
 @dataclass(frozen=True)
 class Layout:
     """The columns of what is written, the same for every file of a folder.
 
-    own: prompt columns that some row has. extra, candidate_extra: the types of the unknown keys of rows and of
-    candidates (`infer_row`). native: columns that came from Parquet, and from nowhere else; shared: those that
-    other files have as keys, so that `extra` has their type.
+    own: prompt columns that some row has, in the types in which they came. unreadable: those of so different types
+    that they are written as stages read them, and what came under `extra`. typed_ids: the type of ids that all come
+    from Parquet. kept: result columns that this run doesn't write. extra, candidate_extra: the types of the unknown
+    keys of rows and of candidates (`infer_row`). native: columns that came from Parquet, and from nowhere else;
+    shared: those that other files have as keys, so that `extra` has their type.
     """
 
-    own: tuple[str, ...]
-    kept: tuple[str, ...]
+    own: dict[str, pa.DataType]
+    kept: dict[str, pa.DataType]
     results: dict[str, pa.DataType]
     extra: pa.DataType
     candidate_extra: pa.DataType
     native: tuple[pa.Field, ...]
     shared: frozenset[str] = frozenset()
+    unreadable: tuple[str, ...] = ()
+    typed_ids: pa.DataType | None = None
 
     @classmethod
     def of(cls, seen: pa.DataType, results: dict[str, pa.DataType], keep: Sequence[str]) -> Self:
         """From what `look` saw of all rows; `results` are written, `keep` where some row has them."""
         parts = {field.name: field.type for field in seen}
         present = {field.name for field in parts["present"]}
+        given = {field.name: field.type for field in parts["given"]}
         keys = {field.name for field in parts["extra"]}
-        native = [field for field in parts["native"] if field.name not in results]
+        native = [field for field in parts["native"] if field.name not in results and field.name != GIVEN_ID]
         shared = [(f.name, parts["native_values"].field(f.name).type) for f in native if f.name in keys]
         extra = parts["extra"]
         for name, kind in shared:
             extra = pa.struct([(f.name, unify(f.type, kind) if f.name == name else f.type) for f in extra])
+        own = {name: kind for name, kind in given.items() if name in OWN_COLUMNS and not pa.types.is_null(kind)}
+        unreadable = tuple(name for name, kind in own.items() if not readable(name, kind, JSON))
+        if unreadable:
+            extra = unify_rows(extra, pa.struct([(OTHERS, JSON)]))
+            own |= {name: OWN_TYPES[name] for name in unreadable}
+        if "prompt" in unreadable:
+            own.setdefault("messages", OWN_TYPES["messages"])
+        if any(name in given for name in (*results, "error")):
+            extra = unify_rows(extra, pa.struct([(RAW, pa.string())]))
+        typed = parts["native"].field(GIVEN_ID).type if parts["native"].get_field_index(GIVEN_ID) >= 0 else None
+        marks = {field.name for field in parts["ids"]}
+        own["id"] = _id_type(own.get("id", pa.null()), made=_MADE_IDS in marks)
+        kept = {name: OWN_TYPES[name] for name in keep if name in present and name not in results}
+        for name, kind in given.items():
+            if name in RESULT_COLUMNS and name not in results and not pa.types.is_null(kind):
+                kept[name] = unify(kept.get(name, pa.null()), kind)
         return cls(
-            own=tuple(name for name in OWN_COLUMNS if name in present),
-            kept=tuple(name for name in keep if name in present and name not in results),
+            own={name: own[name] for name in OWN_COLUMNS if name in own},
+            kept=kept,
             results=results,
             extra=extra,
             candidate_extra=parts["candidate_extra"],
             native=tuple(field for field in native if field.name not in keys),
             shared=frozenset(name for name, _ in shared),
+            unreadable=unreadable,
+            typed_ids=None if marks else typed,
         )
+
+    def made_id(self, text: str) -> str | int:
+        """An id that was made, as the column of ids has it."""
+        return number_of(text) if self.own["id"] in _NUMBERS else text
+
+    def ids(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """The column `id` of a table of the stages."""
+        if self.typed_ids is not None:
+            return rows.column(GIVEN_ID)
+        return self._own("id", _given(rows), rows)
 
     def extra_types(self) -> dict[str, pa.DataType]:
         """The columns that come out of `extra`; ours win over a key of the same name."""
@@ -248,19 +310,25 @@ class Layout:
         """The row's own columns first, then ours, `error` last."""
         candidate = {name: CANDIDATE_TYPE.field(name).type for name in CANDIDATE_FIELDS}
         candidate |= {name: stored(kind) for name, kind in _columns(self.candidate_extra).items()}
-        columns = {"id": pa.string()} | {name: PROMPT_COLUMNS[name] for name in self.own}
+        columns = {name: stored(kind) for name, kind in self.own.items()}
+        columns |= {"id": self.typed_ids} if self.typed_ids is not None else {}
         columns |= {name: stored(kind) for name, kind in self.extra_types().items()}
         columns |= {field.name: field.type for field in self.native}
-        columns |= {name: RESULT_COLUMNS[name] for name in self.kept}
+        columns |= {name: stored(kind) for name, kind in self.kept.items()}
         columns |= {"candidates": pa.list_(pa.struct(candidate.items()))} | self.results
         return pa.schema((columns | {"error": pa.string()}).items())
 
     def table(self, rows: pa.Table) -> pa.Table:
         """A table of the stages as it is written."""
         extra_types, schema, columns = self.extra_types(), self.schema(), []
-        extras = self._extras(rows)
+        given = _given(rows)
+        extras = self._extras(rows, given)
         for name, kind in zip(schema.names, schema.types, strict=True):
-            if name in extra_types:
+            if name == "id":
+                columns.append(cast(self.ids(rows), kind))
+            elif name in self.own or name in self.kept:
+                columns.append(self._own(name, given, rows))
+            elif name in extra_types:
                 columns.append(pa.array([fit(extra.get(name), extra_types[name]) for extra in extras], kind))
             elif name == "candidates":
                 lists, types = rows.column(name).to_pylist(), _columns(self.candidate_extra)
@@ -271,19 +339,45 @@ class Layout:
                 columns.append(pa.nulls(len(rows), kind))
         return pa.table(columns, schema=schema)
 
-    def _extras(self, rows: pa.Table) -> list[dict[str, Any]]:
+    def _own(self, name: str, given: Sequence[Given], rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """A column of ours, its values as they came."""
+        kind = {**self.own, **self.kept}[name]
+        if kind == OWN_TYPES[name]:
+            return rows.column(name)
+        held = rows.column(name).to_pylist()
+        if name == "id":
+            held = [self.made_id(text) if one.made else text for one, text in zip(given, held, strict=True)]
+        made = name == "id" or name in RESULT_COLUMNS or (name == "messages" and "prompt" in self.unreadable)
+        values = [one.own.get(name, value if made else None) for one, value in zip(given, held, strict=True)]
+        return pa.array([fit(value, kind) for value in values], stored(kind))
+
+    def _extras(self, rows: pa.Table, given: Sequence[Given]) -> list[dict[str, Any]]:
         """Each row's unknown keys, with the values of shared columns."""
-        extras = [_unknown(text, self.extra) for text in rows.column(EXTRA).to_pylist()]
+        extras = [_unknown(self._others(row), self.extra) for row in given]
         for name in self.shared:
             for extra, value in zip(extras, to_python(rows.column(name)), strict=True):
                 if value is not None:
                     extra[name] = as_json(value)
         return extras
 
+    def _others(self, row: Given) -> dict[str, Any]:
+        """A row's keys that aren't in columns of ours, some of them because they can't be."""
+        odd = {name: row.own[name] for name in (*self.results, "error") if row.own.get(name) is not None}
+        moved = {n: row.own[n] for n in self.unreadable if n in row.own and infer(row.own[n]) != OWN_TYPES[n]}
+        return with_raw(row.others, odd) | moved
+
     def _candidate(self, candidate: dict[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
-        extra = _unknown(candidate[EXTRA], self.candidate_extra)
+        text, unknown = _candidate_extra(candidate)
+        extra = _unknown(unknown, self.candidate_extra)
         fitted = {name: fit(extra.get(name), kind) for name, kind in types.items()}
-        return {name: candidate[name] for name in CANDIDATE_FIELDS} | fitted
+        return {name: candidate[name] for name in CANDIDATE_FIELDS} | {"text": text} | fitted
+
+
+def _id_type(kind: pa.DataType, *, made: bool) -> pa.DataType:
+    """The type of ids: that of all that were given; a made one is a text or, among numbers, a number."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    return JSON if made and kind not in (*_NUMBERS, pa.string()) else kind
 
 
 def others(row: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any] | None:
@@ -304,9 +398,8 @@ def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
     return fields
 
 
-def _unknown(text: str | None, kind: pa.DataType) -> dict[str, Any]:
+def _unknown(values: dict[str, Any], kind: pa.DataType) -> dict[str, Any]:
     """A row's unknown keys, those without a column together in `extra`."""
-    values = json.loads(text) if text else {}
     rest = others(values, kind)
     return values if rest is None else values | {EXTRA: rest or None}
 

@@ -1,7 +1,8 @@
 """Quality of a run: each base LLM, random choice, the best candidate, the ranker's choice, the blend.
 
-Against references (the column `output`): exact match, BLEU (sacrebleu, mean of sentences with effective order),
-ROUGE-L (rouge-score, F1), and for answers like `1) Paris 2) went` the fraction of parts that are right. Against
+Against references (the column `output`; of several the one that an answer is nearest to): exact match, BLEU
+(sacrebleu, mean of sentences with effective order), ROUGE-L (rouge-score, F1), and for answers like `1) Paris
+2) went` the fraction of parts that are right. Against
 scores that candidates came with: those. Higher is better everywhere. A metric is looked at row by row, so that
 random choice is an expectation, not a draw, and the oracle takes the best of each row. What people's votes tell is
 `pipelines.votes`.
@@ -25,6 +26,7 @@ from sacrebleu.metrics import BLEU
 from actors.errors import BlendError
 from actors.records import read_prompt
 from pipelines.parsing import read_rows
+from pipelines.rows import references_of
 from pipelines.segmentation import WordTokenizer, spaced
 from pipelines.votes import Votes, margin_between, name_of
 from pipelines.votes import table as table_of_votes
@@ -218,13 +220,17 @@ class Quality:
         """One row of `parsing.read_rows`; a candidate with an error is worth 0 against a reference."""
         if row["error"] is not None:
             return
-        candidates, reference, fused = row["candidates"] or (), row["output"], row["fused"]
-        if reference and (candidates or fused is not None):
-            self._numbered = self._numbered and numbered_parts(reference) is not None
+        candidates, references, fused = row["candidates"] or (), references_of(row), row["fused"]
+        if references and (candidates or fused is not None):
+            self._numbered = self._numbered and all(numbered_parts(one) is not None for one in references)
             texts = {one["text"] for one in candidates} | {fused}
             for name, metric in METRICS.items():
                 if name != "parts" or self._numbered:
-                    worth = {text: metric(reference, text) for text in texts if text is not None}
+                    worth = {
+                        text: max(metric(reference, text) for reference in references)
+                        for text in texts
+                        if text is not None
+                    }
                     quality = [worth.get(one["text"], 0.0) for one in candidates]
                     self._references[name].add(row, quality, worth.get(fused))
         for name, given in given_scores(candidates).items():
@@ -304,8 +310,7 @@ def describe(row: Mapping[str, Any]) -> str:
     if row["fused"] is not None:
         taken = ", ".join(name_of(candidates[index], index) for index in row["fused_from"] or ())
         lines.append(f"  Blend{f' of {taken}' if taken else ''}: {row['fused']}")
-    if row["output"]:
-        lines.append(f"  Reference: {row['output']}")
+    lines += [f"  Reference: {reference}" for reference in references_of(row)]
     return "\n".join(lines)
 
 

@@ -13,20 +13,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.errors import RowError
+from actors.chats import check_unicode, is_list, is_missing, read_answer, read_messages
+from actors.errors import FieldError, RowError
 from actors.records import (
     CANDIDATE_FIELDS,
     PROMPT_COLUMNS,
+    RAW,
     RESULT_COLUMNS,
     plain,
+    prompt_fields,
     read_candidates,
     read_id,
     read_prompt,
 )
 
 EXTRA = "extra"  # JSON object of the row's unknown keys
-RAW = "raw"  # a key of `extra`: text of what could not be taken
-PROMPT_TEXTS = ("instruction", "input", "prompt", "output")
+PROMPT_TEXTS = ("instruction", "input", "prompt")
 OWN_COLUMNS = tuple(name for name in PROMPT_COLUMNS if name not in ("candidates", "error"))
 ROW_SCHEMA = pa.schema(
     {
@@ -36,6 +38,8 @@ ROW_SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+INTERNAL = "\0"  # begins the names of keys and columns that are never written
+MADE = f"{INTERNAL}made"  # a key of `extra`: the columns that came in no form of their own, but were made of others
 MAX_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
 _NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
@@ -44,9 +48,7 @@ _INT64 = range(-(2**63), 2**63)
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise RowError(f"{name}: expected text, got {type(value).__name__}")
-    if not _is_unicode(value):
-        raise RowError(f"{name}: text with half of a surrogate pair, which is no character")
-    return value
+    return check_unicode(name, value)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -74,27 +76,25 @@ def _items(name: str, value: Any, item: Callable[[str, Any], Any]) -> list[Any]:
     return [item(f"{name}[{i}]", one) for i, one in enumerate(value)]
 
 
-def _candidates(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = [candidate.to_row() for candidate in read_candidates(given)]
-    for i, row in enumerate(rows):
-        for name in ("model", "text", "error", "finish_reason"):
-            if row[name] is not None:
-                _text(f"candidates[{i}].{name}", row[name])
-        for name in ("prompt_tokens", "completion_tokens"):
-            if row[name] is not None:
-                _whole(f"candidates[{i}].{name}", row[name])
-    return rows
+def references_of(row: Mapping[str, Any]) -> list[str]:
+    """The texts that an answer may be measured by: `output`, or each of the list that came as `output`."""
+    given = json.loads(row[EXTRA]).get("output") if row.get(EXTRA) else None
+    return _references(row.get("output") if given is None else given)
 
 
-def _messages(given: Mapping[str, Any]) -> list[dict[str, str]]:
-    turns = read_prompt({"messages": given["messages"], "id": ""}).messages or ()
-    return [
-        {
-            "role": _text(f"messages[{i}].role", turn["role"]),
-            "content": _text(f"messages[{i}].content", turn["content"]),
-        }
-        for i, turn in enumerate(turns)
-    ]
+def _references(value: Any) -> list[str]:
+    """The texts of a reference: a text or number, a list of them, an assistant turn (TRL); else none."""
+    found = [_reference(one) for one in value] if is_list(value) else []
+    return [text for text in found if text] or ([text] if (text := _reference(value)) else [])
+
+
+def _reference(value: Any) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    try:
+        return read_answer(value, "output")
+    except FieldError:
+        return None
 
 
 def _indexes(name: str, given: Mapping[str, Any]) -> list[int]:
@@ -120,10 +120,17 @@ def _logits(name: str, given: Mapping[str, Any]) -> list[list[float | None]]:
     return rows
 
 
+def _output(name: str, given: Mapping[str, Any]) -> str | None:
+    if isinstance(given[name], str):
+        return _text(name, given[name])
+    return next(iter(_references(given[name])), None)
+
+
 _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
     **dict.fromkeys((*PROMPT_TEXTS, "fused", "error"), lambda name, given: _text(name, given[name])),
-    "messages": lambda name, given: _messages(given),
-    "candidates": lambda name, given: _candidates(given),
+    "messages": lambda name, given: list(read_messages(given[name], name)),
+    "output": _output,
+    "candidates": lambda name, given: [candidate.to_row() for candidate in read_candidates(given)],
     "ranking": _indexes,
     "scores": lambda name, given: _of_each(name, given, _number),
     "comparisons": lambda name, given: _whole(name, given[name]),
@@ -132,44 +139,90 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
 }
 
 
-def read_row(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def read_row(given: Mapping[str, Any], where: str, beside: Mapping[str, Any] = _NO_KEYS) -> dict[str, Any]:
     """A given row as a value of `ROW_SCHEMA`; `where` ("a.jsonl line 7") goes before what is wrong with it.
 
-    An `error` that came with the row stays: the cause told first is the one that helps.
+    `beside`: columns that pass through in another way, and that the prompt and candidates may be made of.
+
+    A field of ours that came in another form than its column's is kept as it came in `extra`, under its own name
+    (see `as_given`). Only `id`, `candidates` and the fields that make the prompt can be wrong: others are then
+    the user's own. An `error` that came with the row stays: the cause told first is the one that helps.
     """
     row: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names)
     extra: dict[str, Any] = {}
     raw: dict[str, Any] = {}
-    problems = []
-    row["id"] = read_id(given)
-    if isinstance(given.get("id"), dict | list) or not _is_unicode(row["id"]):
-        row["id"], raw["id"] = read_id({**given, "id": None}), given["id"]
+    problems: list[str] = []
+    made: list[str] = []
+    _take_id(given, row, extra, made)
+    if "id" in made and not is_missing(given.get("id")):
+        raw["id"] = given["id"]
         problems.append("id: expected text or a number")
+    whole = {**beside, **given} if beside else given
+    asked = prompt_fields(whole)
     for name, value in given.items():
         if name == "id":
             continue
         if name not in _READERS:
             extra[name] = value
-        elif value is not None:
+        elif is_missing(value) or (name == "error" and not (value.strip() if isinstance(value, str) else value)):
+            if name in OWN_COLUMNS:
+                extra[name] = value  # a key that was there is written back
+        elif name == "prompt" and is_list(value):
+            extra[name] = value
+        else:
             try:
                 row[name] = _READERS[name](name, given)
+                if name in OWN_COLUMNS and row[name] != value:
+                    extra[name] = value
             except RowError as error:
-                raw[name] = value
-                problems.append(str(error))
-            if name == "messages" and row[name] not in (None, value):
-                extra[name] = value  # content parts, names: written back as they came
-        elif name in OWN_COLUMNS:
-            extra[name] = None  # a key that was there is written back
+                if name in asked or name == "candidates":
+                    raw[name] = value
+                    problems.append(str(error))
+                else:
+                    extra[name] = value
+    if row["candidates"] is None and "candidates" not in raw:
+        row["candidates"] = [candidate.to_row() for candidate in read_candidates(whole)] or None
     if not problems:
         try:
-            read_prompt(row)
+            messages = read_prompt(whole).messages
+            if messages is not None and row["messages"] is None:
+                row["messages"] = list(messages)
+                made.append("messages")
         except RowError as error:
             problems.append(str(error))
     if raw:
         extra[RAW] = to_json({**raw, RAW: extra[RAW]} if RAW in extra else raw)
+    if made:
+        extra[MADE] = made
     row[EXTRA] = json.dumps(extra, default=plain) if extra else None
     row["error"] = row["error"] or (f"{where}: {'; '.join(problems)}" if problems else None)
     return row
+
+
+def _take_id(given: Mapping[str, Any], row: dict[str, Any], extra: dict[str, Any], made: list[str]) -> None:
+    """The id as text, and as it came where that is no text; made of the content where there is none."""
+    value = given.get("id")
+    row["id"] = read_id(given)
+    if is_missing(value) or isinstance(value, dict | list) or not _is_unicode(row["id"]):
+        row["id"] = read_id({**given, "id": None})
+        made.append("id")
+    elif not isinstance(value, str):
+        extra["id"] = value
+
+
+def with_raw(others: dict[str, Any], moved: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's unknown keys, with values under names that the run itself writes in `raw`.
+
+    What may be an earlier run's `margin` or `preference` isn't kept: this one replaces it.
+    """
+    moved = {
+        name: value
+        for name, value in moved.items()
+        if value is not None and not (name in ("margin", "preference") and isinstance(value, int | float))
+    }
+    if not moved:
+        return others
+    return others | {RAW: to_json({**moved, RAW: others[RAW]} if RAW in others else moved)}
 
 
 def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
@@ -177,7 +230,7 @@ def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
     if isinstance(raw, bytes):
         raw = raw.decode("utf-8", "backslashreplace")
     row: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names)
-    return {**row, "id": read_id({RAW: raw}), EXTRA: json.dumps({RAW: raw}), "error": why}
+    return {**row, "id": read_id({RAW: raw}), EXTRA: json.dumps({RAW: raw, MADE: ["id"]}), "error": why}
 
 
 def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
@@ -239,20 +292,31 @@ def read_json_value(
     return row
 
 
-def write_row(row: Mapping[str, Any], results: Sequence[str], keep: Sequence[str] = ()) -> dict[str, Any]:
+def write_row(
+    row: Mapping[str, Any],
+    results: Sequence[str],
+    keep: Sequence[str] = (),
+    made_id: Callable[[str], str | int] = str,
+) -> dict[str, Any]:
     """A row of the stages as it goes out: what came with it first, then `candidates`, `results` and `error`.
 
     Result columns in `keep` are written where the row has them, those in neither are left out. Columns that
     are not ours (native columns of Parquet input) are taken as they are.
     """
-    out: dict[str, Any] = {"id": row["id"]}
-    out |= {name: row[name] for name in OWN_COLUMNS if row.get(name) is not None}
-    out |= json.loads(row[EXTRA]) if row.get(EXTRA) else {}
-    ours = {*ROW_SCHEMA.names, *results}
-    out |= {name: value for name, value in row.items() if name not in ours and not (value is None and name in out)}
+    extra = json.loads(row[EXTRA]) if row.get(EXTRA) else {}
+    made = extra.pop(MADE, ())
+    out = {"id": made_id(row["id"]) if "id" in made else row["id"]}
+    out |= {name: row[name] for name in OWN_COLUMNS if row.get(name) is not None and name not in ("id", *made)}
+    ours = ("candidates", *results, "error")
+    moved = {name: extra.pop(name) for name in ours if name in extra}
+    out |= with_raw(extra, moved)
+    passed = {*ROW_SCHEMA.names, *results}
+    out |= {
+        name: value
+        for name, value in row.items()
+        if name not in passed and not (value is None and name in out) and not name.startswith(INTERNAL)
+    }
     out |= {name: row[name] for name in keep if name not in results and row.get(name) is not None}
-    for name in ("candidates", *results, "error"):
-        out.pop(name, None)  # a key of the user's by that name: ours goes to its place at the end
     out["candidates"] = [write_candidate(c) for c in row.get("candidates") or ()]
     return out | {name: row.get(name) for name in results} | {"error": row.get("error")}
 

@@ -352,7 +352,7 @@ def _written(
     mark = digest_of([index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.format])
     sinks = [Sink(absolute(run.output), BlendShape(layout), mark, run.format)]
     if run.preferences:
-        shape = PreferenceShape(run.preferences)
+        shape = PreferenceShape(run.preferences, layout)
         sinks.append(
             Sink(
                 absolute(run.preferences.output), shape, digest_of([mark, run.preferences.model_dump()]), run.format

@@ -50,7 +50,7 @@ class BlendShape:
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
         results = list(self.layout.results)
-        return (write_row(row, results, self.layout.kept) for row in to_rows(rows))
+        return (write_row(row, results, tuple(self.layout.kept), self.layout.made_id) for row in to_rows(rows))
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
         """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
@@ -64,15 +64,19 @@ class BlendShape:
 
 @dataclass(frozen=True)
 class PreferenceShape:
-    """Pairs of a better and a worse answer."""
+    """Pairs of a better and a worse answer; `layout` is that of the rows, whose ids they have."""
 
     settings: Preferences
+    layout: Layout
 
     def schema(self) -> pa.Schema:
-        return PREFERENCE_SCHEMA
+        return PREFERENCE_SCHEMA.set(0, self.layout.schema().field("id"))
 
     def table(self, rows: pa.Table) -> pa.Table:
-        return preference_table(rows.select(ROW_SCHEMA.names).to_pylist(), self.settings)
+        given = rows.select(ROW_SCHEMA.names).to_pylist()
+        table = preference_table((row | {"id": str(at)} for at, row in enumerate(given)), self.settings)
+        at = table.column("id").cast(pa.int64()).combine_chunks()
+        return table.set_column(0, self.schema().field(0), self.layout.ids(rows).take(at))
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
         return iter(self.table(rows).to_pylist())

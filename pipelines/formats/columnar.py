@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import BlendError
+from actors.records import PAIR, RAW
 from pipelines.arrow_types import cast, to_rows
 from pipelines.formats.base import Format, Join, Origin, Shape, refuse_twins
-from pipelines.rows import RAW, ROW_SCHEMA, read_row
+from pipelines.given import GIVEN_ID
+from pipelines.rows import ROW_SCHEMA, read_row
 
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _ARROW_MAGIC = b"ARROW1"
+_PAIR = (*PAIR, *(f"{name}_model" for name in PAIR))
 _NOT_NATIVE = (*ROW_SCHEMA.names, RAW)  # what is wrong with a row may go to `raw`, beside what it has there
 
 
@@ -27,26 +30,37 @@ class _Columnar(Format):
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
         with self._opened(source, origin) as (schema, _):
             refuse_twins(schema.names, origin.file)
-            return pa.schema([field for field in schema if field.name not in _NOT_NATIVE])
+            fields = [field for field in schema if field.name not in _NOT_NATIVE]
+            at = schema.get_field_index("id")
+            if at >= 0 and not (
+                pa.types.is_string(schema.field(at).type) or pa.types.is_null(schema.field(at).type)
+            ):
+                fields.append(pa.field(GIVEN_ID, schema.field(at).type))
+            return pa.schema(fields)
 
     def tables(self, source: IO[bytes], origin: Origin, native: pa.Schema, size: int) -> Iterator[pa.Table]:
         number = 0
         with self._opened(source, origin) as (schema, batches):
             keys = {name: value for name, value in origin.keys.items() if name not in schema.names}
             for batch in batches(size):
-                known, passed = [], []
+                known, passed, beside = [], [], []
                 for field in batch.schema:
                     column = batch.column(field.name)
                     if field.name in native.names:
                         held = _cast(column, native.field(field.name).type)
                         if held is not None:
                             passed.append((field.name, held))
+                            beside += [(field.name, column)] if field.name in _PAIR else []
                             continue
                     known.append((field.name, column))
+                    if field.name == "id" and GIVEN_ID in native.names:
+                        held = _cast(column, native.field(GIVEN_ID).type)
+                        passed += [] if held is None else [(GIVEN_ID, held)]
                 given = to_rows(pa.table(dict(known))) if known else [{} for _ in range(len(batch))]
+                more = to_rows(pa.table(dict(beside))) if beside else [{}] * len(batch)
                 rows = [
-                    read_row(keys | _without_nulls(one), f"{origin.name} row {number + i}")
-                    for i, one in enumerate(given, 1)
+                    read_row(keys | _without_nulls(one), f"{origin.name} row {number + i}", other)
+                    for i, (one, other) in enumerate(zip(given, more, strict=True), 1)
                 ]
                 number += len(rows)
                 table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

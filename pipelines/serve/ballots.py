@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS, Blend
 from pipelines.rows import EXTRA, to_json, write_row
 from pipelines.serve.access import LOCAL
+from pipelines.serve.asked import first_unknown
 from pipelines.votes import FUSED, Side, Verdict
 
 REMEMBERED = 1000  # blends that may still be voted on
@@ -36,6 +37,11 @@ class Vote(Verdict):
     """What a person says of two answers to one request. id: the request's, the answer's header `x-request-id`."""
 
     id: Annotated[str, Field(min_length=1, max_length=128)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, value: Any) -> Any:
+        return first_unknown(value, cls.model_fields)
 
 
 class VoteError(BlendError):

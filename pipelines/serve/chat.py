@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from actors.chats import read_messages
 from actors.records import Prompt
 from configs.schema import SamplingChange
 from configs.serving import Serving
@@ -32,7 +33,7 @@ from pipelines.serve.api import (
     Timings,
     Usage,
 )
-from pipelines.serve.asked import BlendOptions, ChatRequest
+from pipelines.serve.asked import MAX_ITEMS, BlendOptions, ChatRequest
 from pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
 from pipelines.serve.telemetry import Record
 
@@ -98,20 +99,21 @@ class Chat:
 
 
 def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, votes: bool) -> Chat:
-    """The request, once it is found good. votes: whether they are kept. Raises ApiError."""
+    """The request, once it is found good. votes: whether they are kept. Raises ApiError, FieldError."""
     options = asked.blend or BlendOptions(details=False)
     if asked.model not in (models := (BLEND, BEST, *blender.members)):
         raise unknown_model(asked.model, models)
     _check_size(asked, blender, serving)
     _check_options(asked, options, serving, votes=votes)
-    messages = tuple(message.message() for message in asked.messages)
+    messages = read_messages(asked.messages, most=MAX_ITEMS)
     if not any(message["content"].strip() for message in messages):
         raise invalid("messages", "nothing is asked")
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+    wanted = asked.max_completion_tokens or asked.max_tokens
     change = SamplingChange(
-        max_tokens=asked.max_completion_tokens or asked.max_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
+        max_tokens=min(wanted, serving.limits.max_tokens) if wanted else None,
+        temperature=0.0 if asked.top_p == 0 else asked.temperature,
+        top_p=asked.top_p or None,
         stop=tuple(stop) if stop else None,
         seed=None if asked.seed is None else asked.seed % 2**63,
     )
@@ -120,9 +122,6 @@ def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, vot
 
 
 def _check_size(asked: ChatRequest, blender: Blender, serving: Serving) -> None:
-    for name in ("max_tokens", "max_completion_tokens"):
-        if (getattr(asked, name) or 0) > serving.limits.max_tokens:
-            raise invalid(name, f"at most {serving.limits.max_tokens}")
     if asked.max_tokens and asked.max_completion_tokens and asked.max_tokens != asked.max_completion_tokens:
         raise invalid("max_completion_tokens", "max_tokens says otherwise")
     alone = asked.model in blender.members

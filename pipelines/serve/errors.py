@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from actors.errors import PromptError, RowError
+from actors.errors import FieldError, PromptError, RowError
 from pipelines.asking import NoAnswerError
 from pipelines.serve.access import NoKeyError, NotLocalError, RateError
 from pipelines.serve.admission import OverloadedError
@@ -64,6 +64,8 @@ def told(error: Exception) -> ApiError | None:
             return ApiError(400, str(error), param="messages", code="invalid_value")
         case NoAnswerError():
             return ApiError(503, str(error), code="no_answer", headers=later(error.retry_after_s))
+        case FieldError():
+            return _field(error)
         case RowError() | PromptError():
             return ApiError(400, str(error), code="invalid_value")
         case NoKeyError():
@@ -110,6 +112,25 @@ def later(seconds: float | None) -> dict[str, str] | None:
     return None if seconds is None else {"retry-after": str(max(math.ceil(seconds), 1))}
 
 
+def _field(error: FieldError) -> ApiError:
+    """A field that `actors.chats` refused: in the words of those that FastAPI refuses."""
+    match error.problem:
+        case "missing":
+            return _missing(error.field)
+        case "unsupported":
+            return _unsupported(error.field)
+    return invalid(error.field, error.why)
+
+
+def _missing(param: str) -> ApiError:
+    return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
+
+
+def _unsupported(param: str) -> ApiError:
+    message = f"{param} is not supported here, or not with this value"
+    return ApiError(400, message, param=param, code=UNSUPPORTED)
+
+
 def _invalid(errors: Sequence[Any]) -> ApiError:
     """The first of the mistakes that FastAPI found in a request."""
     first = errors[0]
@@ -117,11 +138,11 @@ def _invalid(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     where = path(first["loc"])
     if first["type"] in ("none_required", UNSUPPORTED):  # a field that isn't ours, or one that asks for something
-        message = f"{where} is not supported here, or not with this value"
-        return ApiError(400, message, param=where, code=UNSUPPORTED)
+        return _unsupported(where or "the body")
+    if first["type"] == "missing" and where:
+        return _missing(where)
     if first["type"] == "missing":
-        message = f"{where} is missing" if where else "the request has no body"
-        return ApiError(400, message, param=where, code="missing_required_parameter")
+        return ApiError(400, "the request has no body", code="missing_required_parameter")
     said = "Input should be an object" if first["type"] == "model_attributes_type" else first["msg"]
     what = said.replace("Input should be", "expected", 1)  # as most of pydantic's messages begin
     message = f"{where or 'the body'}: {what[:1].lower()}{what[1:]}"

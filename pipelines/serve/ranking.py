@@ -9,7 +9,7 @@ from actors.stages import margin
 from configs.serving import Serving
 from pipelines.asking import BEST, BLEND
 from pipelines.serve.api import CompareAnswer, Document, RerankAnswer, RerankResult, RerankUsage
-from pipelines.serve.asked import CompareRequest, Given, RerankRequest, text_of
+from pipelines.serve.asked import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
 from pipelines.serve.errors import invalid, unknown_model
 
 RANKER = "ranker"
@@ -58,9 +58,8 @@ def _logistic(score: float) -> float:
 
 def read_compare(asked: CompareRequest, id: str) -> Prompt:
     """What both candidates answer. Raises RowError."""
-    messages = [message.message() for message in asked.messages] if asked.messages else None
-    row = asked.model_dump(include={"prompt", "instruction", "input"})
-    return read_prompt({**row, "id": id, "messages": messages})
+    row = asked.model_dump(include={"prompt", "instruction", "input", "messages"})
+    return read_prompt({**row, "id": id}, most=MAX_ITEMS)
 
 
 def compared(asked: CompareRequest, id: str, ranking: Ranking) -> CompareAnswer:

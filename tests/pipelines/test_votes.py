@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.records import RESULT_COLUMNS
 from pipelines.columns import Layout, look
-from pipelines.parsing import native_schema, read_rows, read_tables
+from pipelines.parsing import input_files, native_schema, read_rows, read_tables
 from pipelines.rows import read_row
 from pipelines.sinks import BlendShape
 from pipelines.votes import Verdict, Votes, interval, read_vote, table
@@ -124,7 +124,7 @@ def test_a_vote_outlives_parquet(tmp_path):
     """There, indexes and `fused` share a column, which is then JSON text."""
     cast = [(0, "fused", "left"), (1, 0, "tie")]
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(columns(*one)) + "\n" for one in cast))
-    (rows,) = read_tables(str(tmp_path / "votes.jsonl"), native_schema([]), 10)
+    (rows,) = read_tables(*input_files(str(tmp_path / "votes.jsonl")), native_schema([]), 10)
     shape = BlendShape(Layout.of(look(rows), dict(RESULT_COLUMNS), ()))
     written = shape.table(rows)
     assert written.schema.field("vote").type.field("left").type == pa.int64()

@@ -1,0 +1,253 @@
+"""One row: fields as the world writes them are read as meant, refuse no row that can be used, and come back out."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from passing import objects, passed
+
+from actors.records import RESULT_COLUMNS
+from configs.preferences import Preferences
+from pipelines.columns import Layout, look
+from pipelines.evaluate import METRICS, evaluate
+from pipelines.parsing import read_rows
+from pipelines.preferences import preference_table
+from pipelines.rows import ROW_SCHEMA, read_row, references_of, write_row
+from pipelines.sinks import PreferenceShape
+
+NAN = float("nan")
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+RESULTS = {name: RESULT_COLUMNS[name] for name in ("ranking", "scores", "comparisons")}
+
+
+def read(**given: Any) -> dict[str, Any]:
+    return read_row({"prompt": "p", **given}, "a.jsonl line 1")
+
+
+def candidate(value: Any) -> dict[str, Any]:
+    row = read(candidates=[value])
+    assert row["error"] is None
+    return row["candidates"][0]
+
+
+def jsonl(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("error", ["", " ", False, None, NAN, [], {}])
+def test_an_empty_error_is_none(error: Any) -> None:
+    one = candidate({"model": "a", "text": "Paris.", "error": error})
+    assert (one["text"], one["error"], one["extra"]) == ("Paris.", None, None)
+    assert read(error=error)["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [("boom", "boom"), (True, "true"), ({"code": 429, "message": "slow down"}, "slow down"), (7, "7")],
+)
+def test_a_text_beside_an_error_is_not_ranked_and_comes_back(error: Any, text: str) -> None:
+    one = candidate({"model": "a", "text": "Par", "error": error})
+    assert (one["text"], one["error"]) == (None, text)
+    written = write_row(read(candidates=[{"model": "a", "text": "Par", "error": error}]), [])["candidates"][0]
+    assert (written["text"], written["error"]) == ("Par", text)
+    assert isinstance(error, str) or written["raw"] == {"error": error}
+    again = candidate(written)
+    assert (again["text"], again["error"]) == (None, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("x", "x"),
+        ({"text": "x", "prompt_tokens": 12.0, "completion_tokens": NAN, "model": NAN}, "x"),
+        ({"text": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]}, "x"),
+        ([{"role": "assistant", "content": "x"}], "x"),
+        (
+            {
+                "text": "x",
+                "prompt_tokens": "many",
+                "completion_tokens": 2**70,
+                "finish_reason": ["stop"],
+                "model": 7,
+            },
+            "x",
+        ),
+        ({"text": 42, "model": "m"}, None),
+        ({"text": {"a": 1}}, None),
+        ({"text": "\ud800"}, None),
+        ({"text": NAN}, None),
+        ({}, None),
+        (None, None),
+        (17, None),
+    ],
+)
+def test_no_candidate_is_lost_whatever_its_fields(value: Any, text: str | None) -> None:
+    one = candidate(value)
+    assert one["text"] == text
+    assert (one["error"] is None) == (text is not None)
+    assert pa.Table.from_pylist([read(candidates=[value])], schema=ROW_SCHEMA)
+    held = json.dumps(one | {"extra": json.loads(one["extra"] or "{}")})
+    for part in (value or {}).values() if isinstance(value, dict) else [value]:
+        if part == part and part is not None and text is None:
+            assert json.dumps(part) in held
+    if isinstance(value, dict) and value.get("finish_reason"):
+        assert json.loads(one["extra"])["raw"] == {k: v for k, v in value.items() if k != "text"}
+        assert one["model"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scores", {"bleu": 0.5}),
+        ("scores", [1]),
+        ("scores", ["1", "2"]),
+        ("ranking", "b>a"),
+        ("ranking", [0, 0]),
+        ("ranking", [True, 0]),
+        ("comparisons", 1.5),
+        ("logits", [[0, "x"]]),
+        ("fused", {"text": "y"}),
+        ("error", {"rate": 0.1}),
+        ("output", {"label": 3}),
+        ("input", ["unused"]),
+        ("messages", []),
+    ],
+)
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_columns_of_the_users_own_refuse_no_row_and_are_kept(
+    tmp_path: Path, name: str, value: Any, format: str
+) -> None:
+    source = jsonl(tmp_path, {"prompt": "p", "candidates": ["a", "b"], name: value}, {"prompt": "q"})
+    out = passed(source, tmp_path / f"out.{format}", RESULTS)
+    text = json.dumps(objects(source, tmp_path)) if format == "csv" else None
+    rows = list(read_rows(str(out)))
+    assert [row["error"] for row in rows] == [None, None]
+    held = text or json.dumps([{k: v for k, v in row.items() if k != "candidates"} for row in rows], default=str)
+    leaf = json.dumps(value).strip('[]{}"').split(":")[0].split(",")[0].strip('"')
+    assert leaf in held
+    if format == "parquet":
+        assert pq.read_table(out).column("ranking").type == RESULT_COLUMNS["ranking"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[7, 8], [1.5, 2.0], [True, False], [2**53 + 1, 1], ["7", "8"], [2**63 + 1, 2**63 + 3], [7, "7"]],
+)
+def test_ids_come_back_as_they_came(tmp_path: Path, ids: list[Any]) -> None:
+    source = jsonl(tmp_path, *({"id": id, "prompt": "p"} for id in ids))
+    assert [row["id"] for row in objects(source, tmp_path)] == ids
+    column = pq.read_table(passed(source, tmp_path / "out.parquet")).column("id")
+    mixed = column.type == pa.string() and not all(isinstance(id, str) for id in ids)
+    assert [json.loads(id) if mixed else id for id in column.to_pylist()] == ids
+    assert len(set(column.to_pylist())) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([7, 8], pa.int32()),
+        pa.array([2**64 - 1, 1], pa.uint64()),
+        pa.array([Decimal("1.10"), Decimal("2.00")], pa.decimal128(10, 2)),
+        pa.array([0, 1], pa.timestamp("ns", "UTC")),
+        pa.array([b"\x00\xff", b""], pa.binary()),
+        pa.array(["a", "b"]),
+        pa.array(["a", "b"]).dictionary_encode(),
+    ],
+)
+def test_ids_keep_their_arrow_type(tmp_path: Path, ids: pa.Array) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": ids, "prompt": ["p", "q"]}), source)
+    column = pq.read_table(passed(source, tmp_path / "out.parquet")).column("id")
+    assert column.to_pylist() == ids.to_pylist()
+    assert column.type == ids.type
+    assert len({str(row["id"]) for row in objects(source, tmp_path)}) == 2
+
+
+def test_a_made_id_among_numbers_is_a_number(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, {"id": 7, "prompt": "p"}, {"prompt": "p"}, {"id": None, "prompt": "q"})
+    ids = [row["id"] for row in objects(source, tmp_path)]
+    table = pq.read_table(passed(source, tmp_path / "out.parquet"))
+    assert table.column("id").type == pa.int64()
+    assert table.column("id").to_pylist() == ids
+    assert ids[0] == 7 and len(set(ids)) == 3
+    pq.write_table(pa.table({"id": pa.array([7, None], pa.int64()), "prompt": ["p", "q"]}), tmp_path / "in.parquet")
+    table = pq.read_table(passed(tmp_path / "in.parquet", tmp_path / "out.parquet"))
+    assert table.column("id").type == pa.int64() and table.column("id").null_count == 0
+
+
+FORMS = [
+    {"prompt": CHAT},
+    {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, CHAT[1]]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi."}], "name": "Ann"}]},
+    {"prompt": "p", "output": ["r1", "r2"]},
+    {"prompt": "p", "output": 42},
+]
+
+
+@pytest.mark.parametrize("given", FORMS)
+def test_other_forms_come_back_unchanged(tmp_path: Path, given: dict[str, Any]) -> None:
+    source = jsonl(tmp_path, given, given)
+    for row in objects(source, tmp_path):
+        assert {name: row[name] for name in row if name not in ("id", "candidates", "error")} == given
+    out = passed(source, tmp_path / "out.parquet")
+    assert objects(out, tmp_path)[0].keys() == objects(source, tmp_path)[0].keys()
+    again, first = next(read_rows(str(out))), next(read_rows(str(source)))
+    assert (again["error"], again["messages"], again["prompt"]) == (None, first["messages"], first["prompt"])
+    assert references_of(again) == references_of(first)
+
+
+def test_forms_that_are_no_one_type_are_written_as_stages_read_them(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, {"prompt": "text"}, {"prompt": CHAT}, *FORMS)
+    out = passed(source, tmp_path / "out.parquet")
+    before, after = list(read_rows(str(source))), list(read_rows(str(out)))
+    for name in ("error", "prompt", "messages", "output"):
+        assert [row[name] for row in after] == [row[name] for row in before]
+    held = [json.loads(text or "{}") for text in pq.read_table(out).column("extra").to_pylist()]
+    assert held[1]["prompt"] == CHAT and held[5]["output"] == ["r1", "r2"]
+
+
+def test_several_references_count_by_the_nearest() -> None:
+    row = read(output=["the cat sat", "a dog ran"], candidates=["a dog ran", "no"], ranking=[0, 1])
+    report = evaluate([row])["references"]
+    assert row["output"] == "the cat sat"
+    for name in set(METRICS) - {"parts"}:
+        assert report[name]["models"]["candidate 1"]["mean"] == pytest.approx(1)
+    answer = [{"role": "assistant", "content": "r"}]
+    assert [references_of(read(output=value)) for value in ("r", 5, ["", "r"], answer, {"a": 1}, "")] == [
+        *(["r"], ["5"], ["r"], ["r"]),
+        *([], []),
+    ]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_preference_pairs_are_rows_again(tmp_path: Path, format: str) -> None:
+    settings = Preferences(output="pairs.jsonl", pairs="all")
+    given = {"id": 7, "prompt": CHAT, "ranking": [1, 0, 2], "scores": [0.0, 2.0, -1.0]}
+    rows = pa.Table.from_pylist(
+        [read(**given, candidates=[{"model": m, "text": m * 2} for m in "abc"])], schema=ROW_SCHEMA
+    )
+    table = PreferenceShape(settings, Layout.of(look(rows), {}, ())).table(rows)
+    assert table.column("id").to_pylist() == [7] * 3
+    path = tmp_path / f"pairs.{format}"
+    if format == "parquet":
+        pq.write_table(table, path)
+    else:
+        jsonl(tmp_path, *table.to_pylist()).rename(path)
+    back = list(read_rows(str(path)))
+    assert [row["error"] for row in back] == [None] * 3
+    assert [[c["model"] for c in row["candidates"]] for row in back] == [["b", "a"], ["b", "c"], ["a", "c"]]
+    assert back[0]["messages"] == CHAT and back[0]["candidates"][0]["text"] == "bb"
+    ranked = [row | {"ranking": [0, 1], "scores": [1.0, 0.0]} for row in back]
+    again = preference_table(ranked, settings).to_pylist()
+    assert [(r["prompt"], r["chosen"], r["rejected"]) for r in again] == [
+        (r["prompt"], r["chosen"], r["rejected"]) for r in table.to_pylist()
+    ]
+    out = objects(path, tmp_path)
+    assert [row["chosen"] for row in out] == table.column("chosen").to_pylist()
+    assert out[0]["prompt"] == CHAT and "messages" not in out[0] and out[0]["id"] == 7
