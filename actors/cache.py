@@ -1,10 +1,13 @@
 """Comparisons already made, so that a later run over the same rows makes them no more.
 
 One SQLite file, which all processes of a node may share: keyed by scorer, prompt and both answers, so that it
-serves any strategy, and rows that have got more candidates since. Nodes that share no disk have a file each.
+serves any strategy, and rows that have got more candidates since. Nodes that share no disk have a file each. Every
+entry has a checksum: one with a flipped bit is as good as missing.
 """
 
+import hashlib
 import sqlite3
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -34,8 +37,8 @@ class ComparisonCache:
         with self._open() as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers don't wait for a writer
             database.execute(
-                "CREATE TABLE IF NOT EXISTS comparisons "
-                "(matchup BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS sealed_comparisons "
+                "(matchup BLOB PRIMARY KEY, score REAL NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
             )
 
     def get(self, matchups: Sequence[Matchup]) -> dict[int, float]:
@@ -49,17 +52,18 @@ class ComparisonCache:
             for start in range(0, len(keys), LOOKED_UP_AT_ONCE):
                 some = keys[start : start + LOOKED_UP_AT_ONCE]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT matchup, score FROM comparisons WHERE matchup IN ({marks})"
-                for key, score in database.execute(query, some):
-                    found.update(dict.fromkeys(places[key], score))
+                query = f"SELECT matchup, score, seal FROM sealed_comparisons WHERE matchup IN ({marks})"
+                for key, score, seal in database.execute(query, some):
+                    if isinstance(score, float) and seal == _seal(key, score):
+                        found.update(dict.fromkeys(places[key], score))
         return found
 
     def put(self, scores: Iterable[tuple[Matchup, float]]) -> None:
         """Keep these. Raises CacheError."""
-        rows = [(self._key(matchup), score) for matchup, score in scores]
+        rows = [(key, score, _seal(key, score)) for matchup, score in scores for key in [self._key(matchup)]]
         if rows:
             with self._open() as database:
-                database.executemany("INSERT OR REPLACE INTO comparisons VALUES (?, ?)", rows)
+                database.executemany("INSERT OR REPLACE INTO sealed_comparisons VALUES (?, ?, ?)", rows)
 
     def _key(self, matchup: Matchup) -> bytes:
         return digest(matchup.prompt, self._identity, matchup.left, matchup.right)
@@ -70,5 +74,10 @@ class ComparisonCache:
         try:
             with closing(sqlite3.connect(self._file, timeout=WAIT_S)) as database, database:
                 yield database
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message about damaged names
             raise CacheError(f"cache {self._file}: {one_line(error)}; remove the file or name another") from error
+
+
+def _seal(key: bytes, score: float) -> bytes:
+    plus_zero = score + 0.0  # SQLite doesn't keep the sign of -0.0
+    return hashlib.blake2b(key + struct.pack("<d", plus_zero), digest_size=8).digest()

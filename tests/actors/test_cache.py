@@ -43,6 +43,28 @@ def test_a_rows_id_makes_no_difference(file: Path) -> None:
     assert ComparisonCache(file, "s").get(again) == {0: 0.5, 1: 0.5}
 
 
+def test_a_flipped_bit_gives_no_other_score(file: Path) -> None:
+    """Every 17th bit of the file: what is found is what was kept, or the file is refused."""
+    ComparisonCache(file, "s").put([(matchup, i / 7) for i, matchup in enumerate(MATCHUPS)])
+    expected = {i: i / 7 for i in range(len(MATCHUPS))}
+    whole, missing, refused = file.read_bytes(), 0, 0
+    used = [at for at, byte in enumerate(whole) if byte]
+    for bit in range(0, 8 * len(used), 17):
+        data = bytearray(whole)
+        data[used[bit // 8]] ^= 1 << bit % 8
+        for beside in file.parent.iterdir():
+            beside.unlink()
+        file.write_bytes(data)
+        try:
+            found = ComparisonCache(file, "s").get(MATCHUPS)
+        except CacheError:
+            refused += 1
+            continue
+        assert found.items() <= expected.items()
+        missing += len(found) < len(expected)
+    assert missing and refused
+
+
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=1500, unique=True))
 def test_scores_come_back_to_the_bit(tmp_path_factory: pytest.TempPathFactory, scores: list[float]) -> None:
     cache = ComparisonCache(tmp_path_factory.mktemp("cache") / "cache.sqlite", "s")
