@@ -6,6 +6,7 @@ cluster needs it the other way round.
 """
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -30,6 +31,7 @@ from configs.schema import RayCluster
 
 LOCAL = "local"
 _ANSWER_S = 5.0
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2: length, type, flags, stream
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -103,13 +105,24 @@ def check_answers(address: str) -> None:
     if host is None or port is None:
         return
     try:
-        socket.create_connection((host, port), timeout=_ANSWER_S).close()
+        with socket.create_connection((host, port), timeout=_ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_http2(connection):
+                raise OSError(errno.EPROTO, "what answers there isn't Ray")
     except OSError as error:
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or one_line(error)
         raise ClusterError(
             f"Ray at {address}: {why}; start Ray there (`ray start --head`), or give another address "
             "(`ray.address`, RAY_ADDRESS; without both Ray is started on this machine)"
         ) from error
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other end greets as gRPC servers do, with a SETTINGS frame."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+    head = b""
+    while len(head) < len(_SETTINGS) and (more := connection.recv(len(_SETTINGS) - len(head))):
+        head += more
+    return head[3:4] == _SETTINGS[3:4]
 
 
 @contextlib.contextmanager
