@@ -26,6 +26,8 @@ from pipelines.sharing import leaders, lend
 from pipelines.store import Block, Index, Store
 from pipelines.worker import Worker, calls_at_once
 
+ELSEWHERE = 256  # results of an earlier input that are looked at; every actor reads them once
+
 
 def actors(step: Step, blocks: int) -> int:
     """How many actors work on so many blocks: none that would find no block, since a model takes long to load."""
@@ -64,6 +66,11 @@ def run_wave(store: Store, index: Index, work: Work, wave: Sequence[Step], todo:
     _stream(store, index, work, [step for step in wave if todo[step.name]], todo, board)
 
 
+def _elsewhere(store: Store, index: Index, step: Step) -> list[str]:
+    """Results of blocks that an earlier input had: rows that are in other blocks now keep theirs."""
+    return sorted(store.done(step.key) - set(index.names))[:ELSEWHERE]
+
+
 def _saved(board: Any, step: Step, blocks: Sequence[Block]) -> None:
     """Blocks whose results are there already."""
     rows = sum(block.rows for block in blocks)
@@ -84,7 +91,7 @@ def _stream(store: Store, index: Index, work: Work, steps: Sequence[Step], todo:
     for step in steps:
         dataset = dataset.map_batches(
             Worker,
-            fn_constructor_args=(step, work, store, index.fingerprint, board),
+            fn_constructor_args=(step, work, store, index.fingerprint, board, _elsewhere(store, index, step)),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(

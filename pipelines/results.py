@@ -6,7 +6,7 @@ of the last attempt: a row that had a ranking or a fusion keeps it when a new at
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +28,14 @@ ANSWERS = "answers"  # digests of the candidates' texts, by which logits are fou
 INPUTS = "inputs"
 FAILED = "failed"
 LEFT_OUT = "left_out"  # comparisons without a score
+ROWS = "rows"  # marks of the rows, by which their results are found again in another block
 
 
 def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
     """Make the table of what a stage has added to blends."""
+    marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     if kind == "generate":
-        return _generated(added(before, after))
+        return _generated(added(before, after), marks)
     columns: dict[str, list[Any]] = {"error": [blend.error for blend in after]}
     if kind == "fuse":
         columns["fused"] = [blend.fused for blend in after]
@@ -51,20 +53,21 @@ def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> p
         INPUTS: pa.array(map(inputs_of, before), pa.string()),
         FAILED: pa.array(_failures(before, after), pa.string()),
         LEFT_OUT: pa.array(unreadable if kind == "rank" else [0] * len(after), pa.int64()),
+        ROWS: marks,
     }
     for name, values in own.items():
         table = table.append_column(name, values)
     return table
 
 
-def _generated(rows: Iterable[Sequence[Candidate]]) -> pa.Table:
-    rows = list(rows)
+def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.ChunkedArray) -> pa.Table:
     candidates = [[candidate.to_row() for candidate in row] for row in rows]
     refused = [[candidate.refused for candidate in row] for row in rows]
     return pa.table(
         {
             "candidates": pa.array(candidates, TYPES["candidates"]),
             REFUSED: pa.array(refused, pa.list_(pa.string())),
+            ROWS: marks,
         }
     )
 
@@ -74,7 +77,10 @@ def candidates_of(table: pa.Table) -> list[list[Candidate]]:
     lists = table.column("candidates").to_pylist()
     refused = table.column(REFUSED).to_pylist() if REFUSED in table.column_names else [None] * len(lists)
     return [
-        [Candidate(**one, refused=why) for one, why in zip(row, reasons or [None] * len(row), strict=True)]
+        [
+            Candidate(**one, refused=why)
+            for one, why in zip(row or (), reasons or [None] * len(row or ()), strict=True)
+        ]
         for row, reasons in zip(lists, refused, strict=True)
     ]
 
@@ -85,14 +91,15 @@ def again(kind: Kind, before: Sequence[Blend], had: pa.Table, *, retry: bool) ->
     Args:
         kind: Of the stage.
         before: The block's rows as the stage sees them now.
-        had: What it made of them.
+        had: What it made of them; null where it made nothing yet.
         retry: Whether what failed is asked again; else only what was made of other inputs is.
 
     Returns:
         Their numbers.
     """
     if kind == "generate":
-        return [i for i, row in enumerate(candidates_of(had)) if retry and any(map(lacks_answer, row))]
+        new = had.column("candidates").is_null().to_pylist()
+        return [i for i, row in enumerate(candidates_of(had)) if new[i] or (retry and any(map(lacks_answer, row)))]
     if INPUTS not in had.column_names:
         return list(range(len(before)))
     columns = (had.column(name).to_pylist() for name in (INPUTS, FAILED, LEFT_OUT))
@@ -130,10 +137,14 @@ def merged(kind: Kind, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.
     at = list(range(len(had)))
     if kind == "generate":
         made, answers = candidates_of(had), candidates_of(new)
+        nothing = had.column("candidates").is_null().to_pylist()
         for row, fresh in zip(rows, answers, strict=True):
             left = list(fresh)
-            made[row] = [left.pop(0) if lacks_answer(one) else one for one in made[row]]
-        return _generated(made)
+            made[row] = left if nothing[row] else [left.pop(0) if lacks_answer(one) else one for one in made[row]]
+        marks = had.column(ROWS).to_pylist() if ROWS in had.column_names else [None] * len(had)
+        for row, mark in zip(rows, new.column(ROWS).to_pylist(), strict=True):
+            marks[row] = marks[row] or mark
+        return _generated(made, pa.array(marks, pa.string()))
     result = "ranking" if kind == "rank" else "fused"
     failures = new.column(FAILED).to_pylist()
     failed = had.column(FAILED).to_pylist()
@@ -144,7 +155,7 @@ def merged(kind: Kind, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.
         else:
             at[row] = len(had) + number
     whole = had.set_column(had.schema.get_field_index(FAILED), FAILED, pa.array(failed, pa.string()))
-    return pa.concat_tables([whole, new]).take(pa.array(at, pa.int64())).combine_chunks()
+    return pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64())).combine_chunks()
 
 
 def with_earlier(kind: Kind, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
@@ -195,6 +206,48 @@ def _moved(kind: Kind, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] |
     return {"ranking": order, "scores": scores, "comparisons": was["comparisons"], "logits": logits, "error": None}
 
 
+def borrowed(kind: Kind, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
+    """Find the results of rows that were in other blocks before the input changed.
+
+    Args:
+        kind: Of the stage.
+        before: A block's rows as the stage sees them.
+        earlier: Results of blocks that aren't there any more.
+
+    Returns:
+        A table of the block's rows, null where nothing was found; None when that is everywhere.
+    """
+    tables = [table for table in earlier if ROWS in table.column_names]
+    if not tables:
+        return None
+    whole = pa.concat_tables(tables, promote_options="default")
+    places: dict[str, list[int]] = {}
+    for at, mark in enumerate(whole.column(ROWS).to_pylist()):
+        if mark is not None:
+            places.setdefault(mark, []).append(at)
+    marks = [row_mark(kind, blend) for blend in before]
+    found = [places[mark].pop(0) if places.get(mark) else None for mark in marks]
+    if all(at is None for at in found):
+        return None
+    return whole.take(pa.array(found, pa.int64())).combine_chunks()
+
+
+def marked(kind: Kind, before: Sequence[Blend], table: pa.Table) -> pa.Table:
+    """The results of equal rows as those of these rows."""
+    marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
+    others = [name for name in table.column_names if name != ROWS]
+    return table.select(others).append_column(ROWS, marks)
+
+
+def row_mark(kind: Kind, blend: Blend) -> str:
+    """Mark a row as a stage knows it: of rankings and fusions `inputs` has the rest."""
+    prompt = blend.prompt
+    parts: list[Any] = [prompt.id, prompt.instruction, prompt.input, prompt.messages]
+    if kind == "generate":
+        parts += [[(c.model, c.text, c.error) for c in blend.candidates], blend.error]
+    return _mark(json.dumps(parts, default=str)) or ""
+
+
 def inputs_of(blend: Blend) -> str:
     """Mark what a ranking or a fusion is made of."""
     texts = [candidate.text for candidate in blend.candidates]
@@ -240,7 +293,7 @@ def known_scores(blends: Sequence[Blend], rankings: Sequence[pa.Table]) -> Mappi
         rows = ranking.select([ANSWERS, "logits"]).to_pylist()
         for blend, row in zip(blends, rows, strict=True):
             texts = {_mark(c.text): c.text for c in blend.candidates if c.text is not None}
-            had = [texts.get(mark) for mark in row[ANSWERS]]
+            had = [texts.get(mark) for mark in row[ANSWERS] or ()]
             for i, logits in enumerate(row["logits"] or ()):
                 for j, logit in enumerate(logits):
                     left, right = had[i], had[j]

@@ -5,12 +5,14 @@ A result is copied only where nothing in it failed: a short outage costs the row
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+import pyarrow as pa
 
 from actors.errors import BlendError
+from actors.records import Blend
 from actors.tables import to_blends
 from pipelines.flow import Step, Work
-from pipelines.results import INPUTS, inputs_of
+from pipelines.results import INPUTS, inputs_of, marked
 from pipelines.retry import Todo
 from pipelines.store import Block, Index, Result, Store
 
@@ -64,26 +66,25 @@ def _found(
     store: Store, index: Index, work: Work, step: Step, block: Block, name: str, there: Sequence[str]
 ) -> Result | None:
     """A result of an equal block without failures, made of the same candidates."""
-    for other in there:
-        result = store.result(step.key, other)
-        if result is None or len(result.table) != block.rows or result.account.get("failed"):
-            continue
-        if result.account.get("retryable") or not _same_inputs(store, index, work, step, block, name, result):
-            continue
-        made_at = result.account.get("started", 0.0)
-        return replace(result, account={**result.account, "ended": made_at, "earlier": [], "again": 0})
-    return None
-
-
-def _same_inputs(
-    store: Store, index: Index, work: Work, step: Step, block: Block, name: str, result: Result
-) -> bool:
-    if step.kind == "generate":
-        return True
-    if INPUTS not in result.table.column_names:
-        return False
+    if not there:
+        return None
     try:
         seen = to_blends(work.seen_by(step, store, index.fingerprint, block.file, name))
     except BlendError:  # a step before has still to make its part
-        return False
-    return [inputs_of(blend) for blend in seen] == result.table.column(INPUTS).to_pylist()
+        return None
+    for other in there:
+        result = store.result(step.key, other)
+        if result is None or len(result.table) != len(seen):
+            continue
+        if not (result.account.get("failed") or result.account.get("retryable")) and _same(
+            step, seen, result.table
+        ):
+            account = {**result.account, "ended": result.account.get("started", 0.0), "earlier": [], "again": 0}
+            return Result(marked(step.kind, seen, result.table), account)
+    return None
+
+
+def _same(step: Step, seen: Sequence[Blend], table: pa.Table) -> bool:
+    if step.kind == "generate":
+        return True
+    return INPUTS in table.column_names and table.column(INPUTS).to_pylist() == [*map(inputs_of, seen)]

@@ -31,11 +31,14 @@ from pipelines.flow import STAGES, Step, Work
 from pipelines.results import (
     ANSWERS,
     FAILED,
+    ROWS,
     again,
+    borrowed,
     columns_of,
     finished,
     known_scores,
     merged,
+    row_mark,
     to_ask,
     with_earlier,
 )
@@ -69,8 +72,24 @@ def calls_at_once(step: Step, rows_per_block: float) -> int:
 class Worker:
     """One actor of one stage."""
 
-    def __init__(self, step: Step, work: Work, store: Store, fingerprint: str, board: Any) -> None:
-        """Raises BlendError when the model can't be used; the board has it too."""
+    def __init__(
+        self, step: Step, work: Work, store: Store, fingerprint: str, board: Any, elsewhere: Sequence[str] = ()
+    ) -> None:
+        """Load the model.
+
+        Args:
+            step: The stage.
+            work: All stages.
+            store: Where rows and results are.
+            fingerprint: Of the input.
+            board: What the driver shows.
+            elsewhere: Results of blocks that an earlier input had and this one hasn't.
+
+        Raises:
+            BlendError: The model can't be used; the board has it too.
+        """
+        self._elsewhere = elsewhere
+        self._marks: dict[str, str] | None = None  # where the results of their rows are
         self._step, self._work, self._store, self._fingerprint, self._board = step, work, store, fingerprint, board
         self._actor = uuid.uuid4().hex[:8]
         keep_to_own_gpus()
@@ -115,6 +134,8 @@ class Worker:
         started, kind = time.time(), self._step.kind
         before = await asyncio.to_thread(to_blends, table)
         old = had.table if had is not None and len(had.table) == len(before) else None
+        if had is None and self._elsewhere:
+            old = await asyncio.to_thread(self._borrowed, before)
         rows = list(range(len(before))) if old is None else again(kind, before, old, retry=True)
         asked = before if old is None else to_ask(kind, self._step.name, before, old)
         asked = [asked[row] for row in rows]
@@ -134,6 +155,19 @@ class Worker:
         if had is not None:
             account |= _so_far(had.account, len(rows))
         return Result(made, account)
+
+    def _borrowed(self, before: Sequence[Blend]) -> pa.Table | None:
+        """What the stage made of these rows in blocks of an earlier input."""
+        if self._marks is None:
+            marks: dict[str, str] = {}
+            for name in self._elsewhere:
+                result = self._store.result(self._step.key, name)
+                if result is not None and ROWS in result.table.column_names:
+                    marks |= dict.fromkeys(result.table.column(ROWS).to_pylist(), name)
+            self._marks = marks
+        names = {self._marks.get(row_mark(self._step.kind, blend)) for blend in before} - {None}
+        found = [self._store.result(self._step.key, name) for name in sorted(name for name in names if name)]
+        return borrowed(self._step.kind, before, [result.table for result in found if result])
 
     def _earlier(self, block: str) -> Result | None:
         """What the stage made of the block before the config was changed."""

@@ -23,7 +23,7 @@ from pipelines.accounts import account_of
 from pipelines.flow import Step, Work
 from pipelines.jobs import run_blend
 from pipelines.manifest import Manifest
-from pipelines.results import again, columns_of, merged, to_ask, with_earlier
+from pipelines.results import again, borrowed, columns_of, merged, to_ask, with_earlier
 from pipelines.retry import attempt_of, to_do
 from pipelines.rows import ROW_SCHEMA, read_row
 from pipelines.sharing import leaders, lend
@@ -81,6 +81,35 @@ class TestRows:
         found = [[one["text"] or one["error"] for one in row] for row in made.column("candidates").to_pylist()]
         assert found == [["yes", "yes"], ["now", "yes"], ["too long", "yes"], ["now", "too long"]]
         assert made.slice(0, 1).equals(had.slice(0, 1)) and again("generate", before, made, retry=True) == []
+
+    def test_rows_keep_their_results_in_other_blocks(self) -> None:
+        """Three rows of two earlier blocks, in another order, with one that is new and one that is there twice."""
+        prompts = [Prompt(str(i), "a question") for i in range(4)]
+        rows = [Blend(prompt, ()) for prompt in prompts]
+
+        def drawn(*of: Blend) -> pa.Table:
+            answers = [Blend(b.prompt, (Candidate("a", f"draw {b.prompt.id}"),)) for b in of]
+            return columns_of("generate", of, answers)
+
+        before = [rows[2], rows[3], rows[0], rows[0]]
+        had = borrowed("generate", before, [drawn(rows[0], rows[1]), drawn(rows[2])])
+        assert had is not None and again("generate", before, had, retry=False) == [1, 3]
+        made = merged("generate", [1, 3], had, drawn(rows[3], Blend(Prompt("new", "a question"), ())))
+        texts = [[one["text"] for one in row] for row in made.column("candidates").to_pylist()]
+        assert texts == [["draw 2"], ["draw 3"], ["draw 0"], ["draw new"]]
+        assert borrowed("generate", [rows[3]], [drawn(rows[0])]) is None
+
+    def test_a_ranking_of_other_candidates_is_not_kept(self) -> None:
+        pair = Blend(PROMPT, (GOOD, Candidate("b", "no")))
+        ranking = Ranking((1, 0), (0.1, 0.2), ((None, 1.0), (2.0, None)), 2)
+        earlier = columns_of("rank", [pair], [Blend(PROMPT, pair.candidates, ranking)])
+        other = Blend(PROMPT, (GOOD, Candidate("b", "another")))
+        new = Blend(Prompt("new", "x"), pair.candidates)
+        had = borrowed("rank", [pair, new], [earlier])
+        assert had is not None and again("rank", [pair, new], had, retry=False) == [1]
+        assert again("rank", [other, new], had, retry=False) == [0, 1]
+        made = merged("rank", [1], had, columns_of("rank", [new], [Blend(new.prompt, new.candidates, ranking)]))
+        assert made.column("ranking").to_pylist() == [[1, 0]] * 2
 
     def test_rows_are_ranked_again_that_failed_or_have_other_candidates(self) -> None:
         other = Candidate("b", "no")
@@ -311,7 +340,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
     config = blended(tmp_path, endpoint)
     endpoint.down = {("far", "question b"): 503, ("judge", "question c"): 429, ("writer", "question f"): 500}
     first = run_blend(config)
-    assert endpoint.numbers() == {"far": 8, "judge": 2 * 7, "writer": 7}
+    assert endpoint.numbers() == {"far": 8, "judge": 2 * 6 + 2 * 2, "writer": 7}  # a failed one is asked twice
     before = lines(output)
     told = "\n".join(first.details())
     assert "far: no answer on 1 of 8 rows (12.5%): 1 x URL: 503" in told.replace("it answered ", "")
@@ -379,3 +408,11 @@ def test_equal_blocks_of_what_is_drawn_are_asked_for_each(tmp_path: Path, endpoi
     run_blend(blended(tmp_path, endpoint, models=[greedy, draws], fuser=None))
     found = endpoint.numbers()
     assert (found["far"], found["draws"]) == (4, 12)
+    before = lines(tmp_path / "out.jsonl")
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"id": "new", "prompt": "question e"}))
+    # the block size makes other blocks of all rows: they keep what was drawn for them
+    run_blend(blended(tmp_path, endpoint, models=[greedy, draws], fuser=None, rows_per_block=5), update=True)
+    found = endpoint.numbers()
+    assert (found["far"], found["draws"]) == (1, 1)
+    assert lines(tmp_path / "out.jsonl")[:-1] == before
