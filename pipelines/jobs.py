@@ -1,6 +1,7 @@
 """The commands that work on whole datasets: what `blend run`, `rank`, `fuse` and `compare` do."""
 
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from cluster.plan import Capacity, Plan, pack, place, plan, spread
 from configs.identity import deciding
 from configs.preferences import Preferences
 from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
+from pipelines.rows import EXTRA
 from pipelines.runs import Run, execute
 from pipelines.sinks import COMPARE_COLUMNS
 from pipelines.summary import FailedRunError, Summary
@@ -84,7 +86,16 @@ def run_rank(
 
 def run_fuse(settings: Fuser, input: str, output: str, **existing: bool) -> Summary:
     """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
-    return _run_stage("fuse", settings, input, output, FUSE_RESULTS, existing, keep=(*RANK_RESULTS, "logits"))
+    return _run_stage(
+        "fuse",
+        settings,
+        input,
+        output,
+        FUSE_RESULTS,
+        existing,
+        keep=(*RANK_RESULTS, "logits"),
+        prepare=with_readable_rankings,
+    )
 
 
 def run_compare(settings: Ranker, input: str, output: str, **existing: bool) -> Summary:
@@ -127,6 +138,19 @@ def _run_stage(
         **changes,
     )
     return _checked(execute(run, **existing))
+
+
+def with_readable_rankings(table: pa.Table) -> pa.Table:
+    """The table with an error in every row whose `ranking` is no order of its candidates."""
+    errors = [
+        row["error"] or ("ranking: expected distinct indexes of the candidates" if _is_odd(row) else None)
+        for row in table.select(["error", EXTRA]).to_pylist()
+    ]
+    return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+
+
+def _is_odd(row: Mapping[str, Any]) -> bool:
+    return row[EXTRA] is not None and json.loads(row[EXTRA]).get("ranking") is not None
 
 
 def only_pairs(table: pa.Table) -> pa.Table:

@@ -43,6 +43,8 @@ def _training_row(row: Mapping[str, Any]) -> TrainingRow:
         raise BlendError(row["error"])
     given = row["candidates"] or []
     answered = [i for i, candidate in enumerate(given) if candidate["text"] is not None]
+    if json.loads(row["extra"] or "{}").get("ranking") is not None:
+        raise BlendError(f"row {row['id']}: ranking: expected distinct indexes of the candidates")
     ranking = row["ranking"]
     if ranking is not None and not set(answered) <= set(ranking):
         raise BlendError(f"row {row['id']}: ranking leaves out candidates that have a text")

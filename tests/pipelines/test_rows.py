@@ -14,6 +14,7 @@ from actors.records import RESULT_COLUMNS
 from configs.preferences import Preferences
 from pipelines.columns import Layout, look
 from pipelines.evaluate import METRICS, evaluate
+from pipelines.jobs import with_readable_rankings
 from pipelines.parsing import read_rows
 from pipelines.preferences import preference_table
 from pipelines.rows import ROW_SCHEMA, read_row, references_of, write_row
@@ -210,6 +211,13 @@ def test_forms_that_are_no_one_type_are_written_as_stages_read_them(tmp_path: Pa
         assert [row[name] for row in after] == [row[name] for row in before]
     held = [json.loads(text or "{}") for text in pq.read_table(out).column("extra").to_pylist()]
     assert held[1]["prompt"] == CHAT and held[5]["output"] == ["r1", "r2"]
+
+
+def test_fusing_needs_a_ranking_that_can_be_read() -> None:
+    given = [{"ranking": "b>a"}, {"ranking": [1, 0]}, {}, {"ranking": [0, 5], "error": "first"}]
+    rows = pa.Table.from_pylist([read(candidates=["a", "b"], **one) for one in given], schema=ROW_SCHEMA)
+    errors = with_readable_rankings(rows).column("error").to_pylist()
+    assert errors == ["ranking: expected distinct indexes of the candidates", None, None, "first"]
 
 
 def test_several_references_count_by_the_nearest() -> None:
