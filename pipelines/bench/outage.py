@@ -54,7 +54,8 @@ def config_of(server: str, broken: str | None, **more: Any) -> dict[str, Any]:
     for model in config["models"]:
         del model["max_in_flight"]  # as users have it
     if broken:
-        config["models"].insert(0, {**config["models"][0], "name": BROKEN, "base_url": broken})
+        down = {"name": BROKEN, "base_url": broken, "max_error_rate": 1.0}
+        config["models"].insert(0, config["models"][0] | down)
     return {**config, "fuser": None, **more}
 
 
