@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told_with_its_path(
         {"top_p": 0, "temperature": 1},
         {"max_tokens": 8.0},
         {"max_tokens": 32_768},
-        {"max_completion_tokens": 10**30},
+        {"max_completion_tokens": 10**30, "max_tokens": None},
         {
             "messages": [
                 {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}], "name": "ops"},
