@@ -46,6 +46,19 @@ class _Unpacked(io.BufferedReader):
         self._file.close()
 
 
+class _LeftOpen(io.RawIOBase):
+    """A file to write to that stays open when this is closed: what comes after the last byte is its owner's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
 @contextlib.contextmanager
 def packing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
     """A file to write to whose content goes compressed into another one."""
@@ -53,7 +66,7 @@ def packing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
         yield file
         return
     if ending == ".zst":
-        stream: Any = pa.CompressedOutputStream(pa.PythonFile(file, mode="w"), "zstd")
+        stream: Any = pa.CompressedOutputStream(pa.PythonFile(_LeftOpen(file), mode="w"), "zstd")
     elif ending == ".gz":
         stream = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
     else:
