@@ -95,11 +95,12 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     Raises:
         BlendError: One line.
     """
+    taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
     store = Store(folder_of(absolute(run.output)))
     damaged = store.damaged()
     own = own_outputs(run.input, outputs_of(run), store.run)
     mark = fingerprint(run.input, run.limit, own)
-    state = _state(run, store, mark, damaged, overwrite=overwrite, update=update)
+    state = _state(run, store, mark, damaged, taken, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
         if not retry_failed:
             return done
@@ -186,9 +187,21 @@ class _State:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _state(run: Run, store: Store, mark: str, damaged: Sequence[str], *, overwrite: bool, update: bool) -> _State:
-    """What earlier sessions left, some of it damaged. Raises BlendError when this run mustn't go on from it."""
-    taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
+def _state(
+    run: Run,
+    store: Store,
+    mark: str,
+    damaged: Sequence[str],
+    taken: Sequence[str],
+    *,
+    overwrite: bool,
+    update: bool,
+) -> _State:
+    """What earlier sessions left, some of it damaged, at outputs of which some are `taken`.
+
+    Raises:
+        BlendError: This run mustn't go on from it.
+    """
     record = store.run()
     if RECORD in damaged and not overwrite:
         return _unrecorded(run, store, taken, update=update)
