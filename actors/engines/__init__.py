@@ -65,9 +65,10 @@ class Engine(Protocol):
 
 def load_engine(model: Model) -> Engine:
     """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
+    from actors.engines.fitting_engine import FittingEngine
     from actors.engines.reasoning import AnswersOnly
 
-    engine = _load(model)
+    engine = FittingEngine(_load(model), model.sampling.max_tokens)
     return engine if model.keep_reasoning else AnswersOnly(engine)
 
 

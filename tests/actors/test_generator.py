@@ -113,19 +113,28 @@ def test_change_is_of_the_configured_sampling(folder: Path) -> None:
     assert greedy == greedy_again and greedy.error is None
 
 
-def test_more_tokens_than_the_context_are_refused(folder: Path) -> None:
+def test_a_request_for_more_tokens_than_fit_gets_what_the_model_is_set_to(folder: Path) -> None:
+    """Clients send 8,192 to models of any size; what is too long without that is still refused."""
     generator = make_generator(folder)
+    change = SamplingChange(max_tokens=8192)
 
-    async def main() -> Candidate:
+    async def main() -> tuple[Candidate, Candidate, list[str | Candidate], Candidate, Candidate]:
         try:
-            return await generator.answer(Prompt("1", "numbers"), change=SamplingChange(max_tokens=CONTEXT))
+            return (
+                await generator.answer(Prompt("1", "numbers")),
+                await generator.answer(Prompt("1", "numbers"), change=change),
+                [piece async for piece in generator.stream(Prompt("1", "numbers"), change=change)],
+                await generator.answer(Prompt("1", "numbers"), change=SamplingChange(max_tokens=CONTEXT - 10)),
+                await generator.answer(Prompt("1", "numbers " * CONTEXT), change=change),
+            )
         finally:
             await generator.close()
 
-    refused = asyncio.run(main())
-    assert (
-        refused.refused == "too long" and refused.error is not None and f"max_tokens ({CONTEXT})" in refused.error
-    )
+    own, asked, pieces, fits, refused = asyncio.run(main())
+    assert asked == own == pieces[-1] and own.completion_tokens == 5
+    assert "".join(piece for piece in pieces if isinstance(piece, str)) == own.text
+    assert fits.completion_tokens is not None and fits.completion_tokens > 5
+    assert refused.refused == "too long" and refused.error is not None and "context" in refused.error
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,7 @@ from pipelines.serve.access import Keys
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served(app_of(serving=Serving(limits=Limits(body_bytes=10_000, max_tokens=64)))) as url:
+    with served(app_of(serving=Serving(limits=Limits(body_bytes=10_000)))) as url:
         yield url
 
 

@@ -1,0 +1,68 @@
+"""An engine for requests that allow longer answers than a model has room for.
+
+Clients send `max_tokens` of 8,192 and more to models of any size. Where prompt and answer do not fit, the
+model's own `sampling.max_tokens` counts: a generous bound must not cost the answer.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from actors.engines import Completion, Engine
+from actors.errors import TooLongError
+from actors.records import Message
+from configs.schema import Sampling
+
+
+class FittingEngine:
+    """See `actors.engines.Engine`."""
+
+    def __init__(self, engine: Engine, max_tokens: int) -> None:
+        """Wrap an engine.
+
+        Args:
+            engine: The engine.
+            max_tokens: The model's own `sampling.max_tokens`.
+        """
+        self._engine, self._max_tokens = engine, max_tokens
+        self.opens_reasoning = engine.opens_reasoning
+
+    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
+        """See `actors.engines.Engine`."""
+        shorter = self._shorter(sampling)
+        try:
+            return await self._engine.generate(messages, sampling)
+        except TooLongError:
+            if shorter is None:
+                raise
+        return await self._engine.generate(messages, shorter)
+
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        """See `actors.engines.Engine`."""
+        shorter = self._shorter(sampling)
+        begun = False
+        try:
+            async with contextlib.aclosing(self._engine.stream(messages, sampling)) as pieces:
+                async for piece in pieces:
+                    begun = True
+                    yield piece
+            return
+        except TooLongError:
+            if shorter is None or begun:
+                raise
+        async with contextlib.aclosing(self._engine.stream(messages, shorter)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def check_health(self) -> None:
+        """See `actors.engines.Engine`."""
+        await self._engine.check_health()
+
+    async def close(self) -> None:
+        """See `actors.engines.Engine`."""
+        await self._engine.close()
+
+    def _shorter(self, sampling: Sampling) -> Sampling | None:
+        """The settings with the model's own bound; None where they allow no more than that."""
+        if sampling.max_tokens <= self._max_tokens:
+            return None
+        return sampling.model_copy(update={"max_tokens": self._max_tokens})
