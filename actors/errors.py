@@ -44,6 +44,10 @@ class GenerationError(BlendError):
     """One prompt got no answer from one LLM; the candidate carries this message."""
 
 
+class UnavailableError(GenerationError):
+    """Whatever was asked, the LLM isn't there: no connection, no answer in time, or a server's own error (5xx)."""
+
+
 class PermanentError(GenerationError):
     """The LLM answers no prompt until its operator changes something: a refused key, an unknown model."""
 

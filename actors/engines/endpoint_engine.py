@@ -21,7 +21,14 @@ from actors.engines.chat_completions import Failure, ServiceError, StreamReader,
 from actors.engines.chat_requests import Requests
 from actors.engines.http_client import EVENT_STREAM, BoundedClient, OversizeError, content_type, events_of
 from actors.engines.refusals import is_too_long, is_unknown_model
-from actors.errors import GenerationError, ModelLoadError, PermanentError, RejectedError, TooLongError
+from actors.errors import (
+    GenerationError,
+    ModelLoadError,
+    PermanentError,
+    RejectedError,
+    TooLongError,
+    UnavailableError,
+)
 from actors.records import Message
 from configs.endpoint import header_problem
 from configs.schema import EndpointModel, Sampling
@@ -138,8 +145,9 @@ class EndpointEngine:
                 kind = _kind(error.failure)
             case openai.APITimeoutError():
                 problem = f"no answer within {self._model.timeout_s:g} s{tries}; raise timeout_s"
+                kind = UnavailableError
             case openai.APIConnectionError():
-                cause = error.__cause__ or error
+                cause, kind = error.__cause__ or error, UnavailableError
                 problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
             case openai.APIStatusError():
                 failure = _failure_of(error)
@@ -213,6 +221,8 @@ def _kind(failure: Failure) -> type[GenerationError]:
         return RejectedError
     if status in (401, 402, 403, 404, 405) or (status or 0) // 100 == 3 or (refuses and is_unknown_model(failure)):
         return PermanentError
+    if (status or 0) >= 500:
+        return UnavailableError
     return RejectedError if status in (400, 422) else GenerationError
 
 

@@ -1,5 +1,9 @@
 """An endpoint behind a circuit breaker: while it is down, prompts fail at once in place of waiting for its retries.
 
+Until an endpoint has answered once, a call has one retry where nothing is there: an address at which nobody listens
+would cost a run 15 s of retries before the breaker opens. What an outage in the middle of a run gets, and a service
+that answers 429 from the start, are all of `max_retries`.
+
 Calls beyond `max_in_flight` wait here and not in the engine, so that those that wait when the breaker opens fail
 too. A probe is one attempt without retries: the prompt that it is made for, and so its block, waits for no backoff.
 """
@@ -10,8 +14,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from actors.circuit_breaker import CircuitBreaker
 from actors.engines import Completion, Engine
+from actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
 from actors.records import Message
 from configs.schema import EndpointModel, Sampling
+
+FIRST_RETRIES = 1  # of a call, until the endpoint has been heard of
 
 
 class GuardedEngine:
@@ -30,8 +37,8 @@ class GuardedEngine:
         Raises:
             ModelLoadError: The engine can't be used.
         """
-        self._engine = load(model)
-        self._prober = load(model.model_copy(update={"max_retries": 0}))
+        self._engine = _FirstAttempts(load(model), load(_with_retries(model, FIRST_RETRIES)))
+        self._prober = load(_with_retries(model, 0))
         self._breaker = breaker
         self._in_flight = asyncio.Semaphore(model.max_in_flight)
         self.opens_reasoning = self._engine.opens_reasoning
@@ -67,3 +74,58 @@ class GuardedEngine:
                     return
         with self._breaker.guard() as call:  # without a place: others must not wait for a probe to fail
             yield self._prober if call.probe else self._engine
+
+
+class _FirstAttempts:
+    """An engine, and one with fewer retries in its place until an answer has come or something else went wrong."""
+
+    def __init__(self, engine: Engine, hasty: Engine) -> None:
+        self._engine, self._hasty = engine, hasty
+        self._there = False  # whether anything has ever been heard of the endpoint
+        self.opens_reasoning = engine.opens_reasoning
+
+    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
+        if not self._there:
+            try:
+                completion = await self._hasty.generate(messages, sampling)
+            except GenerationError as error:
+                if self._ends(error):
+                    raise
+            else:
+                self._there = True
+                return completion
+        return await self._engine.generate(messages, sampling)
+
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+        if not self._there:
+            begun = False
+            try:
+                async with contextlib.aclosing(self._hasty.stream(messages, sampling)) as pieces:
+                    async for piece in pieces:
+                        begun = self._there = True
+                        yield piece
+                return
+            except GenerationError as error:
+                if begun or self._ends(error):
+                    raise
+        async with contextlib.aclosing(self._engine.stream(messages, sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _ends(self, error: GenerationError) -> bool:
+        """Whether the call ends with this error; if not, the endpoint is there, and its retries may mend it."""
+        if isinstance(error, UnavailableError):
+            return True
+        self._there = True
+        return isinstance(error, RejectedError | PermanentError)
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    async def close(self) -> None:
+        await self._engine.close()
+        await self._hasty.close()
+
+
+def _with_retries(model: EndpointModel, most: int) -> EndpointModel:
+    return model.model_copy(update={"max_retries": min(model.max_retries, most)})

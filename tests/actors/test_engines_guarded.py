@@ -14,7 +14,7 @@ from endpoint_server import EndpointServer, respond
 from actors.circuit_breaker import CircuitBreaker, NotAskedError
 from actors.engines import Completion
 from actors.engines.guarded_engine import GuardedEngine
-from actors.errors import GenerationError, PermanentError, RejectedError
+from actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
 from actors.fusers import load_fuser
 from actors.records import Blend, Matchup, Message, Prompt
 from actors.scorers import ScoringError, load_scorer
@@ -72,8 +72,8 @@ class Guarded:
         limits = BreakerSettings(failures=3, wait_s=1, longest_wait_s=4)
         self.breaker = CircuitBreaker(limits, clock=lambda: self.now, final=final)
         self.engine = GuardedEngine(model, self.breaker, self._load)
-        self.inner, self.prober = self.made
-        self.inner.outcome = self.prober.outcome = outcome
+        self.inner, self.first, self.prober = self.made
+        self.inner.outcome = self.first.outcome = self.prober.outcome = outcome
 
     def _load(self, model: EndpointModel) -> FakeEngine:
         self.made.append(FakeEngine(model))
@@ -92,6 +92,48 @@ def test_what_waits_when_it_opens_fails_at_once_with_the_cause() -> None:
         assert far.inner.most_at_once == 4
         assert results.count(DOWN) == far.inner.calls
         assert set(results) == {DOWN, f"not asked: 3 failures in a row, the last: {DOWN}"}
+
+    asyncio.run(main())
+
+
+def test_an_endpoint_that_was_never_there_gets_no_backoff() -> None:
+    """Of a call that finds nothing there is no second one with all retries, until something else is heard."""
+
+    async def main() -> None:
+        far = Guarded(UnavailableError(DOWN), max_retries=7, max_in_flight=2)
+        assert (far.inner.max_retries, far.first.max_retries) == (7, 1)
+        assert all(isinstance(one, GenerationError) for one in await far.ask(100))
+        assert far.inner.calls == 0 and far.first.calls <= 4
+
+        busy = Guarded(GenerationError("429: slow down"), max_retries=7, max_in_flight=1)
+        await busy.ask(1)
+        assert (busy.first.calls, busy.inner.calls) == (1, 1)  # it is there: all retries count
+        busy.inner.outcome = None
+        await busy.ask(1)
+        assert (busy.first.calls, busy.inner.calls) == (1, 2)
+
+        up = Guarded(None, max_in_flight=1)
+        await up.ask(3)
+        assert (up.first.calls, up.inner.calls) == (1, 2)
+        up.inner.outcome = UnavailableError(DOWN)  # an outage in the middle of a run
+        await up.ask(1)
+        assert (up.first.calls, up.inner.calls) == (1, 3)
+
+        rejecting = Guarded(RejectedError("400: no"), max_in_flight=1)
+        await rejecting.ask(2)
+        assert (rejecting.first.calls, rejecting.inner.calls) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_the_first_stream_falls_back_only_before_its_first_piece() -> None:
+    async def main() -> None:
+        far = Guarded(GenerationError("429: slow down"))
+        pieces: list[str | Completion] = []
+        with pytest.raises(GenerationError, match="429"):
+            async for piece in far.engine.stream(CHAT, Sampling()):
+                pieces.append(piece)
+        assert pieces == ["hel"] and far.inner.calls == 0
 
     asyncio.run(main())
 
@@ -139,7 +181,7 @@ def test_a_permanent_failure_ends_the_asking() -> None:
         results = await far.ask(100)
         far.now += 10**6
         results += await far.ask(100)
-        assert far.inner.calls == 1 and far.prober.calls == 0
+        assert far.inner.calls + far.first.calls == 1 and far.prober.calls == 0
         assert all(isinstance(one, PermanentError) for one in results)
         assert str(results[-1]) == "not asked: https://host/v1: 401: no such key"
 
@@ -150,7 +192,7 @@ def test_prompts_that_are_rejected_are_all_asked() -> None:
     async def main() -> None:
         far = Guarded(RejectedError("https://host/v1: 400: a filter"))
         await far.ask(100)
-        assert far.inner.calls == 100
+        assert far.inner.calls + far.first.calls == 100
 
     asyncio.run(main())
 
