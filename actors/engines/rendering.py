@@ -13,6 +13,7 @@ from actors.engines.reasoning import AnswerFilter
 from actors.errors import PromptError, one_line
 from actors.records import Message
 
+_OTHER = "\ue000"  # a content that no chat has
 _SYSTEM = ("system", "developer")
 _IGNORED = re.compile(r"\s+|/(no_?)?think\b")  # templates trim; some take these switches out of the text
 _PARTS = ("'type': 'text'", '"type": "text"')  # of a list of parts that was written as it is
@@ -44,7 +45,7 @@ def render(apply: Callable[[list[Any]], str], messages: Sequence[Message]) -> st
         except Exception as error:  # a template is a program of the model's maker
             refusal = error
         else:
-            refusal, missing = None, next((role for role, content in needed if not _holds(text, content)), "")
+            refusal, missing = None, _missing(apply, turns, text, needed)
             if not missing:
                 return text
         if (in_parts := _in_parts(apply, turns, needed)) is not None:
@@ -65,7 +66,26 @@ def _in_parts(
     except Exception:  # the refusal of the usual form is the one to tell
         return None
     as_they_are = any(mark in text and not any(mark in turn["content"] for turn in turns) for mark in _PARTS)
-    return None if as_they_are or not all(_holds(text, content) for _, content in needed) else text
+    return None if as_they_are or _missing(apply, shaped, text, needed) else text
+
+
+def _missing(
+    apply: Callable[[list[Any]], str], turns: Sequence[Any], text: str, needed: Sequence[tuple[str, str]]
+) -> str:
+    """The role of the first message that isn't in the rendered chat; empty: none is missing.
+
+    What the template itself writes is no message: a content of "<" is in "<|user|>" too. So contents are counted
+    against the same chat with other contents.
+    """
+    try:
+        own = apply([{**turn, "content": _replaced(turn["content"])} for turn in turns])
+    except Exception:  # it refuses such contents; then nothing is known of its own text
+        own = ""
+    return next((role for role, content in needed if not _holds(text, content, own)), "")
+
+
+def _replaced(content: Any) -> Any:
+    return _OTHER if isinstance(content, str) else [{**part, "text": _OTHER} for part in content]
 
 
 def _needed(messages: Sequence[Message]) -> Iterable[tuple[str, str]]:
@@ -78,11 +98,18 @@ def _needed(messages: Sequence[Message]) -> Iterable[tuple[str, str]]:
         yield "assistant", answer.add(messages[-1]["content"]) + answer.rest()
 
 
-def _holds(text: str, content: str) -> bool:
-    """Whether the rendered text has the content, give or take blanks and case, or as JSON has it."""
-    here = _comparable(text)
-    forms = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
-    return any(_comparable(form) in here for form in forms)
+def _holds(text: str, content: str, own: str) -> bool:
+    """Whether the rendered text has the content, give or take blanks and case, or as JSON has it.
+
+    Args:
+        text: The rendered chat.
+        content: What is looked for.
+        own: What the template writes by itself.
+    """
+    here, there = _comparable(text), _comparable(own)
+    forms = {content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]}
+    wanted = map(_comparable, forms)
+    return any(here.count(form) > there.count(form) if form else True for form in wanted)
 
 
 def _comparable(text: str) -> str:
