@@ -22,6 +22,11 @@ GOES_ON = "blend: interrupted; the same command goes on where it stopped\n"
 PATIENCE_S = 60.0
 
 
+def _heed_sigint() -> None:
+    """Shells have what they start in the background ignore it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A process, ended with all below it when the test fails."""
@@ -31,6 +36,7 @@ def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
+        preexec_fn=_heed_sigint,
     )
     try:
         yield process
