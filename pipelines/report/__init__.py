@@ -22,8 +22,8 @@ from pipelines.report.numbers import Numbers, count
 from pipelines.report.parts import share
 from pipelines.report.quality import headline
 from pipelines.report.sections import missing, sections
-from pipelines.storage import put
-from pipelines.store import Store, folder_of
+from pipelines.storage import get, put
+from pipelines.store import MANIFEST, folder_of
 from pipelines.uris import filesystem
 
 LONGEST = 600  # characters of a text in an example
@@ -49,10 +49,13 @@ def report(uri: str, output: str | None = None) -> str:
 
 
 def manifest_of(uri: str) -> Manifest | None:
-    """The manifest of the run that wrote these rows; None when there is none, or it isn't one of ours."""
+    """The manifest of the run that wrote these rows; None when there is none, or it isn't one of ours.
+
+    Its checksum isn't asked for: one of an earlier version has none, and a report decides nothing.
+    """
     if glob.has_magic(uri):
         return None
-    text = Store(folder_of(uri)).manifest()
+    text = get(f"{folder_of(uri)}/{MANIFEST}")
     try:
         return None if text is None else Manifest.parse(text)
     except ValueError:
