@@ -269,7 +269,7 @@ class Layout:
             extra = unify_rows(extra, pa.struct([(OTHERS, JSON)]))
             own |= {name: OWN_TYPES[name] for name in unreadable}
         if "prompt" in unreadable:
-            own.setdefault("messages", OWN_TYPES["messages"])
+            own["messages"] = unify(own.get("messages", pa.null()), OWN_TYPES["messages"])
         if any(name in given for name in (*results, "error")):
             extra = unify_rows(extra, pa.struct([(RAW, pa.string())]))
         typed = parts["native"].field(GIVEN_ID).type if parts["native"].get_field_index(GIVEN_ID) >= 0 else None

@@ -1,5 +1,6 @@
 """One row: fields as the world writes them are read as meant, refuse no row that can be used, and come back out."""
 
+import io
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from passing import objects, passed
 
 from actors.records import RESULT_COLUMNS
@@ -211,6 +214,27 @@ def test_forms_that_are_no_one_type_are_written_as_stages_read_them(tmp_path: Pa
         assert [row[name] for row in after] == [row[name] for row in before]
     held = [json.loads(text or "{}") for text in pq.read_table(out).column("extra").to_pylist()]
     assert held[1]["prompt"] == CHAT and held[5]["output"] == ["r1", "r2"]
+
+
+LISTS = [[], ["r1", "r2"], [1, 0], [1, "x", None], [{}], [[1.0, None], [None, 2]], [2**60, 0.5]]
+CHATS = [CHAT, [{"role": "user", "content": None, "name": "n"}]]
+VALUES = st.sampled_from([None, "", "text", "b>a", 5, 2.5, -1, 2**60, True, NAN, {}, {"x": 1}, *LISTS, *CHATS])
+NAMES = ("id", "prompt", "instruction", "input", "messages", "output", "candidates", "error", "raw", "extra")
+FIELDS = st.sampled_from([*NAMES, *RESULT_COLUMNS, "chosen", "rejected", "of the user's"])
+
+
+@settings(max_examples=300)
+@example([{"prompt": "q"}, {"prompt": CHAT}, {"prompt": "q", "messages": []}], {})
+@given(
+    st.lists(st.dictionaries(FIELDS, VALUES, max_size=6), min_size=1, max_size=4), st.sampled_from([{}, RESULTS])
+)
+def test_no_mix_of_forms_ends_a_run(given: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    """Whatever rows have under names of ours: all are written, in the types that the layout says."""
+    rows = pa.Table.from_pylist([read_row(row, "a.jsonl line 1") for row in given], schema=ROW_SCHEMA)
+    layout = Layout.of(look(rows), results, tuple(RESULT_COLUMNS))
+    table = layout.table(rows)
+    assert table.schema.names == layout.schema().names and len(table) == len(given)
+    pq.write_table(table, io.BytesIO())
 
 
 def test_fusing_needs_a_ranking_that_can_be_read() -> None:
