@@ -33,6 +33,8 @@ _terminal = 2  # where stderr was, whatever it becomes
 _left_to_others: set[int] = set()
 _undo: dict[object, Callable[[], object]] = {}
 _sink = -1  # to wake the thread
+_MARK = b"\0"  # no signal
+_caught_up = threading.Event()
 
 
 def install() -> None:
@@ -67,6 +69,7 @@ def left_to_others(*signals: int) -> Iterator[None]:
     try:
         yield
     finally:
+        _catch_up()
         for number, handler in before.items():
             if handler is _handle:
                 signal.signal(number, handler)
@@ -98,9 +101,19 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
     return "interrupted; the same command starts again"
 
 
+def _catch_up() -> None:
+    """Wait until the thread has seen all signals so far: one that was for others must not end the process later."""
+    if _sink >= 0:
+        _caught_up.clear()
+        os.write(_sink, _MARK)
+        _caught_up.wait(_UNDO_S)
+
+
 def _watch(source: int) -> None:
-    while received := os.read(source, 1):  # bytes are numbers of signals
-        if (number := received[0]) in SIGNALS and number not in _left_to_others:
+    while received := os.read(source, 1):  # bytes are numbers of signals, in the order in which they came
+        if received == _MARK:
+            _caught_up.set()
+        elif (number := received[0]) in SIGNALS and number not in _left_to_others:
             _end(number)
 
 

@@ -117,6 +117,32 @@ def test_a_handler_that_another_set_is_left_alone_and_ours_comes_back() -> None:
         assert end(process, signal.SIGINT) == (130, GOES_ON)
 
 
+def test_a_signal_that_was_for_others_ends_nothing_later() -> None:
+    """The thread that ends the process sees it late, when signals are its own again."""
+    text = """
+        read, slow = os.read, threading.Event()
+        def late(*arguments):
+            received = read(*arguments)
+            slow.wait(0.5)
+            return received
+        os.read = late
+        came = []
+        os.write(interruption._sink, b"?")  # the thread waits in the fast one still
+        with left_to_others(signal.SIGINT):
+            before = signal.signal(signal.SIGINT, lambda *_: came.append(1))
+            os.kill(os.getpid(), signal.SIGINT)
+            while not came: pass
+            signal.signal(signal.SIGINT, before)
+        slow.wait(2)
+        for child in psutil.Process().children(recursive=True): child.kill()
+        os._exit(7)
+    """
+    with started(
+        *script("import psutil, threading\nfrom pipelines import interruption\n" + textwrap.dedent(text))
+    ) as process:
+        assert process.wait(PATIENCE_S) == 7
+
+
 def test_a_forked_child_has_signals_of_its_own() -> None:
     text = """
         source, sink = os.pipe()
