@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
@@ -119,3 +121,22 @@ def text_of(stream: list[dict[str, Any]], choice: int = 0) -> str:
     """The text that the chunks of a stream make up."""
     parts = (part for chunk in stream for part in chunk["choices"] if part["index"] == choice)
     return "".join(part["delta"].get("content", "") for part in parts)
+
+
+@contextlib.contextmanager
+def logged(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What a module logs in the block, whatever libraries in this process have done to loggers."""
+    records: list[logging.LogRecord] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    log, keeping = logging.getLogger(name), Keeping()
+    monkeypatch.setattr(log, "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    log.addHandler(keeping)
+    try:
+        yield records
+    finally:
+        log.removeHandler(keeping)

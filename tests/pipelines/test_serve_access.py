@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import logged
 from starlette.datastructures import Headers
 
 from actors.errors import BlendError
@@ -48,7 +49,7 @@ def test_a_keys_name_is_one_plain_word(name: str) -> None:
         new_key(name)
 
 
-def test_a_changed_keys_file_counts_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_keys_file_counts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     (first, first_line), (second, second_line) = new_key("first"), new_key("second")
     file.write_text(f"{first_line}\n{second_line}\n")
@@ -58,22 +59,24 @@ def test_a_changed_keys_file_counts_at_once(tmp_path: Path, caplog: pytest.LogCa
     def owners() -> list[str | None]:
         return [keys.owner(key) for key in (first, second, BOB)]
 
-    assert owners() == ["first", "second", "bob"]
-    file.write_text(f"{second_line}\n")
-    assert owners() == [None, "second", "bob"]
-    file.write_text("not a key at all\n")  # broken: what was known still counts
-    assert owners() == [None, "second", "bob"] and "still count" in caplog.text
-    caplog.clear()
-    assert owners() == [None, "second", "bob"] and not caplog.text  # told once
-    file.unlink()
-    assert owners() == [None, "second", "bob"]
-    file.write_text("# nobody\n")
-    assert owners() == [None, None, "bob"]
-    replaced = tmp_path / "new"
-    replaced.write_text(f"{first_line}\n")
-    replaced.rename(file)
-    assert owners() == ["first", None, "bob"]
-    assert first not in caplog.text
+    with logged("pipelines.serve.access", monkeypatch) as records:
+        assert owners() == ["first", "second", "bob"]
+        file.write_text(f"{second_line}\n")
+        assert owners() == [None, "second", "bob"]
+        file.write_text("not a key at all\n")  # broken: what was known still counts
+        assert owners() == owners() == [None, "second", "bob"]
+        assert [record.getMessage() for record in records if record.levelname == "ERROR"] == [
+            f"serve.keys_file {file}, line 1: expected `name sha256:<64 hex digits>`, as `blend key NAME` makes it; "
+            "the keys of before still count"
+        ]
+        file.unlink()
+        assert owners() == [None, "second", "bob"]
+        file.write_text("# nobody\n")
+        assert owners() == [None, None, "bob"]
+        replaced = tmp_path / "new"
+        replaced.write_text(f"{first_line}\n")
+        replaced.rename(file)
+        assert owners() == ["first", None, "bob"]
 
 
 def test_keys_of_file_and_environment_count_together(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fake_parts import FakeFuser, FakeMember, fake_blender
-from serving import HELLO, app_of, chat, chunks, event_loop, refused, served, text_of
+from serving import HELLO, app_of, chat, chunks, event_loop, logged, refused, served, text_of
 from starlette.types import Message
 
 from configs.serving import Gateway, Limits, Serving
@@ -366,19 +366,8 @@ class Broken(Blender):
 
 @pytest.fixture
 def front_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """What `pipelines.serve.front` logs, whatever libraries in this process have done to loggers."""
-    records: list[logging.LogRecord] = []
-
-    class Keeping(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-
-    log, keeping = logging.getLogger("pipelines.serve.front"), Keeping()
-    monkeypatch.setattr(log, "disabled", False)
-    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
-    log.addHandler(keeping)
-    yield records
-    log.removeHandler(keeping)
+    with logged("pipelines.serve.front", monkeypatch) as records:
+        yield records
 
 
 def test_the_unforeseen_is_told_in_one_line(front_log: list[logging.LogRecord]) -> None:
