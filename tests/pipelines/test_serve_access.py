@@ -65,10 +65,8 @@ def test_a_changed_keys_file_counts_at_once(tmp_path: Path, monkeypatch: pytest.
         assert owners() == [None, "second", "bob"]
         file.write_text("not a key at all\n")  # broken: what was known still counts
         assert owners() == owners() == [None, "second", "bob"]
-        assert [record.getMessage() for record in records if record.levelname == "ERROR"] == [
-            f"serve.keys_file {file}, line 1: expected `name sha256:<64 hex digits>`, as `blend key NAME` makes it; "
-            "the keys of before still count"
-        ]
+        (error,) = (record.getMessage() for record in records if record.levelname == "ERROR")
+        assert error.startswith(f"serve.keys_file {file}, line 1: ") and error.endswith("still count")
         file.unlink()
         assert owners() == [None, "second", "bob"]
         file.write_text("# nobody\n")
