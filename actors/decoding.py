@@ -25,7 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from actors.batches import padded, token_mask
+from actors.batching import padded, token_mask
 from actors.detokenization import Detokenizer, Transcript
 from actors.engines import Completion
 from actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line

@@ -1,8 +1,8 @@
 """The steps of a blend as small classes: each takes blends and brings them one step on.
 
-The bulk path runs them over Ray Data (`pipelines.batch`); the service and the reference run the same models one
-prompt at a time (`pipelines.blend`). A step never raises for a row: what went wrong is the candidate's or the
-blend's `error`, and a blend that has an error already is left as it is.
+The bulk path runs them over Ray Data (`pipelines.bulk.executor`); the service and the sequential reference run the
+same models one prompt at a time (`pipelines.online.blender`). A stage never raises for a row: a failure is the
+`error` of its candidate or blend, and blends that already have an error pass through unchanged.
 """
 
 import asyncio

@@ -6,7 +6,7 @@ from pipelines.interruption import install
 def main() -> None:
     """Entry point."""
     install()
-    from pipelines.cli import main as command
+    from pipelines.cli.commands import main as command
 
     command()
 

@@ -77,7 +77,7 @@ def s3_faults(s3_bucket: str, s3_environment: FaultyProxy) -> Iterator[FaultyPro
 @pytest.fixture
 def new_s3() -> Iterator[None]:
     """File systems of this process that are made in the test know the AWS variables that it sets."""
-    from pipelines.s3 import S3
+    from pipelines.rows.s3 import S3
 
     S3.clear_instance_cache()
     yield

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from actors.batches import padded, token_mask
+from actors.batching import padded, token_mask
 from actors.decoding import BatchDecoder
 from actors.detokenization import Detokenizer
 from actors.engines import Completion

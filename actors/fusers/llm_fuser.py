@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from actors.engines import Completion, load_engine
 from actors.errors import TooLongError
-from actors.fences import fence_for, shown
 from actors.fusers import answered, visible
+from actors.prompt_fencing import fence_for, shown
 from actors.records import Message, Prompt
 from configs.schema import LLMFuser, Sampling, SamplingChange
 

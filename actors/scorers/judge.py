@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from actors.fences import fence_for, shown
 from actors.generator import Generator
+from actors.prompt_fencing import fence_for, shown
 from actors.records import Candidate, Matchup, Message, Prompt
 from actors.scorers import Score, ScoringError, Traits
 from actors.scorers.verdicts import read_verdict

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from actors.batches import length_batches
+from actors.batching import length_batches
 from actors.pairrm.checkpoints import load_pairrm
 from actors.pairrm.inference import PairRMForward
 from actors.pairrm.tokenization import INPUT_VERSION

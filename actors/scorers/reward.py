@@ -16,7 +16,7 @@ import torch
 from tokenizers import Encoding
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from actors.batches import length_batches, padded
+from actors.batching import length_batches, padded
 from actors.engines.chat import ChatTokenizer
 from actors.errors import ModelLoadError, one_line
 from actors.records import Matchup, Message, Prompt, digest

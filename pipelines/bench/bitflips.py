@@ -23,10 +23,10 @@ from typing import Any
 from actors.errors import BlendError
 from configs.loading import PRESETS
 from configs.schema import BlendConfig
-from pipelines.jobs import run_blend
-from pipelines.manifest import Manifest
-from pipelines.mending import damaged_files
-from pipelines.store import Store, folder_of
+from pipelines.bulk.checkpoints import Store, folder_of
+from pipelines.bulk.commands import run_blend
+from pipelines.bulk.manifest import Manifest
+from pipelines.bulk.repair import damaged_files
 
 ROWS = 96
 

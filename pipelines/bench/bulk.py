@@ -36,10 +36,10 @@ from actors.errors import BlendError
 from actors.records import Prompt, read_prompt
 from configs.loading import PRESETS
 from configs.schema import BlendConfig, Sampling, VLLMModel
-from pipelines.jobs import run_blend
-from pipelines.manifest import Manifest
-from pipelines.parsing import read_rows
-from pipelines.store import Store, folder_of
+from pipelines.bulk.checkpoints import Store, folder_of
+from pipelines.bulk.commands import run_blend
+from pipelines.bulk.manifest import Manifest
+from pipelines.rows.readers import read_rows
 
 MINIATURE = PRESETS / "miniature"
 SAMPLE_EVERY_S = 0.25

@@ -30,7 +30,7 @@ import yaml
 from cluster.session import keeping_to_itself
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.worker import EVENT
+from pipelines.bulk.worker import EVENT
 
 Target = Literal["driver", "actor", "node"]
 TARGETS: tuple[Target, ...] = ("driver", "actor", "node")

@@ -30,8 +30,8 @@ from pipelines.bench.bulk import make_rows, phases
 from pipelines.bench.online import read_prompts
 from pipelines.bench.online_load import Chat, connections
 from pipelines.bench.online_service import HOST, blend_service, free_port, model_server, waiting_models
-from pipelines.jobs import run_blend
-from pipelines.store import Store, folder_of
+from pipelines.bulk.checkpoints import Store, folder_of
+from pipelines.bulk.commands import run_blend
 
 LIVING = 2  # models that answer
 TARGET = {"bulk": 0.9, "online": 1.1}  # rows/s at least, p50 at most, as a share of the same without the outage

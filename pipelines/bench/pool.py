@@ -26,8 +26,8 @@ from cluster.replicas import RayReplica, ranker_pool
 from cluster.session import capacity
 from configs.schema import Ranker, RayCluster, Replicas
 from configs.strategies import Full
-from pipelines.batch import running
 from pipelines.bench.rank import read_workload
+from pipelines.bulk.executor import running
 
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 PROCESSES = 2  # that simulate replicas: they only wait

@@ -27,8 +27,8 @@ from actors.scorers.pairwise import PairwiseScorer
 from configs.schema import Ranker
 from configs.strategies import Full, Strategy
 from pipelines.bench.machine import matrix_rate
-from pipelines.evaluate import given_scores
-from pipelines.parsing import read_rows
+from pipelines.quality.evaluation import given_scores
+from pipelines.rows.readers import read_rows
 
 ROWS_AT_ONCE = 32
 STRATEGIES = (

@@ -26,7 +26,7 @@ from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
 from actors.ranker import Row
 from actors.records import Candidate, Prompt, read_candidates, read_prompt
 from actors.weights import quiet
-from pipelines.parsing import read_rows
+from pipelines.rows.readers import read_rows
 
 PAD, CLS, SEP, UNKNOWN, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 VOCABULARY = 8192  # 1.5 tokens a word of English; DeBERTa's own 128,000 take 1.3

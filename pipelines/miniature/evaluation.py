@@ -11,9 +11,9 @@ from actors.fusers.genfuser import GenFuserModel
 from actors.ranker import Ranker
 from actors.records import read_candidates, read_prompt
 from configs import schema
-from pipelines.evaluate import parts
 from pipelines.miniature.data import METRIC
 from pipelines.miniature.world import LLM_NAMES
+from pipelines.quality.evaluation import parts
 
 Row = Mapping[str, Any]
 

@@ -15,16 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actors.errors import BlendError
 from actors.records import read_prompt
-from pipelines.evaluate import name_of
-from pipelines.manifest import Manifest
-from pipelines.parsing import read_rows
+from pipelines.bulk.checkpoints import MANIFEST, folder_of
+from pipelines.bulk.manifest import Manifest
+from pipelines.quality.evaluation import name_of
 from pipelines.report.numbers import Numbers, count
 from pipelines.report.parts import share
 from pipelines.report.quality import headline
 from pipelines.report.sections import missing, sections
-from pipelines.storage import get, put
-from pipelines.store import MANIFEST, folder_of
-from pipelines.uris import filesystem
+from pipelines.rows.readers import read_rows
+from pipelines.rows.storage import get, put
+from pipelines.rows.uris import filesystem
 
 LONGEST = 600  # characters of a text in an example
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipelines.evaluate import HEADINGS, LINES, Mean, Tally
+from pipelines.quality.evaluation import HEADINGS, LINES, Mean, Tally
 from pipelines.report import plots
 from pipelines.report.numbers import Numbers
 from pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipelines.manifest import Manifest, StageRecord
+from pipelines.bulk.manifest import Manifest, StageRecord
 from pipelines.report import plots
 from pipelines.report.numbers import Numbers, by_standing, errors_of_models
 from pipelines.report.parts import SHOWN, Figure, Section, Table, percent_plus_minus, plus_minus, share, value_of

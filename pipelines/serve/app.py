@@ -23,13 +23,17 @@ from actors.circuit_breaker import NotAskedError
 from actors.errors import PromptError, RowError, one_line
 from actors.records import Blend, Ranking
 from configs.serving import Serving
-from pipelines.asking import BEST, BLEND, Ask, Event, Outcome
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import BEST, BLEND, Ask, Event, Outcome
+from pipelines.quality.votes import FUSED
 from pipelines.serve import ballots as voting
 from pipelines.serve import chat, health, ranking
 from pipelines.serve.access import Access
 from pipelines.serve.admission import Admission
-from pipelines.serve.api import (
+from pipelines.serve.errors import ApiError, later, told, unknown_model
+from pipelines.serve.middleware import API, ID, Front
+from pipelines.serve.protocol import ChatRequest, CompareRequest, RerankRequest
+from pipelines.serve.responses import (
     ChatCompletion,
     Chunk,
     CompareAnswer,
@@ -38,12 +42,8 @@ from pipelines.serve.api import (
     ModelList,
     RerankAnswer,
 )
-from pipelines.serve.asked import ChatRequest, CompareRequest, RerankRequest
-from pipelines.serve.errors import ApiError, later, told, unknown_model
-from pipelines.serve.front import API, ID, Front
+from pipelines.serve.streaming import EventStream, merged, side_by_side, while_connected
 from pipelines.serve.telemetry import Record, Telemetry
-from pipelines.serve.work import EventStream, merged, side_by_side, while_connected
-from pipelines.votes import FUSED
 
 PAGE = Path(__file__).with_name("page.html")
 SILENCE_S = 15.0  # without a word in a stream, and a comment is sent

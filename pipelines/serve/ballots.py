@@ -23,10 +23,10 @@ from pydantic import BaseModel, Field, model_validator
 
 from actors.errors import BlendError
 from actors.records import RESULT_COLUMNS, Blend
-from pipelines.rows import EXTRA, to_json, write_row
+from pipelines.quality.votes import FUSED, Side, Verdict
+from pipelines.rows.schema import EXTRA, to_json, write_row
 from pipelines.serve.access import LOCAL
-from pipelines.serve.asked import first_unknown
-from pipelines.votes import FUSED, Side, Verdict
+from pipelines.serve.protocol import first_unknown
 
 REMEMBERED = 1000  # blends that may still be voted on
 REMEMBERED_BYTES = 64 << 20  # of their texts

@@ -11,9 +11,22 @@ from actors.chats import read_messages
 from actors.records import Prompt
 from configs.schema import SamplingChange
 from configs.serving import Serving
-from pipelines.asking import BEST, BLEND, Answered, Ask, Event, Fusing, MemberPiece, Outcome, Piece, Ranked
-from pipelines.blend import Blender
-from pipelines.serve.api import (
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import (
+    BEST,
+    BLEND,
+    Answered,
+    Ask,
+    Event,
+    Fusing,
+    MemberPiece,
+    Outcome,
+    Piece,
+    Ranked,
+)
+from pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
+from pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
+from pipelines.serve.responses import (
     AnsweredEvent,
     AnswerMessage,
     CandidateAnswer,
@@ -33,8 +46,6 @@ from pipelines.serve.api import (
     Timings,
     Usage,
 )
-from pipelines.serve.asked import MAX_ITEMS, BlendOptions, ChatRequest
-from pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
 from pipelines.serve.telemetry import Record
 
 log = logging.getLogger(__name__)

@@ -17,14 +17,14 @@ from actors.errors import BlendError
 from cluster.plan import Placement, width
 from configs.schema import BlendConfig, Placed
 from configs.serving import Scaling
-from pipelines.asking import Patience
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Patience
 from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission
 from pipelines.serve.app import create_app
 from pipelines.serve.ballots import Ballots
 from pipelines.serve.connections import server_config
-from pipelines.serve.parts import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
+from pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
 from pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
 from pipelines.serve.telemetry import Telemetry
 

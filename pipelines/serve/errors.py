@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from actors.errors import FieldError, PromptError, RowError
-from pipelines.asking import NoAnswerError
+from pipelines.online.protocols import NoAnswerError
 from pipelines.serve.access import NoKeyError, NotLocalError, RateError
 from pipelines.serve.admission import OverloadedError
-from pipelines.serve.api import ErrorAnswer, Problem
-from pipelines.serve.asked import TAGS
 from pipelines.serve.ballots import UnknownAnswerError, VotedBeforeError, VoteLostError
+from pipelines.serve.protocol import TAGS
+from pipelines.serve.responses import ErrorAnswer, Problem
 
 UNSUPPORTED = "unsupported_parameter"
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}  # others: see `ApiError.body`

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from fastapi import APIRouter, Request, Response
 
 from actors.circuit_breaker import CircuitStatus
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.clock import now
 from pipelines.serve.access import Access
-from pipelines.serve.api import Health, PartHealth
-from pipelines.timing import now
+from pipelines.serve.responses import Health, PartHealth
 
 Starting = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 

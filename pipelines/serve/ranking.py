@@ -7,10 +7,10 @@ from typing import Literal
 from actors.records import Candidate, Prompt, Ranking, read_prompt
 from actors.stages import margin
 from configs.serving import Serving
-from pipelines.asking import BEST, BLEND
-from pipelines.serve.api import CompareAnswer, Document, RerankAnswer, RerankResult, RerankUsage
-from pipelines.serve.asked import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
+from pipelines.online.protocols import BEST, BLEND
 from pipelines.serve.errors import invalid, unknown_model
+from pipelines.serve.protocol import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
+from pipelines.serve.responses import CompareAnswer, Document, RerankAnswer, RerankResult, RerankUsage
 
 RANKER = "ranker"
 MODELS = (BLEND, BEST, RANKER)  # names that clients may give the one ranker there is

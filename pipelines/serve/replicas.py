@@ -20,7 +20,7 @@ from pipelines.serve.telemetry import CACHE_HITS
 
 
 class MemberReplica:
-    """One base LLM; see `pipelines.asking.Member`."""
+    """One base LLM; see `pipelines.online.protocols.Member`."""
 
     def __init__(self, settings: Model) -> None:
         """Raises ModelLoadError when the LLM can't be used."""

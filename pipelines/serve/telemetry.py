@@ -22,7 +22,7 @@ from typing import Literal, Protocol, TextIO
 
 from actors.circuit_breaker import CircuitStatus
 from actors.records import Prompt, Ranking
-from pipelines.asking import Answered, Event, Outcome, Piece
+from pipelines.online.protocols import Answered, Event, Outcome, Piece
 
 CANCELLED = 499  # nginx's status of a request whose client went away
 FAILED, BROKEN = 500, "internal_error"

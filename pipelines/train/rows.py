@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.errors import BlendError
 from actors.records import Prompt, read_prompt
-from pipelines.parsing import read_rows
+from pipelines.rows.readers import read_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.leaderboard import Standing
 from actors.records import Candidate, Ranking
-from actors.standing import Standing
 
 
 @given(

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from cluster.submission import PACKAGES
 from configs.loading import load
 from configs.schema import BlendConfig
-from pipelines.cli import app
+from pipelines.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

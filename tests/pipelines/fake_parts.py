@@ -1,4 +1,4 @@
-"""Parts of a blend that do as a test wants: at the seam of `pipelines.asking`, in place of models."""
+"""Parts of a blend that do as a test wants: at the seam of `pipelines.online.protocols`, in place of models."""
 
 import asyncio
 import threading
@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from actors.engines import Completion
 from actors.records import Candidate, Prompt, Ranking, Refusal
 from configs.schema import Comparing, SamplingChange
-from pipelines.asking import Patience
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Patience
 
 
 class FakeMember:

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from configs.loading import load
 from configs.schema import BlendConfig
 from configs.serving import Limits, Serving
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
 from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission
 from pipelines.serve.app import create_app

@@ -11,12 +11,12 @@ from actors.records import Prompt, read_candidates, read_prompt
 from cluster.plan import Placement, PlanError
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.batch import actors
-from pipelines.blend import Blender
-from pipelines.flow import Step
-from pipelines.jobs import run_blend
-from pipelines.parsing import read_rows
-from pipelines.summary import FailedRunError
+from pipelines.bulk.commands import run_blend
+from pipelines.bulk.executor import actors
+from pipelines.bulk.stages import Step
+from pipelines.bulk.summary import FailedRunError
+from pipelines.online.blender import Blender
+from pipelines.rows.readers import read_rows
 
 DEMO = PRESETS / "demo.yaml"
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]

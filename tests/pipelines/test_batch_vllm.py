@@ -8,7 +8,7 @@ import pytest
 
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.jobs import run_blend
+from pipelines.bulk.commands import run_blend
 
 pytestmark = [
     pytest.mark.vllm,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.bench import bulk
-from pipelines.store import Result, Store
+from pipelines.bulk.checkpoints import Result, Store
 
 
 @pytest.mark.usefixtures("ray_session")

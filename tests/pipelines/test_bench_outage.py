@@ -12,7 +12,7 @@ from actors.errors import BlendError
 from configs.breaker import BreakerSettings
 from configs.schema import BlendConfig
 from pipelines.bench import outage
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
 
 SERVER = "http://127.0.0.1:9/v1"
 

@@ -13,7 +13,8 @@ from actors.errors import BlendError
 from actors.records import Candidate, Prompt, Ranking, Refusal
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig, Comparing, SamplingChange
-from pipelines.asking import (
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import (
     Answered,
     Ask,
     Event,
@@ -25,8 +26,7 @@ from pipelines.asking import (
     Piece,
     Ranked,
 )
-from pipelines.blend import Blender
-from pipelines.parsing import read_rows
+from pipelines.rows.readers import read_rows
 
 PROMPT = Prompt("p", "What is it?")
 

@@ -14,8 +14,8 @@ from actors.errors import BlendError, PromptError
 from actors.records import Candidate, Prompt, Ranking
 from configs.breaker import BreakerSettings
 from configs.schema import Comparing, SamplingChange
-from pipelines.asking import Answered, Ask, NoAnswerError, Outcome, Patience
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
 
 PROMPT = Prompt("p", "What is it?")
 DOWN = "https://host/v1: 503: overloaded"

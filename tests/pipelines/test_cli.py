@@ -44,9 +44,8 @@ def candidates(*texts: str | None) -> list[dict]:
 
 
 def test_help_needs_neither_torch_nor_ray() -> None:
-    code = (
-        "import sys; sys.argv = ['blend', '--help']\ntry:\n    from pipelines.cli import main; main()\nfinally:\n"
-    )
+    code = "import sys; sys.argv = ['blend', '--help']\nfrom pipelines.cli.commands import main\n"
+    code += "try:\n    main()\nfinally:\n"
     code += "    print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=GOLDEN.parent.parent)
     assert done.stdout.rstrip().endswith("set()")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.arrow_types import to_python
-from pipelines.columns import (
+from pipelines.rows.arrow_types import to_python
+from pipelines.rows.columns import (
     EMPTY,
     JSON,
     LARGE,

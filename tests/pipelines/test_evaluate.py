@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors.errors import BlendError
-from pipelines.evaluate import bleu, evaluate, evaluate_uri, exact, main, numbered_parts, parts, render, rouge_l
-from pipelines.rows import read_row, write_row
+from pipelines.quality.evaluation import (
+    bleu,
+    evaluate,
+    evaluate_uri,
+    exact,
+    main,
+    numbered_parts,
+    parts,
+    render,
+    rouge_l,
+)
+from pipelines.rows.schema import read_row, write_row
 
 
 def row(*texts, output="1) a 2) b", **columns):

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from actors.records import Blend, Candidate, Prompt, Ranking
-from pipelines.accounts import account_of
-from pipelines.failures import last_lines, problems
-from pipelines.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from pipelines.bulk.accounts import account_of
+from pipelines.bulk.failures import last_lines, problems
+from pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 
 PROMPT = Prompt("id", "a question")
 

@@ -26,10 +26,10 @@ from actors.errors import BlendError
 from configs.loading import PRESETS
 from configs.schema import BlendConfig
 from pipelines.bench.faults import actors, drawn, nodes, remaining, remove_busiest, under, until
-from pipelines.board import Board
-from pipelines.jobs import run_blend
-from pipelines.manifest import Manifest
-from pipelines.store import Store, folder_of
+from pipelines.bulk.checkpoints import Store, folder_of
+from pipelines.bulk.commands import run_blend
+from pipelines.bulk.manifest import Manifest
+from pipelines.bulk.tracker import Board
 
 PATIENCE_S = 120.0
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}

@@ -13,10 +13,10 @@ import pytest
 from passing import objects
 
 from actors.errors import BlendError
-from pipelines.importing import fingerprint
-from pipelines.parsing import read_rows
-from pipelines.storage import put
-from pipelines.uris import find
+from pipelines.bulk.input import fingerprint
+from pipelines.rows.readers import read_rows
+from pipelines.rows.storage import put
+from pipelines.rows.uris import find
 
 
 def zstd(data: bytes) -> bytes:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.formats.base import Origin
-from pipelines.formats.delimited import _Records
-from pipelines.parsing import read_rows
+from pipelines.rows.formats.base import Origin
+from pipelines.rows.formats.delimited import _Records
+from pipelines.rows.readers import read_rows
 
 
 def rows_of(folder: Path, text: str, name: str = "a.csv") -> list[dict]:

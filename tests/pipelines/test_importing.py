@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import BlendError
-from pipelines.board import start_board
-from pipelines.importing import READ, fingerprint, read_input, rows_of_block
-from pipelines.parsing import read_rows
-from pipelines.rows import ROW_SCHEMA
-from pipelines.store import Index, Store
+from pipelines.bulk.checkpoints import Index, Store
+from pipelines.bulk.input import READ, fingerprint, read_input, rows_of_block
+from pipelines.bulk.tracker import start_board
+from pipelines.rows.readers import read_rows
+from pipelines.rows.schema import ROW_SCHEMA
 
 ray_is_there = pytest.mark.usefixtures("ray_session")
 

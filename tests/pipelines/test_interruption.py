@@ -86,7 +86,7 @@ def test_more_signals_change_nothing() -> None:
 
 def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
     text = f"""
-        from pipelines.uris import replacing
+        from pipelines.rows.uris import replacing
         with replacing({str(tmp_path / "rows.jsonl")!r}) as file:
             file.write(b"half")
             ready()

@@ -9,7 +9,6 @@ import pytest
 
 from actors.records import read_prompt
 from configs.loading import PRESETS
-from pipelines.evaluate import parts as parts_of
 from pipelines.miniature.base_llm import answer
 from pipelines.miniature.data import candidate_rows, read_rows
 from pipelines.miniature.evaluation import (
@@ -24,6 +23,7 @@ from pipelines.miniature.evaluation import (
 )
 from pipelines.miniature.recipe import Miniature
 from pipelines.miniature.world import LLM_NAMES, Beliefs
+from pipelines.quality.evaluation import parts as parts_of
 
 SHIPPED = PRESETS / "miniature"
 PROMPTS = 200

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.evaluate import numbered_parts, parts
 from pipelines.miniature.data import candidate_rows, fuser_rows
 from pipelines.miniature.facts import CAPITALS, SORTED_WORDS
 from pipelines.miniature.tokenizer import build_tokenizer, world_words
@@ -26,6 +25,7 @@ from pipelines.miniature.world import (
     random_question,
     random_tasks,
 )
+from pipelines.quality.evaluation import numbered_parts, parts
 
 seeds = st.integers(0, 2**32)
 

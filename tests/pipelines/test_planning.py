@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import EchoModel, TransformersModel
-from pipelines.planning import bare_prompts
+from pipelines.bulk.planning import bare_prompts
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from actors.tables import to_blends, with_blends
 from configs.loading import PRESETS
 from configs.preferences import Preferences
 from configs.schema import PairRanker, Sampling, TransformersModel
-from pipelines.evaluate import parts
-from pipelines.parsing import read_rows
-from pipelines.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
-from pipelines.rows import ROW_SCHEMA, read_row, write_row
+from pipelines.quality.evaluation import parts
+from pipelines.rows.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
+from pipelines.rows.readers import read_rows
+from pipelines.rows.schema import ROW_SCHEMA, read_row, write_row
 
 RESULTS = ("ranking", "scores", "comparisons")
 QUESTION = {"instruction": "Name a river.", "input": "In France."}

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from actors.errors import BlendError
-from pipelines.manifest import FileRecord, InputRecord, Manifest, OutputRecord, StageRecord
-from pipelines.parsing import read_rows
+from pipelines.bulk.checkpoints import folder_of
+from pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from pipelines.report import manifest_of, render, report
 from pipelines.report.numbers import count
 from pipelines.report.plots import short
-from pipelines.store import folder_of
+from pipelines.rows.readers import read_rows
+from pipelines.rows.writers import FileRecord
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 VOID = {"meta", "br", "hr", "img", "link", "input"}

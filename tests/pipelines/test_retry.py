@@ -13,22 +13,22 @@ import pyarrow as pa
 import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
 
-import pipelines.runs
+import pipelines.bulk.run
 from actors.errors import BlendError
 from actors.records import Blend, Candidate, Prompt, Ranking
 from cluster.plan import Capacity, place
 from configs.loading import PRESETS
 from configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
-from pipelines.accounts import account_of
-from pipelines.flow import Step, Work
-from pipelines.jobs import run_blend
-from pipelines.manifest import Manifest
-from pipelines.results import again, borrowed, columns_of, merged, to_ask, with_earlier
-from pipelines.retry import attempt_of, to_do
-from pipelines.rows import ROW_SCHEMA, read_row
-from pipelines.sharing import leaders, lend
-from pipelines.store import Block, Index, Result, Store
-from pipelines.summary import FailedRunError
+from pipelines.bulk.accounts import account_of
+from pipelines.bulk.checkpoints import Block, Index, Result, Store
+from pipelines.bulk.commands import run_blend
+from pipelines.bulk.deduplication import leaders, lend
+from pipelines.bulk.manifest import Manifest
+from pipelines.bulk.results import again, borrowed, columns_of, merged, to_ask, with_earlier
+from pipelines.bulk.retry import attempt_of, to_do
+from pipelines.bulk.stages import Step, Work
+from pipelines.bulk.summary import FailedRunError
+from pipelines.rows.schema import ROW_SCHEMA, read_row
 
 PROMPT = Prompt("id", "a question")
 GOOD, BAD = Candidate("a", "yes"), Candidate("a", error="http://h/v1: 503: down")
@@ -353,7 +353,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
         def killed(*_: Any) -> None:
             raise BlendError("killed")
 
-        patch.setattr(pipelines.runs, "assemble", killed)
+        patch.setattr(pipelines.bulk.run, "assemble", killed)
         with pytest.raises(BlendError, match="killed"):
             run_blend(config, retry_failed=True)
     again = endpoint.numbers()

@@ -15,13 +15,13 @@ from passing import objects, passed
 
 from actors.records import RESULT_COLUMNS
 from configs.preferences import Preferences
-from pipelines.columns import Layout, look
-from pipelines.evaluate import METRICS, evaluate
-from pipelines.jobs import with_readable_rankings
-from pipelines.parsing import read_rows
-from pipelines.preferences import preference_table
-from pipelines.rows import ROW_SCHEMA, read_row, references_of, write_row
-from pipelines.sinks import PreferenceShape
+from pipelines.bulk.commands import with_readable_rankings
+from pipelines.quality.evaluation import METRICS, evaluate
+from pipelines.rows.columns import Layout, look
+from pipelines.rows.preferences import preference_table
+from pipelines.rows.readers import read_rows
+from pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row
+from pipelines.rows.writers import PreferenceShape
 
 NAN = float("nan")
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]

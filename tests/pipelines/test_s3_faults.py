@@ -23,10 +23,10 @@ from faulty_proxy import (
 )
 
 from actors.errors import BlendError
-from pipelines.parsing import read_rows
-from pipelines.s3 import ATTEMPTS, retry_settings
-from pipelines.storage import get, names, put, remove
-from pipelines.uris import list_files, open_binary, replacing, told
+from pipelines.rows.readers import read_rows
+from pipelines.rows.s3 import ATTEMPTS, retry_settings
+from pipelines.rows.storage import get, names, put, remove
+from pipelines.rows.uris import list_files, open_binary, replacing, told
 
 ROWS = [{"id": str(number), "prompt": f"{number} " * 1000} for number in range(3000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -26,10 +26,10 @@ from serving import event_loop
 from actors.records import Message, Prompt
 from configs.loading import PRESETS, load
 from configs.schema import BlendConfig
-from pipelines.asking import Ask
 from pipelines.bench.online_service import free_port
-from pipelines.blend import Blender
-from pipelines.parsing import read_rows
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Ask
+from pipelines.rows.readers import read_rows
 
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
 

@@ -14,7 +14,7 @@ from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_l
 
 from actors.records import Prompt
 from configs.serving import Limits, Serving
-from pipelines.asking import Ask, Outcome
+from pipelines.online.protocols import Ask, Outcome
 from pipelines.serve.ballots import Ballots
 
 MEMBERS = ("alder", "birch", "cedar", "hazel", "maple", "rowan")

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from actors.errors import BlendError
 from actors.records import Blend, Candidate, Message, Prompt, Ranking
-from pipelines.evaluate import evaluate_uri
-from pipelines.parsing import read_rows
+from pipelines.quality.evaluation import evaluate_uri
+from pipelines.rows.readers import read_rows
 from pipelines.serve.ballots import (
     Ballots,
     UnknownAnswerError,

@@ -13,8 +13,8 @@ from serving import HELLO, app_of, chat, chunks, event_loop, logged, refused, se
 from starlette.types import Message
 
 from configs.serving import Gateway, Limits, Serving
-from pipelines.asking import Ask, Patience
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Ask, Patience
 from pipelines.serve.access import Keys
 
 
@@ -366,7 +366,7 @@ class Broken(Blender):
 
 @pytest.fixture
 def front_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    with logged("pipelines.serve.front", monkeypatch) as records:
+    with logged("pipelines.serve.middleware", monkeypatch) as records:
         yield records
 
 

@@ -9,7 +9,7 @@ from serving import app_of, chat, refused, served
 
 from actors.errors import BlendError
 from configs.breaker import BreakerSettings
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
 from pipelines.serve.access import Keys
 
 DOWN = "https://host/v1: 503: overloaded"

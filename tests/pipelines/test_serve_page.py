@@ -19,11 +19,11 @@ from actors.records import Candidate, Prompt, Ranking
 from configs.breaker import BreakerSettings
 from configs.schema import SamplingChange
 from configs.serving import Serving
-from pipelines.blend import Blender
-from pipelines.parsing import read_rows
+from pipelines.online.blender import Blender
+from pipelines.quality.votes import FUSED, read_vote
+from pipelines.rows.readers import read_rows
 from pipelines.serve.access import Keys
 from pipelines.serve.ballots import Ballots
-from pipelines.votes import FUSED, read_vote
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

@@ -23,8 +23,8 @@ from actors.errors import BlendError
 from actors.records import Blend, Candidate, Prompt, Ranking
 from configs.schema import Comparing, SamplingChange
 from configs.serving import Serving
-from pipelines.asking import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
-from pipelines.blend import Blender
+from pipelines.online.blender import Blender
+from pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
 from pipelines.serve import telemetry
 from pipelines.serve.access import Access, Keys
 from pipelines.serve.admission import Admission

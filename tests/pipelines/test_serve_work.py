@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from pipelines.serve.errors import path
-from pipelines.serve.work import merged, side_by_side, while_connected
+from pipelines.serve.streaming import merged, side_by_side, while_connected
 
 
 async def stays() -> Message:

@@ -14,11 +14,11 @@ import ray.data
 from actors.errors import BlendError
 from cluster.plan import Plan
 from configs.schema import RayCluster
-from pipelines.parsing import read_rows
-from pipelines.rows import write_row
-from pipelines.runs import Run, execute
-from pipelines.sinks import check_output
-from pipelines.store import folder_of
+from pipelines.bulk.checkpoints import folder_of
+from pipelines.bulk.run import Run, execute
+from pipelines.rows.readers import read_rows
+from pipelines.rows.schema import write_row
+from pipelines.rows.writers import check_output
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from actors.errors import BlendError
-from pipelines.s3 import S3
-from pipelines.storage import get, names, put, remove
-from pipelines.uris import replacing
+from pipelines.rows.s3 import S3
+from pipelines.rows.storage import get, names, put, remove
+from pipelines.rows.uris import replacing
 
 
 @pytest.fixture(params=["disk", "s3"])

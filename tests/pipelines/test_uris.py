@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from actors.errors import BlendError
-from pipelines.uris import kind, list_files, open_binary, replacing, told
+from pipelines.rows.uris import kind, list_files, open_binary, replacing, told
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     script = """
 import resource, sys
 from actors.errors import BlendError
-from pipelines.uris import replacing, told
+from pipelines.rows.uris import replacing, told
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with told(sys.argv[1], "write it"), replacing(sys.argv[1]) as file:

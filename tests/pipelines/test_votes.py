@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors.records import RESULT_COLUMNS
-from pipelines.columns import Layout, look
-from pipelines.parsing import input_files, native_schema, read_rows, read_tables
-from pipelines.rows import read_row
-from pipelines.sinks import BlendShape
-from pipelines.votes import Verdict, Votes, interval, read_vote, table
+from pipelines.quality.votes import Verdict, Votes, interval, read_vote, table
+from pipelines.rows.columns import Layout, look
+from pipelines.rows.readers import input_files, native_schema, read_rows, read_tables
+from pipelines.rows.schema import read_row
+from pipelines.rows.writers import BlendShape
 
 SCORES = [3.0, 1.0, 2.0]  # of alder, birch, cedar: alder is the ranker's first
 

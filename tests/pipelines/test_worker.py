@@ -11,17 +11,17 @@ import pytest
 import ray
 from ray.data import ActorPoolStrategy
 
-import pipelines.worker
+import pipelines.bulk.worker
 from actors.errors import BlendError
 from actors.records import Blend, Candidate
 from cluster.plan import Capacity, place
 from configs.schema import EchoModel
-from pipelines.batch import told_by
-from pipelines.board import Count, start_board
-from pipelines.flow import Step, Work
-from pipelines.rows import ROW_SCHEMA, read_row
-from pipelines.store import Store
-from pipelines.worker import Gate, Worker
+from pipelines.bulk.checkpoints import Store
+from pipelines.bulk.executor import told_by
+from pipelines.bulk.stages import Step, Work
+from pipelines.bulk.tracker import Count, start_board
+from pipelines.bulk.worker import Gate, Worker
+from pipelines.rows.schema import ROW_SCHEMA, read_row
 
 FILE, NAME = "00000-000000", "0123456789abcdef-0123456789abcdef"
 
@@ -31,7 +31,7 @@ def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
 
     class Of(Worker):
         def __init__(self, *args: Any) -> None:
-            pipelines.worker.STAGES["generate"] = stage
+            pipelines.bulk.worker.STAGES["generate"] = stage
             super().__init__(*args)
 
     placement = place("stage", EchoModel(engine="echo", name="stage", model="m"), Capacity.machine(2))

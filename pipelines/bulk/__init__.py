@@ -1,0 +1,1 @@
+"""Bulk runs: input blocks, stages on Ray Data, checkpoints, output, progress, manifest."""

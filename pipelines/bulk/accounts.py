@@ -1,0 +1,92 @@
+"""Account of one stage on one block: rows, failures by kind, tokens, comparisons; kept with the block's results.
+
+The manifest's `StageRecord` is the sum of a stage's accounts: of the whole run, whichever session made which block.
+An account is computed from all rows of its block: after a retry it is that of the rows as they are then.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+from actors.records import Blend, Candidate, Ranking
+from actors.stages import lacks_answer, no_candidate
+from pipelines.quality.error_kinds import Kinds
+
+Kind = Literal["generate", "rank", "fuse"]
+_RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked", "constant")
+
+
+def added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candidate, ...]]:
+    """The candidates that each blend has got."""
+    return [done.candidates[len(had.candidates) :] for had, done in zip(before, after, strict=True)]
+
+
+def account_of(
+    kind: Kind, before: Sequence[Blend], after: Sequence[Blend], failed: Sequence[str | None] = ()
+) -> dict[str, Any]:
+    """Account of a block.
+
+    Args:
+        kind: Of the stage.
+        before: The block's rows as the stage saw them.
+        after: The same rows with what it made.
+        failed: Of a ranker or fuser, the error of each row's last attempt, where that isn't the row's own error
+            because it keeps an earlier result.
+
+    Returns:
+        Fields of `board.Count` and `manifest.StageRecord`.
+    """
+    if kind == "generate":
+        new = added(before, after)
+        failures = [[c.error for c in answers if c.error is not None] for answers in new]
+        return {
+            "rows": len(after),
+            "asked": sum(map(bool, new)),
+            **_failed(failures),
+            "retryable": sum(any(map(lacks_answer, answers)) for answers in new),
+            "prompt_tokens": sum(c.prompt_tokens or 0 for answers in new for c in answers),
+            "completion_tokens": sum(c.completion_tokens or 0 for answers in new for c in answers),
+        }
+    asked = [had.error is None and no_candidate(had) is None for had in before]
+    errors = failed or [done.error for done in after]
+    failures = [[error] if had and error else [] for had, error in zip(asked, errors, strict=True)]
+    left_out = [bool(done.ranking and not done.error and done.ranking.unreadable) for done in after]
+    retryable = sum(bool(one) or some for one, some in zip(failures, left_out, strict=True))
+    account = {"rows": len(after), "asked": sum(asked), **_failed(failures), "retryable": retryable}
+    if kind == "rank":
+        account |= dict.fromkeys(_RANKED, 0)
+        for blend in after:
+            if blend.ranking is not None and blend.error is None:
+                for name, number in _ranked(blend, blend.ranking).items():
+                    account[name] += number
+    return account
+
+
+def _failed(failures: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Rows with errors, and how many of them have an error of each kind."""
+    kinds, failed = Kinds(), 0
+    for errors in failures:
+        failed += bool(errors)
+        for error in dict.fromkeys(errors):  # samples of one row that fail alike count once
+            kinds.add(error)
+    return {"failed": failed, "errors": kinds.counts}
+
+
+def _ranked(blend: Blend, ranking: Ranking) -> dict[str, int]:
+    """Copies of one text count once; two logits of 0 say the same in both orders."""
+    firsts = list({c.text: i for i, c in reversed([*enumerate(blend.candidates)]) if c.text is not None}.values())
+    both = [
+        (forward, back)
+        for i, j in combinations(firsts, 2)
+        if (forward := ranking.logits[i][j]) is not None and (back := ranking.logits[j][i]) is not None
+    ]
+    scores = {ranking.scores[i] for i in firsts}
+    return {
+        "comparisons": ranking.comparisons,
+        "full": len(firsts) * (len(firsts) - 1),
+        "both_orders": len(both),
+        "agreeing": sum(forward * back < 0 or forward == back == 0 for forward, back in both),
+        "left_out": ranking.unreadable,
+        "ranked": len(firsts) > 1,
+        "constant": len(firsts) > 1 and len(scores) == 1,
+    }

@@ -1,0 +1,286 @@
+"""What a run keeps beside its output, so that it can be killed at any moment and go on: the work folder.
+
+    rows/FINGERPRINT/00000-000012.parquet   the input as it was read, cut into blocks
+    index.parquet                           the blocks: file, rows, digests; written when all are there
+    results/generate-alder-3f2a91c04d/8c1f...-01ab....parquet  what one stage made of one block
+    run.json                                what the run was started with
+    manifest.json                           what it did; written when the output is complete
+
+A result's folder is named by all that decides it (the stage's settings, and those of the stages before), its file
+by the block's content and its rows' ids. So a result is there or it isn't, whoever made it and when: a killed run,
+a restarted actor, a twelfth LLM or a longer input compute what is missing, and nothing else. Files appear whole
+(`storage.put`), and every file has a checksum (`seals`): a damaged one reads as a missing one.
+
+`--retry-failed` replaces a result by one in which the rows that failed are made again; others keep their values.
+Each result has the number of the attempt that made it, and `run.json` that of the current one (see `retry`).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.bulk.checksums import DamagedError, opened, sealed
+from pipelines.rows.columns import packed, unpacked
+from pipelines.rows.storage import get, names, put, remove
+from pipelines.rows.uris import filesystem, is_local, kind, told
+
+FOLDER = ".blend"
+RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"
+FORMAT = 2  # of what is kept; 1 had no checksums
+_META = b"blend"
+_READ_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of the input that travel together.
+
+    Attributes:
+        bad: Rows with an error of their own.
+        digest: Of what stages see of the rows.
+        content: Of all that they hold.
+        ids: Of their ids.
+    """
+
+    file: str
+    rows: int
+    bad: int
+    digest: str
+    content: str
+    ids: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The whole input. fingerprint: of the files it was read from; seen: see `columns.look`."""
+
+    blocks: tuple[Block, ...]
+    fingerprint: str
+    seen: pa.DataType
+
+    @property
+    def rows(self) -> int:
+        return sum(block.rows for block in self.blocks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name that each block's results have: its digest, and what tells it from blocks of equal content.
+
+        That is its rows' ids and how many such blocks are before it: rows keep their results wherever they move to.
+        """
+        before: Counter[tuple[str, str]] = Counter()
+        found = []
+        for block in self.blocks:
+            found.append(f"{block.digest}-{digest_of([block.ids, before[block.digest, block.ids]])}")
+            before[block.digest, block.ids] += 1
+        return tuple(found)
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all rows in order."""
+        return digest_of([block.content for block in self.blocks])
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a stage made of one block: columns, and the account that goes into the manifest."""
+
+    table: pa.Table
+    account: dict[str, Any]
+
+
+def digest_of(value: Any) -> str:
+    """16 hexadecimal digits of any JSON value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def folder_of(output: str) -> str:
+    """The work folder of an output: hidden, so that whoever reads the output as a folder doesn't see it."""
+    output = output.rstrip("/")
+    if kind(output) is None:
+        return f"{output}/{FOLDER}"
+    head, slash, name = output.rpartition("/")
+    return f"{head}{slash}.{name}{FOLDER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A work folder. It travels to every actor, so it is only its URI."""
+
+    root: str
+
+    def run(self) -> dict[str, Any] | None:
+        """What the run was started with; None when there is none, or it is damaged."""
+        data = self._get(RECORD)
+        return None if data is None else json.loads(data)
+
+    def save_run(self, run: Mapping[str, Any]) -> None:
+        """Keep what the run is started with."""
+        self._put(RECORD, json.dumps({"format": FORMAT, **run}, indent=2, default=str).encode())
+
+    def older(self) -> bool:
+        """Whether an earlier version, which kept no checksums, made this work folder."""
+        try:
+            record = json.loads(get(f"{self.root}/{RECORD}") or b"")
+        except ValueError:
+            return False
+        return isinstance(record, dict) and "identity" in record and not {"format", "blake2b"} & set(record)
+
+    def manifest(self) -> bytes | None:
+        """The finished run's manifest; None when it isn't finished, or the manifest is damaged."""
+        return self._get(MANIFEST)
+
+    def save_manifest(self, text: str | None) -> None:
+        """Keep the manifest; None: the output isn't complete (any more)."""
+        if text is None:
+            remove(f"{self.root}/{MANIFEST}")
+        else:
+            self._put(MANIFEST, text.encode())
+
+    def index(self) -> Index | None:
+        """The input's blocks; None when it wasn't read whole, or the index is damaged."""
+        data = self._get(INDEX)
+        if data is None:
+            return None
+        table, meta = _read(data)
+        seen = unpacked(bytes.fromhex(meta["seen"]))
+        return Index(tuple(Block(**row) for row in table.to_pylist()), meta["fingerprint"], seen)
+
+    def save_index(self, index: Index) -> None:
+        """Keep the input's blocks."""
+        table = pa.Table.from_pylist([asdict(block) for block in index.blocks], schema=_INDEX_SCHEMA)
+        meta = {"fingerprint": index.fingerprint, "seen": packed(index.seen).hex()}
+        self._put(INDEX, _written(table, meta))
+
+    def rows(self, fingerprint: str, block: str) -> pa.Table:
+        """The rows of one block.
+
+        Raises:
+            DamagedError: they are gone or damaged.
+        """
+        name = _rows(fingerprint, block)
+        data = self._get(name)
+        if data is None:
+            raise DamagedError(f"{self.root}/{name}: gone or damaged")
+        return _read(data)[0]
+
+    def save_rows(self, fingerprint: str, block: str, table: pa.Table) -> None:
+        """Keep one block of the input."""
+        self._put(_rows(fingerprint, block), _written(table, {}))
+
+    def keep_rows(self, fingerprint: str) -> None:
+        """Remove the rows of other inputs than this one."""
+        for name in names(f"{self.root}/rows") - {fingerprint}:
+            remove(f"{self.root}/rows/{name}")
+
+    def lost_rows(self, index: Index) -> list[str]:
+        """The names of the input's blocks that are gone or damaged."""
+        expected = {_rows(index.fingerprint, block.file) for block in index.blocks}
+        there = {f"rows/{index.fingerprint}/{name}" for name in names(f"{self.root}/rows/{index.fingerprint}")}
+        return sorted([*(expected - there), *self.damaged(expected & there)])
+
+    def stages(self) -> set[str]:
+        """The folders of results that are there."""
+        return names(f"{self.root}/results")
+
+    def done(self, stage: str) -> set[str]:
+        """The digests of blocks of which a stage's results are there."""
+        return {PurePosixPath(name).stem for name in names(f"{self.root}/results/{stage}")}
+
+    def result(self, stage: str, digest: str) -> Result | None:
+        """What a stage made of a block; None when it hasn't, or what it made is damaged."""
+        data = self._get(_result(stage, digest))
+        return None if data is None else Result(*_read(data))
+
+    def save_result(self, stage: str, digest: str, result: Result) -> None:
+        """Keep what a stage made of a block."""
+        self._put(_result(stage, digest), _written(result.table, result.account))
+
+    def forget_result(self, stage: str, digest: str) -> None:
+        """Remove what a stage made of a block."""
+        remove(f"{self.root}/{_result(stage, digest)}")
+
+    def damaged_results(self, stage: str) -> list[str]:
+        """The names of blocks of which a stage's results are damaged."""
+        found = self.damaged(_result(stage, name) for name in self.done(stage))
+        return [PurePosixPath(one).stem for one in found]
+
+    def damaged(self, objects: Iterable[str] = (RECORD, INDEX, MANIFEST)) -> list[str]:
+        """Those of some objects that are there and damaged, sorted. All of each is read."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            objects = list(objects)
+            return sorted(name for name, bad in zip(objects, pool.map(self._damaged, objects), strict=True) if bad)
+
+    def _damaged(self, name: str) -> bool:
+        data = get(f"{self.root}/{name}")
+        try:
+            return data is not None and not opened(data, name)
+        except DamagedError:
+            return True
+
+    def _get(self, name: str) -> bytes | None:
+        """An object as it was put; None when it isn't there or damaged."""
+        data = get(f"{self.root}/{name}")
+        try:
+            return None if data is None else opened(data, name)
+        except DamagedError:
+            return None
+
+    def _put(self, name: str, data: bytes) -> None:
+        put(f"{self.root}/{name}", sealed(data, name))
+
+    def make_private(self) -> None:
+        """Make the work folder, on a disk, for this user alone."""
+        fs, path = filesystem(self.root)
+        if is_local(fs):
+            with told(self.root, "make it"):
+                Path(path).mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(PermissionError):  # it is somebody else's, who shares it
+                    Path(path).chmod(0o700)
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        remove(self.root)
+
+
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("rows", pa.int64()),
+        ("bad", pa.int64()),
+        ("digest", pa.string()),
+        ("content", pa.string()),
+        ("ids", pa.string()),
+    ]
+)
+
+
+def _rows(fingerprint: str, block: str) -> str:
+    return f"rows/{fingerprint}/{block}.parquet"
+
+
+def _result(stage: str, digest: str) -> str:
+    return f"results/{stage}/{digest}.parquet"
+
+
+def _written(table: pa.Table, meta: Mapping[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), sink)
+    return sink.getvalue()
+
+
+def _read(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # a third of read_table's time, if small
+    meta = json.loads(table.schema.metadata[_META])
+    return table.replace_schema_metadata(None), meta

@@ -1,0 +1,181 @@
+"""The commands that work on whole datasets: what `blend run`, `rank`, `fuse` and `compare` do."""
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from actors.records import Blend
+from actors.stages import TakeBest, margin
+from actors.tables import to_blends, with_blends
+from cluster.plan import Capacity, Plan, pack, place, plan, spread
+from configs.identity import deciding
+from configs.preferences import Preferences
+from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
+from pipelines.bulk.run import Run, execute
+from pipelines.bulk.summary import FailedRunError, Summary
+from pipelines.rows.schema import EXTRA
+from pipelines.rows.writers import COMPARE_COLUMNS
+
+RANK_RESULTS = ("ranking", "scores", "comparisons")
+FUSE_RESULTS = ("fused", "fused_from")
+
+
+def run_blend(config: BlendConfig, **existing: bool) -> Summary:
+    """`blend run`: `config.input` and `config.output` are set; `existing` as in `runs.execute`.
+
+    Raises:
+        BlendError: The run failed; FailedRunError: all is written, but a model or too many rows failed.
+    """
+    assert config.input is not None and config.output is not None
+    run = Run(
+        command="run",
+        input=config.input,
+        output=config.output,
+        cluster=config.ray,
+        planned=functools.partial(plan, config),
+        results=(*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS),
+        identity={
+            "models": {model.name: deciding(model) for model in config.models},
+            "order": [model.name for model in config.models],
+            "ranker": deciding(config.placing_ranker),
+            "fuser": deciding(config.fuser) if config.fuser else None,
+            **_written(config),
+        },
+        settings=config.model_dump(mode="json"),
+        parts=(config,),
+        llms=tuple(model.name for model in config.models),
+        limit=config.limit,
+        rows_per_block=config.rows_per_block,
+        format=config.format,
+        preferences=config.preferences,
+        finish=None if config.fuser else with_best,
+    )
+    return _checked(execute(run, **existing), config.max_error_rate)
+
+
+def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
+    """The summary of a run of which enough succeeded. Raises FailedRunError."""
+    if problem := summary.problem(max_error_rate):
+        raise FailedRunError(problem, summary.details())
+    return summary
+
+
+def _written(config: BlendConfig) -> Mapping[str, Any]:
+    """The settings that decide what is written of the results, but no result."""
+    preferences = config.preferences.model_dump(mode="json") if config.preferences else None
+    return {"limit": config.limit, "matrix": config.matrix, "format": config.format, "preferences": preferences}
+
+
+def run_rank(
+    settings: Ranker,
+    input: str,
+    output: str,
+    *,
+    matrix: bool = False,
+    preferences: Preferences | None = None,
+    **existing: bool,
+) -> Summary:
+    """`blend rank`; `existing` as in `runs.execute`. Raises BlendError."""
+    results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
+    return _run_stage("rank", settings, input, output, results, existing, preferences=preferences)
+
+
+def run_fuse(settings: Fuser, input: str, output: str, **existing: bool) -> Summary:
+    """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
+    return _run_stage(
+        "fuse",
+        settings,
+        input,
+        output,
+        FUSE_RESULTS,
+        existing,
+        keep=(*RANK_RESULTS, "logits"),
+        prepare=with_readable_rankings,
+    )
+
+
+def run_compare(settings: Ranker, input: str, output: str, **existing: bool) -> Summary:
+    """`blend compare`. Raises BlendError."""
+    results = ("margin", "preference", "comparisons")
+    return _run_stage(
+        "compare", settings, input, output, results, existing, prepare=only_pairs, finish=with_margins
+    )
+
+
+def _run_stage(
+    command: str,
+    settings: Ranker | Fuser,
+    input: str,
+    output: str,
+    results: Sequence[str],
+    existing: Mapping[str, bool],
+    *,
+    preferences: Preferences | None = None,
+    **changes: Any,
+) -> Summary:
+    """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
+    name = "fuser" if isinstance(settings, GenFuser | LLMFuser) else "ranker"
+
+    def planned(have: Capacity) -> Plan:
+        return pack([], [place(name, spread(settings, have), have)], have)
+
+    shown = preferences.model_dump(mode="json") if preferences else None
+    run = Run(
+        command=command,
+        input=input,
+        output=output,
+        cluster=RayCluster(num_cpus=max(2, os.cpu_count() or 1)),  # one to read, one for the model, if in turns
+        planned=planned,
+        results=results,
+        identity={"command": command, name: deciding(settings), "results": list(results), "preferences": shown},
+        settings={"command": command, name: settings.model_dump(mode="json"), "preferences": shown},
+        parts=(settings,),
+        preferences=preferences,
+        **changes,
+    )
+    return _checked(execute(run, **existing))
+
+
+def with_readable_rankings(table: pa.Table) -> pa.Table:
+    """The table with an error in every row whose `ranking` is no order of its candidates."""
+    errors = [
+        row["error"] or ("ranking: expected distinct indexes of the candidates" if _is_odd(row) else None)
+        for row in table.select(["error", EXTRA]).to_pylist()
+    ]
+    return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+
+
+def _is_odd(row: Mapping[str, Any]) -> bool:
+    return row[EXTRA] is not None and json.loads(row[EXTRA]).get("ranking") is not None
+
+
+def only_pairs(table: pa.Table) -> pa.Table:
+    """The table with an error in every row that hasn't exactly two candidates."""
+    errors = [_not_a_pair(blend) for blend in to_blends(table)]
+    return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+
+
+def _not_a_pair(blend: Blend) -> str | None:
+    if blend.error is None and len(blend.candidates) != 2:
+        return f"candidates: expected two to compare, got {len(blend.candidates)}"
+    failed = next((c.error for c in blend.candidates if c.text is None), None)
+    return blend.error or (f"candidates: one has no text: {failed}" if failed else None)
+
+
+def with_margins(table: pa.Table) -> pa.Table:
+    """The table with `margin`, and `preference` 0 or 1 (null for a tie), of rows that were ranked."""
+    blends = to_blends(table)
+    margins = [margin(blend.ranking) if blend.ranking and blend.error is None else None for blend in blends]
+    preferences = [int(value < 0) if value else None for value in margins]
+    for name, values in (("margin", margins), ("preference", preferences)):
+        table = table.append_column(name, pa.array(values, COMPARE_COLUMNS[name]))
+    return table
+
+
+def with_best(table: pa.Table) -> pa.Table:
+    """The table with the best candidate as the answer: a blend without a fuser."""
+    return with_blends(table, TakeBest()(to_blends(table)))

@@ -1,0 +1,90 @@
+"""Equal blocks: what can't differ is made once and copied; what is drawn at random is made for each of them.
+
+A result is copied only where nothing in it failed: a short outage costs the rows that it hit, and no others.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from actors.errors import BlendError
+from actors.records import Blend
+from actors.tables import to_blends
+from pipelines.bulk.checkpoints import Block, Index, Result, Store
+from pipelines.bulk.results import INPUTS, inputs_of, marked
+from pipelines.bulk.retry import Todo
+from pipelines.bulk.stages import Step, Work
+
+Named = Mapping[str, Block]  # blocks by the names of their results
+
+
+def leaders(blocks: Named, work: Work, wave: Sequence[Step], todo: Todo) -> Todo:
+    """Find what to make first: of equal blocks one, by the steps whose results the others can take."""
+    first: Todo = {}
+    for step in wave:
+        equal: dict[str, list[str]] = defaultdict(list)
+        for name, block in blocks.items():
+            if name in todo[step.name]:
+                equal[block.digest].append(name)
+        if work.shared(step) and any(len(names) > 1 for names in equal.values()):
+            first[step.name] = {names[0] for names in equal.values()}
+    return first
+
+
+def lend(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Todo) -> Todo:
+    """Copy results between equal blocks, also from those of an earlier input.
+
+    Args:
+        store: Where results are.
+        index: The input.
+        work: All steps.
+        wave: The steps to do this for, in order.
+        todo: What they lack; what is copied is removed.
+
+    Returns:
+        What was copied.
+    """
+    copied: Todo = {}
+    blocks = dict(zip(index.names, index.blocks, strict=True))
+    for step in wave:
+        if not work.shared(step) or not todo[step.name]:
+            continue
+        there: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(store.done(step.key)):
+            there[name.partition("-")[0]].append(name)
+        for name, block in blocks.items():
+            others = there[block.digest] if name in todo[step.name] else []
+            if name not in others and (found := _found(store, index, work, step, block, name, others)):
+                store.save_result(step.key, name, found)
+                copied.setdefault(step.name, set()).add(name)
+        todo[step.name] -= copied.get(step.name, set())
+    return copied
+
+
+def _found(
+    store: Store, index: Index, work: Work, step: Step, block: Block, name: str, there: Sequence[str]
+) -> Result | None:
+    """A result of an equal block without failures, made of the same candidates."""
+    if not there:
+        return None
+    try:
+        seen = to_blends(work.seen_by(step, store, index.fingerprint, block.file, name))
+    except BlendError:  # a step before has still to make its part
+        return None
+    for other in there:
+        result = store.result(step.key, other)
+        if result is None or len(result.table) != len(seen):
+            continue
+        if not (result.account.get("failed") or result.account.get("retryable")) and _same(
+            step, seen, result.table
+        ):
+            account = {**result.account, "ended": result.account.get("started", 0.0), "earlier": [], "again": 0}
+            return Result(marked(step.kind, seen, result.table), account)
+    return None
+
+
+def _same(step: Step, seen: Sequence[Blend], table: pa.Table) -> bool:
+    if step.kind == "generate":
+        return True
+    return INPUTS in table.column_names and table.column(INPUTS).to_pylist() == [*map(inputs_of, seen)]

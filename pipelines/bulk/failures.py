@@ -1,0 +1,71 @@
+"""Last lines of a run: models that failed, by cause; bad rows; rankers that are constant or contradict themselves.
+
+All of it comes from the manifest, so a run that was complete already has the same lines.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipelines.bulk.manifest import Manifest, StageRecord
+from pipelines.quality.error_kinds import OTHERS
+
+CAUSES = 5  # told of one model, the most frequent ones
+AGAIN = "--retry-failed asks again what failed, and keeps the rest"
+_VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
+_FEW = 3  # pairs or rows that say nothing yet of a ranker
+
+
+def last_lines(manifest: Manifest) -> list[str]:
+    """One line for each model that failed and each kind of trouble; none where there is none."""
+    lines = [line for stage in manifest.stages for line in _of_stage(stage)]
+    bad = manifest.input
+    if bad.bad:
+        lines.insert(0, f"bad rows: {_share(bad.bad, bad.rows)}{_causes(bad.errors)}")
+    if any(stage.retryable for stage in manifest.stages):
+        lines.append(AGAIN)
+    return lines
+
+
+def problems(stages: Sequence[StageRecord]) -> list[str]:
+    """What ends a run with exit 1: models that failed more often than they may."""
+    return [
+        f"{stage.name} failed on {_share(stage.failed, stage.asked)}, more than its max_error_rate "
+        f"{stage.max_error_rate:g} allows"
+        for stage in stages
+        if stage.failed > stage.max_error_rate * stage.asked
+    ]
+
+
+def _of_stage(stage: StageRecord) -> Iterator[str]:
+    if stage.failed:
+        rows = _share(stage.failed, stage.asked or stage.rows)
+        own = stage.failed - stage.retryable
+        refused = f"; {own:,} because of the prompt itself" if stage.kind == "generate" and own > 0 else ""
+        yield f"{stage.name}: {_VERBS[stage.kind]} {rows}{_causes(stage.errors)}{refused}"
+    if stage.left_out:
+        some = "1 comparison" if stage.left_out == 1 else f"{stage.left_out:,} comparisons"
+        yield f"{stage.name}: {some} left out, for which it gave no readable answer"
+    if stage.both_orders:
+        agreeing = f"both orders of {stage.agreeing:,} of {stage.both_orders:,} pairs agree"
+        share = f"{agreeing} ({stage.agreeing / stage.both_orders:.0%})"
+        if stage.both_orders >= _FEW and 2 * stage.agreeing < stage.both_orders:
+            yield f"{stage.name}: contradicts itself: {share}; place decides more than content"
+            return
+        if stage.scorer == "judge":
+            yield f"{stage.name}: position consistency: {share}"
+    if stage.ranked >= _FEW and stage.constant == stage.ranked:
+        yield f"{stage.name}: constant: all answers of a row have the same score, on all {stage.ranked:,} rows"
+
+
+def _share(count: int, all_of: int) -> str:
+    return f"{count:,} of {all_of:,} rows ({count / max(all_of, 1):.{0 if count in (0, all_of) else 1}%})"
+
+
+def _causes(kinds: Mapping[str, int]) -> str:
+    """The most frequent kinds with their counts; ` 3 x HTTP 503`."""
+    if not kinds:
+        return ""
+    ordered = sorted(kinds.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
+    told = [f"{count:,} x {kind}" for kind, count in ordered[:CAUSES]]
+    if rest := sum(count for _, count in ordered[CAUSES:]):
+        told.append(f"{rest:,} x other causes")
+    return f": {'; '.join(told)}"

@@ -1,0 +1,142 @@
+"""The input into a run's work folder: blocks of checked rows, cut the same way each time.
+
+After that a run depends on nothing but its work folder: what it reads can't change under it, every block can be
+read by itself anywhere, and how many rows there are is known before the first model loads.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from actors.records import plain
+from pipelines.bulk.checkpoints import Block, Index, Store, digest_of
+from pipelines.bulk.tracker import Count, telling
+from pipelines.rows.arrow_types import to_rows
+from pipelines.rows.columns import look, packed, seen_of, unpacked
+from pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
+from pipelines.rows.schema import ROW_SCHEMA
+from pipelines.rows.uris import filesystem, is_local, list_files, told
+
+READ = "read"
+SEEN_BY_STAGES = ("instruction", "input", "prompt", "messages", "candidates", "ranking", "error")
+_FIRST_ROWS = 32  # of a file's first block
+_GROWTH = 64  # a block has at most this share of the rows before it
+
+
+def rows_of_block(before: int, most: int) -> int:
+    """How many rows the block has that begins after `before` rows of a file.
+
+    Small at first, so that few rows fill all stages and replicas; larger later, so that many rows make few files.
+    """
+    grown = _FIRST_ROWS * 2 ** max(0, (before // _GROWTH // _FIRST_ROWS).bit_length() - 1)
+    return min(most, grown)
+
+
+def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str:
+    """A digest of the names, sizes and versions of a URI's files: another one, and the rows may have changed.
+
+    Raises BlendError when nothing is there.
+    """
+    versions = []
+    for file in list_files(uri, without):
+        fs, path = filesystem(file)
+        with told(file, "read it"):
+            info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # not of a link
+        versions.append(
+            [file, info.get("size"), info.get("ETag") or info.get("mtime") or str(info.get("LastModified"))]
+        )
+    return digest_of([versions, limit])
+
+
+def read_input(
+    store: Store, uri: str, limit: int | None, rows_per_block: int, board: Any, without: Sequence[str] = ()
+) -> Index:
+    """Read the rows of a file, folder or glob into the store, and give its index (not saved yet).
+
+    One task a file; with a limit one for all, for only it knows when there are enough. Raises BlendError when a
+    file can't be read.
+    """
+    files, mark = input_files(uri, without), fingerprint(uri, limit, without)
+    work = _Reader(native_schema(files), rows_per_block, limit, store, mark, board)
+    groups = [files] if limit is not None else [[file] for file in files]
+    tasks = ray.data.from_items(
+        [{"number": number, "files": pickle.dumps(group)} for number, group in enumerate(groups)],
+        override_num_blocks=len(groups),
+    )
+    found = []
+    seen: pa.DataType = pa.null()
+    for row in tasks.flat_map(work).iter_rows():
+        seen = seen_of(seen, unpacked(row.pop("seen")))
+        found.append(Block(**row))
+    if not pa.types.is_struct(seen):
+        seen = look(ROW_SCHEMA.empty_table())
+    return Index(tuple(sorted(found, key=lambda block: block.file)), mark, seen)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A task: keeps the rows of some files as blocks, and gives each block's entry in the index."""
+
+    native: pa.Schema
+    rows_per_block: int
+    limit: int | None
+    store: Store
+    mark: str
+    board: Any
+
+    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        with telling(self.board):
+            left = self.limit
+            for number, file in enumerate(pickle.loads(task["files"]), task["number"]):
+                for name, table in self._named(number, file):
+                    table = table if left is None else table.slice(0, left)
+                    self.store.save_rows(self.mark, name, table)
+                    ray.get(self.board.add.remote(READ, Count(rows=len(table))))
+                    yield _entry(name, table)
+                    left = None if left is None else left - len(table)
+                    if left == 0:
+                        return
+
+    def _named(self, number: int, file: InputFile) -> Iterator[tuple[str, pa.Table]]:
+        """A file's blocks with rows, under names that sort in input order."""
+        for block, table in enumerate(_blocks(file, self.native, self.rows_per_block)):
+            if len(table):
+                yield f"{number:05}-{block:06}", table
+
+
+def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]:
+    """A file's rows in blocks of `rows_of_block` rows, or what is nearest to it."""
+    unit = min(_FIRST_ROWS, most)
+    tables = read_tables(file, native, unit)
+    before = 0
+    while held := list(islice(tables, max(1, rows_of_block(before, most) // unit))):
+        table = pa.concat_tables(held).combine_chunks()
+        before += len(table)
+        yield table
+
+
+def _entry(name: str, table: pa.Table) -> dict[str, Any]:
+    """A block's entry in the index, and the types of what it holds."""
+    stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
+    for row in to_rows(table):
+        stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())
+        content.update(json.dumps(row, default=plain).encode())
+        ids.update(json.dumps(row["id"], default=plain).encode())
+    return {
+        "file": name,
+        "rows": len(table),
+        "bad": len(table) - table.column("error").null_count,
+        "digest": stages.hexdigest(),
+        "content": content.hexdigest(),
+        "ids": ids.hexdigest(),
+        "seen": packed(look(table)),
+    }

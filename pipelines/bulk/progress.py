@@ -1,0 +1,383 @@
+"""How far a run is, for people: a live table on a terminal, a plain line now and then in a job's log.
+
+It only looks: a board that is slow, gone or wrong, or a terminal that went away, never ends or holds up a run. So
+the board is asked by a thread that nothing waits for long, the terminal is drawn by another, and what is drawn is
+an immutable value that a pure function made of what the board said.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.bulk.tracker import Count, Snapshot
+
+WINDOW_S = 30.0
+_SHORTEST_S = 5.0  # a rate over less is noise
+_SILENCE_S = 30.0  # without news for so long, it is told
+_LOOK_EVERY_S = 1.0
+_LAST_LOOK_S = 5.0  # a board that doesn't answer holds up the end of a run for no longer
+_LINE_AFTER_S, _LINE_GROWTH, _LINE_EVERY_S = 15.0, 0.1, 120.0  # a tenth of the time gone, within these
+_WIDE = 80  # columns
+
+_State = Literal["running", "done", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownStage:
+    """A stage of a run, and how many actors it is to have."""
+
+    name: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """How far one stage is.
+
+    queue: rows that have come as far as this stage and aren't through it. Rates are of this session, None while
+    unknown: over the last half minute or so, and over the stage's whole time once it is through.
+    """
+
+    name: str
+    total: int
+    replicas: int
+    loaded: int = 0
+    rows: int = 0
+    queue: int = 0
+    failed: int = 0
+    begun: bool = False  # in this session
+    rows_per_s: float | None = None
+    tokens_per_s: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.rows >= self.total
+
+    @property
+    def loading(self) -> bool:
+        return not self.begun and not self.done and self.loaded < self.replicas
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while nothing is known of the rate."""
+        if self.done:
+            return 0.0
+        return None if self.rows_per_s is None else (self.total - self.rows) / self.rows_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far all stages are at the time `at`, in the order that rows pass them."""
+
+    at: float
+    stages: tuple[StageProgress, ...]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """That of the slowest stage; None while one's isn't known."""
+        left = [seconds for stage in self.stages if (seconds := stage.seconds_left) is not None]
+        return max(left, default=0.0) if len(left) == len(self.stages) else None
+
+    @property
+    def failed(self) -> int:
+        return sum(stage.failed for stage in self.stages)
+
+
+class _Rate:
+    """How fast a count grows that grows in lumps: a batch of rows, then nothing for a while.
+
+    Measured from lump to lump over at least `WINDOW_S`, or it would swing with every lump; since the last lump when
+    that is longer ago than all the measured time, so that what has stopped falls towards 0.
+    """
+
+    def __init__(self, now: float, count: int) -> None:
+        self._first = (now, count)
+        self._lumps = deque(
+            [self._first]
+        )  # one at least WINDOW_S before the last, if there is one, and all after it
+
+    def add(self, now: float, count: int) -> None:
+        if count == self._lumps[-1][1]:
+            return
+        self._lumps.append((now, count))
+        while self._lumps[1][0] <= now - WINDOW_S:
+            self._lumps.popleft()
+
+    def recent(self, now: float) -> float | None:
+        """Per second; None while unknown."""
+        return self._since(self._lumps[0], now)
+
+    def mean(self) -> float | None:
+        """Per second from the start to the last lump; None without one."""
+        return self._since(self._first, self._lumps[-1][0])
+
+    def _since(self, start: tuple[float, int], now: float) -> float | None:
+        (began, before), (last, count) = start, self._lumps[-1]
+        seconds = max(last - began, now - last)
+        return (count - before) / seconds if count > before and seconds >= _SHORTEST_S else None
+
+
+class Tracker:
+    """Makes of each `Snapshot` how far the run is, from it and those before."""
+
+    def __init__(self, stages: Sequence[ShownStage], total: int) -> None:
+        """Of `total` rows, each of which passes the `stages` in this order."""
+        self._stages = tuple(stages)
+        self._total = total
+        self._rates: dict[str, tuple[_Rate, _Rate]] = {}
+
+    def add(self, now: float, snapshot: Snapshot) -> Progress:
+        """`snapshot` is the board's at the time `now`, in seconds of any clock that never goes back."""
+        come = self._total
+        found = []
+        for stage in self._stages:
+            count = snapshot.counts.get(stage.name, Count())
+            loaded = snapshot.loaded.get(stage.name, 0)
+            made = count.rows - count.saved
+            queue = max(0, come - count.rows)
+            if stage.name not in self._rates or (made == 0 and not (loaded and queue)):
+                # Loading a model, and waiting for the first rows, is no time of work.
+                self._rates[stage.name] = _Rate(now, made), _Rate(now, count.completion_tokens)
+            rows, tokens = self._rates[stage.name]
+            rows.add(now, made)
+            tokens.add(now, count.completion_tokens)
+            done = count.rows >= self._total
+            found.append(
+                StageProgress(
+                    name=stage.name,
+                    total=self._total,
+                    replicas=stage.replicas,
+                    loaded=loaded,
+                    rows=count.rows,
+                    queue=queue,
+                    failed=count.failed,
+                    begun=made > 0,
+                    rows_per_s=rows.mean() if done else rows.recent(now),
+                    tokens_per_s=tokens.mean() if done else tokens.recent(now),
+                )
+            )
+            come = count.rows
+        return Progress(now, tuple(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """All that is shown at the time `now`, of what began at the time `began`."""
+
+    title: str
+    total: int
+    began: float
+    now: float
+    progress: Progress
+    state: _State = "running"
+
+    @property
+    def elapsed(self) -> float:
+        return self.now - self.began
+
+    @property
+    def time_left(self) -> tuple[str, ...]:
+        """What is left of it while that is of interest and known, and whether the board is silent."""
+        left, silent = self.progress.seconds_left, self.now - self.progress.at
+        return (
+            *((f"{about(left)} left",) if self.state == "running" and left else ()),
+            *((f"no news for {about(silent)}",) if silent >= _SILENCE_S else ()),
+        )
+
+    def line(self) -> str:
+        """As one line of a log."""
+        stages = (_stage_text(stage, first=i == 0) for i, stage in enumerate(self.progress.stages))
+        return " | ".join(
+            (
+                self.title,
+                self._took(f"{self.elapsed:.0f} s"),
+                *stages,
+                _errors(self.progress.failed),
+                *self.time_left,
+            )
+        )
+
+    def _took(self, elapsed: str) -> str:
+        return elapsed if self.state == "running" else f"{self.state} after {elapsed}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As a table, of which a narrow terminal gets less."""
+        wide = options.max_width >= _WIDE
+        failed = self.progress.failed
+        head = (
+            self._took(str(timedelta(seconds=int(self.elapsed)))),
+            *self.time_left,
+            *(() if wide else (f"{self.total:,} rows",)),
+            *((_errors(failed),) if failed else ()),
+        )
+        yield Text.assemble(
+            (self.title, "bold"), *(f"  {part}" for part in head), no_wrap=True, overflow="ellipsis"
+        )
+        table = Table(box=None, expand=True, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("", no_wrap=True, overflow="ellipsis", max_width=options.max_width // 4)
+        table.add_column("", no_wrap=True, ratio=1, min_width=5)
+        for name in ("rows", "queue", "rows/s", "tok/s", "errors"):
+            table.add_column(name, no_wrap=True, justify="right")
+        for stage in self.progress.stages:
+            table.add_row(*_cells(stage, wide=wide))
+        yield table
+
+
+def about(seconds: float) -> str:
+    """A duration as a person says it: `45 s`, `6 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _errors(failed: int) -> str:
+    return "1 error" if failed == 1 else f"{failed} errors"
+
+
+def _per_s(rate: float) -> str:
+    return f"{rate:.2g}" if rate < 1 else f"{rate:.1f}" if rate < 100 else f"{rate:.0f}"
+
+
+def _stage_text(stage: StageProgress, *, first: bool) -> str:
+    """The first stage's queue is all that isn't done: no news."""
+    known = []
+    if stage.loading:
+        known.append(f"loading {stage.loaded}/{stage.replicas}")
+    if stage.rows_per_s is not None:
+        known.append(f"{_per_s(stage.rows_per_s)} rows/s")
+    if stage.tokens_per_s is not None:
+        known.append(f"{_per_s(stage.tokens_per_s)} tok/s")
+    if stage.queue and not first:
+        known.append(f"queue {stage.queue}")
+    if stage.failed:
+        known.append(_errors(stage.failed))
+    return f"{stage.name} {stage.rows}/{stage.total}" + (f" ({', '.join(known)})" if known else "")
+
+
+def _cells(stage: StageProgress, *, wide: bool) -> Iterator[RenderableType]:
+    yield Text(stage.name)
+    if stage.loading:
+        yield Text(f"loading {stage.loaded}/{stage.replicas}", style="yellow")
+    else:
+        yield ProgressBar(stage.total, stage.rows, complete_style="cyan", finished_style="green")
+    yield f"{stage.rows:,}/{stage.total:,}" if wide else f"{stage.rows:,}"
+    yield f"{stage.queue:,}" if stage.queue else ""
+    for rate in (stage.rows_per_s, stage.tokens_per_s):
+        yield "" if rate is None else _per_s(rate) if rate < 1000 else f"{rate:,.0f}"
+    yield Text(f"{stage.failed:,}", style="red") if stage.failed else ""
+
+
+class _Display:
+    """What `shown` starts and finishes: one thread asks and writes `_progress`, another ends and writes `_end`."""
+
+    def __init__(
+        self,
+        read: Callable[[], Snapshot | None],
+        stages: Sequence[ShownStage],
+        total: int,
+        title: str,
+        console: Console,
+        clock: Callable[[], float],
+        wait: Callable[[threading.Event, float], bool],
+    ) -> None:
+        self._read, self._stages, self._total, self._title = read, stages, total, title
+        self._console, self._clock, self._wait = console, clock, wait
+        self._began = clock()
+        self._progress = Progress(
+            self._began, tuple(StageProgress(stage.name, total, stage.replicas) for stage in stages)
+        )
+        self._end: tuple[float, _State] | None = None
+        self._begun = False  # a line has been written
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="display", daemon=True)
+        # Ray's tracebacks of what it will try again come on stdout, which is elsewhere for that reason.
+        self._live = Live(console=console, get_renderable=self._now, redirect_stdout=False, refresh_per_second=2)
+
+    def start(self) -> None:
+        if self._console.is_interactive:
+            self._live.start(refresh=True)
+        self._thread.start()
+
+    def finish(self, state: _State) -> None:
+        try:
+            self._stop.set()
+            if self._thread.is_alive():  # not when the start was interrupted
+                self._thread.join(_LAST_LOOK_S)
+        finally:  # a second, impatient Ctrl-C too leaves a clean terminal
+            self._end = self._clock(), state
+            if self._console.is_interactive:
+                with suppress(OSError):
+                    self._live.stop()
+            elif self._begun:
+                self._print(self._now().line())
+
+    def _now(self) -> Moment:
+        now, state = self._end or (self._clock(), "running")
+        return Moment(self._title, self._total, self._began, now, self._progress, state)
+
+    def _watch(self) -> None:
+        tracker = Tracker(self._stages, self._total)
+        line_at = self._began + _LINE_AFTER_S
+        ending = False
+        while not ending:
+            ending = self._wait(self._stop, _LOOK_EVERY_S)
+            with suppress(Exception):  # whatever Ray raises when a board is gone
+                if (snapshot := self._read()) is not None:
+                    self._progress = tracker.add(self._clock(), snapshot)
+            moment = self._now()
+            if not self._console.is_interactive and not self._stop.is_set() and moment.now >= line_at:
+                if not self._begun:  # a short run is told by its result alone
+                    stages = ", ".join(f"{stage.name} x{stage.replicas}" for stage in self._stages)
+                    self._print(f"{self._title} | start | {self._total} rows | {stages}")
+                    self._begun = True
+                self._print(moment.line())
+                line_at = moment.now + min(max(_LINE_AFTER_S, moment.elapsed * _LINE_GROWTH), _LINE_EVERY_S)
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            print(line, file=self._console.file, flush=True)
+
+
+@contextmanager
+def shown(
+    read: Callable[[], Snapshot | None],
+    stages: Sequence[ShownStage],
+    *,
+    total: int,
+    title: str,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+) -> Iterator[None]:
+    """Show how far the run is while the block runs, on `sys.stderr` unless there is a `console`.
+
+    `read` asks the board, in a thread of its own; it may take long, give None or raise. `total` rows pass the
+    `stages` in this order. `wait(stop, seconds)` waits until `stop` is set, at most `seconds`, and tells whether it
+    was.
+    """
+    if console is None:  # a file is no terminal, whatever FORCE_COLOR says
+        console = Console(stderr=True, force_terminal=sys.stderr.isatty())
+    display = _Display(read, stages, total, title, console, clock, wait)
+    try:
+        display.start()
+        yield
+    except BaseException:
+        display.finish("stopped")
+        raise
+    display.finish("done")

@@ -1,0 +1,306 @@
+"""What a stage made of a block, as a table: its columns, and what shows which rows are to be made again.
+
+`inputs` marks what a ranking or fusion was made of: where it differs, the row is made anew. `failed` is the error
+of the last attempt: a row that had a ranking or a fusion keeps it when a new attempt fails, without an `error`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
+from actors.stages import lacks_answer, no_candidate, with_new
+from pipelines.bulk.accounts import Kind, added
+
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "generate": ("candidates",),
+    "rank": ("ranking", "scores", "comparisons", "logits", "error"),
+    "fuse": ("fused", "fused_from", "error"),
+}
+TYPES = {"candidates": pa.list_(CANDIDATE_TYPE), **RESULT_COLUMNS, "error": pa.string()}
+# Not in rows:
+REFUSED = "refused"  # of each candidate: `Candidate.refused`
+ANSWERS = "answers"  # digests of the candidates' texts, by which logits are found again
+INPUTS = "inputs"
+FAILED = "failed"
+LEFT_OUT = "left_out"  # comparisons without a score
+ROWS = "rows"  # marks of the rows, by which their results are found again in another block
+
+
+def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
+    """Make the table of what a stage has added to blends."""
+    marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
+    if kind == "generate":
+        return _generated(added(before, after), marks)
+    columns: dict[str, list[Any]] = {"error": [blend.error for blend in after]}
+    if kind == "fuse":
+        columns["fused"] = [blend.fused for blend in after]
+        columns["fused_from"] = [blend.fused_from if blend.fused is not None else None for blend in after]
+    else:
+        rankings = [blend.ranking for blend in after]
+        columns["ranking"] = [ranking and ranking.order for ranking in rankings]
+        for name in ("scores", "comparisons", "logits"):
+            columns[name] = [ranking and getattr(ranking, name) for ranking in rankings]
+    table = pa.table({name: pa.array(columns[name], TYPES[name]) for name in COLUMNS[kind]})
+    answers = [[_mark(candidate.text) for candidate in blend.candidates] for blend in after]
+    unreadable = [blend.ranking.unreadable if blend.ranking and not blend.error else 0 for blend in after]
+    own = {
+        ANSWERS: pa.array(answers, pa.list_(pa.string())),
+        INPUTS: pa.array(map(inputs_of, before), pa.string()),
+        FAILED: pa.array(_failures(before, after), pa.string()),
+        LEFT_OUT: pa.array(unreadable if kind == "rank" else [0] * len(after), pa.int64()),
+        ROWS: marks,
+    }
+    for name, values in own.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.ChunkedArray) -> pa.Table:
+    candidates = [[candidate.to_row() for candidate in row] for row in rows]
+    refused = [[candidate.refused for candidate in row] for row in rows]
+    return pa.table(
+        {
+            "candidates": pa.array(candidates, TYPES["candidates"]),
+            REFUSED: pa.array(refused, pa.list_(pa.string())),
+            ROWS: marks,
+        }
+    )
+
+
+def candidates_of(table: pa.Table) -> list[list[Candidate]]:
+    """The candidates that a base LLM has made of each row."""
+    lists = table.column("candidates").to_pylist()
+    refused = table.column(REFUSED).to_pylist() if REFUSED in table.column_names else [None] * len(lists)
+    return [
+        [
+            Candidate(**one, refused=why)
+            for one, why in zip(row or (), reasons or [None] * len(row or ()), strict=True)
+        ]
+        for row, reasons in zip(lists, refused, strict=True)
+    ]
+
+
+def again(kind: Kind, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
+    """Find the rows that a stage has to make again.
+
+    Args:
+        kind: Of the stage.
+        before: The block's rows as the stage sees them now.
+        had: What it made of them; null where it made nothing yet.
+        retry: Whether what failed is asked again; else only what was made of other inputs is.
+
+    Returns:
+        Their numbers.
+    """
+    if kind == "generate":
+        new = had.column("candidates").is_null().to_pylist()
+        return [i for i, row in enumerate(candidates_of(had)) if new[i] or (retry and any(map(lacks_answer, row)))]
+    if INPUTS not in had.column_names:
+        return list(range(len(before)))
+    columns = (had.column(name).to_pylist() for name in (INPUTS, FAILED, LEFT_OUT))
+    return [
+        i
+        for i, (blend, inputs, failed, left_out) in enumerate(zip(before, *columns, strict=True))
+        if inputs != inputs_of(blend) or (retry and (failed is not None or left_out))
+    ]
+
+
+def to_ask(kind: Kind, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
+    """The rows as a stage sees them that is asked again: a base LLM with its own candidates in place."""
+    if kind != "generate":
+        return list(before)
+    made = candidates_of(had)
+    return [
+        replace(blend, candidates=with_new(blend.candidates, {name: own}, [name]))
+        for blend, own in zip(before, made, strict=True)
+    ]
+
+
+def merged(kind: Kind, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
+    """Put new results of some rows into the old ones of all; the others stay as they are.
+
+    Args:
+        kind: Of the stage.
+        rows: The numbers of the rows that were made again.
+        had: The old results.
+        new: The new results of those rows. Of a base LLM, answers to what lacked one.
+
+    Returns:
+        The table. A row that had a ranking or a fusion keeps it where the new attempt failed, and so it does where
+        `inputs` says that it is of older ones.
+    """
+    at = list(range(len(had)))
+    if kind == "generate":
+        made, answers = candidates_of(had), candidates_of(new)
+        nothing = had.column("candidates").is_null().to_pylist()
+        for row, fresh in zip(rows, answers, strict=True):
+            left = list(fresh)
+            made[row] = left if nothing[row] else [left.pop(0) if lacks_answer(one) else one for one in made[row]]
+        marks = had.column(ROWS).to_pylist() if ROWS in had.column_names else [None] * len(had)
+        for row, mark in zip(rows, new.column(ROWS).to_pylist(), strict=True):
+            marks[row] = marks[row] or mark
+        return _generated(made, pa.array(marks, pa.string()))
+    result = "ranking" if kind == "rank" else "fused"
+    failures = new.column(FAILED).to_pylist()
+    failed = had.column(FAILED).to_pylist()
+    kept = [value is not None for value in had.column(result).to_pylist()]
+    for number, row in enumerate(rows):
+        if failures[number] is not None and kept[row]:
+            failed[row] = failures[number]
+        else:
+            at[row] = len(had) + number
+    whole = had.set_column(had.schema.get_field_index(FAILED), FAILED, pa.array(failed, pa.string()))
+    return pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64())).combine_chunks()
+
+
+def with_earlier(kind: Kind, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
+    """Give rows that failed what another ranker or fuser, or the same one of fewer candidates, made of them.
+
+    Args:
+        kind: Of the stage.
+        after: The rows with their candidates.
+        new: Their results.
+        earlier: Results of the same rows before the config was changed.
+
+    Returns:
+        The new results; a failed row whose earlier candidates are all there still has its earlier result, with
+        indexes as they are now.
+    """
+    if ANSWERS not in earlier.column_names or len(earlier) != len(new):
+        return new
+    rows, old = new.to_pylist(), earlier.to_pylist()
+    for blend, row, was in zip(after, rows, old, strict=True):
+        if row[FAILED] is not None and (found := _moved(kind, blend, was)):
+            row |= found
+    return pa.Table.from_pylist(rows, schema=new.schema)
+
+
+def _moved(kind: Kind, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An earlier result with indexes into the candidates as they are now; None where one isn't there any more."""
+    places: dict[str, list[int]] = {}
+    for i, candidate in enumerate(blend.candidates):
+        if (mark := _mark(candidate.text)) is not None:
+            places.setdefault(mark, []).append(i)
+    now = [places[mark].pop(0) if places.get(mark) else None for mark in was[ANSWERS]]
+    if kind == "fuse":
+        if was["fused"] is None or any(now[i] is None for i in was["fused_from"]):
+            return None
+        return {"fused": was["fused"], "fused_from": [now[i] for i in was["fused_from"]], "error": None}
+    if was["ranking"] is None or any(now[i] is None for i in was["ranking"]):
+        return None
+    size = len(blend.candidates)
+    scores: list[float | None] = [None] * size
+    logits: list[list[float | None]] = [[None] * size for _ in range(size)]
+    for i, to in enumerate(now):
+        if to is not None:
+            scores[to] = was["scores"][i]
+            for j, other in enumerate(now):
+                if other is not None:
+                    logits[to][other] = was["logits"][i][j]
+    order = [now[i] for i in was["ranking"]]
+    return {"ranking": order, "scores": scores, "comparisons": was["comparisons"], "logits": logits, "error": None}
+
+
+def borrowed(kind: Kind, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
+    """Find the results of rows that were in other blocks before the input changed.
+
+    Args:
+        kind: Of the stage.
+        before: A block's rows as the stage sees them.
+        earlier: Results of blocks that aren't there any more.
+
+    Returns:
+        A table of the block's rows, null where nothing was found; None when that is everywhere.
+    """
+    tables = [table for table in earlier if ROWS in table.column_names]
+    if not tables:
+        return None
+    whole = pa.concat_tables(tables, promote_options="default")
+    places: dict[str, list[int]] = {}
+    for at, mark in enumerate(whole.column(ROWS).to_pylist()):
+        if mark is not None:
+            places.setdefault(mark, []).append(at)
+    marks = [row_mark(kind, blend) for blend in before]
+    found = [places[mark].pop(0) if places.get(mark) else None for mark in marks]
+    if all(at is None for at in found):
+        return None
+    return whole.take(pa.array(found, pa.int64())).combine_chunks()
+
+
+def marked(kind: Kind, before: Sequence[Blend], table: pa.Table) -> pa.Table:
+    """The results of equal rows as those of these rows."""
+    marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
+    others = [name for name in table.column_names if name != ROWS]
+    return table.select(others).append_column(ROWS, marks)
+
+
+def row_mark(kind: Kind, blend: Blend) -> str:
+    """Mark a row as a stage knows it: of rankings and fusions `inputs` has the rest."""
+    prompt = blend.prompt
+    parts: list[Any] = [prompt.id, prompt.instruction, prompt.input, prompt.messages]
+    if kind == "generate":
+        parts += [[(c.model, c.text, c.error) for c in blend.candidates], blend.error]
+    return _mark(json.dumps(parts, default=str)) or ""
+
+
+def inputs_of(blend: Blend) -> str:
+    """Mark what a ranking or a fusion is made of."""
+    texts = [candidate.text for candidate in blend.candidates]
+    order = blend.ranking.order if blend.ranking else None
+    return _mark(json.dumps([texts, order, blend.error or no_candidate(blend)])) or ""
+
+
+def _failures(before: Sequence[Blend], after: Sequence[Blend]) -> list[str | None]:
+    """The errors of rows that the stage had something to do for."""
+    return [
+        done.error if had.error is None and no_candidate(had) is None else None
+        for had, done in zip(before, after, strict=True)
+    ]
+
+
+def finished(blends: Sequence[Blend], kind: Kind, table: pa.Table) -> list[Blend]:
+    """Blends with what a ranker or fuser kept of them, for its account."""
+    if kind == "generate":
+        pairs = zip(blends, candidates_of(table), strict=True)
+        return [replace(blend, candidates=(*blend.candidates, *own)) for blend, own in pairs]
+    rows = table.to_pylist()
+    if kind == "fuse":
+        return [
+            replace(blend, fused=row["fused"], error=row["error"]) for blend, row in zip(blends, rows, strict=True)
+        ]
+    return [
+        replace(blend, ranking=_ranking(row), error=row["error"]) for blend, row in zip(blends, rows, strict=True)
+    ]
+
+
+def _ranking(row: Mapping[str, Any]) -> Ranking | None:
+    if row["ranking"] is None:
+        return None
+    logits = tuple(map(tuple, row["logits"]))
+    left_out = row.get(LEFT_OUT) or 0
+    return Ranking(tuple(row["ranking"]), tuple(row["scores"]), logits, row["comparisons"], unreadable=left_out)
+
+
+def known_scores(blends: Sequence[Blend], rankings: Sequence[pa.Table]) -> Mapping[bytes, float]:
+    """The scores in older rankings of the same rows, for texts that are candidates still: see `Ranker.rank`."""
+    known: dict[bytes, float] = {}
+    for ranking in rankings:
+        rows = ranking.select([ANSWERS, "logits"]).to_pylist()
+        for blend, row in zip(blends, rows, strict=True):
+            texts = {_mark(c.text): c.text for c in blend.candidates if c.text is not None}
+            had = [texts.get(mark) for mark in row[ANSWERS] or ()]
+            for i, logits in enumerate(row["logits"] or ()):
+                for j, logit in enumerate(logits):
+                    left, right = had[i], had[j]
+                    if logit is not None and left is not None and right is not None:
+                        known[digest(blend.prompt, left, right)] = logit
+    return known
+
+
+def _mark(text: str | None) -> str | None:
+    return None if text is None else hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,82 @@
+"""Which blocks each stage of a wave has to make, and what `--retry-failed` makes of a run that was finished.
+
+Attempts are counted. `run.json` has the number of the current one, written before anything else of it, and the
+manifest has that of the one it describes: a retry that was killed goes on as the same attempt. Each result has the
+number of the attempt that made it. In attempt n a stage asks again in a block where its result is of an earlier
+attempt and has failures; a ranker or fuser also looks at blocks in which a stage before it has a newer result, and
+makes those rows anew whose inputs differ (see `results`). A block's new result replaces the old one at once,
+so that at any moment each result is of before or of after, and rows that didn't fail have what they had.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipelines.bulk.checkpoints import Index, Store
+from pipelines.bulk.manifest import Manifest
+from pipelines.bulk.stages import Step, Work
+
+_READ_AT_ONCE = 16
+Todo = dict[str, set[str]]  # names of blocks, by stage
+
+
+def attempt_of(record: Mapping[str, Any] | None, manifest: Manifest | None, *, retry: bool) -> int:
+    """The number of the attempt that a session works on.
+
+    Args:
+        record: What the sessions before kept (`Store.run`).
+        manifest: That of the last one that finished; None where it isn't there (any more).
+        retry: Whether what failed is to be asked again.
+
+    Returns:
+        0 where nothing is ever asked again.
+    """
+    number = int((record or {}).get("attempt", 0))
+    under_way = (
+        number > 0 and (record or {}).get("retrying", False) and (manifest is None or manifest.attempt < number)
+    )
+    return number + 1 if retry and not under_way else number
+
+
+def to_do(store: Store, index: Index, work: Work, wave: Sequence[Step]) -> Todo:
+    """Find what the steps of a wave have to make."""
+    names = index.names
+    done = {step.name: store.done(step.key) for step in wave}
+    todo = {step.name: {name for name in names if name not in done[step.name]} for step in wave}
+    if work.attempt:
+        last = max(work.steps.index(step) for step in wave)
+        steps = work.steps[: last + 1]
+        accounts = {step.name: _accounts(store, step, names) for step in steps}
+        for name in names:
+            _look_again(name, steps, accounts, todo, work.attempt)
+    return todo
+
+
+def _look_again(
+    name: str, steps: Sequence[Step], accounts: Mapping[str, Mapping[str, Any]], todo: Todo, attempt: int
+) -> None:
+    """Add the steps that failed on a block in an earlier attempt, and those that come after such ones."""
+    newest, changes = 0, False
+    for step in steps:
+        account = accounts[step.name].get(name)
+        if account is not None:
+            made_in = account.get("attempt", 0)
+            failed = account.get("retryable", account.get("failed", 0)) and made_in < attempt
+            outdated = step.kind != "generate" and (changes or made_in < newest)
+            if (failed or outdated) and step.name in todo:
+                todo[step.name].add(name)
+            newest = max(newest, made_in)
+        changes = changes or name in todo.get(step.name, ())
+
+
+def _accounts(store: Store, step: Step, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    there = store.done(step.key)
+    wanted = [name for name in names if name in there]
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        results = pool.map(lambda name: store.result(step.key, name), wanted)
+        return {name: result.account for name, result in zip(wanted, results, strict=True) if result}
+
+
+def can_retry(manifest: Manifest) -> bool:
+    """Whether anything in a finished run failed that would be asked again."""
+    return any(stage.retryable for stage in manifest.stages)

@@ -1,0 +1,184 @@
+"""What stages make of a block: columns. Of a base LLM its candidates, of the ranker and the fuser theirs.
+
+Through Ray Data flow the blocks' names alone. Rows and results are in the store, where every stage finds what it
+needs of them: nothing is lost with a node, waits in memory, or is held by the driver.
+
+Results are of one place in the input: what is drawn at random for a block is no other block's answer. What can't
+differ is made once and copied (`pipelines.bulk.deduplication`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from actors.errors import BLANK
+from actors.records import RESULT_COLUMNS, Candidate
+from actors.stages import FUSING_FAILED, NOTHING_TO_RANK, RANKING_FAILED, Fuse, Generate, Rank, with_new
+from cluster.plan import Placement
+from configs.identity import deciding
+from configs.schema import MAX_ERROR_RATE, BaseLLM, EchoModel, GenFuser, Judge, LLMFuser, PairRanker, RewardModel
+from pipelines.bulk.accounts import Kind
+from pipelines.bulk.checkpoints import Result, Store, digest_of
+from pipelines.bulk.checksums import DamagedError
+from pipelines.bulk.results import COLUMNS, TYPES
+
+STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
+_WHICH = frozenset({"strategy", "top_k"})  # settings of a ranker that say what is compared
+FLOWING = ("id", "instruction", "input", "prompt", "messages", "candidates", *RESULT_COLUMNS, "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a run.
+
+    Attributes:
+        key: The folder of its results.
+        older: Folders of other rankings of the same rows.
+        previous: The folder of its results before the config was changed (`--update`).
+    """
+
+    placement: Placement
+    key: str
+    older: tuple[str, ...] = ()
+    previous: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.placement.name
+
+    @property
+    def kind(self) -> Kind:
+        match self.placement.settings:
+            case PairRanker() | RewardModel() | Judge():
+                return "rank"
+            case GenFuser() | LLMFuser():
+                return "fuse"
+        return "generate"
+
+    @property
+    def llm(self) -> BaseLLM | None:
+        """The LLM at work: a base LLM, a judge's or a fuser's."""
+        settings = self.placement.settings
+        llm = settings.llm if isinstance(settings, Judge | LLMFuser) else settings
+        return llm if isinstance(llm, BaseLLM) else None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it makes the same of the same rows each time: nothing is drawn, or all of it with a seed."""
+        llm = self.llm
+        return llm is None or isinstance(llm, EchoModel) or llm.sampling.greedy or llm.sampling.seed is not None
+
+    @property
+    def scorer(self) -> str:
+        """What decides a ranker's scores of two answers; its strategy doesn't."""
+        settings = {name: value for name, value in deciding(self.placement.settings).items() if name not in _WHICH}
+        return digest_of(settings)
+
+    @property
+    def max_error_rate(self) -> float:
+        """Share of the rows asked on which it may fail; an LLM's own setting, also that of a judge or a fuser."""
+        return self.llm.max_error_rate if self.llm else MAX_ERROR_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is made of every block.
+
+    Attributes:
+        llms: Names of the base LLMs in the config's order, which is that of their candidates.
+        prepare: Done to the rows before any stage. Importable by name, as `finish` is.
+        finish: Done to the rows after all stages.
+        attempt: How often `--retry-failed` was given: what failed in an earlier attempt is asked again.
+    """
+
+    steps: tuple[Step, ...]
+    llms: tuple[str, ...] = ()
+    prepare: Callable[[pa.Table], pa.Table] | None = None
+    finish: Callable[[pa.Table], pa.Table] | None = None
+    attempt: int = 0
+
+    def shared(self, step: Step) -> bool:
+        """Whether equal blocks get equal results of a step, so that those of one may be taken for another."""
+        before = () if step.kind == "generate" else self.steps[: self.steps.index(step)]
+        return all(one.deterministic for one in (*before, step))
+
+    def fresh(self, rows: pa.Table) -> pa.Table:
+        """The rows without what they came with of results that are made anew."""
+        table = self._without_old_failures(rows)
+        table = self.prepare(table) if self.prepare else table
+        made = {column for step in self.steps if step.kind != "generate" for column in COLUMNS[step.kind]}
+        for name in made - {"error"}:
+            table = _with(table, name, pa.nulls(len(table), TYPES[name]))
+        return table
+
+    def _without_old_failures(self, table: pa.Table) -> pa.Table:
+        """Drop errors of rows that an earlier run failed on in a stage that this one has, too."""
+        kinds = {step.kind for step in self.steps}
+        ours = [
+            *((NOTHING_TO_RANK, RANKING_FAILED, BLANK) if kinds & {"generate", "rank"} else ()),
+            *((FUSING_FAILED,) if "fuse" in kinds else ()),
+        ]
+        errors = table.column("error")
+        if errors.null_count == len(table):
+            return table
+        left = [None if error and error.startswith(tuple(ours)) else error for error in errors.to_pylist()]
+        return _with(table, "error", pa.array(left, TYPES["error"]))
+
+    def seen_by(self, step: Step, store: Store, fingerprint: str, file: str, name: str) -> pa.Table:
+        """The rows of a block as a step sees them, with what the steps before it made.
+
+        Raises DamagedError when rows or a result are gone that were there, or are damaged.
+        """
+        table = self.fresh(store.rows(fingerprint, file)).select(FLOWING)
+        if step.kind == "generate":
+            return table
+        for before in self.steps[: self.steps.index(step)]:
+            table = self.joined(table, before, self.result(before, store, name, len(table)).table)
+        return self.gathered(table)
+
+    def result(self, step: Step, store: Store, name: str, rows: int) -> Result:
+        """What a step made of a block. Raises DamagedError when it is gone or damaged."""
+        result = store.result(step.key, name)
+        if result is not None and len(result.table) != rows:
+            store.forget_result(step.key, name)  # so that it is made again
+            result = None
+        if result is None:
+            raise DamagedError(f"{store.root}: what {step.name} made of block {name} is gone or damaged")
+        return result
+
+    def joined(self, table: pa.Table, step: Step, result: pa.Table) -> pa.Table:
+        """The table with what a step made."""
+        if step.kind == "generate":
+            return table.append_column(_own(step.name), result.column("candidates"))
+        for name in COLUMNS[step.kind]:
+            table = _with(table, name, result.column(name))
+        return table
+
+    def gathered(self, table: pa.Table) -> pa.Table:
+        """The table with all LLMs' candidates in the one column, after those that came with the row.
+
+        Where a given candidate of a model is an error, the model was asked again: the new one is in its place.
+        """
+        names = [name for name in map(_own, self.llms) if name in table.column_names]
+        if not names:
+            return table
+        models = [name for name in self.llms if _own(name) in names]
+        given = [[Candidate(**one) for one in row or ()] for row in table.column("candidates").to_pylist()]
+        made = {
+            model: [[Candidate(**one) for one in row] for row in table.column(_own(model)).to_pylist()]
+            for model in models
+        }
+        rows = [
+            [one.to_row() for one in with_new(row, {model: made[model][i] for model in models}, models)]
+            for i, row in enumerate(given)
+        ]
+        return _with(table, "candidates", pa.array(rows, TYPES["candidates"])).drop_columns(names)
+
+
+def _own(llm: str) -> str:
+    return f"candidates of {llm}"
+
+
+def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)

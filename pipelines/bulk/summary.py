@@ -1,0 +1,72 @@
+"""How a run ended, for a person: one line, and before it what failed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.errors import BlendError
+from pipelines.bulk.failures import last_lines, problems
+from pipelines.bulk.manifest import Manifest
+
+
+class FailedRunError(BlendError):
+    """A run is written, but too much of it failed.
+
+    Attributes:
+        details: Lines about what failed.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run, for a person.
+
+    Attributes:
+        resumed: Whether nothing was left to do.
+        preferences: Where pairs were written, and how many.
+        nothing_failed: Whether it was to ask again what failed, and nothing had.
+    """
+
+    manifest: Manifest
+    output: str
+    resumed: bool = False
+    preferences: tuple[str, int] | None = None
+    nothing_failed: bool = False
+
+    @property
+    def error_rate(self) -> float:
+        """Share of rows with an error."""
+        written = self.manifest.output
+        return written.errors / written.rows if written.rows else 0.0
+
+    def details(self) -> list[str]:
+        """Lines about what failed, by model and cause; see `failures.last_lines`."""
+        return last_lines(self.manifest)
+
+    def problem(self, max_error_rate: float = 1.0) -> str | None:
+        """Why the run counts as failed, though all is written; None when it doesn't.
+
+        Args:
+            max_error_rate: Share of all rows that may have an error.
+        """
+        too_many = (
+            [f"more than max_error_rate {max_error_rate:g} allows"] if self.error_rate > max_error_rate else []
+        )
+        why = [*too_many, *problems(self.manifest.stages)]
+        return f"{self.line()}; {'; '.join(why)}" if why else None
+
+    def line(self) -> str:
+        """One line: rows, errors, where."""
+        written = self.manifest.output
+        errors = f", {written.errors} of them with an error" if written.errors else ""
+        pairs = "{1} pairs: {0}".format(*self.preferences) if self.preferences else ""
+        before = " (complete already; --overwrite does it again)" if self.resumed else ""
+        if self.nothing_failed:
+            before = " (complete already, and nothing failed that could be asked again)"
+        return f"{written.rows} rows{errors}: {self.output}{'; ' + pairs if pairs else ''}{before}"

@@ -1,0 +1,1 @@
+"""Command line: the `blend` command and its options."""

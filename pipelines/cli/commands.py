@@ -1,0 +1,399 @@
+"""The `blend` command: one subcommand per job.
+
+Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes:
+0 done, 1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; with `--debug`, a
+traceback too.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from actors.errors import BlendError, one_line
+from configs.loading import ConfigError, load
+from configs.schema import BlendConfig, GenFuser
+from pipelines.cli.options import (
+    Config,
+    Debug,
+    DtypeOption,
+    Input,
+    Kind,
+    Limit,
+    Margin,
+    Output,
+    Overwrite,
+    Pairs,
+    PreferencesUri,
+    RankerOption,
+    RetryFailed,
+    RunInput,
+    RunOutput,
+    Set,
+    StrategyOption,
+    TopK,
+    Update,
+    bulk_settings,
+    check_existing,
+    preference_settings,
+    ranker_settings,
+    settings_of,
+)
+from pipelines.interruption import how_to_go_on, install, left_to_others
+
+if TYPE_CHECKING:
+    from pipelines.bulk.summary import Summary
+
+app = typer.Typer(
+    help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
+app.add_typer(train_app, name="train")
+bench_app = typer.Typer(help="Measure on this machine; JSON comes last.")
+app.add_typer(bench_app, name="bench")
+
+
+@app.command()
+def run(
+    config: Config,
+    input: RunInput = None,
+    output: RunOutput = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    retry_failed: RetryFailed = False,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
+    set_: Set = [],  # noqa: B006 (typer copies it)
+    debug: Debug = False,
+) -> None:
+    """Bulk: read prompts, ask every LLM, rank the answers, fuse the best, write. Goes on where it was stopped."""
+    wanted = (preferences, pairs, margin)
+    settings = bulk_settings(
+        config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
+    )
+
+    from pipelines.bulk.commands import run_blend
+
+    _show(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
+
+
+@app.command()
+def serve(
+    config: Config,
+    host: Annotated[
+        str, typer.Option(metavar="H", help="Address to listen on; any but this machine's own needs API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port to listen on.")] = 8000,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Online: OpenAI's API, where the model `blend` is all models together, and a page for people."""
+    settings = load(config, BlendConfig, set_)
+
+    from pipelines.serve.command import serve_blend
+
+    serve_blend(settings, host, port)
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]) -> None:
+    """Make an API key for the service: the key, shown once, and the line for the keys file."""
+    from pipelines.serve.access import new_key
+
+    secret, line = new_key(name)
+    typer.echo(f"key (keep it, it is nowhere else):     {secret}\nline for the file of serve.keys_file: {line}")
+
+
+@app.command()
+def submit(
+    config: Config,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="The cluster's dashboard, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
+        ),
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Show its log, and end with its exit code.")] = False,
+    input: RunInput = None,
+    output: RunOutput = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    retry_failed: RetryFailed = False,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """The same run as a job on a Ray cluster; submitted again, it goes on where it was stopped."""
+    wanted = (preferences, pairs, margin)
+    settings = bulk_settings(
+        config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
+    )
+    given = {"--overwrite": overwrite, "--update": update, "--retry-failed": retry_failed}
+    flags = [flag for flag, on in given.items() if on]
+
+    from cluster.submission import submit as submit_job
+    from configs.environment import variables
+
+    if needed := variables(settings):
+        typer.echo(f"blend: the cluster's machines need these environment variables: {', '.join(needed)}", err=True)
+
+    with left_to_others(signal.SIGINT):  # it asks whether to stop the job
+        code = submit_job(settings, address, flags=flags, wait=wait, name=config)
+    raise typer.Exit(code)
+
+
+@app.command()
+def rank(
+    ranker: RankerOption,
+    input: Input,
+    output: Output,
+    kind: Kind = None,
+    strategy: StrategyOption = None,
+    top_k: TopK = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Also write every row's logits.")] = False,
+    dtype: DtypeOption = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Keep comparisons here (SQLite), and make none that are there."),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Actors that rank; default: what fits."),
+    ] = None,
+    preferences: PreferencesUri = None,
+    pairs: Pairs = None,
+    margin: Margin = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    retry_failed: RetryFailed = False,
+    debug: Debug = False,
+) -> None:
+    """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
+    settings = ranker_settings(
+        ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
+    )
+
+    wanted = preference_settings(None, preferences, pairs, margin)
+
+    from pipelines.bulk.commands import run_rank
+
+    summary = run_rank(
+        settings,
+        input,
+        output,
+        matrix=matrix,
+        preferences=wanted,
+        overwrite=overwrite,
+        update=update,
+        retry_failed=retry_failed,
+    )
+    _show(summary)
+
+
+@app.command()
+def fuse(
+    fuser: Annotated[
+        str, typer.Option(metavar="M", help="GenFuser or any seq2seq model: a local folder or hub id.")
+    ],
+    input: Input,
+    output: Output,
+    top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best are fused.")] = 3,
+    num_beams: Annotated[int, typer.Option(min=1, metavar="B", help="Beams of the search; 1 is greedy.")] = 4,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Longest answer; default: a candidate's 128.")
+    ] = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    retry_failed: RetryFailed = False,
+    debug: Debug = False,
+) -> None:
+    """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
+    settings = settings_of(GenFuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+
+    from pipelines.bulk.commands import run_fuse
+
+    _show(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+
+
+@app.command()
+def compare(
+    ranker: RankerOption,
+    input: Input,
+    output: Output,
+    kind: Kind = None,
+    dtype: DtypeOption = None,
+    overwrite: Overwrite = False,
+    update: Update = False,
+    retry_failed: RetryFailed = False,
+    debug: Debug = False,
+) -> None:
+    """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
+    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
+    settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
+
+    from pipelines.bulk.commands import run_compare
+
+    _show(run_compare(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+
+
+@app.command()
+def plan(
+    config: Config,
+    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="As if the cluster had N GPUs.")] = None,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Show what would run where, without running it."""
+    settings = load(config, BlendConfig, set_)
+
+    from pipelines.bulk.planning import show_plan
+
+    show_plan(settings, gpus)
+
+
+@app.command()
+def report(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The page; default: URI.report.html, beside the rows.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """One HTML page of a run: quality, who wins, comparisons, lengths, errors, time; tables and plots."""
+    from pipelines.report import report as write_report
+
+    typer.echo(write_report(uri, output))
+
+
+@train_app.command("ranker")
+def train_ranker(
+    config: Config,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Train a PairRanker on rows with candidates and scores."""
+    from configs.training import RankerTraining
+    from pipelines.train.ranker import train
+
+    train(load(config, RankerTraining, set_))
+
+
+@train_app.command("fuser")
+def train_fuser(
+    config: Config,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Train a fuser on rows with candidates and references."""
+    from configs.training import FuserTraining
+    from pipelines.train.fuser import train
+
+    train(load(config, FuserTraining, set_))
+
+
+@bench_app.command("rank")
+def bench_rank(
+    ranker: RankerOption,
+    input: Input,
+    kind: Kind = None,
+    strategy: Annotated[
+        list[str], typer.Option(metavar="S", help="To compare with full; repeatable. Default: one of each kind.")
+    ] = [],  # noqa: B006
+    top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best must be right.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N rows.")] = None,
+    dtype: DtypeOption = None,
+    debug: Debug = False,
+) -> None:
+    """Speed of a ranker, and what every strategy costs and loses against comparing all pairs."""
+    settings = ranker_settings(ranker, kind=kind, dtype=dtype)
+    strategies = [ranker_settings(ranker, kind=kind, strategy=one).strategy for one in strategy]
+
+    from pipelines.bench.rank import main as measure
+
+    measure(settings, input, limit=limit, top_k=top_k, strategies=[one for one in strategies if one])
+
+
+@bench_app.command("pool")
+def bench_pool(
+    ranker: RankerOption,
+    input: Input,
+    replicas: Annotated[int, typer.Option(min=2, metavar="N", help="Ranker actors that share a request.")] = 2,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Requests: the first N rows.")] = 5,
+    dtype: DtypeOption = None,
+    simulated_s: Annotated[
+        float, typer.Option(metavar="S", help="Seconds that a comparison takes on a simulated replica.")
+    ] = 0.3,
+    debug: Debug = False,
+) -> None:
+    """How much sooner one request is ranked on several replicas, and on up to 64 simulated ones."""
+    settings = ranker_settings(ranker, dtype=dtype)
+
+    from pipelines.bench.pool import main as measure
+
+    measure(settings, input, replicas=replicas, limit=limit, simulated_s=simulated_s)
+
+
+@app.command()
+def evaluate(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also tell the first N rows as prose.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Quality against references (`output`) or given scores (`candidates[].scores`); people's votes."""
+    from pipelines.quality.evaluation import main as evaluate_rows
+
+    evaluate_rows(uri, as_json=as_json, examples=examples)
+
+
+def _show(summary: "Summary") -> None:
+    """The last lines of a run that counts as done."""
+    _details(summary.details())
+    typer.echo(summary.line(), err=True)
+
+
+def _details(lines: Sequence[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def main() -> None:
+    """Run a command, and turn what it raises into one line and an exit code."""
+    install()
+    try:
+        code = app(standalone_mode=False)
+    except ConfigError as error:
+        code = _tell(str(error), 2)
+    except TyperException as error:
+        code = _tell(error.format_message(), error.exit_code)
+    except BlendError as error:
+        _details(getattr(error, "details", ()))
+        code = _tell(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _tell(how_to_go_on(sys.argv[1:]), 130)
+    except Exception as error:
+        code = _tell(f"unexpected {one_line(error)} (--debug shows where)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(message: str, code: int) -> int:
+    if "BLEND_DEBUG" in os.environ:
+        traceback.print_exc()
+    for line in message.splitlines():
+        print(f"blend: {line}", file=sys.stderr)
+    return code

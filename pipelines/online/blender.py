@@ -1,0 +1,93 @@
+"""One prompt's blend, step by step, in asyncio: what the service runs, and the reference of the bulk path.
+
+Trouble degrades an answer in steps and is told in it: a member that fails or is late is a candidate
+less; a ranker that fails leaves the order to the members' record so far; a fuser that fails leaves the best
+candidate. Only when nobody answers there is no answer.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Self
+
+from actors.fusers import Fuser, load_fuser
+from actors.generator import Generator
+from actors.ranker import Ranker, blanks_last
+from actors.records import Blend, Candidate, Prompt, Ranking
+from configs.online import online
+from configs.schema import BlendConfig, Comparing
+from configs.strategies import Focus, Full, Sparse, Strategy
+from pipelines.online.circuits import RANKER, ending
+from pipelines.online.parts import Parts
+from pipelines.online.protocols import Ask, Event, NoAnswerError, Outcome
+from pipelines.online.request import Course
+
+ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them
+
+
+class Blender(Parts):
+    """Members, a ranker and a fuser, wherever they are."""
+
+    @classmethod
+    def local(cls, config: BlendConfig) -> Self:
+        """Everything in this process. Raises ModelLoadError when a model can't be used."""
+        config = online(config)
+        members = [Generator(model) for model in config.models]
+        ranker = Ranker(config.placing_ranker)
+        fuser: Fuser | None = load_fuser(config.fuser) if config.fuser else None
+        return cls(members, ranker, fuser, top_k=config.fuser.top_k if config.fuser else 1)
+
+    async def blend(self, prompt: Prompt, given: Sequence[Candidate] = ()) -> Blend:
+        """The blend of one prompt; an LLM that already has a candidate in `given` is not asked again."""
+        try:
+            return (await self.outcome(Ask(prompt, given=tuple(given)))).blend
+        except NoAnswerError as error:
+            return Blend(prompt, tuple(given), error=str(error))
+
+    async def compare(self, prompt: Prompt, candidates: Sequence[Candidate]) -> Ranking:
+        """Every pair in both orders, as `blend compare` does.
+
+        Raises:
+            NotAskedError: The ranker is left out for a while.
+            Exception: What the ranker raises, and TimeoutError.
+        """
+        return await self._ranked(prompt, candidates, Comparing(strategy=Full()))
+
+    async def rerank(self, prompt: Prompt, candidates: Sequence[Candidate], top_n: int | None = None) -> Ranking:
+        """An order whose first `top_n` places matter, or all. Raises as `compare` does."""
+        strategy: Strategy
+        if top_n is not None and top_n < len(candidates):
+            strategy = Focus()
+        else:
+            strategy = Full() if len(candidates) <= ALL_PAIRS else Sparse()
+        return await self._ranked(prompt, candidates, Comparing(strategy=strategy, top_k=top_n))
+
+    async def _ranked(self, prompt: Prompt, candidates: Sequence[Candidate], comparing: Comparing) -> Ranking:
+        limits = (self.patience.deadline_s, self.patience.timeouts_s.get(RANKER))
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        call = self.circuits[RANKER].begin()
+        with ending(call, limit):
+            async with asyncio.timeout(limit):
+                ranking = await self.ranker.rank_one(prompt, candidates, None, comparing)
+            call.succeeded()
+        return blanks_last(ranking, candidates)
+
+    async def outcome(self, ask: Ask) -> Outcome:
+        """How it ends. Raises NoAnswerError."""
+        async with contextlib.aclosing(self.events(ask)) as events:
+            async for event in events:
+                if isinstance(event, Outcome):
+                    return event
+        raise AssertionError("no outcome")
+
+    async def events(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """What happens until the answer is there; the last is the `Outcome`. Raises NoAnswerError.
+
+        Closing the iterator, or cancelling who waits for it, cancels all work that was begun for it.
+        """
+        course = Course(self, ask)
+        for step in course.steps():
+            async with contextlib.aclosing(step) as events:
+                async for event in events:
+                    yield event
+        yield course.outcome()

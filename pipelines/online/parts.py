@@ -1,0 +1,40 @@
+"""What blends are made by, wherever it is: the state that all requests of a process share."""
+
+from collections.abc import Sequence
+
+from actors.leaderboard import Standing
+from configs.breaker import BreakerSettings
+from pipelines.online.circuits import FUSER, RANKER, Circuits
+from pipelines.online.protocols import FuserPart, Member, Patience, RankerPart
+
+FOR_EVER = Patience()
+
+
+class Parts:
+    """Members, a ranker and a fuser, with the members' record so far and a circuit breaker for each."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        ranker: RankerPart,
+        fuser: FuserPart | None,
+        *,
+        top_k: int = 1,
+        patience: Patience = FOR_EVER,
+        breaker: BreakerSettings = BreakerSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            members: The base LLMs.
+            ranker: Ranks their answers.
+            fuser: Writes the answer; None: the best one is it.
+            top_k: How many of the best the fuser reads.
+            patience: How long is waited for what.
+            breaker: When a part that fails is left out for a while.
+        """
+        self.members = {member.name: member for member in members}
+        self.ranker, self.fuser, self.top_k = ranker, fuser, top_k
+        self.patience = patience
+        self.standing = Standing(list(self.members))
+        self.circuits = Circuits([*self.members, RANKER, *([FUSER] if fuser else [])], breaker)

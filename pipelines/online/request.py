@@ -1,0 +1,417 @@
+"""One request's blend under way: its members, then the ranker, then the fuser, each as far as time allows."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from actors.circuit_breaker import Call, NotAskedError
+from actors.engines import Completion
+from actors.errors import BLANK, BlendError, one_line
+from actors.ranker import blanks_last
+from actors.records import Blend, Candidate, Ranking, Refusal, is_blank
+from actors.stages import best_of, missing_samples
+from pipelines.online.circuits import FUSER, RANKER, ending, probe
+from pipelines.online.clock import in_time, least, now
+from pipelines.online.parts import Parts
+from pipelines.online.protocols import (
+    BEST,
+    BLEND,
+    Answered,
+    Ask,
+    Event,
+    FuserPart,
+    Fusing,
+    Member,
+    MemberPiece,
+    NoAnswerError,
+    Outcome,
+    Piece,
+    Ranked,
+)
+
+_T = TypeVar("_T")
+
+
+class Course:
+    """One request under way."""
+
+    def __init__(self, parts: Parts, ask: Ask) -> None:
+        self._parts, self._ask = parts, ask
+        self._alone = ask.model not in (BLEND, BEST)
+        self._members = [parts.members[ask.model]] if self._alone else list(parts.members.values())
+        self._candidates: list[Candidate | None] = list(ask.given)
+        self._slots: list[tuple[int, Member, int]] = []  # place among the candidates, who is asked, which sample
+        for member in self._members:
+            samples = 1 if self._alone else member.samples
+            own = [at for at, candidate in enumerate(ask.given) if candidate.model == member.name]
+            for sample in missing_samples([ask.given[at] for at in own], samples):
+                at = own[sample] if sample < len(own) else len(self._candidates)
+                self._candidates[at : at + 1] = [None]
+                self._slots.append((at, member, ask.choice * samples + sample))
+        self._ranking: Ranking | None = None
+        self._fused_from: tuple[int, ...] = ()
+        self._answer = Completion("", "stop")
+        self._seconds: dict[str, float] = {}
+        self._degraded: list[str] = []
+        self._patience = parts.patience
+        self._probes: set[int] = set()  # candidates that are waited for no longer than others and their grace
+        self._grace_over: float | None = None  # on the loop's clock; None: more answers are needed
+        deadline = ask.deadline_s if ask.deadline_s is not None else self._patience.deadline_s
+        self._began = now()
+        self._deadline_s = None if deadline is None else max(deadline - ask.waited_s, 0.0)
+
+    def steps(self) -> Iterator[AsyncGenerator[Event, None]]:
+        if self._alone:
+            yield self._answer_alone()
+            return
+        yield self._generate()
+        yield self._rank()
+        yield self._fuse()
+
+    def outcome(self) -> Outcome:
+        """After all steps."""
+        fused = None if self._alone else self._answer.text
+        blend = Blend(self._ask.prompt, self._known(), self._ranking, fused, self._fused_from)
+        return Outcome(blend, self._answer, self._seconds, tuple(self._degraded))
+
+    def _known(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for candidate in self._candidates if candidate is not None)
+
+    def _left(self, share: float = 1.0) -> float | None:
+        """Seconds until so much of the deadline is over; None: no deadline."""
+        if self._deadline_s is None:
+            return None
+        return max(self._began + share * self._deadline_s - now(), 0.0)
+
+    def _patient_with(self, name: str, left: float | None) -> float | None:
+        return least(self._patience.timeouts_s.get(name), left)
+
+    def _whole_s(self, name: str) -> float | None:
+        """What the service's settings give a part in all, whatever this request leaves of it; None: no bound."""
+        given = self._patience
+        rest = 1 - given.generation_share - given.ranking_share
+        share = {RANKER: given.ranking_share, FUSER: rest}.get(name, given.generation_share)
+        return self._patient_with(name, None if given.deadline_s is None else share * given.deadline_s)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = now()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = now() - began
+
+    async def _answer_alone(self) -> AsyncGenerator[Event, None]:
+        """One member's own answer: that of a candidate, but its pieces are the answer's."""
+        ((_, member, sample),) = self._slots
+        try:
+            call = self._parts.circuits[member.name].begin()
+        except NotAskedError as error:
+            raise NoAnswerError(f"{member.name}: {error}", retry_after_s=error.retry_after_s) from error
+        limit = self._patient_with(member.name, self._left())
+        said: Candidate | None = None
+        with self._timed("generate"):
+            async with contextlib.aclosing(self._asked(call, member, sample, self._ask.follow, limit)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, str):
+                        yield Piece(piece)
+                    else:
+                        said = piece
+        assert said is not None  # every stream ends with it
+        if said.text is None:
+            raise NoAnswerError(f"{member.name}: {said.error}", said.refused)
+        self._candidates = [said]
+        self._answer = Completion(said.text, "length" if said.finish_reason == "length" else "stop")
+
+    async def _generate(self) -> AsyncGenerator[Event, None]:
+        happened: asyncio.Queue[MemberPiece | Answered] = asyncio.Queue()
+        tasks: list[asyncio.Task[None]] = []
+        with self._timed("generate"):
+            try:
+                left_out = [
+                    answered
+                    for at, member, sample in self._slots
+                    if (answered := self._begin(at, member, sample, happened, tasks))
+                ]
+                for answered in left_out:
+                    yield answered
+                while (why := self._enough()) is None:
+                    try:
+                        async with asyncio.timeout(self._generation_left()):
+                            event = await happened.get()
+                    except TimeoutError:
+                        continue  # `_enough` knows what that means
+                    if isinstance(event, Answered):
+                        self._candidates[event.index] = event.candidate
+                    yield event
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        for at, member, _ in self._slots:
+            if self._candidates[at] is None:
+                cause = self._parts.circuits[member.name].status.cause if at in self._probes else None
+                self._candidates[at] = Candidate(member.name, error=_not_waited_for(cause) if cause else why)
+        for candidate in self._known():
+            if candidate.text is None:
+                self._degraded.append(f"{candidate.model}: {candidate.error}")
+        if all(candidate.text is None for candidate in self._known()):
+            told = "; ".join(self._degraded) or "no candidates"
+            later = self._parts.circuits.retry_after_s(member.name for member in self._members)
+            raise NoAnswerError(f"no candidate: {told}", self._refused(), later)
+
+    def _begin(
+        self,
+        index: int,
+        member: Member,
+        sample: int,
+        happened: asyncio.Queue[MemberPiece | Answered],
+        tasks: list[asyncio.Task[None]],
+    ) -> Answered | None:
+        """Begin to ask one member for one candidate; gives what became of it where the member isn't asked."""
+        circuits = self._parts.circuits
+        try:
+            call = circuits[member.name].begin()
+        except NotAskedError as error:
+            candidate = Candidate(member.name, error=str(error))
+            self._candidates[index] = candidate
+            return Answered(index, candidate, 0.0)
+        work = self._one(call, index, member, sample, happened)
+        if call.probe:
+            self._probes.add(index)
+            circuits.apart(work)
+        else:
+            tasks.append(asyncio.get_running_loop().create_task(work))
+        return None
+
+    def _refused(self) -> Refusal | None:
+        """Why no model will ever answer; None: one might."""
+        reasons = [candidate.refused for candidate in self._known()]
+        if not reasons or None in reasons:
+            return None
+        return "too long" if "too long" in reasons else "other"
+
+    async def _one(
+        self,
+        call: Call,
+        index: int,
+        member: Member,
+        sample: int,
+        happened: asyncio.Queue[MemberPiece | Answered],
+    ) -> None:
+        """Ask one member for one candidate, and put what happens into the queue."""
+        began = now()
+        limit = self._whole_s(member.name) if call.probe else self._patience.timeouts_s.get(member.name)
+        said: Candidate | None = None
+        follow = self._ask.follow_members
+        async with contextlib.aclosing(self._asked(call, member, sample, follow, limit)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    happened.put_nowait(MemberPiece(index, member.name, piece))
+                else:
+                    said = piece
+        assert said is not None  # every stream ends with it
+        happened.put_nowait(Answered(index, said, now() - began))
+
+    async def _asked(
+        self, call: Call, member: Member, sample: int, follow: bool, limit: float | None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        """Pieces of a member's answer if they are followed, then its candidate, whatever goes wrong."""
+        candidate: Candidate
+        try:
+            with ending(call, self._whole_s(member.name)) as heard:
+                if follow:
+                    stream = member.stream(self._ask.prompt, sample, self._ask.change)
+                    async with contextlib.aclosing(in_time(stream, limit)) as pieces:
+                        async for piece in pieces:
+                            if isinstance(piece, str):
+                                heard.set()
+                                yield piece
+                            else:
+                                candidate = piece
+                else:
+                    async with asyncio.timeout(limit):
+                        candidate = await member.answer(self._ask.prompt, sample, self._ask.change)
+                call.ended(candidate)
+        except TimeoutError as error:
+            told = one_line(error) if limit is None else f"no answer within {limit:g} s"
+            candidate = Candidate(member.name, error=told)
+        except Exception as error:  # whatever the way to a replica raises
+            candidate = Candidate(member.name, error=one_line(error))
+        yield candidate
+
+    def _until(self) -> float:
+        """The share of the deadline that generation may take: all of it while there is no answer at all."""
+        answered = any(candidate.text is not None for candidate in self._known())
+        return self._patience.generation_share if answered else 1.0
+
+    def _generation_left(self) -> float | None:
+        """Seconds until generation is over, if nothing more happens."""
+        grace = None if self._grace_over is None else max(self._grace_over - now(), 0.0)
+        return least(self._left(self._until()), grace)
+
+    def _enough(self) -> str | None:
+        """Why no further answer is waited for, as those are told whose is missing; None: it is."""
+        missing = {at for at, candidate in enumerate(self._candidates) if candidate is None}
+        if not missing:
+            return "answered"
+        answered = {candidate.model for candidate in self._known() if candidate.text is not None}
+        quorum = self._patience.quorum is not None and len(answered) >= self._patience.quorum
+        if self._grace_over is None and (quorum or (answered and missing <= self._probes)):
+            self._grace_over = now() + self._grace_s()
+        if self._grace_over is not None and now() >= self._grace_over:
+            return f"not waited for: {len(answered)} others had answered"
+        if self._left(self._until()) == 0.0:
+            return f"no answer within {self._until() * (self._deadline_s or 0.0):.3g} s"
+        return None
+
+    def _grace_s(self) -> float:
+        """How much longer is waited for those who may be left out: a share of the time so far."""
+        return self._patience.quorum_grace * (now() - self._began)
+
+    async def _in_grace(self, part: str, work: Coroutine[Any, Any, _T], limit: float | None) -> _T:
+        """The result of a probe that comes soon enough; the probe goes on in any case.
+
+        Raises:
+            BlendError: It didn't come in time.
+        """
+        cause = self._parts.circuits[part].status.cause
+        task = self._parts.circuits.apart(work)
+        try:
+            async with asyncio.timeout(least(self._grace_s(), limit)):
+                return await asyncio.shield(task)
+        except TimeoutError as error:
+            raise BlendError(_not_waited_for(cause)) from error
+
+    async def _rank(self) -> AsyncGenerator[Event, None]:
+        candidates = self._known()
+        share = self._patience.generation_share + self._patience.ranking_share
+        limit = self._patient_with(RANKER, self._left(share))
+        if limit == 0.0:  # the only answer came late: there is nothing to compare, and time for it
+            limit = self._left()
+        why = "out of time"
+        with self._timed("rank"):
+            try:
+                async with contextlib.aclosing(self._rankings(candidates, limit)) as rankings:
+                    async for ranking in rankings:
+                        self._ranking = blanks_last(ranking, candidates)
+                        if self._ask.follow_members:
+                            yield Ranked(self._ranking, candidates)
+            except TimeoutError as error:
+                why = one_line(error) if limit is None else f"no ranking within {limit:g} s"
+            except Exception as error:  # whatever the ranker, or the way to it, raises
+                why = one_line(error)
+        told = self._ranking if self._ask.follow_members else None
+        if self._ranking is not None and self._ranking.complete:
+            self._parts.standing.add(candidates, self._ranking)
+        elif self._ranking is not None and self._ranking.comparisons:
+            self._degraded.append(f"ranker: {why}; the ranking so far counts")
+        else:
+            self._ranking = blanks_last(self._parts.standing.ranking(candidates, self._ask.prompt), candidates)
+            self._degraded.append(f"ranker: {why}; answers stand in the order of their models' record so far")
+        if self._ranking is not told:
+            yield Ranked(self._ranking, candidates)
+
+    async def _rankings(
+        self, candidates: tuple[Candidate, ...], limit: float | None
+    ) -> AsyncGenerator[Ranking, None]:
+        """The ranking after every round if they are followed, else the last."""
+        ranker, prompt = self._parts.ranker, self._ask.prompt
+        call, whole_s = self._parts.circuits[RANKER].begin(), self._whole_s(RANKER)
+        if call.probe:
+            work = ranker.rank_one(prompt, candidates, _budget(whole_s))
+            yield await self._in_grace(RANKER, probe(call, work, whole_s), limit)
+            return
+        with ending(call, whole_s) as heard:
+            if self._ask.follow_members:
+                stream = ranker.rounds(prompt, candidates, _budget(limit))
+                async with contextlib.aclosing(in_time(stream, limit)) as rounds:
+                    async for ranking in rounds:
+                        heard.set()
+                        yield ranking
+                call.succeeded()
+            else:
+                async with asyncio.timeout(limit):
+                    last = await ranker.rank_one(prompt, candidates, _budget(limit))
+                call.succeeded()
+                yield last
+
+    async def _fuse(self) -> AsyncGenerator[Event, None]:
+        ranking, candidates = self._ranking, self._known()
+        assert ranking is not None
+        best = candidates[ranking.order[0]]
+        fuser = self._parts.fuser if self._ask.model == BLEND else None
+        if fuser is None:
+            if is_blank(best.text or ""):
+                raise NoAnswerError(BLANK)
+            self._take(best, ranking.order[:1])
+            yield Piece(self._answer.text)
+            return
+        self._fused_from = best_of(ranking.order, candidates, self._parts.top_k)
+        yield Fusing(self._fused_from)
+        texts = [candidates[at].text or "" for at in self._fused_from]
+        limit = self._patient_with(FUSER, self._left())
+        written = ""
+        with self._timed("fuse"):
+            try:
+                async with contextlib.aclosing(self._fusion(fuser, texts, limit)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, str):
+                            written += piece
+                            yield Piece(piece)
+                        else:
+                            self._answer = piece
+                self._fused_from = self._fused_from[: self._answer.candidates_read]
+                return
+            except TimeoutError as error:
+                why = one_line(error) if limit is None else f"no answer within {limit:g} s"
+            except Exception as error:  # whatever the fuser, or the way to it, raises
+                why = one_line(error)
+        if written:
+            self._degraded.append(f"fuser: {why}; the answer is what was written by then")
+            self._answer = Completion(written, "length")
+            return
+        self._degraded.append(f"fuser: {why}; the best candidate instead")
+        self._take(best, ranking.order[:1])
+        yield Piece(self._answer.text)
+
+    async def _fusion(
+        self, fuser: FuserPart, texts: list[str], limit: float | None
+    ) -> AsyncGenerator[str | Completion, None]:
+        """The answer's text, in pieces if they are followed, then the completion."""
+        prompt, change = self._ask.prompt, self._ask.change
+        call, whole_s = self._parts.circuits[FUSER].begin(), self._whole_s(FUSER)
+        if call.probe:
+            whole = await self._in_grace(FUSER, probe(call, fuser.fuse(prompt, texts, change), whole_s), limit)
+            yield whole.text
+            yield whole
+            return
+        with ending(call, whole_s) as heard:
+            if self._ask.follow:
+                stream = fuser.stream(prompt, texts, change)
+                async with contextlib.aclosing(in_time(stream, limit)) as pieces:
+                    async for piece in pieces:
+                        heard.set()
+                        yield piece
+                call.succeeded()
+            else:
+                async with asyncio.timeout(limit):
+                    whole = await fuser.fuse(prompt, texts, change)
+                call.succeeded()
+                yield whole.text
+                yield whole
+
+    def _take(self, best: Candidate, at: tuple[int, ...]) -> None:
+        """The best candidate is the answer; its tokens count as the candidate's."""
+        self._fused_from = at
+        self._answer = Completion(best.text or "", "length" if best.finish_reason == "length" else "stop")
+
+
+def _budget(limit: float | None) -> float | None:
+    """When the last round of comparisons begins, so that it should still end in time."""
+    return None if limit is None else 0.8 * limit
+
+
+def _not_waited_for(cause: str | None) -> str:
+    return f"not waited for; it failed before: {cause}"

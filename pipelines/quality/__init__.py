@@ -1,0 +1,1 @@
+"""Quality of answers: metrics, votes, error kinds."""

@@ -1,0 +1,368 @@
+"""Quality of a run: each base LLM, random choice, the best candidate, the ranker's choice, the blend.
+
+Against references (the column `output`; of several the one that an answer is nearest to): exact match, BLEU
+(sacrebleu, mean of sentences with effective order), ROUGE-L (rouge-score, F1), and for answers like `1) Paris
+2) went` the fraction of parts that are right. Against
+scores that candidates came with: those. Higher is better everywhere. A metric is looked at row by row, so that
+random choice is an expectation, not a draw, and the oracle takes the best of each row. What people's votes tell is
+`pipelines.quality.votes`.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+
+from actors.errors import BlendError
+from actors.records import read_prompt
+from pipelines.quality.segmentation import WordTokenizer, spaced
+from pipelines.quality.votes import Votes, margin_between, name_of
+from pipelines.quality.votes import table as table_of_votes
+from pipelines.rows.readers import read_rows
+from pipelines.rows.schema import references_of
+
+PART = re.compile(r"(?:^|\s)(\d+)\)")
+HEADINGS = {"parts": "parts right", "exact": "exact", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
+LINES = {
+    "random": "random choice",
+    "oracle": "best candidate (oracle)",
+    "ranker": "ranker's choice",
+    "blend": "blend",
+}
+_bleu = BLEU(effective_order=True)
+_rouge = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
+
+
+def exact(reference: str, text: str) -> float:
+    """1 if the text is the reference, but for white space around it."""
+    return float(text.strip() == reference.strip())
+
+
+def bleu(reference: str, text: str) -> float:
+    """Sentence BLEU from 0 to 1."""
+    return float(_bleu.sentence_score(spaced(text), [spaced(reference)]).score / 100)
+
+
+def rouge_l(reference: str, text: str) -> float:
+    """F1 of the longest common subsequence of words (`segmentation.words`), from 0 to 1."""
+    return float(_rouge.score(reference, text)["rougeL"].fmeasure)
+
+
+def numbered_parts(text: str) -> list[str] | None:
+    """The parts of `1) Paris 2) fox goat 3) went`; None for a text that isn't a list numbered from 1."""
+    before, *found = PART.split(text.strip())
+    numbers, parts = found[::2], [part.strip() for part in found[1::2]]
+    if before or not parts or numbers != [str(i) for i in range(1, len(parts) + 1)]:
+        return None
+    return parts
+
+
+def parts(reference: str, text: str) -> float:
+    """The fraction of the reference's parts that the text has under the same number."""
+    wanted = numbered_parts(reference) or []
+    given = numbered_parts(text) or []
+    return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted) if wanted else 0.0
+
+
+# In the order in which they are told; the first that rows have is the one that places are counted by.
+METRICS: dict[str, Callable[[str, str], float]] = {
+    "parts": parts,
+    "exact": exact,
+    "bleu": bleu,
+    "rouge_l": rouge_l,
+}
+
+
+@dataclass
+class Mean:
+    """A mean under way, and how sure it is. Squares are summed about the mean (Welford), so that none cancel."""
+
+    total: float = 0.0
+    count: int = 0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        from_before = value - self.total / self.count if self.count else 0.0
+        self.total += value
+        self.count += 1
+        self.squares += from_before * (value - self.total / self.count)
+
+    def merge(self, other: Self) -> None:
+        """The values of another mean (Chan, Golub and LeVeque 1979)."""
+        if self.count and other.count:
+            apart = self.total / self.count - other.total / other.count
+            self.squares += apart**2 * self.count * other.count / (self.count + other.count)
+        self.total += other.total
+        self.count += other.count
+        self.squares += other.squares
+
+    @property
+    def value(self) -> float | None:
+        """The mean so far; None of nothing."""
+        return self.total / self.count if self.count else None
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the mean's 95% interval, by the normal distribution; None of fewer than two values."""
+        if self.count < 2:
+            return None
+        return 1.96 * math.sqrt(self.squares / (self.count - 1) / self.count)
+
+
+Means = dict[str, dict[str, Mean]]
+
+
+def _means() -> Any:
+    return defaultdict(lambda: defaultdict(Mean))
+
+
+@dataclass
+class Tally:
+    """One metric over all rows.
+
+    gains: by how much a system beat each model and the ranker's choice (None), row by row: what makes a row
+    hard for everyone cancels, so that the interval is narrower than those of the two means suggest.
+    """
+
+    rows: int = 0
+    models: Means = field(default_factory=_means)
+    systems: Means = field(default_factory=_means)
+    gains: dict[str, dict[str | None, Mean]] = field(default_factory=_means)
+    pairwise: Mean = field(default_factory=Mean)
+
+    def add(self, row: Mapping[str, Any], quality: Sequence[float | None], blend: float | None = None) -> None:
+        """One row with the quality of each of its candidates and of what was fused; None where it isn't known."""
+        if blend is not None:
+            self.systems["blend"]["mean"].add(blend)
+        known = {index: value for index, value in enumerate(quality) if value is not None}
+        values = list(known.values())
+        if not values:
+            return
+        top = max(values)
+        chosen = known.get(row["ranking"][0]) if row["ranking"] else None
+        self.rows += 1
+        for index, value in known.items():
+            name = name_of(row["candidates"][index], index)
+            model = self.models[name]
+            model["mean"].add(value)
+            model["rank"].add(_rank(value, values))
+            model["best_share"].add((value == top) / values.count(top))
+            if chosen is not None:
+                self.gains["ranker"][name].add(chosen - value)
+            if blend is not None:
+                self.gains["blend"][name].add(blend - value)
+        self.systems["random"]["mean"].add(sum(values) / len(values))
+        self.systems["random"]["rank"].add((len(values) + 1) / 2)
+        self.systems["oracle"]["mean"].add(top)
+        if chosen is not None and blend is not None:
+            self.gains["blend"][None].add(blend - chosen)
+        if chosen is not None:
+            self.systems["ranker"]["mean"].add(chosen)
+            self.systems["ranker"]["rank"].add(_rank(chosen, values))
+            self.systems["ranker"]["is_best"].add(chosen == top)
+        for (i, a), (j, b) in combinations(known.items(), 2):
+            margin = margin_between(row, i, j)
+            if margin is not None and a != b:
+                self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (a > b))
+
+    def merge(self, other: Self) -> None:
+        """The rows of another tally of the same metric."""
+        self.rows += other.rows
+        self.pairwise.merge(other.pairwise)
+        pairs: tuple[tuple[Any, Any], ...] = (
+            (self.models, other.models),
+            (self.systems, other.systems),
+            (self.gains, other.gains),
+        )
+        for ours, theirs in pairs:
+            for name, means in theirs.items():
+                for what, mean in means.items():
+                    ours[name][what].merge(mean)
+
+    def report(self) -> dict[str, Any]:
+        """The means, as plain data."""
+        return {
+            "rows": self.rows,
+            "models": {name: _values(means) for name, means in sorted(self.models.items())},
+            **{name: _values(means) for name, means in self.systems.items()},
+            "pairwise": self.pairwise.value,
+        }
+
+
+class Quality:
+    """All metrics of rows under way. Rows with an error are left out.
+
+    references: a tally per metric against the rows' references; scores: one per metric that candidates came with.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Tally] = defaultdict(Tally)
+        self._references: dict[str, Tally] = defaultdict(Tally)
+        self._numbered = True  # all references so far are numbered lists
+
+    @property
+    def references(self) -> dict[str, Tally]:
+        """`parts` is for rows whose references are all numbered lists."""
+        return {name: one for name, one in self._references.items() if self._numbered or name != "parts"}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One row of `parsing.read_rows`; a candidate with an error is worth 0 against a reference."""
+        if row["error"] is not None:
+            return
+        candidates, references, fused = row["candidates"] or (), references_of(row), row["fused"]
+        if references and (candidates or fused is not None):
+            self._numbered = self._numbered and all(numbered_parts(one) is not None for one in references)
+            texts = {one["text"] for one in candidates} | {fused}
+            for name, metric in METRICS.items():
+                if name != "parts" or self._numbered:
+                    worth = {
+                        text: max(metric(reference, text) for reference in references)
+                        for text in texts
+                        if text is not None
+                    }
+                    quality = [worth.get(one["text"], 0.0) for one in candidates]
+                    self._references[name].add(row, quality, worth.get(fused))
+        for name, given in given_scores(candidates).items():
+            self.scores[name].add(row, given)
+
+    def merge(self, other: Self) -> None:
+        """The rows of another."""
+        self._numbered = self._numbered and other._numbered
+        for ours, theirs in ((self._references, other._references), (self.scores, other.scores)):
+            for name, tally in theirs.items():
+                ours[name].merge(tally)
+
+
+def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The quality of rows (as `parsing.read_rows` gives them) as plain data, ready for JSON.
+
+    {"rows", "errors", "error_rate", "comparisons", "references": {metric: table}, "scores": {metric: table},
+    "votes"}; a table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker",
+    "blend", "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best
+    share it. "pairwise" is the share of pairs of different quality that the ranker tells apart. "votes" is
+    `Votes.report`, None where nobody voted. Rows with an error are counted and left out; a candidate with an error
+    is worth 0 against a reference.
+
+    Raises BlendError when no row can be evaluated.
+    """
+    count, errors, comparisons = 0, 0, 0
+    quality, votes = Quality(), Votes()
+    for row in rows:
+        count += 1
+        comparisons += row["comparisons"] or 0
+        errors += row["error"] is not None
+        quality.add(row)
+        votes.add(row)
+    if not quality.references and not quality.scores and not votes.count:
+        raise BlendError(
+            f"nothing to evaluate: of {count} rows, {errors} with an error, none has candidates and a reference "
+            "(`output`), candidates with `scores`, or a person's `vote`"
+        )
+    return {
+        "rows": count,
+        "errors": errors,
+        "error_rate": errors / count,
+        "comparisons": comparisons,
+        "references": {name: tally.report() for name, tally in quality.references.items()},
+        "scores": {name: tally.report() for name, tally in sorted(quality.scores.items())},
+        "votes": votes.report() if votes.count else None,
+    }
+
+
+def evaluate_uri(uri: str, limit: int | None = None) -> dict[str, Any]:
+    """`evaluate` of the rows of a file, folder or glob."""
+    return evaluate(read_rows(uri, limit))
+
+
+def main(uri: str, *, as_json: bool = False, examples: int = 0) -> None:
+    """Print the report of a URI's rows, as JSON or as tables with the first `examples` rows as prose."""
+    report = evaluate_uri(uri)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console()
+    console.print(render(report))
+    for row in islice((row for row in read_rows(uri) if row["error"] is None), examples):
+        console.print(Text(f"\n{describe(row)}"), soft_wrap=True)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """One row as prose: what was asked, every answer with its rank, what became of them."""
+    instruction, given_input = read_prompt(row).texts()
+    lines = [f"Prompt {row['id']}: {instruction}", *([f"  {given_input}"] if given_input else [])]
+    candidates, ranking = row["candidates"] or [], row["ranking"] or []
+    unranked = [index for index in range(len(candidates)) if index not in ranking]
+    for place, index in [*enumerate(ranking, 1), *((None, index) for index in unranked)]:
+        one = candidates[index]
+        answer = f"no answer: {one['error']}" if one["text"] is None else one["text"]
+        lines.append(f"  {place or '-'}. {name_of(one, index)}: {answer}")
+    if row["fused"] is not None:
+        taken = ", ".join(name_of(candidates[index], index) for index in row["fused_from"] or ())
+        lines.append(f"  Blend{f' of {taken}' if taken else ''}: {row['fused']}")
+    lines += [f"  Reference: {reference}" for reference in references_of(row)]
+    return "\n".join(lines)
+
+
+def render(report: Mapping[str, Any]) -> Group:
+    """The report for people, to print with rich: tables for references, for each given score, and for votes."""
+    head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
+    tables = [_table("Against references", report["references"])] if report["references"] else []
+    tables += [_table(f"By given score: {name}", {name: table}) for name, table in report["scores"].items()]
+    tables += [table_of_votes(report["votes"])] if report["votes"] else []
+    return Group(Text(head), *tables)
+
+
+def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line per system, a column per metric; rank and best are those of the first metric."""
+    first = next(iter(metrics.values()))
+    table = Table(title=Text(f"{title} ({first['rows']} rows)"), title_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading in (*(HEADINGS.get(name, name) for name in metrics), "mean rank", "best"):
+        table.add_column(Text(heading), justify="right")
+    for name in first["models"]:
+        _line(table, name, [one["models"].get(name, {}) for one in metrics.values()])
+    for key, label in LINES.items():
+        _line(table, label, [one.get(key, {}) for one in metrics.values()])
+    if first["pairwise"] is not None:
+        table.caption = f"the ranker tells {first['pairwise']:.1%} of pairs of different quality apart"
+    return table
+
+
+def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
+    best = of[0].get("best_share", of[0].get("is_best"))
+    if of[0]:
+        means = [f"{one['mean']:.3f}" if one else "" for one in of]
+        rank = f"{of[0]['rank']:.2f}" if "rank" in of[0] else ""
+        table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
+
+
+def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """For each metric in `candidates[].scores`, its value for each candidate."""
+    given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
+    scores = [one if isinstance(one, dict) else {} for one in given]
+    metrics = {name for one in scores for name, value in one.items() if _is_number(value)}
+    return {name: [one[name] if _is_number(one.get(name)) else None for one in scores] for name in sorted(metrics)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rank(value: float, values: Sequence[float]) -> float:
+    """1 is the best; values that tie take the mean of the ranks they span."""
+    return 1 + sum(other > value for other in values) + (values.count(value) - 1) / 2
+
+
+def _values(means: Mapping[str, Mean]) -> dict[str, float | None]:
+    return {name: mean.value for name, mean in means.items()}

@@ -1,0 +1,1 @@
+"""Rows in files: row schema, readers, writers, Arrow types, URIs, object storage."""

@@ -1,0 +1,414 @@
+"""Arrow types for values that came as JSON, found in one pass before Parquet or CSV is written.
+
+A type is found for each value (`infer`) and joined with the next one's (`unify`), which is commutative (but
+for the order of fields), associative and idempotent: blocks can be looked at in any order, anywhere. What
+no Arrow type fits (text here and a number there, integers beyond 64 bits, integers beyond 2^53 and fractions)
+becomes JSON text. Keys that can't be columns go to one column of JSON text, `extra`, and no other key with them.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS, plain
+from pipelines.rows.arrow_types import cast, to_python
+from pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
+from pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, Given, number_of, readable
+
+# These stand for something else while types are joined; see `stored`.
+JSON = pa.json_()  # JSON text
+LARGE = pa.uint64()  # 64-bit integers, some beyond 2^53: a double can't hold them
+NAN = pa.float16()  # nothing but NaN, which is a missing value for whatever else is there
+MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record
+_NUMBERS = (pa.int64(), LARGE, pa.float64())
+OTHERS = ""  # the field of a row's type that stands for all keys without a column of their own
+_EXACT = 2**53
+_MADE_IDS, _OTHER_IDS = "made", "other"  # in what `look` gives: some ids were made; some aren't in `GIVEN_ID`
+MAX_DEPTH = 16
+EMPTY = pa.struct([])
+
+
+def infer(value: Any, depth: int = MAX_DEPTH) -> pa.DataType:
+    """The Arrow type of one JSON value; `JSON` where none fits."""
+    if value is None:
+        return pa.null()
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        if -_EXACT <= value <= _EXACT:
+            return pa.int64()
+        return LARGE if -(2**63) <= value < 2**63 else JSON
+    if isinstance(value, float):
+        return NAN if value != value else pa.float64()
+    if isinstance(value, str):
+        return pa.string()
+    if depth == 0:
+        return JSON
+    if isinstance(value, dict):
+        if len(value) > MAX_FIELDS or not all(_is_name(key) for key in value):
+            return JSON
+        return pa.struct([(key, infer(item, depth - 1)) for key, item in value.items()])
+    item_type = pa.null()
+    for item in value:
+        item_type = unify(item_type, infer(item, depth - 1))
+    return pa.list_(item_type)
+
+
+def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """The narrowest type that holds the values of both; fields of `b` that `a` lacks go last."""
+    for one, other in ((a, b), (b, a)):
+        if one == other or pa.types.is_null(other) or (other == NAN and not pa.types.is_null(one)):
+            return one
+    if {a, b} <= {pa.int64(), LARGE}:
+        return LARGE
+    if {a, b} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        return pa.list_(unify(a.value_type, b.value_type))
+    if pa.types.is_struct(a) and pa.types.is_struct(b):
+        fields = {field.name: field.type for field in a}
+        for field in b:
+            fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)
+        return pa.struct(fields.items()) if len(fields) <= MAX_FIELDS else JSON
+    return JSON
+
+
+def stored(kind: pa.DataType) -> pa.DataType:
+    """The type as it is written: a string for JSON text, what was always null, and objects without keys."""
+    if kind in (JSON, pa.null(), EMPTY):
+        return pa.string()
+    if kind in (LARGE, NAN):
+        return pa.int64() if kind == LARGE else pa.float64()
+    if pa.types.is_list(kind):
+        return pa.list_(stored(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, stored(field.type)) for field in kind])
+    return kind
+
+
+def fit(value: Any, kind: pa.DataType) -> Any:
+    """A JSON value as a Python value of `stored(kind)`; `kind` must hold it (see `unify`)."""
+    if value is None or (value != value and kind not in (NAN, pa.float64())):
+        return None
+    if kind in (JSON, EMPTY):
+        return to_json(value)
+    if pa.types.is_struct(kind):
+        return {field.name: fit(value.get(field.name), field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [fit(item, kind.value_type) for item in value]
+    if pa.types.is_string(kind):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    return float(value) if pa.types.is_float64(kind) else value
+
+
+def infer_row(row: dict[str, Any]) -> pa.DataType:
+    """The type of a row's unknown keys: a field for each that can be a column, `OTHERS` if there are more."""
+    fields = {key: infer(value) for key, value in row.items() if _is_name(key)}
+    return _limited(fields | ({} if len(fields) == len(row) else {OTHERS: JSON}))
+
+
+def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """`unify` for the types of rows."""
+    if a == b:
+        return a
+    fields = {field.name: field.type for field in a}
+    for field in b:
+        fields[field.name] = unify(fields.get(field.name, pa.null()), field.type)
+    return _limited(fields)
+
+
+def _limited(fields: dict[str, pa.DataType]) -> pa.DataType:
+    """A row's type of at most `MAX_FIELDS` columns: the same ones, whatever the order of rows."""
+    names = [name for name in fields if name != OTHERS]
+    if len(names) > MAX_FIELDS:
+        left_out = sorted(names, key=lambda name: (len(name), name))[MAX_FIELDS:]
+        fields = {name: kind for name, kind in fields.items() if name not in set(left_out)} | {OTHERS: JSON}
+    return pa.struct(fields.items())
+
+
+def infer_array(array: pa.Array | pa.ChunkedArray) -> pa.DataType:
+    """`infer` for the values of an Arrow array, as JSON has them (`arrow_types.to_python`)."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    kind = array.type
+    if array.null_count == len(array):
+        return pa.null()
+    if pa.types.is_dictionary(kind):
+        return infer_array(array.dictionary_decode())
+    if pa.types.is_boolean(kind):
+        return pa.bool_()
+    if pa.types.is_integer(kind):
+        ends = pc.min_max(array)
+        return unify(infer(ends["min"].as_py()), infer(ends["max"].as_py()))
+    if pa.types.is_floating(kind):
+        return NAN if pc.all(pc.is_nan(array)).as_py() else pa.float64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(infer_array(array.flatten()))
+    if pa.types.is_struct(kind) and all(_is_name(field.name) for field in kind):
+        names = [field.name for field in kind]
+        if 0 < len(names) <= MAX_FIELDS and len(set(names)) == len(names):
+            return pa.struct(zip(names, map(infer_array, array.flatten()), strict=True))
+    if pa.types.is_nested(kind):
+        return JSON
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or not isinstance(kind, pa.BaseExtensionType):
+        return pa.string()
+    found: pa.DataType = pa.null()
+    for value in to_python(array):
+        found = unify(found, infer(as_json(value)))
+    return found
+
+
+def look(table: pa.Table) -> pa.DataType:
+    """What `Layout.of` needs to know of a table of rows; of several tables it is the `unify` of theirs."""
+    lists = table.column("candidates").to_pylist()
+    known = [name for name in (*OWN_COLUMNS, *RESULT_COLUMNS) if name in table.column_names]
+    native = [field for field in table.schema if field.name not in ROW_SCHEMA.names]
+    rows = _given(table)
+    return pa.struct(
+        {
+            "present": pa.struct([(n, pa.null()) for n in known if table.column(n).null_count < len(table)]),
+            "given": _joined(_own_types(row.own) for row in rows),
+            "ids": pa.struct([(name, pa.null()) for name in _ids(table, rows)]),
+            "extra": _joined(infer_row(row.others) for row in rows),
+            "candidate_extra": _joined(
+                infer_row(_candidate_extra(one)[1]) for candidates in lists for one in candidates or ()
+            ),
+            "native": pa.struct(native),
+            "native_values": pa.struct([(f.name, infer_array(table.column(f.name))) for f in native]),
+        }.items()
+    )
+
+
+def _own_types(own: Mapping[str, Any]) -> pa.DataType:
+    return pa.struct([(name, infer(value)) for name, value in own.items()])
+
+
+def _ids(table: pa.Table, rows: Sequence[Given]) -> Iterator[str]:
+    """What there is to know of ids: whether some were made, and whether some aren't in the column `GIVEN_ID`."""
+    if any(row.made for row in rows):
+        yield _MADE_IDS
+    typed = table.column(GIVEN_ID) if GIVEN_ID in table.column_names else pa.nulls(len(table))
+    if any(not one.is_valid and not row.made for one, row in zip(typed, rows, strict=True)):
+        yield _OTHER_IDS
+
+
+def _candidate_extra(candidate: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A candidate's text, also one beside an error, and its unknown keys."""
+    extra = json.loads(candidate[EXTRA]) if candidate[EXTRA] else {}
+    beside = extra.pop("text", None)
+    return candidate["text"] if beside is None else beside, extra
+
+
+def _given(table: pa.Table) -> list[Given]:
+    return [Given.of(row) for row in table.select([*OWN_COLUMNS, EXTRA]).to_pylist()]
+
+
+def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """What `look` would see of two tables together."""
+    if pa.types.is_null(a):
+        return b
+    parts = {field.name: field.type for field in a}
+    return pa.struct([(field.name, unify_rows(parts[field.name], field.type)) for field in b])
+
+
+def packed(kind: pa.DataType) -> bytes:
+    """A type as bytes, for a file or another process."""
+    return pa.schema([("type", kind)]).serialize().to_pybytes()
+
+
+def unpacked(data: bytes) -> pa.DataType:
+    """The type that `packed` made these bytes of."""
+    return pa.ipc.read_schema(pa.py_buffer(data)).field("type").type
+
+
+def _joined(kinds: Iterable[pa.DataType]) -> pa.DataType:
+    return functools.reduce(unify_rows, kinds, EMPTY)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of what is written, the same for every file of a folder.
+
+    own: prompt columns that some row has, in the types in which they came. unreadable: those of so different types
+    that they are written as stages read them, and what came under `extra`. typed_ids: the type of ids that all come
+    from Parquet. kept: result columns that this run doesn't write. extra, candidate_extra: the types of the unknown
+    keys of rows and of candidates (`infer_row`). native: columns that came from Parquet, and from nowhere else;
+    shared: those that other files have as keys, so that `extra` has their type.
+    """
+
+    own: dict[str, pa.DataType]
+    kept: dict[str, pa.DataType]
+    results: dict[str, pa.DataType]
+    extra: pa.DataType
+    candidate_extra: pa.DataType
+    native: tuple[pa.Field, ...]
+    shared: frozenset[str] = frozenset()
+    unreadable: tuple[str, ...] = ()
+    typed_ids: pa.DataType | None = None
+
+    @classmethod
+    def of(cls, seen: pa.DataType, results: dict[str, pa.DataType], keep: Sequence[str]) -> Self:
+        """From what `look` saw of all rows; `results` are written, `keep` where some row has them."""
+        parts = {field.name: field.type for field in seen}
+        present = {field.name for field in parts["present"]}
+        given = {field.name: field.type for field in parts["given"]}
+        keys = {field.name for field in parts["extra"]}
+        native = [field for field in parts["native"] if field.name not in results and field.name != GIVEN_ID]
+        shared = [(f.name, parts["native_values"].field(f.name).type) for f in native if f.name in keys]
+        extra = parts["extra"]
+        for name, kind in shared:
+            extra = pa.struct([(f.name, unify(f.type, kind) if f.name == name else f.type) for f in extra])
+        own = {name: kind for name, kind in given.items() if name in OWN_COLUMNS and not pa.types.is_null(kind)}
+        unreadable = tuple(name for name, kind in own.items() if not readable(name, kind, JSON))
+        if unreadable:
+            extra = unify_rows(extra, pa.struct([(OTHERS, JSON)]))
+            own |= {name: OWN_TYPES[name] for name in unreadable}
+        if "prompt" in unreadable:
+            own["messages"] = unify(own.get("messages", pa.null()), OWN_TYPES["messages"])
+        if any(name in given for name in (*results, "error")):
+            extra = unify_rows(extra, pa.struct([(RAW, pa.string())]))
+        typed = parts["native"].field(GIVEN_ID).type if parts["native"].get_field_index(GIVEN_ID) >= 0 else None
+        marks = {field.name for field in parts["ids"]}
+        own["id"] = _id_type(own.get("id", pa.null()), made=_MADE_IDS in marks)
+        kept = {name: OWN_TYPES[name] for name in keep if name in present and name not in results}
+        for name, kind in given.items():
+            if name in RESULT_COLUMNS and name not in results and not pa.types.is_null(kind):
+                kept[name] = unify(kept.get(name, pa.null()), kind)
+        return cls(
+            own={name: own[name] for name in OWN_COLUMNS if name in own},
+            kept=kept,
+            results=results,
+            extra=extra,
+            candidate_extra=parts["candidate_extra"],
+            native=tuple(field for field in native if field.name not in keys),
+            shared=frozenset(name for name, _ in shared),
+            unreadable=unreadable,
+            typed_ids=None if marks else typed,
+        )
+
+    def made_id(self, text: str) -> str | int:
+        """An id that was made, as the column of ids has it."""
+        return number_of(text) if self.own["id"] in _NUMBERS else text
+
+    def ids(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """The column `id` of a table of the stages."""
+        if self.typed_ids is not None:
+            return rows.column(GIVEN_ID)
+        return self._own("id", _given(rows), rows)
+
+    def extra_types(self) -> dict[str, pa.DataType]:
+        """The columns that come out of `extra`; ours win over a key of the same name."""
+        taken = (set(ROW_SCHEMA.names) - {EXTRA}) | set(self.results) | {field.name for field in self.native}
+        return {name: kind for name, kind in _columns(self.extra).items() if name not in taken}
+
+    def schema(self) -> pa.Schema:
+        """The row's own columns first, then ours, `error` last."""
+        candidate = {name: CANDIDATE_TYPE.field(name).type for name in CANDIDATE_FIELDS}
+        candidate |= {name: stored(kind) for name, kind in _columns(self.candidate_extra).items()}
+        columns = {name: stored(kind) for name, kind in self.own.items()}
+        columns |= {"id": self.typed_ids} if self.typed_ids is not None else {}
+        columns |= {name: stored(kind) for name, kind in self.extra_types().items()}
+        columns |= {field.name: field.type for field in self.native}
+        columns |= {name: stored(kind) for name, kind in self.kept.items()}
+        columns |= {"candidates": pa.list_(pa.struct(candidate.items()))} | self.results
+        return pa.schema((columns | {"error": pa.string()}).items())
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        """A table of the stages as it is written."""
+        extra_types, schema, columns = self.extra_types(), self.schema(), []
+        given = _given(rows)
+        extras = self._extras(rows, given)
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            if name == "id":
+                columns.append(cast(self.ids(rows), kind))
+            elif name in self.own or name in self.kept:
+                columns.append(self._own(name, given, rows))
+            elif name in extra_types:
+                columns.append(pa.array([fit(extra.get(name), extra_types[name]) for extra in extras], kind))
+            elif name == "candidates":
+                lists, types = rows.column(name).to_pylist(), _columns(self.candidate_extra)
+                columns.append(pa.array([[self._candidate(one, types) for one in c or ()] for c in lists], kind))
+            elif name in rows.column_names:
+                columns.append(cast(rows.column(name), kind))
+            else:
+                columns.append(pa.nulls(len(rows), kind))
+        return pa.table(columns, schema=schema)
+
+    def _own(self, name: str, given: Sequence[Given], rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """A column of ours, its values as they came."""
+        kind = {**self.own, **self.kept}[name]
+        if kind == OWN_TYPES[name]:
+            return rows.column(name)
+        held = rows.column(name).to_pylist()
+        if name == "id":
+            held = [self.made_id(text) if one.made else text for one, text in zip(given, held, strict=True)]
+        made = name == "id" or name in RESULT_COLUMNS or (name == "messages" and "prompt" in self.unreadable)
+        values = [one.own.get(name, value if made else None) for one, value in zip(given, held, strict=True)]
+        return pa.array([fit(value, kind) for value in values], stored(kind))
+
+    def _extras(self, rows: pa.Table, given: Sequence[Given]) -> list[dict[str, Any]]:
+        """Each row's unknown keys, with the values of shared columns."""
+        extras = [_unknown(self._others(row), self.extra) for row in given]
+        for name in self.shared:
+            for extra, value in zip(extras, to_python(rows.column(name)), strict=True):
+                if value is not None:
+                    extra[name] = as_json(value)
+        return extras
+
+    def _others(self, row: Given) -> dict[str, Any]:
+        """A row's keys that aren't in columns of ours, some of them because they can't be."""
+        odd = {name: row.own[name] for name in (*self.results, "error") if row.own.get(name) is not None}
+        moved = {n: row.own[n] for n in self.unreadable if n in row.own and infer(row.own[n]) != OWN_TYPES[n]}
+        return with_raw(row.others, odd) | moved
+
+    def _candidate(self, candidate: dict[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
+        text, unknown = _candidate_extra(candidate)
+        extra = _unknown(unknown, self.candidate_extra)
+        fitted = {name: fit(extra.get(name), kind) for name, kind in types.items()}
+        return {name: candidate[name] for name in CANDIDATE_FIELDS} | {"text": text} | fitted
+
+
+def _id_type(kind: pa.DataType, *, made: bool) -> pa.DataType:
+    """The type of ids: that of all that were given; a made one is a text or, among numbers, a number."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    return JSON if made and kind not in (*_NUMBERS, pa.string()) else kind
+
+
+def others(row: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any] | None:
+    """A row's keys that have no column of their own (`kind`: see `infer_row`), for the column `extra`."""
+    if kind.get_field_index(OTHERS) < 0:
+        return None
+    return {name: value for name, value in row.items() if kind.get_field_index(name) < 0 or name in _NO_COLUMN}
+
+
+_NO_COLUMN = (OTHERS, EXTRA)  # where there are others, a key `extra` of the user's is one of them
+
+
+def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
+    """The columns of unknown keys."""
+    fields = {field.name: field.type for field in kind}
+    if OTHERS in fields:
+        return {name: t for name, t in fields.items() if name not in _NO_COLUMN} | {EXTRA: JSON}
+    return fields
+
+
+def _unknown(values: dict[str, Any], kind: pa.DataType) -> dict[str, Any]:
+    """A row's unknown keys, those without a column together in `extra`."""
+    rest = others(values, kind)
+    return values if rest is None else values | {EXTRA: rest or None}
+
+
+def as_json(value: Any) -> Any:
+    """A Python value as JSON has it: bytes, decimals and the like as text."""
+    return json.loads(json.dumps(value, default=plain))
+
+
+def _is_name(key: str) -> bool:
+    """Whether Parquet's readers take it as a column's name."""
+    return bool(key) and key.isprintable()

@@ -1,0 +1,64 @@
+"""The types of our own columns in the form in which they came: an `id` that is a number, a `prompt` that is a chat.
+
+Rows travel with ids as text, prompts as text or messages, one reference (`schema.read_row`); what came in another
+form is in `extra`, and this is how Parquet and CSV give it back.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from actors.records import PROMPT_COLUMNS, RESULT_COLUMNS
+from pipelines.rows.schema import EXTRA, INTERNAL, MADE, OWN_COLUMNS
+
+OWN_TYPES = {name: PROMPT_COLUMNS[name] for name in OWN_COLUMNS} | RESULT_COLUMNS
+GIVEN_ID = f"{INTERNAL}id"  # a native column: the ids of Parquet files in which they are no text
+_NAMES = (*OWN_TYPES, "error")
+_MADE_DIGITS = 13  # of a made id as a number: below 2^53, so that floats hold it too
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What came with a row under names of ours, as it came, and what under other names.
+
+    Attributes:
+        own: The values under names of ours; without ids that were made.
+        others: The row's other keys.
+        made: Whether the id was made.
+    """
+
+    own: Mapping[str, Any]
+    others: dict[str, Any]
+    made: bool
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Given":
+        """Of a row as it travels; result columns only where they came in another form."""
+        others = json.loads(row[EXTRA]) if row[EXTRA] else {}
+        made = others.pop(MADE, ())
+        own = {name: row[name] for name in OWN_COLUMNS if row[name] is not None and name not in made}
+        own |= {name: others.pop(name) for name in _NAMES if name in others}
+        return cls(own, others, "id" in made)
+
+
+def number_of(made_id: str) -> int:
+    """A made id in a column of numbers."""
+    return int(made_id[:_MADE_DIGITS], 16)
+
+
+def readable(name: str, kind: pa.DataType, json_type: pa.DataType) -> bool:
+    """Whether a column of this type is read back as it was meant: no text in it is JSON text."""
+    if name not in PROMPT_COLUMNS or name == "id":
+        return True
+    return _plain(kind, json_type)
+
+
+def _plain(kind: pa.DataType, json_type: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _plain(kind.value_type, json_type)
+    if pa.types.is_struct(kind):
+        return all(_plain(field.type, json_type) for field in kind if field.name in ("role", "content", "text"))
+    return kind != json_type

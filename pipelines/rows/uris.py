@@ -1,0 +1,261 @@
+"""Files behind a URI: a local path or any fsspec URL (`s3://...`); a file, a folder or a glob.
+
+fsspec opens everything, so that a worker opens what the driver listed with credentials of its own environment
+(`pipelines.rows.s3` reads the usual AWS variables, `AWS_ENDPOINT_URL` too): none travels in a task.
+"""
+
+import contextlib
+import glob
+import lzma
+import os
+import re
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import fsspec
+from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.parsers import ResponseParserError
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
+
+from actors.errors import BlendError, one_line
+from pipelines.interruption import undone
+from pipelines.rows.compression import ending_of, packing, unpacked
+from pipelines.rows.folders import Found, visible, walk
+from pipelines.rows.formats import FORMATS, kind
+from pipelines.rows.s3 import S3
+
+S3_SCHEMES = ("s3://", "s3a://")
+KINDS = tuple(FORMATS)
+# What opening, reading or writing a file raises.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    BotoCoreError,
+    ResponseParserError,
+    aiohttp.ClientError,
+)
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
+_USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
+
+
+@contextlib.contextmanager
+def told(uri: str, doing: str) -> Iterator[None]:
+    """Turn what a file system raises into one line: `URI: can't DOING: why`. No credential is in it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BlendError(f"{uri}: no such file or folder") from error
+    except UNREADABLE as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        if isinstance(error, FSTimeoutError):
+            why = "the answer broke off"  # fsspec's error has no message
+        why = _clean(why)
+        if isinstance(error, PermissionError | NoCredentialsError) and uri.startswith(S3_SCHEMES):
+            why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
+        raise BlendError(f"{uri}: can't {doing}: {why}") from error
+
+
+@contextlib.contextmanager
+def written_told(uri: str) -> Iterator[None]:
+    """What an object store doesn't find when an object is written is the bucket, or the upload: it says which."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BlendError(f"{uri}: can't write it: {_clean(str(error))}") from error
+
+
+def _clean(text: str) -> str:
+    """In one line, and without what stands for a user in an endpoint's URL."""
+    return _USER_IN_URL.sub("", " ".join(text.split()))
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path in it."""
+    if "://" not in uri:
+        return LocalFileSystem(), os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 (doesn't follow links)
+    try:
+        with told(uri, "reach it"):  # an AWS profile that isn't there
+            if not uri.startswith(S3_SCHEMES):
+                return fsspec.url_to_fs(uri)
+            fs = S3()
+            fs.connect()
+            return fs, S3._strip_protocol(uri)
+    except (ImportError, ValueError) as error:  # an extra package is missing; an unknown scheme; a bad endpoint
+        raise BlendError(f"{uri}: {_clean(str(error))}") from error
+
+
+def is_local(fs: Any) -> bool:
+    """Whether paths of this file system are paths of this machine."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def row_files(fs: Any, folder: str) -> list[str]:
+    """All files of rows under a folder, sorted; see `folders.walk`."""
+    return walk(fs, folder).files
+
+
+def find(uri: str, without: Sequence[str] = ()) -> Found:
+    """The files of a URI, each a URI of its own, sorted by path, and what else is there.
+
+    Args:
+        uri: File, folder or glob.
+        without: Paths of files that aren't part of it: what the same run wrote.
+
+    Raises:
+        BlendError: Nothing is there to read, or a file named outright has an ending that isn't read.
+    """
+    fs, path = filesystem(uri)
+    with told(uri, "list it"):
+        fs.invalidate_cache()
+        if fs.isfile(path):
+            if kind(path) is None:
+                raise BlendError(f"{uri}: not a file of rows; expected {', '.join(KINDS)}")
+            found = Found([path])
+        elif fs.isdir(path):
+            found = walk(fs, path, without)
+        elif glob.has_magic(path) or "{" in path:
+            found = _globbed(fs, path, without)
+        else:
+            raise FileNotFoundError(path)
+    if not found.files:
+        passed = f"; {found.left_out_text()}" if found.left_out else ""
+        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(KINDS)}{passed}")
+    if is_local(fs):
+        return found
+    unstripped = fs.unstrip_protocol
+    return Found(
+        [unstripped(file) for file in found.files],
+        found.left_out,
+        {unstripped(file): keys for file, keys in found.keys.items()},
+        unstripped(found.root) if found.root else "",
+    )
+
+
+def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
+    fixed = _fixed(path)
+    found = Found([], root=fixed)
+    for pattern in _alternatives(path):
+        for one in _matches(fs, pattern):
+            if not visible(one, pattern) or one in without:
+                continue
+            if fs.isdir(one):
+                found.add(walk(fs, one, without, root=fixed))
+            else:
+                found.add_file(one, fixed)
+    found.files = sorted(set(found.files))
+    return found
+
+
+def _matches(fs: Any, pattern: str) -> list[str]:
+    """What a glob matches. fsspec's own doesn't follow links; a file that several links lead to comes once."""
+    if not is_local(fs):
+        return list(fs.glob(pattern))
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count("/"), path)):  # noqa: PTH207
+        folder, _, name = path.rstrip("/").rpartition("/")
+        found.setdefault((os.path.realpath(folder), name), path.rstrip("/"))
+    return list(found.values())
+
+
+def _fixed(pattern: str) -> str:
+    """The folder above the first part of a glob that isn't a plain name."""
+    before = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+    return before.rpartition("/")[0]
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The globs that one with braces stands for: `{a,b}*` is `a*` and `b*`, as in a shell."""
+    match = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [one for part in match[1].split(",") for one in _alternatives(head + part + tail)]
+
+
+def list_files(uri: str, without: Sequence[str] = ()) -> list[str]:
+    """The files of a URI. See `find`."""
+    return find(uri, without).files
+
+
+def open_binary(uri: str) -> IO[bytes]:
+    """Open one file for reading; what is compressed is unpacked on the way, if its ending says so."""
+    fs, path = filesystem(uri)
+    packed = ending_of(path)
+    file: IO[bytes] = fs.open(path, "rb")
+    return unpacked(file, packed) if packed and kind(path) else file
+
+
+@contextlib.contextmanager
+def replacing(uri: str) -> Iterator[IO[bytes]]:
+    """A file for writing that gets its name when all of it is written: a killed run leaves no half file."""
+    fs, path = filesystem(uri)
+    packed = ending_of(path) if kind(path) else None
+    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, packing(file, packed) as sink:
+        yield sink
+
+
+@contextlib.contextmanager
+def renaming(path: str) -> Iterator[IO[bytes]]:
+    """`replacing` on a disk. Folders are made.
+
+    Bytes reach the disk before the name does, and the name before the block ends: no power loss leaves half a file.
+    """
+    target = Path(path)
+    _make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with undone(lambda: temporary.unlink(missing_ok=True)), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names in a folder to the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
+    """`replacing` in an object store, which shows an object once its upload is committed."""
+    mark = {"upload": uuid.uuid4().hex}
+    file = fs.open(path, "wb", autocommit=False, **({"Metadata": mark} if isinstance(fs, S3) else {}))
+    try:
+        with undone(file.discard):
+            yield file
+        with written_told(uri):
+            file.close()
+            try:
+                file.commit()
+            except FileNotFoundError:  # no such upload: it ended at the first attempt, whose answer got lost
+                if not isinstance(fs, S3) or mark.items() - fs.metadata(path).items():
+                    raise
+    except BaseException:
+        with contextlib.suppress(*UNREADABLE):  # the store may still be down
+            file.discard()
+        file.closed = True  # or its finalizer would try to write what was discarded
+        raise
+    fs.invalidate_cache()

@@ -1,0 +1,241 @@
+"""Rows into files: one file in input order, or a folder of parts, written piece by piece as workers make them.
+
+A piece is the bytes of some rows. In a folder it is a file, which the worker writes where it is; of one file the
+driver puts the pieces together, and the file gets its name when it is complete.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from actors.errors import BlendError
+from actors.records import plain
+from configs.preferences import Preferences
+from pipelines.rows.arrow_types import to_rows
+from pipelines.rows.columns import OTHERS, Layout
+from pipelines.rows.formats import FORMATS
+from pipelines.rows.formats.base import Shape
+from pipelines.rows.formats.columnar import parquet_bytes
+from pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
+from pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
+from pipelines.rows.storage import put, remove
+from pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, told
+
+FolderFormat = Literal["parquet", "jsonl"]
+COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
+_PART = re.compile(r"part-\d{6}-[0-9a-f]{16}\.(parquet|jsonl)")
+
+
+class FileRecord(BaseModel):
+    """One written file of a run's output, as the manifest lists it; `path` is relative to the output's folder."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # manifests of later versions may have more fields
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BlendShape:
+    """The row's own columns, `candidates`, results, `error`."""
+
+    layout: Layout
+
+    def schema(self) -> pa.Schema:
+        return self.layout.schema()
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        return self.layout.table(rows)
+
+    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        results = list(self.layout.results)
+        return (write_row(row, results, tuple(self.layout.kept), self.layout.made_id) for row in to_rows(rows))
+
+    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
+        names = self.schema().names
+        for out in map(dict, self.objects(rows)):
+            if self.layout.extra.get_field_index(OTHERS) >= 0:
+                rest = {name: value for name, value in out.items() if name not in names or name == EXTRA}
+                out[EXTRA] = rest or None
+            yield [_cell(out.get(name)) for name in names]
+
+
+@dataclass(frozen=True)
+class PreferenceShape:
+    """Pairs of a better and a worse answer; `layout` is that of the rows, whose ids they have."""
+
+    settings: Preferences
+    layout: Layout
+
+    def schema(self) -> pa.Schema:
+        return PREFERENCE_SCHEMA.set(0, self.layout.schema().field("id"))
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        given = rows.select(ROW_SCHEMA.names).to_pylist()
+        table = preference_table((row | {"id": str(at)} for at, row in enumerate(given)), self.settings)
+        at = table.column("id").cast(pa.int64()).combine_chunks()
+        return table.set_column(0, self.schema().field(0), self.layout.ids(rows).take(at))
+
+    def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        return iter(self.table(rows).to_pylist())
+
+    def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        return ([_cell(value) for value in row.values()] for row in self.objects(rows))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict | list | bool):
+        return to_json(value)
+    return "" if value is None else str(plain(value))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows as they are written: bytes for the driver, or the file that they are already."""
+
+    rows: int
+    data: bytes
+    file: FileRecord | None = None
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where rows go. mark: tells this run's parts of a folder from another's.
+
+    An ending of `formats.FORMATS` (text also compressed: .gz, .zst, .bz2, .xz) makes one file; anything else is a
+    folder of parts in `folder_format`.
+    """
+
+    uri: str
+    shape: Shape
+    mark: str
+    folder_format: FolderFormat = "parquet"
+
+    @property
+    def ending(self) -> str:
+        """The format, as the ending of its files."""
+        return kind(self.uri) or f".{self.folder_format}"
+
+    def piece(self, number: int, rows: pa.Table) -> Piece:
+        """The piece of this number, made by a worker."""
+        if kind(self.uri) is not None:
+            count, data = self._encoded(rows)
+            return Piece(count, data)
+        if self.ending == ".parquet":
+            table = self.shape.table(rows)
+            count, data = len(table), parquet_bytes(table)
+        else:
+            count, data = self._encoded(rows)
+        name = f"part-{number:06}-{self.mark}{self.ending}"
+        put(f"{self.uri.rstrip('/')}/{name}", data)
+        record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return Piece(count, b"", record)
+
+    def _encoded(self, rows: pa.Table) -> tuple[int, bytes]:
+        return FORMATS[self.ending].encoded(self.shape, rows)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator["Written"]:
+        """Takes the pieces within the block, in order; after it, tells what was written. Raises BlendError."""
+        written = Written()
+        if kind(self.uri) is None:
+            written.add = lambda piece: written.files.append(piece.file) if piece.file else None
+            yield written
+            return
+        with told(self.uri, "write it"):
+            with replacing(self.uri) as file, FORMATS[self.ending].joining(file, self.shape.schema()) as join:
+
+                def add(piece: Piece) -> None:
+                    join(piece.data, piece.rows)
+                    written.rows += piece.rows
+
+                written.add = add
+                yield written
+            fs, path = filesystem(self.uri)
+            with fs.open(path, "rb") as done:
+                digest = hashlib.file_digest(done, "sha256").hexdigest()
+            name, size = PurePosixPath(path).name, fs.size(path)
+        written.files.append(FileRecord(path=name, rows=written.rows, bytes=size, sha256=digest))
+
+    def clear(self) -> None:
+        """Remove the parts of a folder that another run, or this one with another config, wrote."""
+        if kind(self.uri) is None:
+            fs, folder = filesystem(self.uri)
+            with told(self.uri, "list it"):
+                found = parts(fs, folder)
+            for path in found:
+                name = PurePosixPath(path).name
+                if self.mark not in name:
+                    remove(f"{self.uri.rstrip('/')}/{name}")
+
+
+@dataclass
+class Written:
+    """What a sink is given, and has written."""
+
+    add: Callable[[Piece], None] = lambda piece: None
+    rows: int = 0
+    files: list[FileRecord] = field(default_factory=list)
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is one that a run wrote into a folder."""
+    return _PART.fullmatch(name) is not None
+
+
+def parts(fs: Any, folder: str) -> list[str]:
+    """The files in a folder that a run wrote there."""
+    if not fs.isdir(folder):
+        return []
+    return [
+        path
+        for path in row_files(fs, folder)
+        if PurePosixPath(path).parent == PurePosixPath(folder) and is_part(PurePosixPath(path).name)
+    ]
+
+
+def check_output(uri: str, overwrite: bool) -> bool:
+    """Whether something is at the output. Raises BlendError when a run can't write there even if it may replace it.
+
+    overwrite: it may, but no file that no run wrote.
+    """
+    fs, path = filesystem(uri)
+    if glob.has_magic(uri):
+        raise BlendError(f"{uri}: an output is one file or folder, not a glob")
+    with told(uri, "write it"):
+        fs.invalidate_cache()
+        if is_local(fs):
+            _check_place(Path(path))
+        if kind(uri) is not None:
+            if fs.isdir(path):
+                raise BlendError(f"{uri}: a folder of that name is in the way of the file")
+            return bool(fs.exists(path))
+        if fs.isfile(path):
+            raise BlendError(f"{uri}: a file of that name is in the way of the folder")
+        found = row_files(fs, path) if fs.isdir(path) else []
+        others = sorted(set(found) - set(parts(fs, path)))
+        if others and overwrite:
+            raise BlendError(f"{uri}: holds {others[0]}, which no run wrote; choose another folder")
+        return bool(found)
+
+
+def _check_place(path: Path) -> None:
+    """Raise OSError when nothing can be made at a local path."""
+    there = next(parent for parent in path.parents if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -1,0 +1,151 @@
+"""`blend serve`: the service on this machine, or on the cluster that the config names, until it is interrupted."""
+
+import contextlib
+import ipaddress
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.errors import BlendError
+from cluster.plan import together
+from cluster.replicas import look_for
+from cluster.serving import lean_serve
+from cluster.session import LOCAL, address_of, capacity, check_variables, session, without_ray_output
+from configs.loading import ConfigError
+from configs.online import online
+from configs.schema import BlendConfig
+from pipelines.interruption import SIGNALS, left_to_others, undone
+from pipelines.serve.access import Keys
+
+APPLICATION = "blend"
+PROXY_SLACK_S = 5.0  # beyond a request's deadline, until the proxy ends what is still sent
+_TYPE = re.compile(r"^[\w.]+: ")  # of an exception, as tracebacks have it
+
+
+def serve_blend(config: BlendConfig, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises BlendError when the service can't be started, ConfigError."""
+    keys = Keys.load(config.serve.keys_file, os.environ)
+    if keys is None and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} needs API keys, or anybody who reaches this machine may ask: make one with `blend key "
+            "NAME`, and put its line into a file that serve.keys_file names"
+        )
+    local = address_of(config.ray) == LOCAL
+    check_variables(config.ray, config)
+    if local:
+        _check_free(host, port)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of what replicas write
+    with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
+        try:
+            with _waiting(), _unheard():
+                running.enter_context(session(config.ray, log_to_driver=True))
+                running.enter_context(_deployed(config, host, port, local))
+            models = f"blend, blend-best and {len(config.models)} models"
+            who = "with API keys" if keys else "without API keys: this machine only"
+            print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
+            _until_interrupted()  # meanwhile Ray prints here what replicas write to stderr
+        finally:
+            with _unheard():
+                running.close()
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Tells who watches that the models are loading."""
+    with Console(file=sys.stderr).status("loading the models") if sys.stderr.isatty() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What Ray and its workers print while they start or end helps nobody; what goes wrong is raised."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise BlendError when nobody can listen there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise BlendError(
+            f"can't listen on {_shown(host)}:{port}: {os.strerror(error.errno or 0)}; give another --port"
+        ) from error
+
+
+@contextlib.contextmanager
+def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
+    listen = (host, port) if local else None
+    config = online(config)
+    placements = together(config, capacity(config.ray))
+    look_for(placements)
+    from ray import serve  # reads its environment now
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from pipelines.serve.deployments import build
+
+    quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
+    serve.start(
+        proxy_location=ProxyLocation.Disabled if listen else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=config.serve.deadline_s + PROXY_SLACK_S),
+        logging_config=quiet,
+    )
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process
+    with contextlib.ExitStack() as left:
+        left.callback(serve.shutdown)
+        if not local:  # another machine's processes don't end with this one
+            left.enter_context(undone(serve.shutdown))
+        try:
+            application = build(config, placements, listen)
+            route = None if listen else "/"
+            serve.run(application, name=APPLICATION, route_prefix=route, logging_config=quiet)
+        except RuntimeError as error:
+            raise BlendError(_why_not_running() or str(error)) from error
+        yield
+
+
+def _why_not_running() -> str | None:
+    """The last line of what Ray Serve says of the first part that didn't start: that is the error it raised."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    parts = application.deployments.items() if application else ()
+    for name, part in parts:
+        lines = [line.strip() for line in part.message.splitlines() if line.strip()]
+        if part.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
+            return f"{name}: {_TYPE.sub('', lines[-1])}"
+    return None
+
+
+def _until_interrupted() -> None:
+    interrupted = threading.Event()
+    with left_to_others(*SIGNALS):
+        before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in SIGNALS}
+        try:
+            interrupted.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,178 @@
+"""The parts of a blend as handles of their Ray Serve deployments.
+
+A replica that dies under a call costs a second call, not the answer: what it was asked has no effect but its
+answer. A stream that breaks off begins again and leaves out what was said already, if it is the same.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, TypeVar
+
+from ray.exceptions import RayActorError, RaySystemError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from actors.engines import Completion
+from actors.errors import BlendError
+from actors.records import Blend, Candidate, Prompt, Ranking
+from configs.schema import Comparing, SamplingChange
+from pipelines.serve.ballots import Vote
+
+_T = TypeVar("_T")
+
+TRIES = 3
+BUSY = "it has more to do than it can, or is not up"
+LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
+
+
+class PartError(BlendError):
+    """A part of the service can't do its work now."""
+
+
+class RemoteMember:
+    """See `pipelines.online.protocols.Member`."""
+
+    def __init__(self, name: str, samples: int, handle: DeploymentHandle) -> None:
+        self.name, self.samples = name, samples
+        self._handle = handle
+
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+        candidate: Candidate = await _call(self._handle.answer, prompt, sample, change)
+        return candidate
+
+    def stream(
+        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Candidate, None]:
+        return _text_stream(self._handle, prompt, sample, change)
+
+
+class RemoteRanker:
+    """See `pipelines.online.protocols.RankerPart`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def rank_one(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None = None,
+        comparing: Comparing | None = None,
+    ) -> Ranking:
+        ranking: Ranking = await _call(self._handle.rank_one, prompt, candidates, budget_s, comparing)
+        return ranking
+
+    async def rounds(
+        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None
+    ) -> AsyncGenerator[Ranking, None]:
+        for left in reversed(range(TRIES)):
+            try:
+                async with contextlib.aclosing(
+                    _stream(self._handle.rounds, prompt, candidates, budget_s)
+                ) as rounds:
+                    async for ranking in rounds:
+                        yield ranking
+                return
+            except LOST as error:
+                if not left:
+                    raise PartError("its replicas died") from error
+
+
+class RemoteFuser:
+    """See `pipelines.online.protocols.FuserPart`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def fuse(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> Completion:
+        completion: Completion = await _call(self._handle.fuse, prompt, candidates, change)
+        return completion
+
+    def stream(
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+    ) -> AsyncGenerator[str | Completion, None]:
+        return _text_stream(self._handle, prompt, candidates, change)
+
+
+class RemoteBallots:
+    """See `pipelines.serve.ballots.BallotBox`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def remember(self, request_id: str, blend: Blend) -> None:
+        await _call(self._handle.remember, request_id, blend)
+
+    async def cast(self, vote: Vote) -> None:
+        await _call(self._handle.cast, vote)
+
+
+@contextlib.contextmanager
+def _as_raised() -> Iterator[None]:
+    """What a replica raised comes as it was there: Ray puts a traceback in place of its message."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from None
+        raise
+
+
+async def _call(method: Any, *arguments: Any) -> Any:
+    """What a replica returns. Raises what it raises, PartError when none can be asked."""
+    for left in reversed(range(TRIES)):
+        response = method.remote(*arguments)
+        try:
+            with _as_raised():
+                return await response
+        except asyncio.CancelledError:
+            response.cancel()  # else the replica goes on
+            raise
+        except LOST as error:
+            if not left:
+                raise PartError("its replicas died") from error
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            raise PartError(BUSY) from error
+    raise AssertionError("unreachable")
+
+
+async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
+    """What a replica yields; closing it cancels the work."""
+    items = method.options(stream=True).remote(*arguments)
+    done = False
+    try:
+        with _as_raised():
+            async for item in items:
+                yield item
+        done = True
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        raise PartError(BUSY) from error
+    finally:
+        if not done:
+            items.cancel()
+
+
+async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Any, None]:
+    """Pieces of text, then what ends them, through the death of replicas."""
+    said = ""
+    for left in reversed(range(TRIES)):
+        at = 0  # up to where this attempt has repeated what was said
+        try:
+            async with contextlib.aclosing(_stream(handle.stream, *arguments)) as pieces:
+                async for piece in pieces:
+                    if not isinstance(piece, str):
+                        yield piece
+                        return
+                    known = said[at : at + len(piece)]
+                    if not piece.startswith(known):
+                        raise PartError("its replica died, and another one began another answer")
+                    at += len(piece)
+                    if new := piece[len(known) :]:
+                        said += new
+                        yield new
+        except LOST as error:
+            if not left:
+                raise PartError("its replicas died") from error
