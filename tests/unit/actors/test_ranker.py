@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 
 from actors.cache import CacheError
 from actors.ranker import Ranker, Row, blanks_last
@@ -15,7 +16,6 @@ from configs.loading import PRESETS
 from configs.schema import PairRanker
 from configs.strategies import Full, Knockout, ToReference
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 MINIATURE = str(PRESETS / "miniature" / "ranker")
 
 

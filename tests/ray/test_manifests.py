@@ -15,6 +15,7 @@ import pytest
 import ray.scripts.scripts as ray_scripts
 import typer.main
 import yaml
+from paths import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
@@ -24,7 +25,6 @@ from configs.loading import load
 from configs.schema import BlendConfig
 from pipelines.cli.commands import app
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
 IMAGE = "llm-blender-ray"

@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from paths import GOLDEN
 
 from actors.fusers.genfuser import GenFuserModel
 from actors.ranker import Ranker
 from actors.records import Candidate, Prompt
 from configs.schema import GenFuser, PairRanker
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 PAIRS = json.loads((GOLDEN / "pairranker.json").read_text())
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
 

@@ -3,12 +3,12 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN, ROOT
 from tokenizers import Tokenizer
 
 from actors.engines import Completion
@@ -18,8 +18,7 @@ from actors.records import Prompt
 from actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from configs.schema import GenFuser, SamplingChange
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-MINIATURE = Path(__file__).parent.parent.parent / "configs" / "miniature" / "fuser"
+MINIATURE = ROOT / "configs" / "miniature" / "fuser"
 ANSWERS = json.loads((GOLDEN / "genfuser.json").read_text())
 CASES = ANSWERS["cases"]
 FUSED = [case["fused_beam4_max24"] for case in CASES]

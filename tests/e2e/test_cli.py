@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from paths import GOLDEN
 
 from configs.loading import PRESETS
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 RANKER = str(GOLDEN / "checkpoints" / "PairRM-hf")
 FUSER = str(GOLDEN / "checkpoints" / "gen_fuser")
 CASES = json.loads((GOLDEN / "pairranker.json").read_text())["cases"]

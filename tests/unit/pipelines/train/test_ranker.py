@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import GOLDEN
 from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
@@ -22,8 +23,6 @@ from pipelines.miniature.blank import save_blank_encoder
 from pipelines.train.loop import IGNORED
 from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
 from pipelines.train.rows import read_training_rows
-
-GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="module")

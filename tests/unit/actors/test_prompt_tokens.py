@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import GOLDEN
 from tiny_models import CHAT_TEMPLATE, FACTS, make_bert_tokenizer, make_tokenizer, save_plain_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ from actors.records import Message
 from actors.tokens import load_tokenizer_backend
 from actors.weights import load_tokenizer
 
-CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
+CHECKPOINTS = GOLDEN / "checkpoints"
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 

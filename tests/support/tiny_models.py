@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from paths import GOLDEN
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -174,7 +175,7 @@ def save_classifier(folder: Path, kind: str, *, labels: int = 1, chat_template: 
     model: PreTrainedModel
     match kind:
         case "deberta":
-            published = Path(__file__).parent.parent / "golden" / "checkpoints" / "backbone"
+            published = GOLDEN / "checkpoints" / "backbone"
             for name in ("spm.model", "tokenizer_config.json"):
                 shutil.copy(published / name, folder)
             shape = json.loads((published / "config.json").read_text()) | {"num_hidden_layers": 2}

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from paths import GOLDEN
 
 from actors.errors import RowError
 from actors.records import Comparison, Ranking
 from actors.tournaments import Pair, Tournament, most_comparisons, tournament
 from configs.strategies import Bubble, Focus, Full, Knockout, Sparse, SparseRefine, Strategy, Swiss, ToReference
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "pairranker.json").read_text())
-CASES = [case for case in GOLDEN["cases"] if "error" not in case]
+CASES_OF_ORIGINAL = json.loads((GOLDEN / "pairranker.json").read_text())
+CASES = [case for case in CASES_OF_ORIGINAL["cases"] if "error" not in case]
 
 Logit = Callable[[str, str], float]
 TEXTS = st.text("abcdefgh", min_size=1, max_size=3)

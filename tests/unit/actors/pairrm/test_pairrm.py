@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from actors.errors import ModelLoadError
@@ -15,7 +16,6 @@ from actors.ranker import Ranker
 from actors.records import Candidate, Message, Prompt, Ranking
 from configs.schema import PairRanker
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 ANSWERS = json.loads((GOLDEN / "pairranker.json").read_text())
 CASES = ANSWERS["cases"]
 LAYOUTS = ("PairRM", "PairRM-hf")

@@ -7,18 +7,17 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
+from paths import GOLDEN
 
 from actors.ranker import blanks_last
 from actors.records import Blend, Candidate, Prompt, Ranking
 from actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
 from configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
 PROMPT = Prompt("id", "a question")
 ANSWERS = (Candidate("a", "good"), Candidate("b", error="timed out"), Candidate("c", "better"))

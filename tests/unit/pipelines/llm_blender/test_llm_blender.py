@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import GOLDEN
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -27,7 +28,6 @@ from configs.loading import PRESETS
 from pipelines.llm_blender import Blender, GenFuserConfig, RankerConfig, get_topk_candidates_from_ranks
 from pipelines.llm_blender.ranking import ROWS_AT_A_TIME
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 CHECKPOINTS = GOLDEN / "checkpoints"
 RANKED = json.loads((GOLDEN / "pairranker.json").read_text())["cases"]
 CASES = [case for case in RANKED if "error" not in case]

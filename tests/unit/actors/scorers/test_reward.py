@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN
 from tiny_models import CHAT_TEMPLATE, FACTS, SHOUT, make_tokenizer, save_classifier, save_plain_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -252,7 +253,7 @@ def test_checkpoints_that_are_no_reward_models_are_refused(tmp_path: Path) -> No
     shutil.copy(causal / "model.safetensors", one)
     with pytest.raises(ModelLoadError, match=r"score\.weight"):
         make_scorer(one)
-    golden = Path(__file__).parent.parent / "golden" / "checkpoints" / "PairRM-hf"
+    golden = GOLDEN / "checkpoints" / "PairRM-hf"
     with pytest.raises(ModelLoadError) as told:
         make_scorer(golden)
     assert "\n" not in str(told.value)

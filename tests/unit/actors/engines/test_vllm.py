@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from paths import ROOT
 from safetensors.torch import load_file
 from tiny_models import save_chat_model
 
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # vLLM's own import
 ]
 
-MINIATURE = Path(__file__).parents[2] / "configs" / "miniature"
+MINIATURE = ROOT / "configs" / "miniature"
 GREEDY = Sampling(max_tokens=40)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from pipelines.serve.telemetry import METRICS
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "cluster/grafana.json").read_text(encoding="utf-8"))
+DASHBOARD = json.loads((ROOT / "cluster/grafana.json").read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 GRAPHS = [panel for panel in PANELS if panel["type"] != "row"]
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN
 from tiny_models import FACTS, save_plain_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ from actors.errors import BlendError, GenerationError, PromptError, RejectedErro
 from actors.weights import load_model, load_tokenizer
 from configs.schema import Sampling
 
-GEN_FUSER = Path(__file__).parent.parent / "golden" / "checkpoints" / "gen_fuser"
+GEN_FUSER = GOLDEN / "checkpoints" / "gen_fuser"
 GREEDY = Sampling(max_tokens=12)
 LONG = Sampling(max_tokens=100)
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

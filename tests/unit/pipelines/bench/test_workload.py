@@ -11,6 +11,7 @@ from statistics import mean, pstdev
 
 import pytest
 import torch
+from paths import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -20,7 +21,6 @@ from pipelines.bench import original
 from pipelines.bench.original import Measured, Row, calibrate, one_pair_each, serve
 from pipelines.bench.workload import Lengths, Shape, as_original, copy_ranker, make_ranker, make_rows, take_rows
 
-ROOT = Path(__file__).parents[2]
 SMALL = Shape(layers=2, hidden=32, heads=2, intermediate=64)
 
 

@@ -3,18 +3,18 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import GOLDEN
 from tiny_models import FACTS, make_bert_tokenizer, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actors.detokenization import Detokenizer, Transcript
 from actors.tokens import load_tokenizer_backend
 
-GEN_FUSER = Path(__file__).parent.parent / "golden" / "checkpoints" / "gen_fuser"
+GEN_FUSER = GOLDEN / "checkpoints" / "gen_fuser"
 HALF = "\N{REPLACEMENT CHARACTER}"
 
 
