@@ -18,6 +18,8 @@ demo: install            ## blend held-out prompts with the included miniature, 
 	@echo "All rows: out/demo (Parquet)"
 
 check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true nothing is changed
+	@mkdir -p build/package/llm_blender_ray
+	@ln -sfn $(addprefix $(CURDIR)/,actors cluster configs pipelines) $(wildcard $(CURDIR)/pipelines/package/*) build/package/llm_blender_ray
 	$(BIN)/ruff format $(if $(CI),--check) .
 	$(BIN)/ruff check $(if $(CI),,--fix) .
 	$(BIN)/mypy
@@ -32,23 +34,23 @@ test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (instal
 	$(PYTEST) -m gpu
 
 bench-original: $(VENV)/.installed out/original/.installed            ## the original package and ours in turns (ROWS=, RANKER=, LIMIT=), JSON last
-	$(BIN)/python -m pipelines.bench.side_by_side --python out/original/bin/python \
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.side_by_side --python out/original/bin/python \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(RANKER),--ranker $(RANKER)) $(if $(LIMIT),--limit $(LIMIT))
 
 bench-bulk: $(VENV)/.installed-dev            ## rows/s and memory of a whole run without models (ROWS=100000), JSON last
-	$(BIN)/python -m pipelines.bench.bulk noop --rows $(or $(ROWS),100000)
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk noop --rows $(or $(ROWS),100000)
 
 bench-vllm: $(VENV)/.installed-vllm            ## tokens/s in a run and of the bare engine (MODEL=, ROWS=2000), JSON last
-	$(BIN)/python -m pipelines.bench.bulk vllm --model $(or $(MODEL),configs/miniature/alder) --rows $(or $(ROWS),2000)
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk vllm --model $(or $(MODEL),configs/miniature/alder) --rows $(or $(ROWS),2000)
 
 bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
-	$(BIN)/python -m pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)
 
 bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill or first-token (WHAT=latency, ARGS=), JSON last
-	$(BIN)/python -m pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
-	$(BIN)/python -m pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)
+	$(BIN)/python -m llm_blender_ray.pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)
 
 out/original/.installed: pipelines/bench/requirements-original.txt
 	$(PYTHON) -m venv out/original

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from actors.errors import BlendError, one_line
-from actors.records import Matchup, digest
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.actors.records import Matchup, digest
 
 LOOKED_UP_AT_ONCE = 500  # older SQLite takes at most 999 parameters
 WAIT_S = 60.0  # for another process that is writing

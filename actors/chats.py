@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeGuard
 
-from actors.errors import FieldError
+from llm_blender_ray.actors.errors import FieldError
 
 Role = Literal["system", "user", "assistant"]
 # Tool calls are passed by, and a tool's result without its call is refused by templates: it's user text.

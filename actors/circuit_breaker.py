@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from actors.errors import GenerationError, PermanentError, RejectedError, RowError, one_line
-from actors.records import Candidate
-from configs.breaker import BreakerSettings
+from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, RowError, one_line
+from llm_blender_ray.actors.records import Candidate
+from llm_blender_ray.configs.breaker import BreakerSettings
 
 NOT_ASKED = "not asked: "
 LONGEST_CAUSE = 300  # characters

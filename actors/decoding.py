@@ -25,12 +25,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from actors.batching import padded, token_mask
-from actors.detokenization import Detokenizer, Transcript
-from actors.engines import Completion
-from actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
-from actors.records import FinishReason
-from configs.schema import Sampling
+from llm_blender_ray.actors.batching import padded, token_mask
+from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
+from llm_blender_ray.actors.records import FinishReason
+from llm_blender_ray.configs.schema import Sampling
 
 
 @dataclass(eq=False, slots=True)

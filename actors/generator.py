@@ -7,10 +7,18 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from actors.engines import Completion, load_engine
-from actors.errors import BLANK, GenerationError, PermanentError, PromptError, RejectedError, TooLongError, one_line
-from actors.records import Candidate, Message, Prompt, Refusal, is_blank
-from configs.schema import Model, Sampling, SamplingChange
+from llm_blender_ray.actors.engines import Completion, load_engine
+from llm_blender_ray.actors.errors import (
+    BLANK,
+    GenerationError,
+    PermanentError,
+    PromptError,
+    RejectedError,
+    TooLongError,
+    one_line,
+)
+from llm_blender_ray.actors.records import Candidate, Message, Prompt, Refusal, is_blank
+from llm_blender_ray.configs.schema import Model, Sampling, SamplingChange
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from actors.records import Candidate, Prompt, Ranking, digest
-from actors.tournaments.board import drawn
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, digest
+from llm_blender_ray.actors.tournaments.board import drawn
 
 WEIGHT = 0.02  # of the newest ranking: about the last fifty count
 

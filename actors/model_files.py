@@ -14,7 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"

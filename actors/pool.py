@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from actors.errors import BlendError, one_line
-from actors.records import Matchup
-from actors.scorers import Score, Traits
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.scorers import Score, Traits
 
 SHARE_CHARACTERS = 200_000  # about 200 pairs: enough for a GPU's batch, and a later request doesn't wait for long
 RETRIES = 3

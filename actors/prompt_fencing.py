@@ -2,8 +2,8 @@
 
 import re
 
-from actors.records import Prompt
-from actors.truncation import keep_ends, keep_last_turn
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
 
 
 def fence_for(*texts: str) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from actors.errors import ModelLoadError
-from actors.tokens import LiteralTokenizer
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.tokens import LiteralTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
-from actors.cache import ComparisonCache
-from actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
-from actors.scorers import Score, Scorer, ScoringError, load_scorer
-from actors.tournaments import Pair, tournament
-from configs.schema import Comparing
-from configs.schema import Ranker as RankerSettings
-from configs.strategies import default_strategy
+from llm_blender_ray.actors.cache import ComparisonCache
+from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
+from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
+from llm_blender_ray.actors.tournaments import Pair, tournament
+from llm_blender_ray.configs.schema import Comparing
+from llm_blender_ray.configs.schema import Ranker as RankerSettings
+from llm_blender_ray.configs.strategies import default_strategy
 
 Row = tuple[Prompt, Sequence[Candidate]]
 BEHIND = 1e-6  # how far below the lowest score of a text a blank candidate's is, at least

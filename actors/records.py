@@ -14,9 +14,9 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from actors.chats import Message as Message
-from actors.chats import is_list, is_missing, read_answer, read_messages
-from actors.errors import FieldError, RowError
+from llm_blender_ray.actors.chats import Message as Message
+from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
+from llm_blender_ray.actors.errors import FieldError, RowError
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
 FinishReason = Literal["stop", "length"]

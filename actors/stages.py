@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from actors.errors import BLANK, one_line
-from actors.fusers import load_fuser
-from actors.generator import Generator
-from actors.ranker import Ranker, blanks_last
-from actors.records import Blend, Candidate, Ranking, is_blank
-from configs.schema import Fuser as FuserSettings
-from configs.schema import Model
-from configs.schema import Ranker as RankerSettings
+from llm_blender_ray.actors.errors import BLANK, one_line
+from llm_blender_ray.actors.fusers import load_fuser
+from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.ranker import Ranker, blanks_last
+from llm_blender_ray.actors.records import Blend, Candidate, Ranking, is_blank
+from llm_blender_ray.configs.schema import Fuser as FuserSettings
+from llm_blender_ray.configs.schema import Model
+from llm_blender_ray.configs.schema import Ranker as RankerSettings
 
 # How the errors of rows begin that a stage failed on; a later run that has the stage, too, tries them again.
 NOTHING_TO_RANK, RANKING_FAILED, FUSING_FAILED = "no candidate", "ranking failed: ", "fusing failed: "

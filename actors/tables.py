@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.errors import RowError
-from actors.records import (
+from llm_blender_ray.actors.errors import RowError
+from llm_blender_ray.actors.records import (
     PROMPT_COLUMNS,
     RESULT_COLUMNS,
     Blend,

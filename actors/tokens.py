@@ -14,8 +14,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from actors.vocabularies import published
-from actors.weights import load_tokenizer
+from llm_blender_ray.actors.vocabularies import published
+from llm_blender_ray.actors.weights import load_tokenizer
 
 
 def load_tokenizer_backend(folder: Path) -> Tokenizer:

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import DebertaV2Converter
 
-from actors.errors import ModelLoadError, one_line
-from actors.model_files import read_json
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.model_files import read_json
 
 
 def published(folder: Path) -> Tokenizer | None:

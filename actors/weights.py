@@ -28,9 +28,9 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from actors.errors import ModelLoadError, one_line
-from actors.model_files import check_config, check_folder, read_json, read_pickle, weight_files
-from actors.vocabularies import published
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.model_files import check_config, check_folder, read_json, read_pickle, weight_files
+from llm_blender_ray.actors.vocabularies import published
 
 _DESCRIBING = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "vocab.json", "vocab.txt")

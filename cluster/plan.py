@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.errors import BlendError
-from configs.schema import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.schema import (
     BlendConfig,
     EchoModel,
     EndpointModel,

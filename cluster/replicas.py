@@ -8,12 +8,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from actors.pool import Pool
-from actors.records import Matchup
-from actors.scorers import Score, Scorer, Traits, load_scorer
-from cluster.plan import Placement
-from cluster.session import keep_to_own_gpus
-from configs.schema import EchoModel, EndpointModel, Ranker
+from llm_blender_ray.actors.pool import Pool
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
+from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.configs.schema import EchoModel, EndpointModel, Ranker
 
 START_S = 600.0  # for a model to be fetched and loaded
 
@@ -33,7 +33,7 @@ def look_for(placements: Iterable[Placement]) -> None:
 
 
 def _check_there(parts: Sequence[Any]) -> None:
-    from actors.weights import check_there  # torch, which the driver has no use for
+    from llm_blender_ray.actors.weights import check_there  # torch, which the driver has no use for
 
     for part in parts:
         if not isinstance(part, EndpointModel | EchoModel):

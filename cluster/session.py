@@ -24,10 +24,10 @@ import ray
 from pydantic import BaseModel
 from ray._private import ray_constants
 
-from actors.errors import BlendError, one_line
-from cluster.plan import Capacity, Node
-from configs.environment import missing_variables
-from configs.schema import RayCluster
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.cluster.plan import Capacity, Node
+from llm_blender_ray.configs.environment import missing_variables
+from llm_blender_ray.configs.schema import RayCluster
 
 LOCAL = "local"
 _ANSWER_S = 5.0

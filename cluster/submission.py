@@ -29,11 +29,12 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.session import ClusterError
-from configs.loading import PRESETS, ConfigError
-from configs.schema import BlendConfig
+from llm_blender_ray.cluster.session import ClusterError
+from llm_blender_ray.configs.loading import PRESETS, ConfigError
+from llm_blender_ray.configs.schema import BlendConfig
 
-PACKAGES = ("actors", "cluster", "configs", "pipelines")
+PACKAGE = "llm_blender_ray"
+FOLDERS = ("actors", "cluster", "configs", "pipelines")  # of the package, each a directory of its own
 CONFIG = "blend.yaml"  # in the uploaded folder
 MAX_UPLOAD_MB = 50  # models belong on a hub or on the cluster's file system
 INTERRUPTED = 130  # of a job that was stopped, or is followed no longer: 0 is kept for one that succeeded
@@ -123,7 +124,7 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         pack(config, Path(folder))
         client.submit_job(
-            entrypoint=shlex.join([python, "-m", "pipelines", "run", CONFIG, *flags]),
+            entrypoint=shlex.join([python, "-m", PACKAGE, "run", CONFIG, *flags]),
             submission_id=job_id,
             runtime_env={"working_dir": folder},
             metadata={"config": name, "output": config.output or ""},
@@ -311,17 +312,24 @@ def _dashboard(address: str) -> str:
 
 def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """The files to upload, each with its path in the upload; of the included models only those that are used."""
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        assert spec and spec.submodule_search_locations
-        root = Path(spec.submodule_search_locations[0])
+    for file in sorted(_folder(PACKAGE).glob("*")):
+        if file.is_file():
+            yield f"{PACKAGE}/{file.name}", file
+    for folder in FOLDERS:
+        root = _folder(f"{PACKAGE}.{folder}")
         for file in sorted(root.rglob("*")):
             inside = file.relative_to(root)
             if not file.is_file() or any(re.match(r"\.|__pycache__$", part) for part in inside.parts):
                 continue
-            if package == "configs" and len(inside.parts) > 1 and not any(file.is_relative_to(m) for m in models):
+            if folder == "configs" and len(inside.parts) > 1 and not any(file.is_relative_to(m) for m in models):
                 continue
-            yield (Path(package) / inside).as_posix(), file
+            yield (Path(PACKAGE) / folder / inside).as_posix(), file
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
 
 
 def _included(model: str) -> bool:
@@ -348,6 +356,6 @@ def _move_included(data: Any) -> None:
     """Name the included models by where they are in the upload, in place."""
     for key, value in _items(data):
         if key == "model" and isinstance(value, str) and _included(value):
-            data[key] = (Path("configs") / Path(value).relative_to(PRESETS.resolve())).as_posix()
+            data[key] = (Path(PACKAGE) / "configs" / Path(value).relative_to(PRESETS.resolve())).as_posix()
         else:
             _move_included(value)

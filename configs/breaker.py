@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 
 class BreakerSettings(Settings):

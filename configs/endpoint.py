@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 # Fields of a request that other settings write.
 WRITTEN = {

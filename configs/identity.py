@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from configs.loading import PRESETS
+from llm_blender_ray.configs.loading import PRESETS
 
 # Settings of any part of a config that leave its answers as they are.
 HOW = frozenset(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 
 class Judging(Settings):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.templates import read_if_file
+from llm_blender_ray.configs.templates import read_if_file
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 

@@ -1,7 +1,16 @@
 """A config as the service runs it."""
 
-from configs.schema import BlendConfig, EndpointModel, Fuser, Judge, LLMFuser, LocalLLM, Model, Ranker
-from configs.serving import Serving
+from llm_blender_ray.configs.schema import (
+    BlendConfig,
+    EndpointModel,
+    Fuser,
+    Judge,
+    LLMFuser,
+    LocalLLM,
+    Model,
+    Ranker,
+)
+from llm_blender_ray.configs.serving import Serving
 
 
 def online(config: BlendConfig) -> BlendConfig:

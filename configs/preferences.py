@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 
 class Preferences(Settings):

@@ -19,14 +19,14 @@ from pydantic import (
     model_validator,
 )
 
-from configs import templates
-from configs.breaker import BreakerSettings
-from configs.endpoint import RequestSettings
-from configs.judging import Judging
-from configs.preferences import Preferences
-from configs.serving import Serving
-from configs.settings import Settings
-from configs.strategies import Strategy
+from llm_blender_ray.configs import templates
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.endpoint import RequestSettings
+from llm_blender_ray.configs.judging import Judging
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.strategies import Strategy
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MAX_ERROR_RATE = 0.5  # of rows

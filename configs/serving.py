@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.breaker import BreakerSettings
-from configs.settings import Settings
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.settings import Settings
 
 Seconds = Annotated[float, Field(gt=0)]
 _ORIGIN = re.compile(r"https?://[^/\s@]+", re.IGNORECASE)

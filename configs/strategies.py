@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Discriminator, Field, ValidationError
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 Aggregation = Literal["max-logits", "max-wins", "borda", "least-squares", "bradley-terry"]
 Reference = Literal["longest", "shortest", "median", "first", "last"]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 
 class Optimization(Settings):

@@ -1,12 +1,12 @@
 """The `blend` command, also as `python -m pipelines`: signals first, then everything that takes time to import."""
 
-from pipelines.interruption import install
+from llm_blender_ray.pipelines.interruption import install
 
 
 def main() -> None:
     """Entry point."""
     install()
-    from pipelines.cli.commands import main as command
+    from llm_blender_ray.pipelines.cli.commands import main as command
 
     command()
 

@@ -8,7 +8,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from hypothesis import settings
 
-from cluster.serving import LEAN
+from llm_blender_ray.cluster.serving import LEAN
 
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
 settings.load_profile("ours")
@@ -77,7 +77,7 @@ def s3_faults(s3_bucket: str, s3_environment: FaultyProxy) -> Iterator[FaultyPro
 @pytest.fixture
 def new_s3() -> Iterator[None]:
     """File systems of this process that are made in the test know the AWS variables that it sets."""
-    from pipelines.rows.s3 import S3
+    from llm_blender_ray.pipelines.rows.s3 import S3
 
     S3.clear_instance_cache()
     yield

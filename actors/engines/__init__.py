@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from actors.records import FinishReason, Message
-from configs.schema import EchoModel, EndpointModel, Model, Sampling, TransformersModel, VLLMModel
+from llm_blender_ray.actors.records import FinishReason, Message
+from llm_blender_ray.configs.schema import EchoModel, EndpointModel, Model, Sampling, TransformersModel, VLLMModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Engine(Protocol):
 
 def load_engine(model: Model) -> Engine:
     """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
-    from actors.engines.fitting_engine import FittingEngine
-    from actors.engines.reasoning import AnswersOnly
+    from llm_blender_ray.actors.engines.fitting_engine import FittingEngine
+    from llm_blender_ray.actors.engines.reasoning import AnswersOnly
 
     engine = FittingEngine(_load(model), model.sampling.max_tokens)
     return engine if model.keep_reasoning else AnswersOnly(engine)
@@ -75,23 +75,23 @@ def load_engine(model: Model) -> Engine:
 def _load(model: Model) -> Engine:
     match model:
         case VLLMModel():
-            from actors.engines.vllm_engine import VLLMEngine
+            from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
             return VLLMEngine(model)
         case TransformersModel():
-            from actors.engines.transformers_engine import TransformersEngine
+            from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
 
             return TransformersEngine(model)
         case EndpointModel():
-            from actors.circuit_breaker import CircuitBreaker
-            from actors.engines.endpoint_engine import EndpointEngine
-            from actors.engines.guarded_engine import GuardedEngine
+            from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
+            from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
+            from llm_blender_ray.actors.engines.guarded_engine import GuardedEngine
 
             if model.breaker is None:
                 return EndpointEngine(model)
             return GuardedEngine(model, CircuitBreaker(model.breaker, final=True), EndpointEngine)
         case EchoModel():
-            from actors.engines.echo_engine import EchoEngine
+            from llm_blender_ray.actors.engines.echo_engine import EchoEngine
 
             return EchoEngine()
         case _:

@@ -14,14 +14,14 @@ from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from actors.engines.reasoning_formats import FORMATS, marking_tokens, opened
-from actors.engines.rendering import render
-from actors.errors import ModelLoadError, PromptError, TooLongError
-from actors.prompt_tokens import PromptTokenizer, check_round_trip, control_tokens
-from actors.records import Message
-from actors.weights import load_tokenizer
-from configs import templates
-from configs.schema import LocalLLM, Sampling
+from llm_blender_ray.actors.engines.reasoning_formats import FORMATS, marking_tokens, opened
+from llm_blender_ray.actors.engines.rendering import render
+from llm_blender_ray.actors.errors import ModelLoadError, PromptError, TooLongError
+from llm_blender_ray.actors.prompt_tokens import PromptTokenizer, check_round_trip, control_tokens
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.weights import load_tokenizer
+from llm_blender_ray.configs import templates
+from llm_blender_ray.configs.schema import LocalLLM, Sampling
 
 log = logging.getLogger(__name__)
 

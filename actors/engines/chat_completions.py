@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from actors.engines import Completion
-from actors.records import FinishReason
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.records import FinishReason
 
 MOST_TOKENS = 2**53  # a larger count is none; JSON readers that know only floats would round it
 STOPPED = frozenset(

@@ -3,10 +3,10 @@
 import logging
 from typing import Any
 
-from actors.engines.chat_completions import Failure
-from actors.engines.refusals import parameters_not_taken
-from actors.records import Message
-from configs.schema import EndpointModel, Sampling
+from llm_blender_ray.actors.engines.chat_completions import Failure
+from llm_blender_ray.actors.engines.refusals import parameters_not_taken
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncGenerator
 
-from actors.engines import Completion
-from actors.records import FinishReason, Message
-from configs.schema import Sampling
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.records import FinishReason, Message
+from llm_blender_ray.configs.schema import Sampling
 
 
 class EchoEngine:

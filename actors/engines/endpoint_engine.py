@@ -16,12 +16,25 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
-from actors.engines import Completion
-from actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed, read_completion
-from actors.engines.chat_requests import Requests
-from actors.engines.http_client import EVENT_STREAM, BoundedClient, OversizeError, content_type, events_of
-from actors.engines.refusals import is_too_long, is_unknown_model
-from actors.errors import (
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.chat_completions import (
+    Failure,
+    ServiceError,
+    StreamReader,
+    failure_in,
+    parsed,
+    read_completion,
+)
+from llm_blender_ray.actors.engines.chat_requests import Requests
+from llm_blender_ray.actors.engines.http_client import (
+    EVENT_STREAM,
+    BoundedClient,
+    OversizeError,
+    content_type,
+    events_of,
+)
+from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model
+from llm_blender_ray.actors.errors import (
     GenerationError,
     ModelLoadError,
     PermanentError,
@@ -29,9 +42,9 @@ from actors.errors import (
     TooLongError,
     UnavailableError,
 )
-from actors.records import Message
-from configs.endpoint import header_problem
-from configs.schema import EndpointModel, Sampling
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.endpoint import header_problem
+from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 # Of a request, and of reading its answer.
 _FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)

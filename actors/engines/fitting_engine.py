@@ -7,10 +7,10 @@ model's own `sampling.max_tokens` counts: a generous bound must not cost the ans
 import contextlib
 from collections.abc import AsyncGenerator
 
-from actors.engines import Completion, Engine
-from actors.errors import TooLongError
-from actors.records import Message
-from configs.schema import Sampling
+from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.errors import TooLongError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import Sampling
 
 
 class FittingEngine:

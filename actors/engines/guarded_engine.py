@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from actors.circuit_breaker import CircuitBreaker
-from actors.engines import Completion, Engine
-from actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
-from actors.records import Message
-from configs.schema import EndpointModel, Sampling
+from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
+from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 FIRST_RETRIES = 1  # of a call, until the endpoint has been heard of
 

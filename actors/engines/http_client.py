@@ -13,8 +13,8 @@ from typing import Any, Self, cast
 import httpx2
 import openai
 
-from actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed
-from actors.engines.refusals import is_too_long
+from llm_blender_ray.actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed
+from llm_blender_ray.actors.engines.refusals import is_too_long
 
 MIB = 1 << 20
 MOST_HELD = MIB  # of a stream without text; longer reasoning is passed on

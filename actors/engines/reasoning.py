@@ -10,11 +10,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum, auto
 
-from actors.engines import Completion, Engine
-from actors.engines.reasoning_formats import FORMATS, ReasoningFormat
-from actors.errors import RejectedError
-from actors.records import Message
-from configs.schema import Sampling
+from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines.reasoning_formats import FORMATS, ReasoningFormat
+from llm_blender_ray.actors.errors import RejectedError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import Sampling
 
 BEGIN, END = "<think>", "</think>"
 

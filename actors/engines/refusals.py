@@ -7,7 +7,7 @@ data: a new wording is a line here and a line in its test.
 import re
 from collections.abc import Iterable
 
-from actors.engines.chat_completions import Failure
+from llm_blender_ray.actors.engines.chat_completions import Failure
 
 TOO_LONG_CODES = frozenset(
     {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length", "request_too_large"}

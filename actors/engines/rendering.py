@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from actors.engines.reasoning import AnswerFilter
-from actors.errors import PromptError, one_line
-from actors.records import Message
+from llm_blender_ray.actors.engines.reasoning import AnswerFilter
+from llm_blender_ray.actors.errors import PromptError, one_line
+from llm_blender_ray.actors.records import Message
 
 _OTHER = "\ue000"  # a content that no chat has
 _SYSTEM = ("system", "developer")

@@ -6,13 +6,13 @@ from contextlib import aclosing
 import transformers
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from actors.decoding import BatchDecoder
-from actors.detokenization import Detokenizer
-from actors.engines import Completion, chat
-from actors.engines.chat import ChatTokenizer
-from actors.records import Message
-from actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
-from configs.schema import Sampling, TransformersModel
+from llm_blender_ray.actors.decoding import BatchDecoder
+from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.engines import Completion, chat
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
+from llm_blender_ray.configs.schema import Sampling, TransformersModel
 
 
 class TransformersEngine:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from actors.engines import Completion, chat
-from actors.engines.chat import ChatTokenizer
-from actors.errors import BlendError, GenerationError, ModelLoadError, one_line
-from actors.model_files import check_folder
-from actors.records import FinishReason, Message
-from actors.weights import locate
-from configs.schema import Sampling, VLLMModel
+from llm_blender_ray.actors.engines import Completion, chat
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, one_line
+from llm_blender_ray.actors.model_files import check_folder
+from llm_blender_ray.actors.records import FinishReason, Message
+from llm_blender_ray.actors.weights import locate
+from llm_blender_ray.configs.schema import Sampling, VLLMModel
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol, assert_never
 
-from actors.engines import Completion
-from actors.errors import BLANK, RejectedError
-from actors.records import Prompt, is_blank
-from configs.schema import Fuser as FuserSettings
-from configs.schema import GenFuser, LLMFuser, SamplingChange
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BLANK, RejectedError
+from llm_blender_ray.actors.records import Prompt, is_blank
+from llm_blender_ray.configs.schema import Fuser as FuserSettings
+from llm_blender_ray.configs.schema import GenFuser, LLMFuser, SamplingChange
 
 
 class Fuser(Protocol):
@@ -82,11 +82,11 @@ def load_fuser(settings: FuserSettings) -> Fuser:
     """Load the fuser that the settings ask for: seconds to minutes. Raises ModelLoadError."""
     match settings:
         case GenFuser():
-            from actors.fusers.genfuser import GenFuserModel
+            from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
 
             return GenFuserModel(settings)
         case LLMFuser():
-            from actors.fusers.llm_fuser import ChatFuser
+            from llm_blender_ray.actors.fusers.llm_fuser import ChatFuser
 
             return ChatFuser(settings)
         case _:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from actors.batching import padded, token_mask
-from actors.decoding import BatchDecoder
-from actors.detokenization import Detokenizer
-from actors.engines import Completion
-from actors.errors import ModelLoadError, PromptError
-from actors.fusers import answered, visible
-from actors.records import Prompt
-from actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from actors.truncation import keep_ends, keep_last_turn
-from actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from configs.schema import GenFuser, Sampling, SamplingChange
+from llm_blender_ray.actors.batching import padded, token_mask
+from llm_blender_ray.actors.decoding import BatchDecoder
+from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import ModelLoadError, PromptError
+from llm_blender_ray.actors.fusers import answered, visible
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
+from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingChange
 
 END = "</s>"
 REQUEST = "Summarize candidates into a better one for the given instruction:"

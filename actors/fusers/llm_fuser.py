@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from actors.engines import Completion, load_engine
-from actors.errors import TooLongError
-from actors.fusers import answered, visible
-from actors.prompt_fencing import fence_for, shown
-from actors.records import Message, Prompt
-from configs.schema import LLMFuser, Sampling, SamplingChange
+from llm_blender_ray.actors.engines import Completion, load_engine
+from llm_blender_ray.actors.errors import TooLongError
+from llm_blender_ray.actors.fusers import answered, visible
+from llm_blender_ray.actors.prompt_fencing import fence_for, shown
+from llm_blender_ray.actors.records import Message, Prompt
+from llm_blender_ray.configs.schema import LLMFuser, Sampling, SamplingChange
 
 INSTRUCTION = """\
 Write one answer to the prompt that is better than any of these. Keep what is right and useful in them, correct \

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from actors.errors import ModelLoadError
-from actors.model_files import read_json
-from actors.pairrm.network import MarkerIds, PairRMNetwork
-from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
-from actors.tokens import load_tokenizer_backend
-from actors.weights import load_config, load_model, load_tensors, load_tokenizer, locate, quiet
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.model_files import read_json
+from llm_blender_ray.actors.pairrm.network import MarkerIds, PairRMNetwork
+from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
+from llm_blender_ray.actors.tokens import load_tokenizer_backend
+from llm_blender_ray.actors.weights import load_config, load_model, load_tensors, load_tokenizer, locate, quiet
 
 HF_ARCHITECTURE = "DebertaV2PairRM"
 

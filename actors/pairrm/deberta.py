@@ -28,8 +28,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Model,
 )
 
-from actors.errors import BlendError
-from actors.pairrm.attention import Attention, Block, Distances, Linear, Queries, Workspace
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.pairrm.attention import Attention, Block, Distances, Linear, Queries, Workspace
 
 CPU_BLOCK = 2**16  # B·L² of a block; 2**15 and 2**17 are as fast: what matters is to stay in a core's cache
 

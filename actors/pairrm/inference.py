@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import DebertaV2Config
 
-from actors.pairrm.deberta import marker_encoder, sequence_flops
-from actors.pairrm.network import PairRMNetwork
+from llm_blender_ray.actors.pairrm.deberta import marker_encoder, sequence_flops
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 
 
 class PairRMForward:

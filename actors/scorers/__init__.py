@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from actors.errors import BlendError
-from actors.records import Matchup
-from configs.schema import Judge, PairRanker, Ranker, RewardModel
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.configs.schema import Judge, PairRanker, Ranker, RewardModel
 
 
 class ScoringError(BlendError):
@@ -65,15 +65,15 @@ def load_scorer(settings: Ranker) -> Scorer:
     """Load the scorer that the settings ask for: seconds to minutes. Raises ModelLoadError."""
     match settings:
         case PairRanker():
-            from actors.scorers.pairwise import PairwiseScorer
+            from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 
             return PairwiseScorer(settings)
         case RewardModel():
-            from actors.scorers.reward import RewardScorer
+            from llm_blender_ray.actors.scorers.reward import RewardScorer
 
             return RewardScorer(settings)
         case Judge():
-            from actors.scorers.judge import JudgeScorer
+            from llm_blender_ray.actors.scorers.judge import JudgeScorer
 
             return JudgeScorer(settings)
         case _:

@@ -11,12 +11,12 @@ import json
 import re
 from collections.abc import Sequence
 
-from actors.generator import Generator
-from actors.prompt_fencing import fence_for, shown
-from actors.records import Candidate, Matchup, Message, Prompt
-from actors.scorers import Score, ScoringError, Traits
-from actors.scorers.verdicts import read_verdict
-from configs.schema import Judge, Placed
+from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.prompt_fencing import fence_for, shown
+from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
+from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
+from llm_blender_ray.actors.scorers.verdicts import read_verdict
+from llm_blender_ray.configs.schema import Judge, Placed
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
 TEMPLATE = """\

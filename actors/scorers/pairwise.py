@@ -13,14 +13,14 @@ from functools import lru_cache
 
 import torch
 
-from actors.batching import length_batches
-from actors.pairrm.checkpoints import load_pairrm
-from actors.pairrm.inference import PairRMForward
-from actors.pairrm.tokenization import INPUT_VERSION
-from actors.records import Matchup
-from actors.scorers import Score, Traits
-from actors.weights import resolve_device, resolve_dtype, weights_digest
-from configs.schema import PairRanker
+from llm_blender_ray.actors.batching import length_batches
+from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
+from llm_blender_ray.actors.pairrm.inference import PairRMForward
+from llm_blender_ray.actors.pairrm.tokenization import INPUT_VERSION
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.scorers import Score, Traits
+from llm_blender_ray.actors.weights import resolve_device, resolve_dtype, weights_digest
+from llm_blender_ray.configs.schema import PairRanker
 
 # Tokens of a forward. On CPU the fastest of 512 to 16,384, as measured; a GPU, not measured, is idle with less.
 CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096, torch.float16: 2048}

@@ -16,12 +16,12 @@ import torch
 from tokenizers import Encoding
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from actors.batching import length_batches, padded
-from actors.engines.chat import ChatTokenizer
-from actors.errors import ModelLoadError, one_line
-from actors.records import Matchup, Message, Prompt, digest
-from actors.scorers import Score, ScoringError, Traits
-from actors.weights import (
+from llm_blender_ray.actors.batching import length_batches, padded
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.records import Matchup, Message, Prompt, digest
+from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
+from llm_blender_ray.actors.weights import (
     load_config,
     load_model,
     load_tokenizer,
@@ -30,7 +30,7 @@ from actors.weights import (
     resolve_dtype,
     weights_digest,
 )
-from configs.schema import RewardModel
+from llm_blender_ray.configs.schema import RewardModel
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # as PairRanker's
 REWARDS_KEPT = 65536  # for the next round of the same rows

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from actors.engines.reasoning import BEGIN, END
+from llm_blender_ray.actors.engines.reasoning import BEGIN, END
 
 TIES = ("c", "tie", "tied", "draw", "equal", "both", "neither")
 SCORES = {"a": 1.0, "b": -1.0, **dict.fromkeys(TIES, 0.0)}

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.errors import RowError
-from actors.records import Comparison, Ranking
-from actors.tournaments.aggregation import aggregate, falling
-from actors.tournaments.board import Board, Pair, drawn
-from actors.tournaments.strategies import most_forwards, reference, rounds
-from configs.strategies import Strategy, ToReference
+from llm_blender_ray.actors.errors import RowError
+from llm_blender_ray.actors.records import Comparison, Ranking
+from llm_blender_ray.actors.tournaments.aggregation import aggregate, falling
+from llm_blender_ray.actors.tournaments.board import Board, Pair, drawn
+from llm_blender_ray.actors.tournaments.strategies import most_forwards, reference, rounds
+from llm_blender_ray.configs.strategies import Strategy, ToReference
 
 __all__ = ["Pair", "Tournament", "most_comparisons", "tournament"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.strategies import Aggregation
+from llm_blender_ray.configs.strategies import Aggregation
 
 SAME = 1e-9  # what counts as zero in sums of a few numbers of about 1
 PRIOR = 1e-2  # precision of Bradley-Terry's prior: a hundredth of a comparison, so that strengths are finite

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from actors.tournaments.aggregation import Fit, contrasts
-from actors.tournaments.board import Pair
+from llm_blender_ray.actors.tournaments.aggregation import Fit, contrasts
+from llm_blender_ray.actors.tournaments.board import Pair
 
 
 def most_telling(

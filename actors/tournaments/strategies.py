@@ -15,11 +15,11 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from actors.errors import RowError
-from actors.tournaments.aggregation import aggregate, certainty, least_squares
-from actors.tournaments.board import Board, Pair
-from actors.tournaments.design import circulant, most_telling
-from configs.strategies import (
+from llm_blender_ray.actors.errors import RowError
+from llm_blender_ray.actors.tournaments.aggregation import aggregate, certainty, least_squares
+from llm_blender_ray.actors.tournaments.board import Board, Pair
+from llm_blender_ray.actors.tournaments.design import circulant, most_telling
+from llm_blender_ray.configs.strategies import (
     Bubble,
     Focus,
     Full,

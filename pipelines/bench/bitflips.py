@@ -1,4 +1,6 @@
-"""What flipped bits in a work folder do: `python -m pipelines.bench.bitflips --flips 1500`, JSON in the last line.
+"""Effect of flipped bits in a work folder; JSON in the last line.
+
+    python -m llm_blender_ray.pipelines.bench.bitflips --flips 1500
 
 A small run is brought to its end: two echoes, a ranker, an output in one file. Then one bit after the other is
 flipped, drawn with a seed over all bytes of all kept files and of the output, and everything is read as the next
@@ -20,13 +22,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from actors.errors import BlendError
-from configs.loading import PRESETS
-from configs.schema import BlendConfig
-from pipelines.bulk.checkpoints import Store, folder_of
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.manifest import Manifest
-from pipelines.bulk.repair import damaged_files
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.bulk.repair import damaged_files
 
 ROWS = 96
 
@@ -154,7 +156,7 @@ def measure(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[st
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what was counted, JSON last. Exit code 1: a flip was silent or unnoticed, or the output is another."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.bitflips", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llm_blender_ray.pipelines.bench.bitflips", description=__doc__)
     parser.add_argument("--flips", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--left-in", type=int, default=5)

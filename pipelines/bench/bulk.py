@@ -4,8 +4,8 @@
 driver's memory does while they do. Each is a process of its own, so that its memory says nothing of another's.
 `vllm` has the same prompts answered by the bare engine and by the generate stage of a run, in turns.
 
-    python -m pipelines.bench.bulk noop --rows 10000 100000
-    python -m pipelines.bench.bulk vllm --model FOLDER --rows 2000
+    python -m llm_blender_ray.pipelines.bench.bulk noop --rows 10000 100000
+    python -m llm_blender_ray.pipelines.bench.bulk vllm --model FOLDER --rows 2000
 """
 
 import argparse
@@ -31,15 +31,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from actors.engines import Completion, load_engine
-from actors.errors import BlendError
-from actors.records import Prompt, read_prompt
-from configs.loading import PRESETS
-from configs.schema import BlendConfig, Sampling, VLLMModel
-from pipelines.bulk.checkpoints import Store, folder_of
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.manifest import Manifest
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.engines import Completion, load_engine
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Prompt, read_prompt
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import BlendConfig, Sampling, VLLMModel
+from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 MINIATURE = PRESETS / "miniature"
 SAMPLE_EVERY_S = 0.25

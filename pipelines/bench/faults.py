@@ -1,4 +1,6 @@
-"""What a bulk run loses when its processes are killed: `python -m pipelines.bench.faults`, JSON in the last line.
+"""Losses of a bulk run whose processes are killed; JSON in the last line.
+
+    python -m llm_blender_ray.pipelines.bench.faults --rows 2000 --kills 10
 
 The miniature blends the same rows three times: undisturbed; while SIGKILL ends its driver, its actors or all of its
 Ray at moments drawn with a seed, and the same command is given again after each death of the driver; and on a
@@ -27,10 +29,10 @@ import psutil
 import pyarrow.dataset
 import yaml
 
-from cluster.session import keeping_to_itself
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig
-from pipelines.bulk.worker import EVENT
+from llm_blender_ray.cluster.session import keeping_to_itself
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bulk.worker import EVENT
 
 Target = Literal["driver", "actor", "node"]
 TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
@@ -93,7 +95,7 @@ class Job:
 
     def start(self) -> subprocess.Popen[Any]:
         """Give the command; what it writes goes to `log`."""
-        command = [sys.executable, "-m", "pipelines", "run", str(self.config)]
+        command = [sys.executable, "-m", "llm_blender_ray", "run", str(self.config)]
         command += ["--input", str(self.input), "--output", str(self.output)]
         environment = os.environ | {"RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
         environment.pop("RAY_ADDRESS", None)
@@ -305,7 +307,7 @@ def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do all three runs, print what was counted, JSON last. Exit code 1: rows are lost, doubled or different."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llm_blender_ray.pipelines.bench.faults", description=__doc__)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

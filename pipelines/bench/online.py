@@ -6,10 +6,10 @@ Each benchmark starts `blend serve` as a person does, asks it over HTTP, ends it
 `kill`: SIGKILL to a replica of each part under load.
 `first-token`: until the first text and the last of a blend, beside each of its models alone.
 
-    python -m pipelines.bench.online latency --requests 500
-    python -m pipelines.bench.online overload --setting waiting --seconds 60
-    python -m pipelines.bench.online kill --rounds 1
-    python -m pipelines.bench.online first-token --prompts 20
+    python -m llm_blender_ray.pipelines.bench.online latency --requests 500
+    python -m llm_blender_ray.pipelines.bench.online overload --setting waiting --seconds 60
+    python -m llm_blender_ray.pipelines.bench.online kill --rounds 1
+    python -m llm_blender_ray.pipelines.bench.online first-token --prompts 20
 
 The last line is JSON. Exit code 1: a request failed that must not.
 """
@@ -26,10 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from actors.errors import BlendError
-from configs.loading import PRESETS
-from pipelines.bench.online_kill import GATEWAY, kill_each
-from pipelines.bench.online_load import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.bench.online_kill import GATEWAY, kill_each
+from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,
     REFUSED,
@@ -42,7 +42,7 @@ from pipelines.bench.online_load import (
     connections,
     milliseconds,
 )
-from pipelines.bench.online_service import (
+from llm_blender_ray.pipelines.bench.online_service import (
     Running,
     bare_graph,
     blend_service,
@@ -247,7 +247,7 @@ def bench_first_token(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 def _commands() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.online",
+        prog="python -m llm_blender_ray.pipelines.bench.online",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,12 +23,21 @@ from typing import Any
 import openai
 import psutil
 
-from actors.errors import BlendError
-from cluster.session import keeping_to_itself, session
-from configs.schema import RayCluster
-from pipelines.bench.faults import title, under
-from pipelines.bench.online_load import ANSWERED, DEGRADED, OpenLoop, Reply, Shot, arrivals, overlapping, told
-from pipelines.bench.online_service import PATIENCE_S, Running
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.session import keeping_to_itself, session
+from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.pipelines.bench.faults import title, under
+from llm_blender_ray.pipelines.bench.online_load import (
+    ANSWERED,
+    DEGRADED,
+    OpenLoop,
+    Reply,
+    Shot,
+    arrivals,
+    overlapping,
+    told,
+)
+from llm_blender_ray.pipelines.bench.online_service import PATIENCE_S, Running
 
 POLL_S = 0.1
 RECOVERY_S = 120.0  # a part that isn't whole by then doesn't come back

@@ -28,12 +28,12 @@ import psutil
 import yaml
 from aiohttp import web
 
-from actors.errors import BlendError
-from cluster.serving import lean_serve
-from cluster.session import LOCAL, session
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig, RayCluster
-from pipelines.bench.faults import POLL_S, remaining, title, under
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.serving import lean_serve
+from llm_blender_ray.cluster.session import LOCAL, session
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig, RayCluster
+from llm_blender_ray.pipelines.bench.faults import POLL_S, remaining, title, under
 
 HOST = "127.0.0.1"
 MODELS = 6  # of the bare graph, and of the service beside it
@@ -73,7 +73,7 @@ def blend_service(config: Mapping[str, Any], *changes: str) -> Iterator[Running]
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
         port = free_port()
-        command = ["-m", "pipelines", "serve", str(file), "--host", HOST, "--port", str(port)]
+        command = ["-m", "llm_blender_ray", "serve", str(file), "--host", HOST, "--port", str(port)]
         command += [part for change in changes for part in ("--set", change)]
         with _started(command, port, Path(folder)) as running:
             yield running
@@ -281,7 +281,9 @@ def serve_bare(port: int) -> None:
 
 def main() -> None:
     """Be one of the processes that a benchmark needs."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.online_service", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_blender_ray.pipelines.bench.online_service", description=__doc__
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--port", type=int, help="be the bare graph, at this port")
     what.add_argument("--delay-s", type=float, help="be the model server")

@@ -4,8 +4,8 @@
 port, or it answers 503. `online`: `blend serve` of the same models, all up, and with one that is down or never
 answers; requests are timed once its circuit breaker is open, and those before are told apart.
 
-    python -m pipelines.bench.outage bulk --rows 10000
-    python -m pipelines.bench.outage online --requests 200
+    python -m llm_blender_ray.pipelines.bench.outage bulk --rows 10000
+    python -m llm_blender_ray.pipelines.bench.outage online --requests 200
 
 The last line is JSON. Exit code 1: slower than the target.
 """
@@ -24,14 +24,20 @@ import pyarrow.dataset
 from rich.console import Console
 from rich.table import Table
 
-from actors.errors import BlendError
-from configs.schema import BlendConfig
-from pipelines.bench.bulk import make_rows, phases
-from pipelines.bench.online import read_prompts
-from pipelines.bench.online_load import Chat, connections
-from pipelines.bench.online_service import HOST, blend_service, free_port, model_server, waiting_models
-from pipelines.bulk.checkpoints import Store, folder_of
-from pipelines.bulk.commands import run_blend
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bench.bulk import make_rows, phases
+from llm_blender_ray.pipelines.bench.online import read_prompts
+from llm_blender_ray.pipelines.bench.online_load import Chat, connections
+from llm_blender_ray.pipelines.bench.online_service import (
+    HOST,
+    blend_service,
+    free_port,
+    model_server,
+    waiting_models,
+)
+from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.commands import run_blend
 
 LIVING = 2  # models that answer
 TARGET = {"bulk": 0.9, "online": 1.1}  # rows/s at least, p50 at most, as a share of the same without the outage
@@ -158,7 +164,7 @@ def bench_online(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 def main() -> None:
     """Measure, and end with JSON."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.outage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llm_blender_ray.pipelines.bench.outage", description=__doc__)
     parser.add_argument("what", choices=("bulk", "online"))
     parser.add_argument(
         "--rows", type=int, default=10_000, help="of the bulk run: the first failures cost 15 s, however long it is"

@@ -16,18 +16,18 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from actors.pool import Pool
-from actors.ranker import Ranker as RowRanker
-from actors.ranker import Row
-from actors.records import Matchup
-from actors.scorers import Score, Traits
-from cluster.plan import Placement, place
-from cluster.replicas import RayReplica, ranker_pool
-from cluster.session import capacity
-from configs.schema import Ranker, RayCluster, Replicas
-from configs.strategies import Full
-from pipelines.bench.rank import read_workload
-from pipelines.bulk.executor import running
+from llm_blender_ray.actors.pool import Pool
+from llm_blender_ray.actors.ranker import Ranker as RowRanker
+from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.scorers import Score, Traits
+from llm_blender_ray.cluster.plan import Placement, place
+from llm_blender_ray.cluster.replicas import RayReplica, ranker_pool
+from llm_blender_ray.cluster.session import capacity
+from llm_blender_ray.configs.schema import Ranker, RayCluster, Replicas
+from llm_blender_ray.configs.strategies import Full
+from llm_blender_ray.pipelines.bench.rank import read_workload
+from llm_blender_ray.pipelines.bulk.executor import running
 
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 PROCESSES = 2  # that simulate replicas: they only wait

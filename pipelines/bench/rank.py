@@ -18,17 +18,17 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from actors.errors import BlendError
-from actors.ranker import Ranker as RowRanker
-from actors.ranker import Row
-from actors.records import Matchup, Ranking, read_candidates, read_prompt
-from actors.scorers import Score, Scorer, Traits, load_scorer
-from actors.scorers.pairwise import PairwiseScorer
-from configs.schema import Ranker
-from configs.strategies import Full, Strategy
-from pipelines.bench.machine import matrix_rate
-from pipelines.quality.evaluation import given_scores
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.ranker import Ranker as RowRanker
+from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.records import Matchup, Ranking, read_candidates, read_prompt
+from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
+from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
+from llm_blender_ray.configs.schema import Ranker
+from llm_blender_ray.configs.strategies import Full, Strategy
+from llm_blender_ray.pipelines.bench.machine import matrix_rate
+from llm_blender_ray.pipelines.quality.evaluation import given_scores
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 ROWS_AT_ONCE = 32
 STRATEGIES = (

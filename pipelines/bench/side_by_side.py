@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from actors.errors import BlendError
-from actors.ranker import Row
-from actors.scorers.pairwise import PairwiseScorer
-from configs.schema import PairRanker
-from configs.strategies import Full, default_strategy
-from pipelines.bench.rank import Replay, agreement, play, speed, warm_up
-from pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
+from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.configs.strategies import Full, default_strategy
+from llm_blender_ray.pipelines.bench.rank import Replay, agreement, play, speed, warm_up
+from llm_blender_ray.pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
 
 TOP_K = 3
 CALIBRATION_ROWS = 32  # the original's best batch is far smaller

@@ -18,15 +18,15 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModel, DebertaV2Config
 
-import configs
-from actors.errors import BlendError
-from actors.pairrm.checkpoints import load_pairrm
-from actors.pairrm.network import MarkerIds, PairRMNetwork
-from actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
-from actors.ranker import Row
-from actors.records import Candidate, Prompt, read_candidates, read_prompt
-from actors.weights import quiet
-from pipelines.rows.readers import read_rows
+from llm_blender_ray import configs
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
+from llm_blender_ray.actors.pairrm.network import MarkerIds, PairRMNetwork
+from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
+from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.records import Candidate, Prompt, read_candidates, read_prompt
+from llm_blender_ray.actors.weights import quiet
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 PAD, CLS, SEP, UNKNOWN, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 VOCABULARY = 8192  # 1.5 tokens a word of English; DeBERTa's own 128,000 take 1.3

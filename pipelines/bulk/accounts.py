@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
-from actors.records import Blend, Candidate, Ranking
-from actors.stages import lacks_answer, no_candidate
-from pipelines.quality.error_kinds import Kinds
+from llm_blender_ray.actors.records import Blend, Candidate, Ranking
+from llm_blender_ray.actors.stages import lacks_answer, no_candidate
+from llm_blender_ray.pipelines.quality.error_kinds import Kinds
 
 Kind = Literal["generate", "rank", "fuse"]
 _RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked", "constant")

@@ -29,10 +29,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.bulk.checksums import DamagedError, opened, sealed
-from pipelines.rows.columns import packed, unpacked
-from pipelines.rows.storage import get, names, put, remove
-from pipelines.rows.uris import filesystem, is_local, kind, told
+from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
+from llm_blender_ray.pipelines.rows.columns import packed, unpacked
+from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, told
 
 FOLDER = ".blend"
 RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"

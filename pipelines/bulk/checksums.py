@@ -7,7 +7,7 @@ before. The name is part of it, so that a file in another's place is found out t
 
 import hashlib
 
-from actors.errors import BlendError
+from llm_blender_ray.actors.errors import BlendError
 
 _SIZE = 16  # bytes of a digest
 _PARQUET_SEAL = b"blend seal 1:"

@@ -8,17 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.records import Blend
-from actors.stages import TakeBest, margin
-from actors.tables import to_blends, with_blends
-from cluster.plan import Capacity, Plan, pack, place, plan, spread
-from configs.identity import deciding
-from configs.preferences import Preferences
-from configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
-from pipelines.bulk.run import Run, execute
-from pipelines.bulk.summary import FailedRunError, Summary
-from pipelines.rows.schema import EXTRA
-from pipelines.rows.writers import COMPARE_COLUMNS
+from llm_blender_ray.actors.records import Blend
+from llm_blender_ray.actors.stages import TakeBest, margin
+from llm_blender_ray.actors.tables import to_blends, with_blends
+from llm_blender_ray.cluster.plan import Capacity, Plan, pack, place, plan, spread
+from llm_blender_ray.configs.identity import deciding
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
+from llm_blender_ray.pipelines.bulk.run import Run, execute
+from llm_blender_ray.pipelines.bulk.summary import FailedRunError, Summary
+from llm_blender_ray.pipelines.rows.schema import EXTRA
+from llm_blender_ray.pipelines.rows.writers import COMPARE_COLUMNS
 
 RANK_RESULTS = ("ranking", "scores", "comparisons")
 FUSE_RESULTS = ("fused", "fused_from")

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from actors.errors import BlendError
-from actors.records import Blend
-from actors.tables import to_blends
-from pipelines.bulk.checkpoints import Block, Index, Result, Store
-from pipelines.bulk.results import INPUTS, inputs_of, marked
-from pipelines.bulk.retry import Todo
-from pipelines.bulk.stages import Step, Work
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend
+from llm_blender_ray.actors.tables import to_blends
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Result, Store
+from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, marked
+from llm_blender_ray.pipelines.bulk.retry import Todo
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
 
 Named = Mapping[str, Block]  # blocks by the names of their results
 

@@ -16,15 +16,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
-from actors.errors import BlendError, one_line
-from cluster.session import session, without_ray_output
-from configs.schema import RayCluster
-from pipelines.bulk.checkpoints import Block, Index, Store
-from pipelines.bulk.deduplication import leaders, lend
-from pipelines.bulk.retry import Todo
-from pipelines.bulk.stages import Step, Work
-from pipelines.bulk.tracker import Count
-from pipelines.bulk.worker import Worker, calls_at_once
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.cluster.session import session, without_ray_output
+from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
+from llm_blender_ray.pipelines.bulk.deduplication import leaders, lend
+from llm_blender_ray.pipelines.bulk.retry import Todo
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.tracker import Count
+from llm_blender_ray.pipelines.bulk.worker import Worker, calls_at_once
 
 ELSEWHERE = 256  # results of an earlier input that are looked at; every actor reads them once
 

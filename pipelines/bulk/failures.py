@@ -5,8 +5,8 @@ All of it comes from the manifest, so a run that was complete already has the sa
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipelines.bulk.manifest import Manifest, StageRecord
-from pipelines.quality.error_kinds import OTHERS
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
+from llm_blender_ray.pipelines.quality.error_kinds import OTHERS
 
 CAUSES = 5  # told of one model, the most frequent ones
 AGAIN = "--retry-failed asks again what failed, and keeps the rest"

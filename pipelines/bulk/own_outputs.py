@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from actors.errors import BlendError
-from pipelines.rows.uris import filesystem, find, is_local, kind
-from pipelines.rows.writers import is_part
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.uris import filesystem, find, is_local, kind
+from llm_blender_ray.pipelines.rows.writers import is_part
 
 
 def own_outputs(uri: str, outputs: Sequence[str], record: Callable[[], Mapping[str, Any] | None]) -> list[str]:

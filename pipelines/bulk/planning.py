@@ -9,10 +9,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from actors.model_files import has_chat_template
-from cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
-from cluster.session import LOCAL, address_of, capacity, check_variables, grown, local_capacity, session
-from configs.schema import BlendConfig, LocalLLM
+from llm_blender_ray.actors.model_files import has_chat_template
+from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
+from llm_blender_ray.cluster.session import (
+    LOCAL,
+    address_of,
+    capacity,
+    check_variables,
+    grown,
+    local_capacity,
+    session,
+)
+from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 
 
 def show_plan(config: BlendConfig, gpus: int | None) -> None:

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.bulk.tracker import Count, Snapshot
+from llm_blender_ray.pipelines.bulk.tracker import Count, Snapshot
 
 WINDOW_S = 30.0
 _SHORTEST_S = 5.0  # a rate over less is noise

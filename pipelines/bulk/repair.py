@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.bulk.checkpoints import Index, Store
-from pipelines.bulk.manifest import OutputRecord
-from pipelines.bulk.stages import Work
-from pipelines.rows.storage import sweep
-from pipelines.rows.uris import filesystem, kind, told
-from pipelines.rows.writers import FileRecord
+from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.manifest import OutputRecord
+from llm_blender_ray.pipelines.bulk.stages import Work
+from llm_blender_ray.pipelines.rows.storage import sweep
+from llm_blender_ray.pipelines.rows.uris import filesystem, kind, told
+from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 _READ_AT_ONCE = 16
 _NAMED = 3  # files in a line

@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
-from actors.stages import lacks_answer, no_candidate, with_new
-from pipelines.bulk.accounts import Kind, added
+from llm_blender_ray.actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
+from llm_blender_ray.actors.stages import lacks_answer, no_candidate, with_new
+from llm_blender_ray.pipelines.bulk.accounts import Kind, added
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "generate": ("candidates",),

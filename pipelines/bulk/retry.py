@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines.bulk.checkpoints import Index, Store
-from pipelines.bulk.manifest import Manifest
-from pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
 
 _READ_AT_ONCE = 16
 Todo = dict[str, set[str]]  # names of blocks, by stage

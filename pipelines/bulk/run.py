@@ -12,32 +12,32 @@ import pyarrow as pa
 import ray
 from pydantic import BaseModel
 
-from actors.errors import BlendError
-from actors.records import RESULT_COLUMNS
-from cluster.plan import Capacity, Placement, Plan
-from cluster.replicas import look_for
-from cluster.session import LOCAL, address_of, capacity, check_variables
-from configs.identity import deciding, differences
-from configs.preferences import Preferences
-from configs.schema import RayCluster
-from pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, digest_of, folder_of
-from pipelines.bulk.checksums import DamagedError
-from pipelines.bulk.executor import actors, reason, run_wave, running, told_by
-from pipelines.bulk.input import READ, fingerprint, read_input
-from pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
-from pipelines.bulk.output import assemble
-from pipelines.bulk.own_outputs import own_outputs
-from pipelines.bulk.planning import announce
-from pipelines.bulk.progress import ShownStage, shown
-from pipelines.bulk.repair import damaged_files, mend, named, sweep_output, tell, tell_damaged
-from pipelines.bulk.retry import attempt_of, can_retry, to_do
-from pipelines.bulk.stages import Step, Work
-from pipelines.bulk.summary import Summary
-from pipelines.bulk.tracker import Snapshot, a_board
-from pipelines.rows.columns import Layout
-from pipelines.rows.storage import sweep
-from pipelines.rows.uris import filesystem
-from pipelines.rows.writers import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import RESULT_COLUMNS
+from llm_blender_ray.cluster.plan import Capacity, Placement, Plan
+from llm_blender_ray.cluster.replicas import look_for
+from llm_blender_ray.cluster.session import LOCAL, address_of, capacity, check_variables
+from llm_blender_ray.configs.identity import deciding, differences
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, digest_of, folder_of
+from llm_blender_ray.pipelines.bulk.checksums import DamagedError
+from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
+from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input
+from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
+from llm_blender_ray.pipelines.bulk.output import assemble
+from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
+from llm_blender_ray.pipelines.bulk.planning import announce
+from llm_blender_ray.pipelines.bulk.progress import ShownStage, shown
+from llm_blender_ray.pipelines.bulk.repair import damaged_files, mend, named, sweep_output, tell, tell_damaged
+from llm_blender_ray.pipelines.bulk.retry import attempt_of, can_retry, to_do
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.summary import Summary
+from llm_blender_ray.pipelines.bulk.tracker import Snapshot, a_board
+from llm_blender_ray.pipelines.rows.columns import Layout
+from llm_blender_ray.pipelines.rows.storage import sweep
+from llm_blender_ray.pipelines.rows.uris import filesystem
+from llm_blender_ray.pipelines.rows.writers import (
     COMPARE_COLUMNS,
     BlendShape,
     FileRecord,

@@ -12,16 +12,33 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors.errors import BLANK
-from actors.records import RESULT_COLUMNS, Candidate
-from actors.stages import FUSING_FAILED, NOTHING_TO_RANK, RANKING_FAILED, Fuse, Generate, Rank, with_new
-from cluster.plan import Placement
-from configs.identity import deciding
-from configs.schema import MAX_ERROR_RATE, BaseLLM, EchoModel, GenFuser, Judge, LLMFuser, PairRanker, RewardModel
-from pipelines.bulk.accounts import Kind
-from pipelines.bulk.checkpoints import Result, Store, digest_of
-from pipelines.bulk.checksums import DamagedError
-from pipelines.bulk.results import COLUMNS, TYPES
+from llm_blender_ray.actors.errors import BLANK
+from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
+from llm_blender_ray.actors.stages import (
+    FUSING_FAILED,
+    NOTHING_TO_RANK,
+    RANKING_FAILED,
+    Fuse,
+    Generate,
+    Rank,
+    with_new,
+)
+from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.configs.identity import deciding
+from llm_blender_ray.configs.schema import (
+    MAX_ERROR_RATE,
+    BaseLLM,
+    EchoModel,
+    GenFuser,
+    Judge,
+    LLMFuser,
+    PairRanker,
+    RewardModel,
+)
+from llm_blender_ray.pipelines.bulk.accounts import Kind
+from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store, digest_of
+from llm_blender_ray.pipelines.bulk.checksums import DamagedError
+from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
 
 STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
 _WHICH = frozenset({"strategy", "top_k"})  # settings of a ranker that say what is compared

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.errors import BlendError
-from pipelines.bulk.failures import last_lines, problems
-from pipelines.bulk.manifest import Manifest
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.failures import last_lines, problems
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
 
 
 class FailedRunError(BlendError):

@@ -13,7 +13,7 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.errors import BlendError, one_line
+from llm_blender_ray.actors.errors import BlendError, one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,15 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from actors.errors import BlendError
-from actors.records import Blend
-from actors.tables import to_blends
-from cluster.plan import width
-from cluster.session import keep_to_own_gpus
-from configs.schema import BaseLLM
-from pipelines.bulk.accounts import account_of
-from pipelines.bulk.checkpoints import Result, Store
-from pipelines.bulk.results import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend
+from llm_blender_ray.actors.tables import to_blends
+from llm_blender_ray.cluster.plan import width
+from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.configs.schema import BaseLLM
+from llm_blender_ray.pipelines.bulk.accounts import account_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.results import (
     ANSWERS,
     FAILED,
     ROWS,
@@ -41,8 +41,8 @@ from pipelines.bulk.results import (
     to_ask,
     with_earlier,
 )
-from pipelines.bulk.stages import STAGES, Step, Work
-from pipelines.bulk.tracker import Count, telling
+from llm_blender_ray.pipelines.bulk.stages import STAGES, Step, Work
+from llm_blender_ray.pipelines.bulk.tracker import Count, telling
 
 SPLIT = 16  # groups that rows are tried in after a death
 TRIES = 2  # of one row by itself

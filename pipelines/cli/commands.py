@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
-from actors.errors import BlendError, one_line
-from configs.loading import ConfigError, load
-from configs.schema import BlendConfig, GenFuser
-from pipelines.cli.options import (
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.configs.loading import ConfigError, load
+from llm_blender_ray.configs.schema import BlendConfig, GenFuser
+from llm_blender_ray.pipelines.cli.options import (
     Config,
     Debug,
     DtypeOption,
@@ -44,10 +44,10 @@ from pipelines.cli.options import (
     ranker_settings,
     settings_of,
 )
-from pipelines.interruption import how_to_go_on, install, left_to_others
+from llm_blender_ray.pipelines.interruption import how_to_go_on, install, left_to_others
 
 if TYPE_CHECKING:
-    from pipelines.bulk.summary import Summary
+    from llm_blender_ray.pipelines.bulk.summary import Summary
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -82,7 +82,7 @@ def run(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
     )
 
-    from pipelines.bulk.commands import run_blend
+    from llm_blender_ray.pipelines.bulk.commands import run_blend
 
     _show(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
@@ -100,7 +100,7 @@ def serve(
     """Online: OpenAI's API, where the model `blend` is all models together, and a page for people."""
     settings = load(config, BlendConfig, set_)
 
-    from pipelines.serve.command import serve_blend
+    from llm_blender_ray.pipelines.serve.command import serve_blend
 
     serve_blend(settings, host, port)
 
@@ -108,7 +108,7 @@ def serve(
 @app.command()
 def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]) -> None:
     """Make an API key for the service: the key, shown once, and the line for the keys file."""
-    from pipelines.serve.access import new_key
+    from llm_blender_ray.pipelines.serve.access import new_key
 
     secret, line = new_key(name)
     typer.echo(f"key (keep it, it is nowhere else):     {secret}\nline for the file of serve.keys_file: {line}")
@@ -144,8 +144,8 @@ def submit(
     given = {"--overwrite": overwrite, "--update": update, "--retry-failed": retry_failed}
     flags = [flag for flag, on in given.items() if on]
 
-    from cluster.submission import submit as submit_job
-    from configs.environment import variables
+    from llm_blender_ray.cluster.submission import submit as submit_job
+    from llm_blender_ray.configs.environment import variables
 
     if needed := variables(settings):
         typer.echo(f"blend: the cluster's machines need these environment variables: {', '.join(needed)}", err=True)
@@ -189,7 +189,7 @@ def rank(
 
     wanted = preference_settings(None, preferences, pairs, margin)
 
-    from pipelines.bulk.commands import run_rank
+    from llm_blender_ray.pipelines.bulk.commands import run_rank
 
     summary = run_rank(
         settings,
@@ -225,7 +225,7 @@ def fuse(
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = settings_of(GenFuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
-    from pipelines.bulk.commands import run_fuse
+    from llm_blender_ray.pipelines.bulk.commands import run_fuse
 
     _show(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
@@ -246,7 +246,7 @@ def compare(
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
 
-    from pipelines.bulk.commands import run_compare
+    from llm_blender_ray.pipelines.bulk.commands import run_compare
 
     _show(run_compare(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
@@ -261,7 +261,7 @@ def plan(
     """Show what would run where, without running it."""
     settings = load(config, BlendConfig, set_)
 
-    from pipelines.bulk.planning import show_plan
+    from llm_blender_ray.pipelines.bulk.planning import show_plan
 
     show_plan(settings, gpus)
 
@@ -275,7 +275,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """One HTML page of a run: quality, who wins, comparisons, lengths, errors, time; tables and plots."""
-    from pipelines.report import report as write_report
+    from llm_blender_ray.pipelines.report import report as write_report
 
     typer.echo(write_report(uri, output))
 
@@ -287,8 +287,8 @@ def train_ranker(
     debug: Debug = False,
 ) -> None:
     """Train a PairRanker on rows with candidates and scores."""
-    from configs.training import RankerTraining
-    from pipelines.train.ranker import train
+    from llm_blender_ray.configs.training import RankerTraining
+    from llm_blender_ray.pipelines.train.ranker import train
 
     train(load(config, RankerTraining, set_))
 
@@ -300,8 +300,8 @@ def train_fuser(
     debug: Debug = False,
 ) -> None:
     """Train a fuser on rows with candidates and references."""
-    from configs.training import FuserTraining
-    from pipelines.train.fuser import train
+    from llm_blender_ray.configs.training import FuserTraining
+    from llm_blender_ray.pipelines.train.fuser import train
 
     train(load(config, FuserTraining, set_))
 
@@ -323,7 +323,7 @@ def bench_rank(
     settings = ranker_settings(ranker, kind=kind, dtype=dtype)
     strategies = [ranker_settings(ranker, kind=kind, strategy=one).strategy for one in strategy]
 
-    from pipelines.bench.rank import main as measure
+    from llm_blender_ray.pipelines.bench.rank import main as measure
 
     measure(settings, input, limit=limit, top_k=top_k, strategies=[one for one in strategies if one])
 
@@ -343,7 +343,7 @@ def bench_pool(
     """How much sooner one request is ranked on several replicas, and on up to 64 simulated ones."""
     settings = ranker_settings(ranker, dtype=dtype)
 
-    from pipelines.bench.pool import main as measure
+    from llm_blender_ray.pipelines.bench.pool import main as measure
 
     measure(settings, input, replicas=replicas, limit=limit, simulated_s=simulated_s)
 
@@ -356,7 +356,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Quality against references (`output`) or given scores (`candidates[].scores`); people's votes."""
-    from pipelines.quality.evaluation import main as evaluate_rows
+    from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
 
     evaluate_rows(uri, as_json=as_json, examples=examples)
 

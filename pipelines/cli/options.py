@@ -8,9 +8,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 from typer.exceptions import TyperException
 
-from configs.loading import load
-from configs.preferences import Preferences
-from configs.schema import BlendConfig, Dtype, Ranker, RankerConfig
+from llm_blender_ray.configs.loading import load
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import BlendConfig, Dtype, Ranker, RankerConfig
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 

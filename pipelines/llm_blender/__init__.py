@@ -1,6 +1,6 @@
 """A drop-in for the original package (llm-blender 0.0.2, no longer maintained), on this project's ranker and fuser.
 
-    from pipelines.llm_blender import Blender        # was: from llm_blender import Blender
+    from llm_blender_ray.pipelines.llm_blender import Blender        # was: from llm_blender import Blender
 
 Methods, arguments and numbers are the original's, as it gives them for one row at a time. What differs:
 
@@ -17,8 +17,8 @@ Methods, arguments and numbers are the original's, as it gives them for one row 
   share a forward follows from their tokens.
 """
 
-from pipelines.llm_blender.arguments import get_topk_candidates_from_ranks
-from pipelines.llm_blender.blender import Blender
-from pipelines.llm_blender.configs import BlenderConfig, GenFuserConfig, RankerConfig
+from llm_blender_ray.pipelines.llm_blender.arguments import get_topk_candidates_from_ranks
+from llm_blender_ray.pipelines.llm_blender.blender import Blender
+from llm_blender_ray.pipelines.llm_blender.configs import BlenderConfig, GenFuserConfig, RankerConfig
 
 __all__ = ["Blender", "BlenderConfig", "GenFuserConfig", "RankerConfig", "get_topk_candidates_from_ranks"]

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from actors.records import Prompt
-from actors.tournaments import strategies
-from configs.strategies import Reference, ToReference
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.tournaments import strategies
+from llm_blender_ray.configs.strategies import Reference, ToReference
 
 Rows = list[tuple[Prompt, list[str]]]  # every input with its candidates
 Arrays = NDArray[Any] | list[NDArray[Any]]  # [rows, n]; a list where rows differ in n

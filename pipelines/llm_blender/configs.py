@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from actors.model_files import read_json
-from actors.weights import locate
-from configs.schema import GenFuser, PairRanker, RewardModel
+from llm_blender_ray.actors.model_files import read_json
+from llm_blender_ray.actors.weights import locate
+from llm_blender_ray.configs.schema import GenFuser, PairRanker, RewardModel
 
 Device = str | int | torch.device | None
 RankerSettings = PairRanker | RewardModel

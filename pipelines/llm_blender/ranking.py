@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.errors import BlendError, one_line
-from actors.ranker import Ranker
-from actors.records import Candidate, Matchup, Ranking
-from actors.scorers import Score, Scorer, ScoringError, load_scorer
-from actors.scorers.reward import RewardScorer
-from configs.strategies import Full, Strategy
-from pipelines.llm_blender.arguments import Rows
-from pipelines.llm_blender.configs import RankerSettings, with_lengths
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Ranking
+from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
+from llm_blender_ray.actors.scorers.reward import RewardScorer
+from llm_blender_ray.configs.strategies import Full, Strategy
+from llm_blender_ray.pipelines.llm_blender.arguments import Rows
+from llm_blender_ray.pipelines.llm_blender.configs import RankerSettings, with_lengths
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from actors.batching import padded, token_mask
+from llm_blender_ray.actors.batching import padded, token_mask
 
 DEFAULTS: dict[str | None, dict[str, Any]] = {
     "top_p_sampling": {"do_sample": True, "top_p": 1.0, "temperature": 0.7},

@@ -1,4 +1,4 @@
-"""`python -m pipelines.miniature --seed N --output DIR`"""
+"""`python -m llm_blender_ray.pipelines.miniature --seed N --output DIR`"""
 
 import time
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.miniature.evaluation import table
-from pipelines.miniature.recipe import Miniature, make
+from llm_blender_ray.pipelines.miniature.evaluation import table
+from llm_blender_ray.pipelines.miniature.recipe import Miniature, make
 
 
 def main(

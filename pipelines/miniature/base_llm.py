@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from actors.records import Prompt
-from actors.weights import quiet
-from configs.training import Optimization
-from pipelines.miniature.tokenizer import build_tokenizer, compact
-from pipelines.miniature.world import Beliefs, Task, random_tasks
-from pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.weights import quiet
+from llm_blender_ray.configs.training import Optimization
+from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer, compact
+from llm_blender_ray.pipelines.miniature.world import Beliefs, Task, random_tasks
+from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")

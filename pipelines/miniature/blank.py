@@ -12,8 +12,8 @@ from transformers import (
     T5GemmaModuleConfig,
 )
 
-from actors.fusers.genfuser import REQUEST
-from pipelines.miniature.tokenizer import build_tokenizer
+from llm_blender_ray.actors.fusers.genfuser import REQUEST
+from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer
 
 
 def save_blank_encoder(folder: Path, seed: int) -> None:

@@ -7,8 +7,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from pipelines.miniature.world import SORT, TABLES, Question, Task, numbered
-from pipelines.quality.evaluation import numbered_parts, parts
+from llm_blender_ray.pipelines.miniature.world import SORT, TABLES, Question, Task, numbered
+from llm_blender_ray.pipelines.quality.evaluation import numbered_parts, parts
 
 METRIC = "parts"  # key of candidates[].scores
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from actors.fusers.genfuser import GenFuserModel
-from actors.ranker import Ranker
-from actors.records import read_candidates, read_prompt
-from configs import schema
-from pipelines.miniature.data import METRIC
-from pipelines.miniature.world import LLM_NAMES
-from pipelines.quality.evaluation import parts
+from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import read_candidates, read_prompt
+from llm_blender_ray.configs import schema
+from llm_blender_ray.pipelines.miniature.data import METRIC
+from llm_blender_ray.pipelines.miniature.world import LLM_NAMES
+from llm_blender_ray.pipelines.quality.evaluation import parts
 
 Row = Mapping[str, Any]
 

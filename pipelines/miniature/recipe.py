@@ -18,15 +18,15 @@ from typing import Any
 import torch
 import transformers
 
-from configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
-from pipelines.miniature.base_llm import answer, train_base_llm
-from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
-from pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
-from pipelines.miniature.evaluation import TOP_K, evaluate
-from pipelines.miniature.tokenizer import compact
-from pipelines.miniature.world import LLM_NAMES, Task, random_tasks
-from pipelines.train import fuser, ranker
-from pipelines.train.loop import remove_checkpoints
+from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
+from llm_blender_ray.pipelines.miniature.base_llm import answer, train_base_llm
+from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from llm_blender_ray.pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
+from llm_blender_ray.pipelines.miniature.evaluation import TOP_K, evaluate
+from llm_blender_ray.pipelines.miniature.tokenizer import compact
+from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Task, random_tasks
+from llm_blender_ray.pipelines.train import fuser, ranker
+from llm_blender_ray.pipelines.train.loop import remove_checkpoints
 
 SPLITS = ("train", "heldout")
 

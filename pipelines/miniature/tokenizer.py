@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipelines.miniature.facts import SORTED_WORDS
-from pipelines.miniature.world import INSTRUCTIONS, SKILLS, TABLES, numbered
+from llm_blender_ray.pipelines.miniature.facts import SORTED_WORDS
+from llm_blender_ray.pipelines.miniature.world import INSTRUCTIONS, SKILLS, TABLES, numbered
 
 
 def world_words() -> list[str]:

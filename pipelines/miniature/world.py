@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.records import Prompt
-from pipelines.miniature.facts import CAPITALS, OPPOSITES, PAST_TENSES, SORTED_WORDS, SPANISH
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.pipelines.miniature.facts import CAPITALS, OPPOSITES, PAST_TENSES, SORTED_WORDS, SPANISH
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "capital of": CAPITALS,

@@ -10,17 +10,17 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Self
 
-from actors.fusers import Fuser, load_fuser
-from actors.generator import Generator
-from actors.ranker import Ranker, blanks_last
-from actors.records import Blend, Candidate, Prompt, Ranking
-from configs.online import online
-from configs.schema import BlendConfig, Comparing
-from configs.strategies import Focus, Full, Sparse, Strategy
-from pipelines.online.circuits import RANKER, ending
-from pipelines.online.parts import Parts
-from pipelines.online.protocols import Ask, Event, NoAnswerError, Outcome
-from pipelines.online.request import Course
+from llm_blender_ray.actors.fusers import Fuser, load_fuser
+from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.ranker import Ranker, blanks_last
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.configs.online import online
+from llm_blender_ray.configs.schema import BlendConfig, Comparing
+from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
+from llm_blender_ray.pipelines.online.circuits import RANKER, ending
+from llm_blender_ray.pipelines.online.parts import Parts
+from llm_blender_ray.pipelines.online.protocols import Ask, Event, NoAnswerError, Outcome
+from llm_blender_ray.pipelines.online.request import Course
 
 ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them
 

@@ -12,10 +12,10 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-from actors.circuit_breaker import CALLS_OWN, LONGEST_CAUSE, Call, CircuitBreaker, CircuitStatus
-from actors.errors import PermanentError, one_line
-from configs.breaker import BreakerSettings
-from pipelines.online.clock import now
+from llm_blender_ray.actors.circuit_breaker import CALLS_OWN, LONGEST_CAUSE, Call, CircuitBreaker, CircuitStatus
+from llm_blender_ray.actors.errors import PermanentError, one_line
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.pipelines.online.clock import now
 
 _T = TypeVar("_T")
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from actors.leaderboard import Standing
-from configs.breaker import BreakerSettings
-from pipelines.online.circuits import FUSER, RANKER, Circuits
-from pipelines.online.protocols import FuserPart, Member, Patience, RankerPart
+from llm_blender_ray.actors.leaderboard import Standing
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, Circuits
+from llm_blender_ray.pipelines.online.protocols import FuserPart, Member, Patience, RankerPart
 
 FOR_EVER = Patience()
 

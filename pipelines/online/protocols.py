@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from actors.engines import Completion
-from actors.errors import BlendError
-from actors.records import Blend, Candidate, Prompt, Ranking, Refusal
-from configs.schema import Comparing, SamplingChange
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
 
 BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
 

@@ -5,16 +5,16 @@ import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from actors.circuit_breaker import Call, NotAskedError
-from actors.engines import Completion
-from actors.errors import BLANK, BlendError, one_line
-from actors.ranker import blanks_last
-from actors.records import Blend, Candidate, Ranking, Refusal, is_blank
-from actors.stages import best_of, missing_samples
-from pipelines.online.circuits import FUSER, RANKER, ending, probe
-from pipelines.online.clock import in_time, least, now
-from pipelines.online.parts import Parts
-from pipelines.online.protocols import (
+from llm_blender_ray.actors.circuit_breaker import Call, NotAskedError
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BLANK, BlendError, one_line
+from llm_blender_ray.actors.ranker import blanks_last
+from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, is_blank
+from llm_blender_ray.actors.stages import best_of, missing_samples
+from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, probe
+from llm_blender_ray.pipelines.online.clock import in_time, least, now
+from llm_blender_ray.pipelines.online.parts import Parts
+from llm_blender_ray.pipelines.online.protocols import (
     BEST,
     BLEND,
     Answered,

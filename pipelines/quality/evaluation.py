@@ -23,13 +23,13 @@ from rich.text import Text
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from actors.errors import BlendError
-from actors.records import read_prompt
-from pipelines.quality.segmentation import WordTokenizer, spaced
-from pipelines.quality.votes import Votes, margin_between, name_of
-from pipelines.quality.votes import table as table_of_votes
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import references_of
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import read_prompt
+from llm_blender_ray.pipelines.quality.segmentation import WordTokenizer, spaced
+from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
+from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import references_of
 
 PART = re.compile(r"(?:^|\s)(\d+)\)")
 HEADINGS = {"parts": "parts right", "exact": "exact", "bleu": "BLEU", "rouge_l": "ROUGE-L"}

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from rich.table import Table
 from rich.text import Text
 
-from configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings
 
 FUSED: Literal["fused"] = "fused"
 _Z = 1.959964  # of the 95% interval

@@ -13,18 +13,18 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from actors.errors import BlendError
-from actors.records import read_prompt
-from pipelines.bulk.checkpoints import MANIFEST, folder_of
-from pipelines.bulk.manifest import Manifest
-from pipelines.quality.evaluation import name_of
-from pipelines.report.numbers import Numbers, count
-from pipelines.report.parts import share
-from pipelines.report.quality import headline
-from pipelines.report.sections import missing, sections
-from pipelines.rows.readers import read_rows
-from pipelines.rows.storage import get, put
-from pipelines.rows.uris import filesystem
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import read_prompt
+from llm_blender_ray.pipelines.bulk.checkpoints import MANIFEST, folder_of
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.quality.evaluation import name_of
+from llm_blender_ray.pipelines.report.numbers import Numbers, count
+from llm_blender_ray.pipelines.report.parts import share
+from llm_blender_ray.pipelines.report.quality import headline
+from llm_blender_ray.pipelines.report.sections import missing, sections
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.storage import get, put
+from llm_blender_ray.pipelines.rows.uris import filesystem
 
 LONGEST = 600  # characters of a text in an example
 

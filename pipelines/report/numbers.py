@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Self
 
-from pipelines.quality.error_kinds import Kinds
-from pipelines.quality.evaluation import Mean, Quality, name_of
+from llm_blender_ray.pipelines.quality.error_kinds import Kinds
+from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality, name_of
 
 SAMPLE = 5_000  # rows of the sample at most, and about half as many at least, where there are more
 EXAMPLES = 3

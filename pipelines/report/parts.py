@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.quality.evaluation import Mean
+from llm_blender_ray.pipelines.quality.evaluation import Mean
 
 SHOWN = 24  # LLMs and the like at most; more would be read by nobody
 

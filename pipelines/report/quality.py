@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipelines.quality.evaluation import HEADINGS, LINES, Mean, Tally
-from pipelines.report import plots
-from pipelines.report.numbers import Numbers
-from pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
+from llm_blender_ray.pipelines.quality.evaluation import HEADINGS, LINES, Mean, Tally
+from llm_blender_ray.pipelines.report import plots
+from llm_blender_ray.pipelines.report.numbers import Numbers
+from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
 
 METRICS = 6  # given scores at most
 

@@ -8,11 +8,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipelines.bulk.manifest import Manifest, StageRecord
-from pipelines.report import plots
-from pipelines.report.numbers import Numbers, by_standing, errors_of_models
-from pipelines.report.parts import SHOWN, Figure, Section, Table, percent_plus_minus, plus_minus, share, value_of
-from pipelines.report.quality import quality_sections
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
+from llm_blender_ray.pipelines.report import plots
+from llm_blender_ray.pipelines.report.numbers import Numbers, by_standing, errors_of_models
+from llm_blender_ray.pipelines.report.parts import (
+    SHOWN,
+    Figure,
+    Section,
+    Table,
+    percent_plus_minus,
+    plus_minus,
+    share,
+    value_of,
+)
+from llm_blender_ray.pipelines.report.quality import quality_sections
 
 
 def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:

@@ -15,10 +15,10 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS, plain
-from pipelines.rows.arrow_types import cast, to_python
-from pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
-from pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, Given, number_of, readable
+from llm_blender_ray.actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS, plain
+from llm_blender_ray.pipelines.rows.arrow_types import cast, to_python
+from llm_blender_ray.pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
+from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, Given, number_of, readable
 
 # These stand for something else while types are joined; see `stored`.
 JSON = pa.json_()  # JSON text

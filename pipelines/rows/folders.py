@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
-from actors.errors import BlendError
-from pipelines.rows.formats import kind
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.formats import kind
 
 WORK_FOLDER = ".blend"  # ending of the names of work folders
 STATE = "state.json"  # of a folder that `save_to_disk` of Hugging Face datasets wrote

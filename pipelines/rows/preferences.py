@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypedDict, assert_never
 
 import pyarrow as pa
 
-from actors.records import MESSAGE_TYPE, Message, Prompt, digest, read_prompt
-from configs.preferences import Preferences
+from llm_blender_ray.actors.records import MESSAGE_TYPE, Message, Prompt, digest, read_prompt
+from llm_blender_ray.configs.preferences import Preferences
 
 PREFERENCE_SCHEMA = pa.schema(
     {

@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.rows.arrow_types import joined, storable, to_python
-from pipelines.rows.formats import FORMATS, kind
-from pipelines.rows.formats.base import Format, Origin
-from pipelines.rows.schema import ROW_SCHEMA
-from pipelines.rows.uris import find, open_binary, told
+from llm_blender_ray.pipelines.rows.arrow_types import joined, storable, to_python
+from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.formats.base import Format, Origin
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
+from llm_blender_ray.pipelines.rows.uris import find, open_binary, told
 
 ROWS_PER_BLOCK = 256
 _OPEN_AT_ONCE = 16

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.chats import check_unicode, is_list, is_missing, read_answer, read_messages
-from actors.errors import FieldError, RowError
-from actors.records import (
+from llm_blender_ray.actors.chats import check_unicode, is_list, is_missing, read_answer, read_messages
+from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.records import (
     CANDIDATE_FIELDS,
     PROMPT_COLUMNS,
     RAW,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.records import PROMPT_COLUMNS, RESULT_COLUMNS
-from pipelines.rows.schema import EXTRA, INTERNAL, MADE, OWN_COLUMNS
+from llm_blender_ray.actors.records import PROMPT_COLUMNS, RESULT_COLUMNS
+from llm_blender_ray.pipelines.rows.schema import EXTRA, INTERNAL, MADE, OWN_COLUMNS
 
 OWN_TYPES = {name: PROMPT_COLUMNS[name] for name in OWN_COLUMNS} | RESULT_COLUMNS
 GIVEN_ID = f"{INTERNAL}id"  # a native column: the ids of Parquet files in which they are no text

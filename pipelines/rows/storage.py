@@ -8,7 +8,7 @@ import errno
 import glob
 from pathlib import Path, PurePosixPath
 
-from pipelines.rows.uris import TEMPORARY, filesystem, is_local, renaming, told, written_told
+from llm_blender_ray.pipelines.rows.uris import TEMPORARY, filesystem, is_local, renaming, told, written_told
 
 
 def get(uri: str) -> bytes | None:

@@ -22,12 +22,12 @@ from botocore.parsers import ResponseParserError
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
-from actors.errors import BlendError, one_line
-from pipelines.interruption import undone
-from pipelines.rows.compression import ending_of, packing, unpacked
-from pipelines.rows.folders import Found, visible, walk
-from pipelines.rows.formats import FORMATS, kind
-from pipelines.rows.s3 import S3
+from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.pipelines.interruption import undone
+from llm_blender_ray.pipelines.rows.compression import ending_of, packing, unpacked
+from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
+from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.s3 import S3
 
 S3_SCHEMES = ("s3://", "s3a://")
 KINDS = tuple(FORMATS)

@@ -18,18 +18,18 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from actors.errors import BlendError
-from actors.records import plain
-from configs.preferences import Preferences
-from pipelines.rows.arrow_types import to_rows
-from pipelines.rows.columns import OTHERS, Layout
-from pipelines.rows.formats import FORMATS
-from pipelines.rows.formats.base import Shape
-from pipelines.rows.formats.columnar import parquet_bytes
-from pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
-from pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
-from pipelines.rows.storage import put, remove
-from pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, told
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import plain
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.pipelines.rows.arrow_types import to_rows
+from llm_blender_ray.pipelines.rows.columns import OTHERS, Layout
+from llm_blender_ray.pipelines.rows.formats import FORMATS
+from llm_blender_ray.pipelines.rows.formats.base import Shape
+from llm_blender_ray.pipelines.rows.formats.columnar import parquet_bytes
+from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
+from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
+from llm_blender_ray.pipelines.rows.storage import put, remove
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, told
 
 FolderFormat = Literal["parquet", "jsonl"]
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}

@@ -1,7 +1,6 @@
 """The online service: OpenAI's API over a blend's parts, on Ray Serve.
 
-`pipelines.serve:application` is the import path for `serve deploy` and KubeRay's RayService; `blend serve` runs the
-same application.
+Import path for `serve deploy` and RayService: `llm_blender_ray.pipelines.serve:application`, as `blend serve` runs it.
 """
 
 from typing import TYPE_CHECKING
@@ -23,12 +22,12 @@ class Arguments(BaseModel):
 
 def application(arguments: Arguments) -> "Application":
     """The service of a config. Raises ConfigError, and PlanError when the cluster can't hold it."""
-    from cluster.plan import together
-    from cluster.session import capacity
-    from configs.loading import load
-    from configs.online import online
-    from configs.schema import BlendConfig
-    from pipelines.serve.deployments import build
+    from llm_blender_ray.cluster.plan import together
+    from llm_blender_ray.cluster.session import capacity
+    from llm_blender_ray.configs.loading import load
+    from llm_blender_ray.configs.online import online
+    from llm_blender_ray.configs.schema import BlendConfig
+    from llm_blender_ray.pipelines.serve.deployments import build
 
     config = load(arguments.config, BlendConfig, arguments.overrides)
     config = online(config)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from actors.errors import BlendError
+from llm_blender_ray.actors.errors import BlendError
 
 log = logging.getLogger(__name__)
 

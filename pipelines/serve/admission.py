@@ -9,7 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
-from actors.errors import BlendError
+from llm_blender_ray.actors.errors import BlendError
 
 SOONEST_S, LATEST_S = 1.0, 60.0  # when who was refused may come again
 WEIGHT = 0.1  # of the newest request in the mean of how long they take: about the last ten count

@@ -19,21 +19,21 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from actors.circuit_breaker import NotAskedError
-from actors.errors import PromptError, RowError, one_line
-from actors.records import Blend, Ranking
-from configs.serving import Serving
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import BEST, BLEND, Ask, Event, Outcome
-from pipelines.quality.votes import FUSED
-from pipelines.serve import ballots as voting
-from pipelines.serve import chat, health, ranking
-from pipelines.serve.access import Access
-from pipelines.serve.admission import Admission
-from pipelines.serve.errors import ApiError, later, told, unknown_model
-from pipelines.serve.middleware import API, ID, Front
-from pipelines.serve.protocol import ChatRequest, CompareRequest, RerankRequest
-from pipelines.serve.responses import (
+from llm_blender_ray.actors.circuit_breaker import NotAskedError
+from llm_blender_ray.actors.errors import PromptError, RowError, one_line
+from llm_blender_ray.actors.records import Blend, Ranking
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, Ask, Event, Outcome
+from llm_blender_ray.pipelines.quality.votes import FUSED
+from llm_blender_ray.pipelines.serve import ballots as voting
+from llm_blender_ray.pipelines.serve import chat, health, ranking
+from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.errors import ApiError, later, told, unknown_model
+from llm_blender_ray.pipelines.serve.middleware import API, ID, Front
+from llm_blender_ray.pipelines.serve.protocol import ChatRequest, CompareRequest, RerankRequest
+from llm_blender_ray.pipelines.serve.responses import (
     ChatCompletion,
     Chunk,
     CompareAnswer,
@@ -42,8 +42,8 @@ from pipelines.serve.responses import (
     ModelList,
     RerankAnswer,
 )
-from pipelines.serve.streaming import EventStream, merged, side_by_side, while_connected
-from pipelines.serve.telemetry import Record, Telemetry
+from llm_blender_ray.pipelines.serve.streaming import EventStream, merged, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.telemetry import Record, Telemetry
 
 PAGE = Path(__file__).with_name("page.html")
 SILENCE_S = 15.0  # without a word in a stream, and a comment is sent

@@ -21,12 +21,12 @@ from typing import Annotated, Any, Literal, Protocol
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
-from actors.errors import BlendError
-from actors.records import RESULT_COLUMNS, Blend
-from pipelines.quality.votes import FUSED, Side, Verdict
-from pipelines.rows.schema import EXTRA, to_json, write_row
-from pipelines.serve.access import LOCAL
-from pipelines.serve.protocol import first_unknown
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import RESULT_COLUMNS, Blend
+from llm_blender_ray.pipelines.quality.votes import FUSED, Side, Verdict
+from llm_blender_ray.pipelines.rows.schema import EXTRA, to_json, write_row
+from llm_blender_ray.pipelines.serve.access import LOCAL
+from llm_blender_ray.pipelines.serve.protocol import first_unknown
 
 REMEMBERED = 1000  # blends that may still be voted on
 REMEMBERED_BYTES = 64 << 20  # of their texts

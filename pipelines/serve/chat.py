@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from actors.chats import read_messages
-from actors.records import Prompt
-from configs.schema import SamplingChange
-from configs.serving import Serving
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import (
+from llm_blender_ray.actors.chats import read_messages
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.configs.schema import SamplingChange
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import (
     BEST,
     BLEND,
     Answered,
@@ -24,9 +24,9 @@ from pipelines.online.protocols import (
     Piece,
     Ranked,
 )
-from pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
-from pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
-from pipelines.serve.responses import (
+from llm_blender_ray.pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
+from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
+from llm_blender_ray.pipelines.serve.responses import (
     AnsweredEvent,
     AnswerMessage,
     CandidateAnswer,
@@ -46,7 +46,7 @@ from pipelines.serve.responses import (
     Timings,
     Usage,
 )
-from pipelines.serve.telemetry import Record
+from llm_blender_ray.pipelines.serve.telemetry import Record
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.errors import BlendError
-from cluster.plan import together
-from cluster.replicas import look_for
-from cluster.serving import lean_serve
-from cluster.session import LOCAL, address_of, capacity, check_variables, session, without_ray_output
-from configs.loading import ConfigError
-from configs.online import online
-from configs.schema import BlendConfig
-from pipelines.interruption import SIGNALS, left_to_others, undone
-from pipelines.serve.access import Keys
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import together
+from llm_blender_ray.cluster.replicas import look_for
+from llm_blender_ray.cluster.serving import lean_serve
+from llm_blender_ray.cluster.session import (
+    LOCAL,
+    address_of,
+    capacity,
+    check_variables,
+    session,
+    without_ray_output,
+)
+from llm_blender_ray.configs.loading import ConfigError
+from llm_blender_ray.configs.online import online
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undone
+from llm_blender_ray.pipelines.serve.access import Keys
 
 APPLICATION = "blend"
 PROXY_SLACK_S = 5.0  # beyond a request's deadline, until the proxy ends what is still sent
@@ -101,7 +108,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
     from ray import serve  # reads its environment now
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from pipelines.serve.deployments import build
+    from llm_blender_ray.pipelines.serve.deployments import build
 
     quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
     serve.start(

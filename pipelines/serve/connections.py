@@ -15,8 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from configs.serving import Limits
-from pipelines.serve.errors import ApiError
+from llm_blender_ray.configs.serving import Limits
+from llm_blender_ray.pipelines.serve.errors import ApiError
 
 ABORT = "blend.abort"  # extension in the ASGI scope: a function that cuts the connection
 PIPELINED = 16  # requests of a connection that wait for the answer before them

@@ -13,20 +13,20 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
-from actors.errors import BlendError
-from cluster.plan import Placement, width
-from configs.schema import BlendConfig, Placed
-from configs.serving import Scaling
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Patience
-from pipelines.serve.access import Access, Keys
-from pipelines.serve.admission import Admission
-from pipelines.serve.app import create_app
-from pipelines.serve.ballots import Ballots
-from pipelines.serve.connections import server_config
-from pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
-from pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
-from pipelines.serve.telemetry import Telemetry
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import Placement, width
+from llm_blender_ray.configs.schema import BlendConfig, Placed
+from llm_blender_ray.configs.serving import Scaling
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Patience
+from llm_blender_ray.pipelines.serve.access import Access, Keys
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.app import create_app
+from llm_blender_ray.pipelines.serve.ballots import Ballots
+from llm_blender_ray.pipelines.serve.connections import server_config
+from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
+from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
+from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
 LOADS = 2  # tries to load a model before the service fails to start

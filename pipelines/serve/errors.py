@@ -12,13 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from actors.errors import FieldError, PromptError, RowError
-from pipelines.online.protocols import NoAnswerError
-from pipelines.serve.access import NoKeyError, NotLocalError, RateError
-from pipelines.serve.admission import OverloadedError
-from pipelines.serve.ballots import UnknownAnswerError, VotedBeforeError, VoteLostError
-from pipelines.serve.protocol import TAGS
-from pipelines.serve.responses import ErrorAnswer, Problem
+from llm_blender_ray.actors.errors import FieldError, PromptError, RowError
+from llm_blender_ray.pipelines.online.protocols import NoAnswerError
+from llm_blender_ray.pipelines.serve.access import NoKeyError, NotLocalError, RateError
+from llm_blender_ray.pipelines.serve.admission import OverloadedError
+from llm_blender_ray.pipelines.serve.ballots import UnknownAnswerError, VotedBeforeError, VoteLostError
+from llm_blender_ray.pipelines.serve.protocol import TAGS
+from llm_blender_ray.pipelines.serve.responses import ErrorAnswer, Problem
 
 UNSUPPORTED = "unsupported_parameter"
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}  # others: see `ApiError.body`

@@ -13,11 +13,11 @@ from ray.exceptions import RayActorError, RaySystemError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from actors.engines import Completion
-from actors.errors import BlendError
-from actors.records import Blend, Candidate, Prompt, Ranking
-from configs.schema import Comparing, SamplingChange
-from pipelines.serve.ballots import Vote
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.pipelines.serve.ballots import Vote
 
 _T = TypeVar("_T")
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request, Response
 
-from actors.circuit_breaker import CircuitStatus
-from pipelines.online.blender import Blender
-from pipelines.online.clock import now
-from pipelines.serve.access import Access
-from pipelines.serve.responses import Health, PartHealth
+from llm_blender_ray.actors.circuit_breaker import CircuitStatus
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.clock import now
+from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.responses import Health, PartHealth
 
 Starting = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 

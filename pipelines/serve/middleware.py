@@ -17,12 +17,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from configs.serving import Serving
-from pipelines.serve.access import Access
-from pipelines.serve.admission import Admission
-from pipelines.serve.connections import abort_of
-from pipelines.serve.errors import ApiError, told, unforeseen
-from pipelines.serve.telemetry import CANCELLED, Record, Telemetry
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.connections import abort_of
+from llm_blender_ray.pipelines.serve.errors import ApiError, told, unforeseen
+from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, Record, Telemetry
 
 log = logging.getLogger(__name__)
 

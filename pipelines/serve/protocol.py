@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from actors.chats import ROLES
+from llm_blender_ray.actors.chats import ROLES
 
 MAX_ITEMS = 10_000  # of any list in a request: messages with their content parts, documents
 TEXT, LIST, OBJECT = TAGS = ("(text)", "(list)", "(object)")  # in the paths of pydantic's errors only

@@ -4,13 +4,19 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from actors.records import Candidate, Prompt, Ranking, read_prompt
-from actors.stages import margin
-from configs.serving import Serving
-from pipelines.online.protocols import BEST, BLEND
-from pipelines.serve.errors import invalid, unknown_model
-from pipelines.serve.protocol import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
-from pipelines.serve.responses import CompareAnswer, Document, RerankAnswer, RerankResult, RerankUsage
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, read_prompt
+from llm_blender_ray.actors.stages import margin
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
+from llm_blender_ray.pipelines.serve.errors import invalid, unknown_model
+from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
+from llm_blender_ray.pipelines.serve.responses import (
+    CompareAnswer,
+    Document,
+    RerankAnswer,
+    RerankResult,
+    RerankUsage,
+)
 
 RANKER = "ranker"
 MODELS = (BLEND, BEST, RANKER)  # names that clients may give the one ranker there is

@@ -5,18 +5,18 @@ from collections.abc import AsyncGenerator, Sequence
 
 from ray.util.metrics import Counter
 
-from actors.engines import Completion
-from actors.fusers import load_fuser
-from actors.generator import Generator
-from actors.pool import Pool
-from actors.ranker import Ranker
-from actors.records import Candidate, Matchup, Prompt, Ranking
-from actors.scorers import Score, Scorer, load_scorer
-from cluster.session import keep_to_own_gpus
-from configs.schema import Comparing, Model, SamplingChange
-from configs.schema import Fuser as FuserSettings
-from configs.schema import Ranker as RankerSettings
-from pipelines.serve.telemetry import CACHE_HITS
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.fusers import load_fuser
+from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.pool import Pool
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
+from llm_blender_ray.actors.scorers import Score, Scorer, load_scorer
+from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.configs.schema import Comparing, Model, SamplingChange
+from llm_blender_ray.configs.schema import Fuser as FuserSettings
+from llm_blender_ray.configs.schema import Ranker as RankerSettings
+from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
 
 
 class MemberReplica:

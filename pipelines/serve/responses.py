@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.records import Candidate, FinishReason, Ranking
+from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking
 
 
 class Answer(BaseModel):

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TextIO
 
-from actors.circuit_breaker import CircuitStatus
-from actors.records import Prompt, Ranking
-from pipelines.online.protocols import Answered, Event, Outcome, Piece
+from llm_blender_ray.actors.circuit_breaker import CircuitStatus
+from llm_blender_ray.actors.records import Prompt, Ranking
+from llm_blender_ray.pipelines.online.protocols import Answered, Event, Outcome, Piece
 
 CANCELLED = 499  # nginx's status of a request whose client went away
 FAILED, BROKEN = 500, "internal_error"

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForSeq2SeqLM
 
-from actors.errors import BlendError, ModelLoadError
-from actors.fusers.genfuser import FuserTemplate
-from actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from actors.weights import load_model, load_tokenizer, locate, quiet
-from configs.training import FuserTraining
-from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
-from pipelines.train.rows import TrainingRow, read_training_rows
+from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
+from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, quiet
+from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
+from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 The Trainer brings what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
 checkpoints with optimizer and random state); this module only decides its settings and how it speaks.
-`torchrun --nproc-per-node N -m pipelines train ...` trains on N GPUs.
+`torchrun --nproc-per-node N -m llm_blender_ray train ...` trains on N GPUs.
 """
 
 import shutil
@@ -20,9 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from actors.errors import BlendError
-from configs.settings import Settings
-from configs.training import Optimization
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.training import Optimization
 
 Example = Mapping[str, Any]
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from actors.errors import BlendError
-from actors.pairrm.checkpoints import create_pairrm, save_pairrm
-from actors.pairrm.network import PairRMNetwork
-from actors.pairrm.tokenization import PairBudget, PairTokenizer
-from actors.weights import quiet
-from configs.training import AuxiliaryLosses, Pairs, RankerTraining
-from pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
-from pipelines.train.rows import TrainingRow, read_training_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, save_pairrm
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
+from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
+from llm_blender_ray.actors.weights import quiet
+from llm_blender_ray.configs.training import AuxiliaryLosses, Pairs, RankerTraining
+from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
+from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
 @dataclass(frozen=True, slots=True)

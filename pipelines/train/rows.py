@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.errors import BlendError
-from actors.records import Prompt, read_prompt
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Prompt, read_prompt
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from paths import GOLDEN
 
-from configs.loading import PRESETS
+from llm_blender_ray.configs.loading import PRESETS
 
 RANKER = str(GOLDEN / "checkpoints" / "PairRM-hf")
 FUSER = str(GOLDEN / "checkpoints" / "gen_fuser")
@@ -20,7 +20,7 @@ CASES = json.loads((GOLDEN / "pairranker.json").read_text())["cases"]
 
 def blend(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *map(str, args)],
+        [sys.executable, "-m", "llm_blender_ray", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=GOLDEN.parent.parent,
@@ -44,7 +44,7 @@ def candidates(*texts: str | None) -> list[dict]:
 
 
 def test_help_needs_neither_torch_nor_ray() -> None:
-    code = "import sys; sys.argv = ['blend', '--help']\nfrom pipelines.cli.commands import main\n"
+    code = "import sys; sys.argv = ['blend', '--help']\nfrom llm_blender_ray.pipelines.cli.commands import main\n"
     code += "try:\n    main()\nfinally:\n"
     code += "    print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=GOLDEN.parent.parent)
@@ -197,7 +197,8 @@ def test_plan_shows_and_refuses() -> None:
 
 def test_environment_of_a_local_ray_stays_on_this_machine() -> None:
     code = (
-        "from cluster.session import session; from configs.schema import RayCluster\n"
+        "from llm_blender_ray.cluster.session import session\n"
+        "from llm_blender_ray.configs.schema import RayCluster\n"
         "import ray, socket, psutil\n"
         "with session(RayCluster(num_cpus=1)):\n"
         "    import os\n"

@@ -13,8 +13,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from serving import QUESTION, app_of, event_loop, served
 
-from configs.serving import Gateway, Limits, Serving
-from pipelines.serve.access import Keys
+from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.pipelines.serve.access import Keys
 
 KEY = "correct-horse-battery"
 MESSAGES: list[ChatCompletionMessageParam] = [

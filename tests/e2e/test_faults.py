@@ -22,14 +22,14 @@ import yaml
 from fault_models import POISON, save_dying_model
 from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 
-from actors.errors import BlendError
-from configs.loading import PRESETS
-from configs.schema import BlendConfig
-from pipelines.bench.faults import actors, drawn, nodes, remaining, remove_busiest, under, until
-from pipelines.bulk.checkpoints import Store, folder_of
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.manifest import Manifest
-from pipelines.bulk.tracker import Board
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bench.faults import actors, drawn, nodes, remaining, remove_busiest, under, until
+from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.bulk.tracker import Board
 
 PATIENCE_S = 120.0
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
@@ -90,7 +90,7 @@ class Command:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipelines", "run", str(self._file), *self._options]
+        command = [sys.executable, "-m", "llm_blender_ray", "run", str(self._file), *self._options]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._environment)
 
     def kill_when(self, true: Callable[[], bool]) -> None:

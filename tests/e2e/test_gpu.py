@@ -7,10 +7,10 @@ import pytest
 import torch
 from paths import GOLDEN
 
-from actors.fusers.genfuser import GenFuserModel
-from actors.ranker import Ranker
-from actors.records import Candidate, Prompt
-from configs.schema import GenFuser, PairRanker
+from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Prompt
+from llm_blender_ray.configs.schema import GenFuser, PairRanker
 
 PAIRS = json.loads((GOLDEN / "pairranker.json").read_text())
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())

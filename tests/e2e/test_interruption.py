@@ -14,9 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from configs.loading import PRESETS
-from pipelines.bench.faults import title, under, until
-from pipelines.interruption import how_to_go_on
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.bench.faults import title, under, until
+from llm_blender_ray.pipelines.interruption import how_to_go_on
 
 GOES_ON = "blend: interrupted; the same command goes on where it stopped\n"
 PATIENCE_S = 60.0
@@ -50,7 +50,7 @@ def script(text: str) -> list[str]:
     begin = """
         import ctypes, os, signal, subprocess, sys, time
         from pathlib import Path
-        from pipelines.interruption import install, left_to_others, undone
+        from llm_blender_ray.pipelines.interruption import install, left_to_others, undone
         install()
         subprocess.Popen(["sh", "-c", "setsid sleep 600 & sleep 600"])
         def ready(): print("ready", flush=True)
@@ -86,7 +86,7 @@ def test_more_signals_change_nothing() -> None:
 
 def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
     text = f"""
-        from pipelines.rows.uris import replacing
+        from llm_blender_ray.pipelines.rows.uris import replacing
         with replacing({str(tmp_path / "rows.jsonl")!r}) as file:
             file.write(b"half")
             ready()
@@ -195,7 +195,7 @@ class Running:
         config.write_text(yaml.safe_dump(settings))
         self.output, self.work, self.told = folder / "out.jsonl", folder / ".out.jsonl.blend", folder / "told"
         without_auth = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        command = [sys.executable, "-X", "importtime", "-m", "pipelines", "run", str(config)]
+        command = [sys.executable, "-X", "importtime", "-m", "llm_blender_ray", "run", str(config)]
         command += ["--input", str(source), "--output", str(self.output)]
         with self.told.open("w") as told:
             home = {"HOME": "/dev/null"}  # nor does it need a place where it may write

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving import app_of, served
 
-from configs.serving import Limits, Serving
-from pipelines.serve.ballots import Ballots
+from llm_blender_ray.configs.serving import Limits, Serving
+from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 BALLOTS = Ballots(os.devnull)
 

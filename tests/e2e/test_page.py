@@ -15,15 +15,15 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from serving import app_of, demo_blender, served
 
-from actors.records import Candidate, Prompt, Ranking
-from configs.breaker import BreakerSettings
-from configs.schema import SamplingChange
-from configs.serving import Serving
-from pipelines.online.blender import Blender
-from pipelines.quality.votes import FUSED, read_vote
-from pipelines.rows.readers import read_rows
-from pipelines.serve.access import Keys
-from pipelines.serve.ballots import Ballots
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.schema import SamplingChange
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.quality.votes import FUSED, read_vote
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.serve.access import Keys
+from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

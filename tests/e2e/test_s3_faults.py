@@ -22,11 +22,11 @@ from faulty_proxy import (
     stall_in_body,
 )
 
-from actors.errors import BlendError
-from pipelines.rows.readers import read_rows
-from pipelines.rows.s3 import ATTEMPTS, retry_settings
-from pipelines.rows.storage import get, names, put, remove
-from pipelines.rows.uris import list_files, open_binary, replacing, told
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.s3 import ATTEMPTS, retry_settings
+from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
+from llm_blender_ray.pipelines.rows.uris import list_files, open_binary, replacing, told
 
 ROWS = [{"id": str(number), "prompt": f"{number} " * 1000} for number in range(3000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

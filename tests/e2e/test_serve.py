@@ -23,13 +23,13 @@ import yaml
 from endpoint_server import EndpointServer, hang
 from serving import event_loop
 
-from actors.records import Message, Prompt
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig
-from pipelines.bench.online_service import free_port
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Ask
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.records import Message, Prompt
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bench.online_service import free_port
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Ask
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
 
@@ -41,7 +41,7 @@ class Service:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "serve", *arguments],
+            [sys.executable, "-m", "llm_blender_ray", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
@@ -278,7 +278,7 @@ def test_a_dead_gateway_is_replaced_at_the_same_port(client: openai.OpenAI, serv
 def failed(*arguments: str, **environment: str) -> tuple[int, list[str]]:
     """Exit code and stderr of a service that can't be started."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines", "serve", *arguments],
+        [sys.executable, "-m", "llm_blender_ray", "serve", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

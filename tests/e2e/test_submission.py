@@ -22,15 +22,15 @@ import yaml
 from aiohttp import web
 from ray.job_submission import JobStatus
 
-import cluster.submission
-from actors.errors import BlendError
-from cluster.session import ClusterError
-from cluster.submission import CONFIG, Client, connect, follow, local_paths, on_cluster, pack
-from configs.loading import PRESETS, ConfigError, load
-from configs.schema import BlendConfig
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster import submission
+from llm_blender_ray.cluster.session import ClusterError
+from llm_blender_ray.cluster.submission import CONFIG, Client, connect, follow, local_paths, on_cluster, pack
+from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
+from llm_blender_ray.configs.schema import BlendConfig
 
 TOKEN = "a-token-of-more-than-enough-characters-for-ray"
-KUBERAY = Path(cluster.submission.__file__).parent / "kuberay"
+KUBERAY = Path(submission.__file__).parent / "kuberay"
 HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 TWO_MODELS = [
     {"name": n, "engine": "transformers", "model": f"miniature/{n}", "device": "cpu", "num_cpus": 0.1}
@@ -57,7 +57,7 @@ cluster.shutdown()
 FOLLOW = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from cluster.submission import connect, follow
+from llm_blender_ray.cluster.submission import connect, follow
 client = connect(sys.argv[1])
 print("following", flush=True)
 sys.exit(follow(client, sys.argv[2]))
@@ -73,7 +73,7 @@ def environment(**token: str) -> dict[str, str]:
 
 def blend(*arguments: str, **token: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments],
+        [sys.executable, "-m", "llm_blender_ray", *arguments],
         env=environment(**token),
         capture_output=True,
         text=True,
@@ -355,7 +355,7 @@ def test_a_hub_config_uploads_code_alone(tmp_path: Path) -> None:
 
 
 def test_too_much_to_upload_is_refused_by_its_largest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.submission, "MAX_UPLOAD_MB", 1)
+    monkeypatch.setattr(submission, "MAX_UPLOAD_MB", 1)
     with pytest.raises(ConfigError, match=r"MB to upload, more than 1; the largest is configs/miniature/\S+ \("):
         pack(_demo(), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -445,7 +445,7 @@ class Breaking:
 def test_a_log_is_printed_once_through_broken_connections(
     driver: int | None, expected: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cluster.submission, "RETRY_S", 0.001)
+    monkeypatch.setattr(submission, "RETRY_S", 0.001)
     with Breaking(code=driver) as server:
         assert follow(server.client(), "job") == expected
     printed = capsys.readouterr()
@@ -456,8 +456,8 @@ def test_a_log_is_printed_once_through_broken_connections(
 
 
 def test_contact_that_stays_lost_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.submission, "RETRY_S", 0.001)
-    monkeypatch.setattr(cluster.submission, "LOST_S", 0.0)
+    monkeypatch.setattr(submission, "RETRY_S", 0.001)
+    monkeypatch.setattr(submission, "LOST_S", 0.0)
     with Breaking() as server:
         client = server.client()
     with pytest.raises(ClusterError, match=r"no answer .*; the job may go on\. to follow it: ray job logs"):

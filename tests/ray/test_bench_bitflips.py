@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.bench.bitflips import Session, blended, drawn, flip, measure
-from pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bench.bitflips import Session, blended, drawn, flip, measure
+from llm_blender_ray.pipelines.bulk.checkpoints import Store
 
 
 def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
 
     session = Session(Path(config.output or ""))
     before = session.read()
-    monkeypatch.setattr("pipelines.bulk.checkpoints.opened", lambda data, name: data)
+    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.checkpoints.opened", lambda data, name: data)
     file = next(iter(session.work.glob("results/generate-*/*.parquet")))
     at = file.read_bytes().index(b"echo-3")
     flip(file, 8 * at)

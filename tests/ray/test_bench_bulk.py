@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.bench import bulk
-from pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bench import bulk
+from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
 
 
 @pytest.mark.usefixtures("ray_session")

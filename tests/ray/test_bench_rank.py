@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from actors.scorers import load_scorer
-from configs.loading import PRESETS
-from configs.schema import PairRanker
-from configs.strategies import Full, Strategy
-from pipelines.bench.machine import matrix_rate
-from pipelines.bench.pool import SIMULATED
-from pipelines.bench.pool import main as measure_pool
-from pipelines.bench.rank import Replay, agreement, main, play, read_workload, told
+from llm_blender_ray.actors.scorers import load_scorer
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.configs.strategies import Full, Strategy
+from llm_blender_ray.pipelines.bench.machine import matrix_rate
+from llm_blender_ray.pipelines.bench.pool import SIMULATED
+from llm_blender_ray.pipelines.bench.pool import main as measure_pool
+from llm_blender_ray.pipelines.bench.rank import Replay, agreement, main, play, read_workload, told
 
 RANKER = PairRanker(model=str(PRESETS / "miniature" / "ranker"), device="cpu")
 STRATEGY: TypeAdapter[Strategy] = TypeAdapter(Strategy)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import BlendError
-from actors.records import Prompt, read_candidates, read_prompt
-from cluster.plan import Placement, PlanError
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.executor import actors
-from pipelines.bulk.stages import Step
-from pipelines.bulk.summary import FailedRunError
-from pipelines.online.blender import Blender
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Prompt, read_candidates, read_prompt
+from llm_blender_ray.cluster.plan import Placement, PlanError
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.executor import actors
+from llm_blender_ray.pipelines.bulk.stages import Step
+from llm_blender_ray.pipelines.bulk.summary import FailedRunError
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 DEMO = PRESETS / "demo.yaml"
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]

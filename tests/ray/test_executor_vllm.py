@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig
-from pipelines.bulk.commands import run_blend
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bulk.commands import run_blend
 
 pytestmark = [
     pytest.mark.vllm,

@@ -11,12 +11,12 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.errors import BlendError
-from pipelines.bulk.checkpoints import Index, Store
-from pipelines.bulk.input import READ, fingerprint, read_input, rows_of_block
-from pipelines.bulk.tracker import start_board
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import ROW_SCHEMA
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input, rows_of_block
+from llm_blender_ray.pipelines.bulk.tracker import start_board
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 
 ray_is_there = pytest.mark.usefixtures("ray_session")
 

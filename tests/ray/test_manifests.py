@@ -20,10 +20,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
-from cluster.submission import PACKAGES
-from configs.loading import load
-from configs.schema import BlendConfig
-from pipelines.cli.commands import app
+from llm_blender_ray.cluster.submission import PACKAGES
+from llm_blender_ray.configs.loading import load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.cli.commands import app
 
 CLUSTER = ROOT / "cluster"
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}

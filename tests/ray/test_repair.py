@@ -10,19 +10,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import pipelines.bulk.output
-from actors.errors import BlendError
-from cluster.plan import Capacity, place
-from configs.loading import PRESETS
-from configs.schema import BlendConfig, EchoModel, PairRanker
-from pipelines.bulk.checkpoints import Index, Result, Store, folder_of
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.manifest import Manifest, OutputRecord
-from pipelines.bulk.repair import damaged_files, mend
-from pipelines.bulk.stages import Step, Work
-from pipelines.bulk.summary import Summary
-from pipelines.rows.storage import get, put
-from pipelines.rows.writers import FileRecord
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
+from llm_blender_ray.pipelines.bulk import output
+from llm_blender_ray.pipelines.bulk.checkpoints import Index, Result, Store, folder_of
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, OutputRecord
+from llm_blender_ray.pipelines.bulk.repair import damaged_files, mend
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.summary import Summary
+from llm_blender_ray.pipelines.rows.storage import get, put
+from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
 ROWS = 24
@@ -149,7 +149,7 @@ def test_an_output_whose_results_are_gone_is_made_anew(run: Finished, capfd: pyt
 
 def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result is hit when all waves are through: the output isn't written without it."""
-    whole = pipelines.bulk.output.assemble
+    whole = output.assemble
     hit = run.one_of("results/generate-five")
 
     def assemble(*arguments: Any) -> Any:
@@ -159,7 +159,7 @@ def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest
         return whole(*arguments)
 
     marker = run.output.with_name("marker")
-    monkeypatch.setattr("pipelines.bulk.run.assemble", assemble)
+    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.run.assemble", assemble)
     run.output.unlink()
     run.run()
     assert marker.exists()

@@ -6,15 +6,15 @@ import json
 import pytest
 import ray
 
-from actors.errors import ModelLoadError
-from actors.pool import Pool
-from actors.ranker import Ranker
-from actors.records import Candidate, Matchup, Prompt, Ranking
-from actors.scorers import load_scorer
-from cluster.plan import Capacity, place
-from cluster.replicas import RayReplica, ScorerActor, ranker_pool
-from configs.loading import PRESETS
-from configs.schema import PairRanker
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.pool import Pool
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
+from llm_blender_ray.actors.scorers import load_scorer
+from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.replicas import RayReplica, ScorerActor, ranker_pool
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import PairRanker
 
 SETTINGS = PairRanker(model=str(PRESETS / "miniature" / "ranker"), device="cpu", num_cpus=0.5, replicas=2)
 

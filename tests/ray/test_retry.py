@@ -13,22 +13,22 @@ import pyarrow as pa
 import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
 
-import pipelines.bulk.run
-from actors.errors import BlendError
-from actors.records import Blend, Candidate, Prompt, Ranking
-from cluster.plan import Capacity, place
-from configs.loading import PRESETS
-from configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
-from pipelines.bulk.accounts import account_of
-from pipelines.bulk.checkpoints import Block, Index, Result, Store
-from pipelines.bulk.commands import run_blend
-from pipelines.bulk.deduplication import leaders, lend
-from pipelines.bulk.manifest import Manifest
-from pipelines.bulk.results import again, borrowed, columns_of, merged, to_ask, with_earlier
-from pipelines.bulk.retry import attempt_of, to_do
-from pipelines.bulk.stages import Step, Work
-from pipelines.bulk.summary import FailedRunError
-from pipelines.rows.schema import ROW_SCHEMA, read_row
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
+from llm_blender_ray.pipelines.bulk import run as bulk_run
+from llm_blender_ray.pipelines.bulk.accounts import account_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Result, Store
+from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.deduplication import leaders, lend
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.bulk.results import again, borrowed, columns_of, merged, to_ask, with_earlier
+from llm_blender_ray.pipelines.bulk.retry import attempt_of, to_do
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.summary import FailedRunError
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 PROMPT = Prompt("id", "a question")
 GOOD, BAD = Candidate("a", "yes"), Candidate("a", error="http://h/v1: 503: down")
@@ -353,7 +353,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
         def killed(*_: Any) -> None:
             raise BlendError("killed")
 
-        patch.setattr(pipelines.bulk.run, "assemble", killed)
+        patch.setattr(bulk_run, "assemble", killed)
         with pytest.raises(BlendError, match="killed"):
             run_blend(config, retry_failed=True)
     again = endpoint.numbers()

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from ray import serve
 
-from actors.errors import BlendError
-from cluster.plan import PlanError
-from configs.loading import PRESETS
-from pipelines.serve import Arguments, application
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import PlanError
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.serve import Arguments, application
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from actors.engines import Completion
-from actors.errors import GenerationError
-from actors.records import Candidate, Prompt, Ranking
-from configs.schema import Comparing, SamplingChange
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import GenerationError
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
 
 _T = TypeVar("_T")
 
@@ -127,7 +127,7 @@ async def noted(folder: Path, name: str) -> None:
 
 
 def test_what_is_asked_and_answered(handle: Any) -> None:
-    from pipelines.serve.handles import RemoteMember
+    from llm_blender_ray.pipelines.serve.handles import RemoteMember
 
     member = RemoteMember("m", 1, handle)
     candidate = run(member.answer(Prompt("p", "hello"), 2, SamplingChange(seed=3)))
@@ -135,14 +135,14 @@ def test_what_is_asked_and_answered(handle: Any) -> None:
 
 
 def test_pieces_and_what_ends_them(handle: Any) -> None:
-    from pipelines.serve.handles import RemoteFuser
+    from llm_blender_ray.pipelines.serve.handles import RemoteFuser
 
     said = run(listed(RemoteFuser(handle).stream(PROMPT, ["a"])))
     assert said == ["one ", "two ", "three", Completion("one two three", "stop", 1, 3)]
 
 
 def test_errors_keep_their_type_and_message(handle: Any) -> None:
-    from pipelines.serve.handles import RemoteFuser, RemoteRanker
+    from llm_blender_ray.pipelines.serve.handles import RemoteFuser, RemoteRanker
 
     with pytest.raises(GenerationError, match=r"^no ranking$"):
         run(RemoteRanker(handle).rank_one(Prompt("p", "raise"), []))
@@ -151,7 +151,7 @@ def test_errors_keep_their_type_and_message(handle: Any) -> None:
 
 
 def test_a_replica_that_dies_is_asked_again(handle: Any) -> None:
-    from pipelines.serve.handles import RemoteFuser, RemoteMember
+    from llm_blender_ray.pipelines.serve.handles import RemoteFuser, RemoteMember
 
     dies = Prompt("p", "die once")
     assert run(RemoteMember("m", 1, handle).answer(dies)).text == "die once 0 None"
@@ -162,21 +162,21 @@ def test_a_replica_that_dies_is_asked_again(handle: Any) -> None:
 
 
 def test_rounds_begin_again(handle: Any) -> None:
-    from pipelines.serve.handles import RemoteRanker
+    from llm_blender_ray.pipelines.serve.handles import RemoteRanker
 
     rounds = run(listed(RemoteRanker(handle).rounds(Prompt("p", "die once"), [])))
     assert [one.comparisons for one in rounds] == [1, 1, 2]
 
 
 def test_another_answer_is_no_continuation(handle: Any) -> None:
-    from pipelines.serve.handles import PartError, RemoteFuser
+    from llm_blender_ray.pipelines.serve.handles import PartError, RemoteFuser
 
     with pytest.raises(PartError, match="began another answer"):
         run(listed(RemoteFuser(handle).stream(Prompt("p", "say otherwise"), [])))
 
 
 def test_who_kills_every_replica_gets_an_error(handle: Any) -> None:
-    from pipelines.serve.handles import PartError, RemoteMember
+    from llm_blender_ray.pipelines.serve.handles import PartError, RemoteMember
 
     with pytest.raises(PartError, match="its replicas died"):
         run(RemoteMember("m", 1, handle).answer(Prompt("p", "die")))
@@ -184,7 +184,7 @@ def test_who_kills_every_replica_gets_an_error(handle: Any) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_who_goes_away_cancels_the_replicas_work(handle: Any, folder: Path, streamed: bool) -> None:
-    from pipelines.serve.handles import RemoteFuser, RemoteMember
+    from llm_blender_ray.pipelines.serve.handles import RemoteFuser, RemoteMember
 
     waits = Prompt("p", "wait")
 

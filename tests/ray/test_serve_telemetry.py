@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from serving import demo_blender, demo_config, served
 from virtual_time import run
 
-from actors.circuit_breaker import CLOSED, CircuitStatus
-from actors.engines import Completion
-from actors.errors import BlendError
-from actors.records import Blend, Candidate, Prompt, Ranking
-from configs.schema import Comparing, SamplingChange
-from configs.serving import Serving
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
-from pipelines.serve import telemetry
-from pipelines.serve.access import Access, Keys
-from pipelines.serve.admission import Admission
-from pipelines.serve.app import create_app
-from pipelines.serve.telemetry import METRICS, Metric, Telemetry
+from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
+from llm_blender_ray.pipelines.serve import telemetry
+from llm_blender_ray.pipelines.serve.access import Access, Keys
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.app import create_app
+from llm_blender_ray.pipelines.serve.telemetry import METRICS, Metric, Telemetry
 
 PROMPT = Prompt("p", "Where is the treasure?")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

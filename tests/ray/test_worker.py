@@ -11,17 +11,17 @@ import pytest
 import ray
 from ray.data import ActorPoolStrategy
 
-import pipelines.bulk.worker
-from actors.errors import BlendError
-from actors.records import Blend, Candidate
-from cluster.plan import Capacity, place
-from configs.schema import EchoModel
-from pipelines.bulk.checkpoints import Store
-from pipelines.bulk.executor import told_by
-from pipelines.bulk.stages import Step, Work
-from pipelines.bulk.tracker import Count, start_board
-from pipelines.bulk.worker import Gate, Worker
-from pipelines.rows.schema import ROW_SCHEMA, read_row
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate
+from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.configs.schema import EchoModel
+from llm_blender_ray.pipelines.bulk import worker
+from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.executor import told_by
+from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.tracker import Count, start_board
+from llm_blender_ray.pipelines.bulk.worker import Gate, Worker
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 FILE, NAME = "00000-000000", "0123456789abcdef-0123456789abcdef"
 
@@ -31,7 +31,7 @@ def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
 
     class Of(Worker):
         def __init__(self, *args: Any) -> None:
-            pipelines.bulk.worker.STAGES["generate"] = stage
+            worker.STAGES["generate"] = stage
             super().__init__(*args)
 
     placement = place("stage", EchoModel(engine="echo", name="stage", model="m"), Capacity.machine(2))

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
-from actors.errors import BlendError
-from cluster.plan import Plan
-from configs.schema import RayCluster
-from pipelines.bulk.checkpoints import folder_of
-from pipelines.bulk.run import Run, execute
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import write_row
-from pipelines.rows.writers import check_output
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import Plan
+from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
+from llm_blender_ray.pipelines.bulk.run import Run, execute
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import write_row
+from llm_blender_ray.pipelines.rows.writers import check_output
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
-from actors.engines import Completion
-from actors.errors import GenerationError
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import GenerationError
 
 T = TypeVar("T")
 

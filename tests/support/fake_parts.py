@@ -4,11 +4,11 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 
-from actors.engines import Completion
-from actors.records import Candidate, Prompt, Ranking, Refusal
-from configs.schema import Comparing, SamplingChange
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Patience
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Patience
 
 
 class FakeMember:

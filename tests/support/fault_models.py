@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from configs.loading import PRESETS
+from llm_blender_ray.configs.loading import PRESETS
 
 POISON = "Ω"
 _LAST_BYTE = "©"  # how byte-level BPE writes the last of its two bytes; no other text in these tests has it

@@ -6,13 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.bulk.checkpoints import _read, _written
-from pipelines.bulk.input import _entry
-from pipelines.rows.columns import Layout, look, seen_of
-from pipelines.rows.formats import FORMATS, kind
-from pipelines.rows.readers import input_files, native_schema, read_tables
-from pipelines.rows.uris import replacing
-from pipelines.rows.writers import BlendShape
+from llm_blender_ray.pipelines.bulk.checkpoints import _read, _written
+from llm_blender_ray.pipelines.bulk.input import _entry
+from llm_blender_ray.pipelines.rows.columns import Layout, look, seen_of
+from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_tables
+from llm_blender_ray.pipelines.rows.uris import replacing
+from llm_blender_ray.pipelines.rows.writers import BlendShape
 
 
 def passed(source: Path, output: Path, results: dict[str, pa.DataType] | None = None, size: int = 2) -> Path:

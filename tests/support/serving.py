@@ -15,15 +15,15 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from configs.loading import load
-from configs.schema import BlendConfig
-from configs.serving import Limits, Serving
-from pipelines.online.blender import Blender
-from pipelines.serve.access import Access, Keys
-from pipelines.serve.admission import Admission
-from pipelines.serve.app import create_app
-from pipelines.serve.connections import server_config
-from pipelines.serve.telemetry import Meter, Telemetry
+from llm_blender_ray.configs.loading import load
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.configs.serving import Limits, Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.serve.access import Access, Keys
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.app import create_app
+from llm_blender_ray.pipelines.serve.connections import server_config
+from llm_blender_ray.pipelines.serve.telemetry import Meter, Telemetry
 
 QUESTION = "1) What is the capital of France? 2) What is the capital of Japan? 3) What is the capital of Egypt?"
 HELLO = [{"role": "user", "content": "hello"}]

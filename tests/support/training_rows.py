@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.training import Optimization
+from llm_blender_ray.configs.training import Optimization
 
 WORDS = ("acorn", "badge", "candle", "desert", "engine", "feather", "garden", "hammer")
 

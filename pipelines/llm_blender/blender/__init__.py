@@ -1,5 +1,5 @@
 """The original's module path of `Blender`: `llm_blender.blender`."""
 
-from pipelines.llm_blender.blender.blender import Blender
+from llm_blender_ray.pipelines.llm_blender.blender.blender import Blender
 
 __all__ = ["Blender"]

@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.errors import BlendError
-from actors.fusers.genfuser import GenFuserModel
-from actors.records import Matchup
-from configs.strategies import Bubble, Full
-from pipelines.llm_blender import arguments
-from pipelines.llm_blender.arguments import CONVERSATION, REFERENCES, Arrays, Candidates, Conversation
-from pipelines.llm_blender.configs import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.configs.strategies import Bubble, Full
+from llm_blender_ray.pipelines.llm_blender import arguments
+from llm_blender_ray.pipelines.llm_blender.arguments import (
+    CONVERSATION,
+    REFERENCES,
+    Arrays,
+    Candidates,
+    Conversation,
+)
+from llm_blender_ray.pipelines.llm_blender.configs import (
     BlenderConfig,
     Device,
     GenFuserConfig,
@@ -26,8 +32,8 @@ from pipelines.llm_blender.configs import (
     fuser_settings,
     ranker_settings,
 )
-from pipelines.llm_blender.ranking import BOTH_ORDERS, LoadedRanker
-from pipelines.llm_blender.sampling import sample
+from llm_blender_ray.pipelines.llm_blender.ranking import BOTH_ORDERS, LoadedRanker
+from llm_blender_ray.pipelines.llm_blender.sampling import sample
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """The original's module path of its helpers: `llm_blender.blender.blender_utils`."""
 
-from pipelines.llm_blender.arguments import get_topk_candidates_from_ranks
+from llm_blender_ray.pipelines.llm_blender.arguments import get_topk_candidates_from_ranks
 
 __all__ = ["get_topk_candidates_from_ranks"]

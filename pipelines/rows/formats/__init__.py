@@ -2,11 +2,11 @@
 
 from pathlib import PurePosixPath
 
-from pipelines.rows.compression import ending_of
-from pipelines.rows.formats.base import Format
-from pipelines.rows.formats.columnar import Arrow, Parquet
-from pipelines.rows.formats.delimited import Csv, Tsv
-from pipelines.rows.formats.json_text import JsonLines, JsonList
+from llm_blender_ray.pipelines.rows.compression import ending_of
+from llm_blender_ray.pipelines.rows.formats.base import Format
+from llm_blender_ray.pipelines.rows.formats.columnar import Arrow, Parquet
+from llm_blender_ray.pipelines.rows.formats.delimited import Csv, Tsv
+from llm_blender_ray.pipelines.rows.formats.json_text import JsonLines, JsonList
 
 FORMATS: dict[str, Format] = {
     ending: one for one in (JsonLines(), JsonList(), Parquet(), Arrow(), Csv(), Tsv()) for ending in one.endings

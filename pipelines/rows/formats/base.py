@@ -9,8 +9,8 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
-from actors.errors import BlendError
-from pipelines.rows.schema import ROW_SCHEMA
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 
 Join = Callable[[bytes, int], None]  # puts the bytes of some rows, and their number, into a file
 

@@ -11,12 +11,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.errors import BlendError
-from actors.records import PAIR, RAW
-from pipelines.rows.arrow_types import cast, to_rows
-from pipelines.rows.formats.base import Format, Join, Origin, Shape, refuse_twins
-from pipelines.rows.schema import ROW_SCHEMA, read_row
-from pipelines.rows.source_types import GIVEN_ID
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import PAIR, RAW
+from llm_blender_ray.pipelines.rows.arrow_types import cast, to_rows
+from llm_blender_ray.pipelines.rows.formats.base import Format, Join, Origin, Shape, refuse_twins
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
+from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID
 
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _ARROW_MAGIC = b"ARROW1"

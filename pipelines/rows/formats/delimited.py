@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from actors.errors import BlendError
-from pipelines.rows.formats.base import Join, Origin, Shape, TextFormat, refuse_twins
-from pipelines.rows.schema import ROW_SCHEMA, bad_row, read_row
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.formats.base import Join, Origin, Shape, TextFormat, refuse_twins
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, bad_row, read_row
 
 _JSON = ("messages", "candidates", "ranking", "scores", "comparisons", "logits", "fused_from")
 # Up to the quote that ends a text which began on an earlier line.

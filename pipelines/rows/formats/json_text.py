@@ -14,8 +14,15 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from pipelines.rows.formats.base import Join, Origin, Shape, TextFormat
-from pipelines.rows.schema import bad_row, not_json, parse_json, read_json_row, read_json_value, to_json
+from llm_blender_ray.pipelines.rows.formats.base import Join, Origin, Shape, TextFormat
+from llm_blender_ray.pipelines.rows.schema import (
+    bad_row,
+    not_json,
+    parse_json,
+    read_json_row,
+    read_json_value,
+    to_json,
+)
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.cache import CacheError, ComparisonCache
-from actors.records import Matchup, Message, Prompt
+from llm_blender_ray.actors.cache import CacheError, ComparisonCache
+from llm_blender_ray.actors.records import Matchup, Message, Prompt
 
 PROMPTS = [
     Prompt("1", "ab", "c"),

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from actors.chats import read_answer, read_messages
-from actors.errors import FieldError, RowError
-from actors.records import read_prompt
+from llm_blender_ray.actors.chats import read_answer, read_messages
+from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.records import read_prompt
 
 USER = {"role": "user", "content": "Hi."}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Calls
 from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from actors.circuit_breaker import (
+from llm_blender_ray.actors.circuit_breaker import (
     CLOSED,
     Call,
     CircuitBreaker,
@@ -16,9 +16,9 @@ from actors.circuit_breaker import (
     NeverAskedError,
     NotAskedError,
 )
-from actors.errors import GenerationError, PermanentError, PromptError, RejectedError, RowError
-from actors.records import Candidate
-from configs.breaker import BreakerSettings
+from llm_blender_ray.actors.errors import GenerationError, PermanentError, PromptError, RejectedError, RowError
+from llm_blender_ray.actors.records import Candidate
+from llm_blender_ray.configs.breaker import BreakerSettings
 
 DOWN = "https://host/v1: 503: overloaded"
 SETTINGS = BreakerSettings(failures=3, wait_s=2, longest_wait_s=6)

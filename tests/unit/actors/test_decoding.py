@@ -19,12 +19,12 @@ from paths import GOLDEN
 from tiny_models import FACTS, save_plain_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.decoding import BatchDecoder, GumbelNoise
-from actors.detokenization import Detokenizer
-from actors.engines import Completion
-from actors.errors import BlendError, GenerationError, PromptError, RejectedError
-from actors.weights import load_model, load_tokenizer
-from configs.schema import Sampling
+from llm_blender_ray.actors.decoding import BatchDecoder, GumbelNoise
+from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError
+from llm_blender_ray.actors.weights import load_model, load_tokenizer
+from llm_blender_ray.configs.schema import Sampling
 
 GEN_FUSER = GOLDEN / "checkpoints" / "gen_fuser"
 GREEDY = Sampling(max_tokens=12)

@@ -11,8 +11,8 @@ from paths import GOLDEN
 from tiny_models import FACTS, make_bert_tokenizer, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from actors.detokenization import Detokenizer, Transcript
-from actors.tokens import load_tokenizer_backend
+from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
+from llm_blender_ray.actors.tokens import load_tokenizer_backend
 
 GEN_FUSER = GOLDEN / "checkpoints" / "gen_fuser"
 HALF = "\N{REPLACEMENT CHARACTER}"

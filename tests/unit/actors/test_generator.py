@@ -11,10 +11,10 @@ from endpoint_server import EndpointServer, Fault, chunk, completion, hang, leav
 from pydantic import ValidationError
 from tiny_models import CONTEXT, make_tokenizer, save_plain_model
 
-from actors.errors import ModelLoadError
-from actors.generator import Generator
-from actors.records import Candidate, Prompt
-from configs.schema import EndpointModel, Sampling, SamplingChange, TransformersModel
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.records import Candidate, Prompt
+from llm_blender_ray.configs.schema import EndpointModel, Sampling, SamplingChange, TransformersModel
 
 
 @pytest.fixture(scope="module")

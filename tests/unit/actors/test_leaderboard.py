@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.leaderboard import Standing
-from actors.records import Candidate, Ranking
+from llm_blender_ray.actors.leaderboard import Standing
+from llm_blender_ray.actors.records import Candidate, Ranking
 
 
 @given(

@@ -12,9 +12,9 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tiny_models import save_plain_model
 
-from actors.errors import ModelLoadError
-from actors.model_files import check_folder, has_chat_template, weight_files
-from actors.weights import check_there, load_model, load_tensors, locate
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.model_files import check_folder, has_chat_template, weight_files
+from llm_blender_ray.actors.weights import check_there, load_model, load_tensors, locate
 
 CPU = torch.device("cpu")
 Save = Callable[[dict[str, torch.Tensor], Path], None]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from actors.pool import RETRIES, Pool, PoolError, even_shares
-from actors.records import Matchup, Prompt
-from actors.scorers import Score, Traits
+from llm_blender_ray.actors.pool import RETRIES, Pool, PoolError, even_shares
+from llm_blender_ray.actors.records import Matchup, Prompt
+from llm_blender_ray.actors.scorers import Score, Traits
 
 PAIRWISE = Traits(pointwise=False)
 

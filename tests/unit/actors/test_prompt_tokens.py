@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_python import PreTrainedTokenizer
 
-from actors.engines.chat import ChatTokenizer
-from actors.errors import ModelLoadError
-from actors.prompt_tokens import check_round_trip, control_tokens
-from actors.records import Message
-from actors.tokens import load_tokenizer_backend
-from actors.weights import load_tokenizer
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.prompt_tokens import check_round_trip, control_tokens
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.tokens import load_tokenizer_backend
+from llm_blender_ray.actors.weights import load_tokenizer
 
 CHECKPOINTS = GOLDEN / "checkpoints"
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from paths import GOLDEN
 
-from actors.cache import CacheError
-from actors.ranker import Ranker, Row, blanks_last
-from actors.records import Candidate, Matchup, Prompt, Ranking
-from actors.scorers import Score, ScoringError, Traits
-from configs.loading import PRESETS
-from configs.schema import PairRanker
-from configs.strategies import Full, Knockout, ToReference
+from llm_blender_ray.actors.cache import CacheError
+from llm_blender_ray.actors.ranker import Ranker, Row, blanks_last
+from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
+from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.configs.strategies import Full, Knockout, ToReference
 
 MINIATURE = str(PRESETS / "miniature" / "ranker")
 

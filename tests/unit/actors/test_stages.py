@@ -13,10 +13,10 @@ import pytest
 from endpoint_server import EndpointServer, Fault, completion, respond
 from paths import GOLDEN
 
-from actors.ranker import blanks_last
-from actors.records import Blend, Candidate, Prompt, Ranking
-from actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
-from configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
+from llm_blender_ray.actors.ranker import blanks_last
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
+from llm_blender_ray.configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
 
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
 PROMPT = Prompt("id", "a question")

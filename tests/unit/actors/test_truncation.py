@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.truncation import keep_ends, keep_last_turn
+from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
 
 IDS = st.lists(st.integers(0, 9), max_size=30)
 

@@ -11,9 +11,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import save_plain_model
 
-from actors import weights
-from actors.errors import ModelLoadError
-from actors.model_files import WEIGHTS_INDEX
+from llm_blender_ray.actors import weights
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.model_files import WEIGHTS_INDEX
 
 CPU = torch.device("cpu")
 

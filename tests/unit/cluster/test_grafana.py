@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from pipelines.serve.telemetry import METRICS
+from llm_blender_ray.pipelines.serve.telemetry import METRICS
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana.json").read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

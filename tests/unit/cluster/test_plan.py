@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.plan import (
+from llm_blender_ray.cluster.plan import (
     READ_CPUS,
     Capacity,
     Node,
@@ -20,7 +20,7 @@ from cluster.plan import (
     together,
     width,
 )
-from configs.schema import BlendConfig, PairRanker
+from llm_blender_ray.configs.schema import BlendConfig, PairRanker
 
 VLLM, LOCAL = {"engine": "vllm"}, {"engine": "transformers"}
 ENDPOINT = {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1"}

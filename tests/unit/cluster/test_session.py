@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import pytest
 
-from cluster.session import ClusterError, _keeping_signals, check_answers, keeping_to_itself
+from llm_blender_ray.cluster.session import ClusterError, _keeping_signals, check_answers, keeping_to_itself
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -37,7 +37,7 @@ def test_what_is_not_ray_is_told() -> None:
 
 
 def test_one_that_is_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.session._ANSWER_S", 0.1)
+    monkeypatch.setattr("llm_blender_ray.cluster.session._ANSWER_S", 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(ClusterError, match="no answer; start Ray there"),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from configs.environment import missing_variables, variables
-from configs.schema import BlendConfig
+from llm_blender_ray.configs.environment import missing_variables, variables
+from llm_blender_ray.configs.schema import BlendConfig
 
 
 def endpoint(name: str, key: str | None) -> dict[str, Any]:

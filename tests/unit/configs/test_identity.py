@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from configs.identity import deciding, differences
-from configs.loading import PRESETS
-from configs.schema import EndpointModel, VLLMModel
+from llm_blender_ray.configs.identity import deciding, differences
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import EndpointModel, VLLMModel
 
 
 def model(**changes: Any) -> VLLMModel:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.loading import PRESETS, ConfigError, load
-from configs.schema import BlendConfig, Replicas, TransformersModel, VLLMModel
+from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
+from llm_blender_ray.configs.schema import BlendConfig, Replicas, TransformersModel, VLLMModel
 
 GOOD = """
 models:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from configs.preferences import Preferences
+from llm_blender_ray.configs.preferences import Preferences
 
 
 def test_only_the_output_is_required() -> None:

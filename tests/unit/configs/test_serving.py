@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from configs.loading import PRESETS, ConfigError, load
-from configs.online import online
-from configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingChange, VLLMModel
-from configs.serving import Serving
+from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
+from llm_blender_ray.configs.online import online
+from llm_blender_ray.configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingChange, VLLMModel
+from llm_blender_ray.configs.serving import Serving
 
 ECHO = {"name": "a", "engine": "echo", "model": "echo"}
 

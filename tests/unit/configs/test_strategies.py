@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from configs.strategies import Full, Sparse, Strategy, Swiss, ToReference
+from llm_blender_ray.configs.strategies import Full, Sparse, Strategy, Swiss, ToReference
 
 SETTINGS: TypeAdapter[Strategy] = TypeAdapter(Strategy)
 

@@ -3,11 +3,11 @@
 import pytest
 from tiny_models import CHAT_TEMPLATE, make_tokenizer
 
-from actors.engines import chat
-from actors.engines.chat import ChatTokenizer
-from actors.errors import ModelLoadError, PromptError, TooLongError
-from actors.records import Message
-from configs.schema import Sampling
+from llm_blender_ray.actors.engines import chat
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.errors import ModelLoadError, PromptError, TooLongError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import Sampling
 
 SYSTEM = Message(role="system", content="Be brief.")
 USER = Message(role="user", content="Why?")

@@ -8,8 +8,8 @@ from endpoint_server import chunk, completion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engines import Completion
-from actors.engines.chat_completions import ServiceError, StreamReader, failure_in, read_completion
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.chat_completions import ServiceError, StreamReader, failure_in, read_completion
 
 
 def read(body: Any) -> Completion:

@@ -26,11 +26,18 @@ from endpoint_server import (
 )
 from pydantic import ValidationError
 
-from actors.engines import Completion
-from actors.engines.endpoint_engine import EndpointEngine
-from actors.errors import GenerationError, ModelLoadError, PermanentError, PromptError, RejectedError, TooLongError
-from actors.records import Message
-from configs.schema import EndpointModel, Sampling
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
+from llm_blender_ray.actors.errors import (
+    GenerationError,
+    ModelLoadError,
+    PermanentError,
+    PromptError,
+    RejectedError,
+    TooLongError,
+)
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 KEY_ENV, KEY = "TEST_ENDPOINT_KEY", "sk-very-secret-0123456789"
 CHAT = [Message(role="user", content="hi")]

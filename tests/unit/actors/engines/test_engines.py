@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CONTEXT, FACTS, SHOUT, save_chat_model
 
-from actors.engines import Completion, Engine, load_engine
-from actors.errors import GenerationError, ModelLoadError
-from actors.records import Message
-from configs.schema import EchoModel, EndpointModel, Sampling, TransformersModel, VLLMModel
+from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.errors import GenerationError, ModelLoadError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import EchoModel, EndpointModel, Sampling, TransformersModel, VLLMModel
 
 VLLM_MARKS = (
     pytest.mark.vllm,

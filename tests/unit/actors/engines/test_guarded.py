@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from endpoint_server import EndpointServer, respond
 
-from actors.circuit_breaker import CircuitBreaker, NotAskedError
-from actors.engines import Completion
-from actors.engines.guarded_engine import GuardedEngine
-from actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
-from actors.fusers import load_fuser
-from actors.records import Blend, Matchup, Message, Prompt
-from actors.scorers import ScoringError, load_scorer
-from actors.stages import Generate
-from configs.breaker import BreakerSettings
-from configs.schema import EndpointModel, Judge, LLMFuser, Sampling
+from llm_blender_ray.actors.circuit_breaker import CircuitBreaker, NotAskedError
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.guarded_engine import GuardedEngine
+from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
+from llm_blender_ray.actors.fusers import load_fuser
+from llm_blender_ray.actors.records import Blend, Matchup, Message, Prompt
+from llm_blender_ray.actors.scorers import ScoringError, load_scorer
+from llm_blender_ray.actors.stages import Generate
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.schema import EndpointModel, Judge, LLMFuser, Sampling
 
 CHAT = [Message(role="user", content="hi")]
 DOWN = "https://host/v1: 503: overloaded"

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
-from actors.detokenization import Detokenizer, Transcript
-from actors.engines import Completion, Engine, load_engine
-from actors.engines.chat import ChatTokenizer
-from actors.engines.reasoning import AnswerFilter
-from actors.engines.reasoning_formats import FORMATS
-from actors.errors import GenerationError, RejectedError
-from actors.records import Message
-from configs.schema import EndpointModel, Model, Sampling, TransformersModel
+from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
+from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.engines.reasoning import AnswerFilter
+from llm_blender_ray.actors.engines.reasoning_formats import FORMATS
+from llm_blender_ray.actors.errors import GenerationError, RejectedError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import EndpointModel, Model, Sampling, TransformersModel
 
 OPENS = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
 REASONING = "<think>Which one?</think>\n\n"

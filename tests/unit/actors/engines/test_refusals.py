@@ -3,8 +3,8 @@
 
 import pytest
 
-from actors.engines.chat_completions import Failure
-from actors.engines.refusals import is_too_long, is_unknown_model, parameters_not_taken
+from llm_blender_ray.actors.engines.chat_completions import Failure
+from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model, parameters_not_taken
 
 TOO_LONG = [
     # OpenAI

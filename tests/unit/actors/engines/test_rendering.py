@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, make_tokenizer, save_plain_model
 
-from actors.engines.chat import ChatTokenizer
-from actors.errors import ModelLoadError, PromptError
-from actors.records import Message
-from configs import templates
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig, TransformersModel
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.errors import ModelLoadError, PromptError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs import templates
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig, TransformersModel
 
 SYSTEM = Message(role="system", content="Be brief.")
 USER = Message(role="user", content=" Why\nnot? ")

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FACTS, make_tokenizer, save_plain_model, save_seq2seq_model
 
-from actors.engines import Completion
-from actors.engines.transformers_engine import TransformersEngine
-from actors.errors import ModelLoadError, PromptError
-from actors.records import Message
-from configs.schema import Sampling, TransformersModel
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
+from llm_blender_ray.actors.errors import ModelLoadError, PromptError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import Sampling, TransformersModel
 
 SAMPLING = Sampling(max_tokens=12)
 

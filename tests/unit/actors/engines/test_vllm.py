@@ -19,11 +19,11 @@ from paths import ROOT
 from safetensors.torch import load_file
 from tiny_models import save_chat_model
 
-from actors.engines import Completion, Engine
-from actors.engines.transformers_engine import TransformersEngine
-from actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
-from actors.records import Message
-from configs.schema import Sampling, TransformersModel, VLLMModel
+from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
+from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.schema import Sampling, TransformersModel, VLLMModel
 
 pytestmark = [
     pytest.mark.vllm,
@@ -63,7 +63,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
-    from actors.engines.vllm_engine import VLLMEngine
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY))
@@ -145,7 +145,7 @@ def test_every_engine_draws_anew(vllm: Engine) -> None:
 
 
 def test_max_tokens_beyond_the_context_is_told_at_load(folder: Path) -> None:
-    from actors.engines.vllm_engine import VLLMEngine
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
     with pytest.raises(ModelLoadError, match="max_tokens"):
         VLLMEngine(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from paths import GOLDEN, ROOT
 from tokenizers import Tokenizer
 
-from actors.engines import Completion
-from actors.errors import GenerationError, ModelLoadError, PromptError
-from actors.fusers.genfuser import FuserTemplate, GenFuserModel
-from actors.records import Prompt
-from actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from configs.schema import GenFuser, SamplingChange
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import GenerationError, ModelLoadError, PromptError
+from llm_blender_ray.actors.fusers.genfuser import FuserTemplate, GenFuserModel
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from llm_blender_ray.configs.schema import GenFuser, SamplingChange
 
 MINIATURE = ROOT / "configs" / "miniature" / "fuser"
 ANSWERS = json.loads((GOLDEN / "genfuser.json").read_text())

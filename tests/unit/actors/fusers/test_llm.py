@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import save_plain_model
 
-from actors.engines import Completion
-from actors.errors import BlendError, GenerationError, PromptError, RejectedError
-from actors.fusers import Fuser, load_fuser
-from actors.fusers.llm_fuser import INSTRUCTION, task
-from actors.records import Message, Prompt
-from configs.schema import EndpointModel, LLMFuser, Sampling, SamplingChange, TransformersModel
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError
+from llm_blender_ray.actors.fusers import Fuser, load_fuser
+from llm_blender_ray.actors.fusers.llm_fuser import INSTRUCTION, task
+from llm_blender_ray.actors.records import Message, Prompt
+from llm_blender_ray.configs.schema import EndpointModel, LLMFuser, Sampling, SamplingChange, TransformersModel
 
 T = TypeVar("T")
 PROMPT = Prompt("1", "How many?", "apples")

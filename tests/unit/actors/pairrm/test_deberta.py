@@ -21,9 +21,9 @@ from transformers import (
     RobertaModel,
 )
 
-from actors.errors import BlendError
-from actors.pairrm import deberta
-from actors.pairrm.deberta import DebertaMarkerEncoder, marker_encoder, sequence_flops
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.pairrm import deberta
+from llm_blender_ray.actors.pairrm.deberta import DebertaMarkerEncoder, marker_encoder, sequence_flops
 
 CPU = torch.device("cpu")
 POSITIONS = 64
@@ -190,7 +190,7 @@ def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[in
     "name", ["v3", "c2p", "p2c", "neither", "absolute positions", "small embedding", "v2-xlarge", "one layer"]
 )
 def test_flops_are_those_of_the_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.pairrm.attention.TILE", 1)  # what fills up tiles isn't needed
+    monkeypatch.setattr("llm_blender_ray.actors.pairrm.attention.TILE", 1)  # what fills up tiles isn't needed
     model = DebertaV2Model(config(**VARIANTS[name]))
     ours = marker_encoder(model, device=CPU, dtype=torch.float32)
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter knows only CUDA's

@@ -10,11 +10,11 @@ import torch
 from paths import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from actors.errors import ModelLoadError
-from actors.pairrm.checkpoints import load_pairrm, save_pairrm
-from actors.ranker import Ranker
-from actors.records import Candidate, Message, Prompt, Ranking
-from configs.schema import PairRanker
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm, save_pairrm
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Message, Prompt, Ranking
+from llm_blender_ray.configs.schema import PairRanker
 
 ANSWERS = json.loads((GOLDEN / "pairranker.json").read_text())
 CASES = ANSWERS["cases"]

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_models import CONTEXT, save_plain_model
 
-from actors.errors import BlendError
-from actors.ranker import Ranker
-from actors.records import Candidate, Matchup, Message, Prompt, Ranking
-from actors.scorers import Score, ScoringError
-from actors.scorers.judge import CRITERION, JudgeScorer, question
-from configs.schema import EndpointModel, Judge, Sampling, TransformersModel
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt, Ranking
+from llm_blender_ray.actors.scorers import Score, ScoringError
+from llm_blender_ray.actors.scorers.judge import CRITERION, JudgeScorer, question
+from llm_blender_ray.configs.schema import EndpointModel, Judge, Sampling, TransformersModel
 
 PROMPT = Prompt("1", "How many?", "apples")
 

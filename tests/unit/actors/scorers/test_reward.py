@@ -17,13 +17,13 @@ from paths import GOLDEN
 from tiny_models import CHAT_TEMPLATE, FACTS, SHOUT, make_tokenizer, save_classifier, save_plain_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.errors import ModelLoadError
-from actors.ranker import Ranker
-from actors.records import Candidate, Matchup, Message, Prompt, Ranking
-from actors.scorers import ScoringError
-from actors.scorers import reward as reward_module
-from actors.scorers.reward import AnswerTokenizer, RewardScorer
-from configs.schema import RewardModel
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt, Ranking
+from llm_blender_ray.actors.scorers import ScoringError
+from llm_blender_ray.actors.scorers import reward as reward_module
+from llm_blender_ray.actors.scorers.reward import AnswerTokenizer, RewardScorer
+from llm_blender_ray.configs.schema import RewardModel
 
 KINDS = ("deberta", "bert", "gpt2", "llama")
 ANSWERS = sorted(FACTS.values())

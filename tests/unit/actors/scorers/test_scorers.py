@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_models import save_classifier
 
-from actors.records import Matchup, Prompt
-from actors.scorers import Scorer, load_scorer
-from configs.loading import PRESETS
-from configs.schema import PairRanker, RewardModel
+from llm_blender_ray.actors.records import Matchup, Prompt
+from llm_blender_ray.actors.scorers import Scorer, load_scorer
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.schema import PairRanker, RewardModel
 
 MATCHUPS = [Matchup(Prompt("1", "capital of France"), left, "Rome") for left in ("Paris", "Rome", "Oslo")]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.scorers.verdicts import read_verdict
+from llm_blender_ray.actors.scorers.verdicts import read_verdict
 
 A, B, TIE = 1.0, -1.0, 0.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actors.tournaments.aggregation import (
+from llm_blender_ray.actors.tournaments.aggregation import (
     aggregate,
     bradley_terry,
     certainty,
@@ -15,7 +15,7 @@ from actors.tournaments.aggregation import (
     least_squares,
     max_logits,
 )
-from configs.strategies import Aggregation
+from llm_blender_ray.configs.strategies import Aggregation
 
 KINDS: tuple[Aggregation, ...] = ("max-logits", "max-wins", "borda", "least-squares", "bradley-terry")
 SEEDS = st.integers(0, 10_000)

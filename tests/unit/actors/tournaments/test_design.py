@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tournaments.aggregation import contrasts, least_squares
-from actors.tournaments.board import Pair
-from actors.tournaments.design import circulant, most_telling
+from llm_blender_ray.actors.tournaments.aggregation import contrasts, least_squares
+from llm_blender_ray.actors.tournaments.board import Pair
+from llm_blender_ray.actors.tournaments.design import circulant, most_telling
 
 
 @given(st.integers(0, 24), st.sampled_from([2, 4, 6, 10]))

@@ -8,10 +8,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from paths import GOLDEN
 
-from actors.errors import RowError
-from actors.records import Comparison, Ranking
-from actors.tournaments import Pair, Tournament, most_comparisons, tournament
-from configs.strategies import Bubble, Focus, Full, Knockout, Sparse, SparseRefine, Strategy, Swiss, ToReference
+from llm_blender_ray.actors.errors import RowError
+from llm_blender_ray.actors.records import Comparison, Ranking
+from llm_blender_ray.actors.tournaments import Pair, Tournament, most_comparisons, tournament
+from llm_blender_ray.configs.strategies import (
+    Bubble,
+    Focus,
+    Full,
+    Knockout,
+    Sparse,
+    SparseRefine,
+    Strategy,
+    Swiss,
+    ToReference,
+)
 
 CASES_OF_ORIGINAL = json.loads((GOLDEN / "pairranker.json").read_text())
 CASES = [case for case in CASES_OF_ORIGINAL["cases"] if "error" not in case]

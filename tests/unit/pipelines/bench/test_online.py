@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import VirtualTimeLoop, run
 
-from configs.schema import BlendConfig
-from pipelines.bench.online import failures
-from pipelines.bench.online_kill import Client, Deaths
-from pipelines.bench.online_load import (
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bench.online import failures
+from llm_blender_ray.pipelines.bench.online_kill import Client, Deaths
+from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,
     REFUSED,
@@ -33,7 +33,7 @@ from pipelines.bench.online_load import (
     overlapping,
     told,
 )
-from pipelines.bench.online_service import miniature, waiting_models, without_models
+from llm_blender_ray.pipelines.bench.online_service import miniature, waiting_models, without_models
 
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": "Yes."}}]}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -8,11 +8,11 @@ import pytest
 from fake_parts import FakeFuser, FakeMember, FakeRanker
 from serving import app_of, served
 
-from actors.errors import BlendError
-from configs.breaker import BreakerSettings
-from configs.schema import BlendConfig
-from pipelines.bench import outage
-from pipelines.online.blender import Blender
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.bench import outage
+from llm_blender_ray.pipelines.online.blender import Blender
 
 SERVER = "http://127.0.0.1:9/v1"
 

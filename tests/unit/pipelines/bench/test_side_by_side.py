@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from actors.errors import BlendError
-from pipelines.bench.side_by_side import logit_difference, original, side_by_side, top3_agreement
-from pipelines.bench.workload import Shape, make_ranker, make_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bench.side_by_side import logit_difference, original, side_by_side, top3_agreement
+from llm_blender_ray.pipelines.bench.workload import Shape, make_ranker, make_rows
 
 SMALL = Shape(layers=1, hidden=32, heads=2, intermediate=64)
 

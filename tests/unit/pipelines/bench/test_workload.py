@@ -15,11 +15,19 @@ from paths import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from actors.errors import BlendError
-from actors.pairrm.checkpoints import load_pairrm
-from pipelines.bench import original
-from pipelines.bench.original import Measured, Row, calibrate, one_pair_each, serve
-from pipelines.bench.workload import Lengths, Shape, as_original, copy_ranker, make_ranker, make_rows, take_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
+from llm_blender_ray.pipelines.bench import original
+from llm_blender_ray.pipelines.bench.original import Measured, Row, calibrate, one_pair_each, serve
+from llm_blender_ray.pipelines.bench.workload import (
+    Lengths,
+    Shape,
+    as_original,
+    copy_ranker,
+    make_ranker,
+    make_rows,
+    take_rows,
+)
 
 SMALL = Shape(layers=2, hidden=32, heads=2, intermediate=64)
 

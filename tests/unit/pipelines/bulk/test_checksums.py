@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.bulk.checksums import DamagedError, opened, sealed
+from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
 
 NAME = "results/stage/0123.parquet"
 

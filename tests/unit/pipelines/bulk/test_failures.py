@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from actors.records import Blend, Candidate, Prompt, Ranking
-from pipelines.bulk.accounts import account_of
-from pipelines.bulk.failures import last_lines, problems
-from pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.pipelines.bulk.accounts import account_of
+from llm_blender_ray.pipelines.bulk.failures import last_lines, problems
+from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 
 PROMPT = Prompt("id", "a question")
 

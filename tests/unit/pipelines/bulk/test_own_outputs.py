@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import BlendError
-from pipelines.bulk.input import fingerprint
-from pipelines.bulk.own_outputs import own_outputs
-from pipelines.rows.uris import list_files
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.input import fingerprint
+from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
+from llm_blender_ray.pipelines.rows.uris import list_files
 
 PART = "part-000000-0123456789abcdef.parquet"
 BEGUN = {"identity": {"preferences": {"output": "pairs.jsonl"}}}
@@ -82,7 +82,7 @@ def test_pairs_of_another_run_are_input(folder: Path) -> None:
 
 
 def test_objects_of_a_store_are_known_by_their_names(s3_bucket: str) -> None:
-    from pipelines.rows.storage import put
+    from llm_blender_ray.pipelines.rows.storage import put
 
     for name in ("in/a.jsonl", "in/out.jsonl", f"in/parts/{PART}"):
         put(f"{s3_bucket}/{name}", b"")

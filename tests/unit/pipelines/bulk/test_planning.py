@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import EchoModel, TransformersModel
-from pipelines.bulk.planning import bare_prompts
+from llm_blender_ray.configs.schema import EchoModel, TransformersModel
+from llm_blender_ray.pipelines.bulk.planning import bare_prompts
 
 
 @pytest.mark.parametrize(

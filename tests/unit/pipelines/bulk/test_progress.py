@@ -10,9 +10,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.bulk import progress as display
-from pipelines.bulk.progress import Moment, Progress, ShownStage, StageProgress, Tracker, about, shown
-from pipelines.bulk.tracker import Count, Snapshot
+from llm_blender_ray.pipelines.bulk import progress as display
+from llm_blender_ray.pipelines.bulk.progress import (
+    Moment,
+    Progress,
+    ShownStage,
+    StageProgress,
+    Tracker,
+    about,
+    shown,
+)
+from llm_blender_ray.pipelines.bulk.tracker import Count, Snapshot
 
 ONE = (ShownStage("alder", 1),)
 CHAIN = (ShownStage("alder", 1), ShownStage("birch", 1), ShownStage("ranker", 1))

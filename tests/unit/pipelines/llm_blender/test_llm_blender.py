@@ -22,11 +22,16 @@ from transformers import (
     DebertaV2ForSequenceClassification,
 )
 
-import pipelines.llm_blender as llm_blender
-from actors.errors import BlendError, ModelLoadError
-from configs.loading import PRESETS
-from pipelines.llm_blender import Blender, GenFuserConfig, RankerConfig, get_topk_candidates_from_ranks
-from pipelines.llm_blender.ranking import ROWS_AT_A_TIME
+import llm_blender_ray.pipelines.llm_blender as llm_blender
+from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.llm_blender import (
+    Blender,
+    GenFuserConfig,
+    RankerConfig,
+    get_topk_candidates_from_ranks,
+)
+from llm_blender_ray.pipelines.llm_blender.ranking import ROWS_AT_A_TIME
 
 CHECKPOINTS = GOLDEN / "checkpoints"
 RANKED = json.loads((GOLDEN / "pairranker.json").read_text())["cases"]
@@ -113,7 +118,7 @@ class TestRank:
     def test_progress_is_logged_and_nothing_printed(
         self, blender: Blender, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        with caplog.at_level("INFO", logger="pipelines.llm_blender"):
+        with caplog.at_level("INFO", logger="llm_blender_ray.pipelines.llm_blender"):
             blender.rank(**columns(TRIPLES))
             blender.compare(["q"], ["a"], ["b"])
         assert caplog.messages == [f"ranked {len(TRIPLES)} of {len(TRIPLES)} inputs", "scored 2 of 2 pairs"]
@@ -499,8 +504,8 @@ class TestLoading:
                 load(str(CHECKPOINTS / ("PairRM" if load.__name__ == "loadranker" else "gen_fuser")), device=device)
 
     def test_the_original_s_module_paths(self) -> None:
-        from pipelines.llm_blender.blender import Blender as Beside
-        from pipelines.llm_blender.blender import blender_utils
+        from llm_blender_ray.pipelines.llm_blender.blender import Blender as Beside
+        from llm_blender_ray.pipelines.llm_blender.blender import blender_utils
 
         assert Beside is Blender
         assert blender_utils.get_topk_candidates_from_ranks is llm_blender.get_topk_candidates_from_ranks

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.pairrm.checkpoints import load_pairrm
-from pipelines.miniature.base_llm import build_chat_tokenizer, examples, train_base_llm
-from pipelines.miniature.data import write_rows
-from pipelines.miniature.evaluation import table
-from pipelines.miniature.recipe import Miniature, Sizes, make
-from pipelines.miniature.world import LLM_NAMES, Beliefs
-from pipelines.train.loop import IGNORED
+from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
+from llm_blender_ray.pipelines.miniature.base_llm import build_chat_tokenizer, examples, train_base_llm
+from llm_blender_ray.pipelines.miniature.data import write_rows
+from llm_blender_ray.pipelines.miniature.evaluation import table
+from llm_blender_ray.pipelines.miniature.recipe import Miniature, Sizes, make
+from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
+from llm_blender_ray.pipelines.train.loop import IGNORED
 
 TINY = Sizes(base_llm_steps=2, ranker_steps=2, fuser_steps=2, train_tasks=60, heldout_tasks=10, fuser_copies=1)
 

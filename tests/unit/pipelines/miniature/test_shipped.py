@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from actors.records import read_prompt
-from configs.loading import PRESETS
-from pipelines.miniature.base_llm import answer
-from pipelines.miniature.data import candidate_rows, read_rows
-from pipelines.miniature.evaluation import (
+from llm_blender_ray.actors.records import read_prompt
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.miniature.base_llm import answer
+from llm_blender_ray.pipelines.miniature.data import candidate_rows, read_rows
+from llm_blender_ray.pipelines.miniature.evaluation import (
     FUSE_BOTTOM,
     FUSE_ONE,
     FUSE_RANDOM,
@@ -21,9 +21,9 @@ from pipelines.miniature.evaluation import (
     RANKED,
     evaluate,
 )
-from pipelines.miniature.recipe import Miniature
-from pipelines.miniature.world import LLM_NAMES, Beliefs
-from pipelines.quality.evaluation import parts as parts_of
+from llm_blender_ray.pipelines.miniature.recipe import Miniature
+from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
+from llm_blender_ray.pipelines.quality.evaluation import parts as parts_of
 
 SHIPPED = PRESETS / "miniature"
 PROMPTS = 200

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.miniature.data import candidate_rows, fuser_rows
-from pipelines.miniature.facts import CAPITALS, SORTED_WORDS
-from pipelines.miniature.tokenizer import build_tokenizer, world_words
-from pipelines.miniature.world import (
+from llm_blender_ray.pipelines.miniature.data import candidate_rows, fuser_rows
+from llm_blender_ray.pipelines.miniature.facts import CAPITALS, SORTED_WORDS
+from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer, world_words
+from llm_blender_ray.pipelines.miniature.world import (
     COVERAGE,
     INSTRUCTIONS,
     LLM_NAMES,
@@ -25,7 +25,7 @@ from pipelines.miniature.world import (
     random_question,
     random_tasks,
 )
-from pipelines.quality.evaluation import numbered_parts, parts
+from llm_blender_ray.pipelines.quality.evaluation import numbered_parts, parts
 
 seeds = st.integers(0, 2**32)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 from virtual_time import run
 
-from actors.engines import Completion
-from actors.errors import BlendError
-from actors.records import Candidate, Prompt, Ranking, Refusal
-from configs.loading import PRESETS, load
-from configs.schema import BlendConfig, Comparing, SamplingChange
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import (
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.configs.loading import PRESETS, load
+from llm_blender_ray.configs.schema import BlendConfig, Comparing, SamplingChange
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import (
     Answered,
     Ask,
     Event,
@@ -26,7 +26,7 @@ from pipelines.online.protocols import (
     Piece,
     Ranked,
 )
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 PROMPT = Prompt("p", "What is it?")
 
@@ -404,7 +404,7 @@ def test_reranking_and_comparing_say_what_is_compared() -> None:
 
 def test_the_miniature_is_as_its_stages() -> None:
     """What streams and what doesn't is the same answer, and it is the one of the bulk path's stages."""
-    from actors.stages import Fuse, Generate, Rank
+    from llm_blender_ray.actors.stages import Fuse, Generate, Rank
 
     config = load(PRESETS / "demo.yaml", BlendConfig)
     row = next(iter(read_rows(str(PRESETS / "miniature" / "heldout.jsonl"), 1)))

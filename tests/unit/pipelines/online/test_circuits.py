@@ -8,14 +8,14 @@ import pytest
 from fake_parts import FakeFuser, FakeRanker
 from virtual_time import run
 
-from actors.circuit_breaker import NotAskedError
-from actors.engines import Completion
-from actors.errors import BlendError, PromptError
-from actors.records import Candidate, Prompt, Ranking
-from configs.breaker import BreakerSettings
-from configs.schema import Comparing, SamplingChange
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
+from llm_blender_ray.actors.circuit_breaker import NotAskedError
+from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.errors import BlendError, PromptError
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
 
 PROMPT = Prompt("p", "What is it?")
 DOWN = "https://host/v1: 503: overloaded"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors.errors import BlendError
-from pipelines.quality.evaluation import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.quality.evaluation import (
     bleu,
     evaluate,
     evaluate_uri,
@@ -20,7 +20,7 @@ from pipelines.quality.evaluation import (
     render,
     rouge_l,
 )
-from pipelines.rows.schema import read_row, write_row
+from llm_blender_ray.pipelines.rows.schema import read_row, write_row
 
 
 def row(*texts, output="1) a 2) b", **columns):

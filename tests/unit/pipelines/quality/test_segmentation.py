@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
-from pipelines.quality.evaluation import bleu, rouge_l
-from pipelines.quality.segmentation import spaced, words
+from llm_blender_ray.pipelines.quality.evaluation import bleu, rouge_l
+from llm_blender_ray.pipelines.quality.segmentation import spaced, words
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=126), max_size=80).filter(lambda text: "_" not in text))

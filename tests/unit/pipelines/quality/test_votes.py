@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors.records import RESULT_COLUMNS
-from pipelines.quality.votes import Verdict, Votes, interval, read_vote, table
-from pipelines.rows.columns import Layout, look
-from pipelines.rows.readers import input_files, native_schema, read_rows, read_tables
-from pipelines.rows.schema import read_row
-from pipelines.rows.writers import BlendShape
+from llm_blender_ray.actors.records import RESULT_COLUMNS
+from llm_blender_ray.pipelines.quality.votes import Verdict, Votes, interval, read_vote, table
+from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_rows, read_tables
+from llm_blender_ray.pipelines.rows.schema import read_row
+from llm_blender_ray.pipelines.rows.writers import BlendShape
 
 SCORES = [3.0, 1.0, 2.0]  # of alder, birch, cedar: alder is the ranker's first
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.quality.error_kinds import LONGEST, MOST, OTHERS, Kinds, kind_of
-from pipelines.quality.evaluation import Mean, Quality
-from pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
-from pipelines.rows.schema import read_row
+from llm_blender_ray.pipelines.quality.error_kinds import LONGEST, MOST, OTHERS, Kinds, kind_of
+from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality
+from llm_blender_ray.pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
+from llm_blender_ray.pipelines.rows.schema import read_row
 
 
 def row(*texts, **columns):

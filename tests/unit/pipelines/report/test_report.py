@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import BlendError
-from pipelines.bulk.checkpoints import folder_of
-from pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
-from pipelines.report import manifest_of, render, report
-from pipelines.report.numbers import count
-from pipelines.report.plots import short
-from pipelines.rows.readers import read_rows
-from pipelines.rows.writers import FileRecord
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
+from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from llm_blender_ray.pipelines.report import manifest_of, render, report
+from llm_blender_ray.pipelines.report.numbers import count
+from llm_blender_ray.pipelines.report.plots import short
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.rows.arrow_types import joined, storable, to_python, to_rows
+from llm_blender_ray.pipelines.rows.arrow_types import joined, storable, to_python, to_rows
 
 BERLIN = pa.timestamp("us", "Europe/Berlin")
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.rows.arrow_types import to_python
-from pipelines.rows.columns import (
+from llm_blender_ray.pipelines.rows.arrow_types import to_python
+from llm_blender_ray.pipelines.rows.columns import (
     EMPTY,
     JSON,
     LARGE,

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from passing import objects
 
-from actors.errors import BlendError
-from pipelines.bulk.input import fingerprint
-from pipelines.rows.readers import read_rows
-from pipelines.rows.storage import put
-from pipelines.rows.uris import find
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.input import fingerprint
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.storage import put
+from llm_blender_ray.pipelines.rows.uris import find
 
 
 def zstd(data: bytes) -> bytes:

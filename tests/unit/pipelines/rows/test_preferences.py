@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.stages import Generate, Rank
-from actors.tables import to_blends, with_blends
-from configs.loading import PRESETS
-from configs.preferences import Preferences
-from configs.schema import PairRanker, Sampling, TransformersModel
-from pipelines.quality.evaluation import parts
-from pipelines.rows.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import ROW_SCHEMA, read_row, write_row
+from llm_blender_ray.actors.stages import Generate, Rank
+from llm_blender_ray.actors.tables import to_blends, with_blends
+from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import PairRanker, Sampling, TransformersModel
+from llm_blender_ray.pipelines.quality.evaluation import parts
+from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, write_row
 
 RESULTS = ("ranking", "scores", "comparisons")
 QUESTION = {"instruction": "Name a river.", "input": "In France."}

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.errors import BlendError
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import ROW_SCHEMA, write_row
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, write_row
 
 
 def rows_of(path, limit=None):
@@ -135,7 +135,7 @@ def test_an_error_that_came_with_a_row_stays(tmp_path):
 
 
 def test_nan_is_read_and_written_as_null(tmp_path):
-    from pipelines.rows.schema import to_json
+    from llm_blender_ray.pipelines.rows.schema import to_json
 
     row = rows_of(write(tmp_path, "a.jsonl", '{"prompt": "p", "metric": [NaN, -Infinity, 1.5]}\n'))[0]
     assert row["error"] is None

@@ -13,15 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from passing import objects, passed
 
-from actors.records import RESULT_COLUMNS
-from configs.preferences import Preferences
-from pipelines.bulk.commands import with_readable_rankings
-from pipelines.quality.evaluation import METRICS, evaluate
-from pipelines.rows.columns import Layout, look
-from pipelines.rows.preferences import preference_table
-from pipelines.rows.readers import read_rows
-from pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row
-from pipelines.rows.writers import PreferenceShape
+from llm_blender_ray.actors.records import RESULT_COLUMNS
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
+from llm_blender_ray.pipelines.quality.evaluation import METRICS, evaluate
+from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.preferences import preference_table
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row
+from llm_blender_ray.pipelines.rows.writers import PreferenceShape
 
 NAN = float("nan")
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]

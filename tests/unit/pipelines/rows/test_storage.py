@@ -2,10 +2,10 @@
 
 import pytest
 
-from actors.errors import BlendError
-from pipelines.rows.s3 import S3
-from pipelines.rows.storage import get, names, put, remove
-from pipelines.rows.uris import replacing
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.s3 import S3
+from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
+from llm_blender_ray.pipelines.rows.uris import replacing
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from actors.errors import BlendError
-from pipelines.rows.uris import kind, list_files, open_binary, replacing, told
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.uris import kind, list_files, open_binary, replacing, told
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_full_disk_is_one_line(tmp_path):
     """A limit on the size of files stands for the disk: the same error comes from the same write."""
     script = """
 import resource, sys
-from actors.errors import BlendError
-from pipelines.rows.uris import replacing, told
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.uris import replacing, told
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with told(sys.argv[1], "write it"), replacing(sys.argv[1]) as file:

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from serving import logged
 from starlette.datastructures import Headers
 
-from actors.errors import BlendError
-from pipelines.serve.access import Access, AccessError, Keys, NoKeyError, NotLocalError, RateError, new_key
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.serve.access import (
+    Access,
+    AccessError,
+    Keys,
+    NoKeyError,
+    NotLocalError,
+    RateError,
+    new_key,
+)
 
 ALICE, BOB = "alice's-long-secret-0001", "bobs-long-secret-00000002"
 
@@ -59,7 +67,7 @@ def test_a_changed_keys_file_counts_at_once(tmp_path: Path, monkeypatch: pytest.
     def owners() -> list[str | None]:
         return [keys.owner(key) for key in (first, second, BOB)]
 
-    with logged("pipelines.serve.access", monkeypatch) as records:
+    with logged("llm_blender_ray.pipelines.serve.access", monkeypatch) as records:
         assert owners() == ["first", "second", "bob"]
         file.write_text(f"{second_line}\n")
         assert owners() == [None, "second", "bob"]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from actors.errors import BlendError
-from pipelines.serve.admission import LATEST_S, SOONEST_S, Admission, OverloadedError
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.serve.admission import LATEST_S, SOONEST_S, Admission, OverloadedError
 
 
 async def hold(admission: Admission, seconds: float, patience_s: float | None = None) -> float:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from actors.errors import BlendError
-from actors.records import Blend, Candidate, Message, Prompt, Ranking
-from pipelines.quality.evaluation import evaluate_uri
-from pipelines.rows.readers import read_rows
-from pipelines.serve.ballots import (
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import Blend, Candidate, Message, Prompt, Ranking
+from llm_blender_ray.pipelines.quality.evaluation import evaluate_uri
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.serve.ballots import (
     Ballots,
     UnknownAnswerError,
     Vote,

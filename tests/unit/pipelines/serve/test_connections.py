@@ -14,9 +14,9 @@ import pytest
 from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, served
 
-from configs.serving import Gateway, Limits, Serving
-from pipelines.serve.access import Keys
-from pipelines.serve.telemetry import IN_FLIGHT, Metric
+from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.pipelines.serve.access import Keys
+from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, Metric
 
 HURRIED = Limits(header_s=0.3, body_s=0.3, send_s=0.3, keep_alive_s=0.3, header_bytes=4096, headers=20)
 KEYS = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery"})

@@ -12,8 +12,8 @@ import pytest
 from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, event_loop, served
 
-from configs.serving import Gateway, Serving
-from pipelines.serve.telemetry import IN_FLIGHT, QUEUED, Metric
+from llm_blender_ray.configs.serving import Gateway, Serving
+from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, QUEUED, Metric
 
 
 def asked(url: str, **fields: Any) -> http.client.HTTPConnection:

@@ -12,10 +12,10 @@ from fake_parts import FakeFuser, FakeMember, fake_blender
 from serving import HELLO, app_of, chat, chunks, event_loop, logged, refused, served, text_of
 from starlette.types import Message
 
-from configs.serving import Gateway, Limits, Serving
-from pipelines.online.blender import Blender
-from pipelines.online.protocols import Ask, Patience
-from pipelines.serve.access import Keys
+from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.online.protocols import Ask, Patience
+from llm_blender_ray.pipelines.serve.access import Keys
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ class Broken(Blender):
 
 @pytest.fixture
 def front_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    with logged("pipelines.serve.middleware", monkeypatch) as records:
+    with logged("llm_blender_ray.pipelines.serve.middleware", monkeypatch) as records:
         yield records
 
 

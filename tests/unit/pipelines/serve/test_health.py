@@ -7,10 +7,10 @@ import pytest
 from fake_parts import FakeFuser, FakeMember, FakeRanker
 from serving import app_of, chat, refused, served
 
-from actors.errors import BlendError
-from configs.breaker import BreakerSettings
-from pipelines.online.blender import Blender
-from pipelines.serve.access import Keys
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.serve.access import Keys
 
 DOWN = "https://host/v1: 503: overloaded"
 CAUSE = f"not asked: 2 failures in a row, the last: {DOWN}"

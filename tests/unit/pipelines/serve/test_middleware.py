@@ -13,9 +13,9 @@ from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, chat, refused, served
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from configs.serving import Limits, Serving
-from pipelines.serve.access import Keys
-from pipelines.serve.ballots import Ballots
+from llm_blender_ray.configs.serving import Limits, Serving
+from llm_blender_ray.pipelines.serve.access import Keys
+from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 ANN, BOB = ({"authorization": f"Bearer {key}"} for key in ("correct-horse-battery", "staple-battery-horse"))
 KEYS = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery,bob=staple-battery-horse"})

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipelines.serve.ballots import Vote
-from pipelines.serve.protocol import MAX_ITEMS, ChatRequest, CompareRequest, RerankRequest
+from llm_blender_ray.pipelines.serve.ballots import Vote
+from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, ChatRequest, CompareRequest, RerankRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 KEYS = {f"k{i}": 1 for i in range(20_000)}

@@ -10,10 +10,10 @@ import pytest
 from fake_parts import FakeRanker, fake_blender
 from serving import QUESTION, app_of, demo_blender, event_loop, refused, served
 
-from actors.errors import RowError
-from actors.records import Candidate, Prompt, Ranking
-from actors.stages import margin
-from configs.serving import Limits, Serving
+from llm_blender_ray.actors.errors import RowError
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
+from llm_blender_ray.actors.stages import margin
+from llm_blender_ray.configs.serving import Limits, Serving
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 from fake_parts import FakeMember, fake_blender
 from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_loop, refused, served, text_of
 
-from actors.records import Prompt
-from configs.serving import Limits, Serving
-from pipelines.online.protocols import Ask, Outcome
-from pipelines.serve.ballots import Ballots
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.configs.serving import Limits, Serving
+from llm_blender_ray.pipelines.online.protocols import Ask, Outcome
+from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 MEMBERS = ("alder", "birch", "cedar", "hazel", "maple", "rowan")
 

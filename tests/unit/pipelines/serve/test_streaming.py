@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from pipelines.serve.errors import path
-from pipelines.serve.streaming import merged, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.errors import path
+from llm_blender_ray.pipelines.serve.streaming import merged, side_by_side, while_connected
 
 
 async def stays() -> Message:

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
-from actors.errors import BlendError, ModelLoadError
-from actors.fusers.genfuser import GenFuserModel
-from actors.records import Prompt
-from actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from configs import schema
-from configs.training import FuserTraining
-from pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
-from pipelines.train.fuser import FusionDataset, best_first, token_is_right, train
-from pipelines.train.loop import IGNORED
-from pipelines.train.rows import read_training_rows
+from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
+from llm_blender_ray.configs import schema
+from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from llm_blender_ray.pipelines.train.fuser import FusionDataset, best_first, token_is_right, train
+from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.rows import read_training_rows
 
 
 @pytest.fixture(scope="module")

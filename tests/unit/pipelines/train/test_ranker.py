@@ -14,15 +14,15 @@ from paths import GOLDEN
 from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
-from actors.errors import BlendError, ModelLoadError
-from actors.pairrm.checkpoints import create_pairrm, load_pairrm
-from actors.pairrm.tokenization import PairBudget, PairTokenizer
-from configs.loading import PRESETS, ConfigError, load
-from configs.training import AuxiliaryLosses, FuserTraining, Pairs, RankerTraining
-from pipelines.miniature.blank import save_blank_encoder
-from pipelines.train.loop import IGNORED
-from pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
-from pipelines.train.rows import read_training_rows
+from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm
+from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
+from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
+from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, Pairs, RankerTraining
+from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
+from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
+from llm_blender_ray.pipelines.train.rows import read_training_rows
 
 
 @pytest.fixture(scope="module")

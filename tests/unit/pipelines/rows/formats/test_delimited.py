@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.rows.formats.base import Origin
-from pipelines.rows.formats.delimited import _Records
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.formats.base import Origin
+from llm_blender_ray.pipelines.rows.formats.delimited import _Records
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 
 def rows_of(folder: Path, text: str, name: str = "a.csv") -> list[dict]:

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from passing import objects, passed
 
-from actors.errors import BlendError
-from pipelines.rows.arrow_types import to_python
-from pipelines.rows.readers import read_rows
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows.arrow_types import to_python
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 FAR = 253402300799_000000  # 9999-12-31 23:59:59 UTC, the year 10000 in Berlin
 
