@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.options import (
@@ -386,6 +387,8 @@ def main() -> None:
         code = _tell(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _tell(how_to_go_on(sys.argv[1:]), 130)
+    except ModuleNotFoundError as error:
+        code = _tell(missing_extra(error) or f"unexpected {one_line(error)} (--debug shows where)", 1)
     except Exception as error:
         code = _tell(f"unexpected {one_line(error)} (--debug shows where)", 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -18,12 +18,21 @@ from typing import Any
 import aiohttp
 import botocore.session
 import tenacity
-from botocore.exceptions import ClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ResponseStreamingError,
+)
+from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each silence
 MAX_WAIT_S = 20  # between two of them; botocore's own
+UNREADABLE = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
+DENIED = (PermissionError, NoCredentialsError)
 # What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
 BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 

@@ -9,6 +9,7 @@ import glob
 import lzma
 import os
 import re
+import sys
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,32 +18,27 @@ from typing import IO, Any
 
 import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError, NoCredentialsError
-from botocore.parsers import ResponseParserError
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.pipelines.interruption import undone
 from llm_blender_ray.pipelines.rows.compression import ending_of, packing, unpacked
 from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
 from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
-from llm_blender_ray.pipelines.rows.s3 import S3
 
 S3_SCHEMES = ("s3://", "s3a://")
 KINDS = tuple(FORMATS)
-# What opening, reading or writing a file raises.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    BotoCoreError,
-    ResponseParserError,
-    aiohttp.ClientError,
-)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
 _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
+_S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Exceptions of reading or writing a file. S3's own only once S3 is in use: its packages are an extra."""
+    s3 = sys.modules.get(_S3_MODULE)
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, aiohttp.ClientError, *(s3.UNREADABLE if s3 else ()))
 
 
 @contextlib.contextmanager
@@ -52,12 +48,12 @@ def told(uri: str, doing: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise BlendError(f"{uri}: no such file or folder") from error
-    except UNREADABLE as error:
+    except _unreadable() as error:
         why = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, FSTimeoutError):
             why = "the answer broke off"  # fsspec's error has no message
         why = _clean(why)
-        if isinstance(error, PermissionError | NoCredentialsError) and uri.startswith(S3_SCHEMES):
+        if uri.startswith(S3_SCHEMES) and isinstance(error, sys.modules[_S3_MODULE].DENIED):
             why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
         raise BlendError(f"{uri}: can't {doing}: {why}") from error
 
@@ -84,10 +80,14 @@ def filesystem(uri: str) -> tuple[Any, str]:
         with told(uri, "reach it"):  # an AWS profile that isn't there
             if not uri.startswith(S3_SCHEMES):
                 return fsspec.url_to_fs(uri)
+            from llm_blender_ray.pipelines.rows.s3 import S3
+
             fs = S3()
             fs.connect()
             return fs, S3._strip_protocol(uri)
-    except (ImportError, ValueError) as error:  # an extra package is missing; an unknown scheme; a bad endpoint
+    except ModuleNotFoundError as error:
+        raise BlendError(f"{uri}: {missing_extra(error) or _clean(str(error))}") from error
+    except (ImportError, ValueError) as error:  # another file system's package; a bad scheme or endpoint
         raise BlendError(f"{uri}: {_clean(str(error))}") from error
 
 
@@ -238,11 +238,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _is_s3(fs: Any) -> bool:
+    return "s3" in fs.protocol
+
+
 @contextlib.contextmanager
 def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
     """`replacing` in an object store, which shows an object once its upload is committed."""
     mark = {"upload": uuid.uuid4().hex}
-    file = fs.open(path, "wb", autocommit=False, **({"Metadata": mark} if isinstance(fs, S3) else {}))
+    file = fs.open(path, "wb", autocommit=False, **({"Metadata": mark} if _is_s3(fs) else {}))
     try:
         with undone(file.discard):
             yield file
@@ -251,10 +255,10 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
             try:
                 file.commit()
             except FileNotFoundError:  # no such upload: it ended at the first attempt, whose answer got lost
-                if not isinstance(fs, S3) or mark.items() - fs.metadata(path).items():
+                if not _is_s3(fs) or mark.items() - fs.metadata(path).items():
                     raise
     except BaseException:
-        with contextlib.suppress(*UNREADABLE):  # the store may still be down
+        with contextlib.suppress(*_unreadable()):  # the store may still be down
             file.discard()
         file.closed = True  # or its finalizer would try to write what was discarded
         raise

@@ -1,6 +1,6 @@
 """The online service: OpenAI's API over a blend's parts, on Ray Serve.
 
-Import path for `serve deploy` and RayService: `llm_blender_ray.pipelines.serve:application`, as `blend serve` runs it.
+`serve deploy` and KubeRay's RayService import `llm_blender_ray.pipelines.serve:application`.
 """
 
 from typing import TYPE_CHECKING

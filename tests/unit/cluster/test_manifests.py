@@ -7,6 +7,8 @@ settings). KubeRay's definitions don't; that every field of the manifests is one
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
-from llm_blender_ray.cluster.submission import PACKAGES
+from llm_blender_ray.cluster.submission import FOLDERS
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
@@ -207,17 +209,33 @@ def test_the_image_has_what_the_project_is() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M)
     sources = [source for line in copied for source in line.split()]
     assert all((ROOT / source).exists() for source in sources)
-    assert set(PACKAGES) <= set(sources)
+    assert set(FOLDERS) <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     sent = {line[1:].split("/")[0] for line in ignored if line.startswith("!")}
     assert ignored[1] == "*" and sent == set(sources)
-    extra = re.search(r"\.\[(\w+)\]", DOCKERFILE)
-    assert extra and extra[1] in PROJECT["optional-dependencies"]
     exposed = re.search(r"^EXPOSE (.+)$", DOCKERFILE, re.M)
     assert exposed and {int(port) for port in exposed[1].split()} == set(PORTS.values())
     assert re.search(r"^USER (?!root)", DOCKERFILE, re.M)
     python = re.search(r"^FROM python:(\d+)\.(\d+)", DOCKERFILE, re.M)
     assert python and f">={python[1]}.{python[2]}" == PROJECT["requires-python"]
+
+
+@pytest.mark.parametrize(("device", "vllm"), [("cuda", True), ("cpu", False)])
+def test_the_image_has_every_dependency(device: str, vllm: bool) -> None:
+    command = re.search(r"^RUN (python -c .+?) > requirements.txt", DOCKERFILE, re.M | re.S)
+    assert command
+    listed = subprocess.run(
+        ["bash", "-ec", command[1].replace("python", shlex.quote(sys.executable), 1)],
+        env={"DEVICE": device},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    extras = PROJECT["optional-dependencies"]
+    assert set(PROJECT["dependencies"]) < set(listed)
+    assert all(set(extras[extra]) < set(listed) for extra in ("serve", "s3", "report", "train"))
+    assert (set(extras["vllm"]) <= set(listed)) == vllm
 
 
 @pytest.mark.parametrize("where", EVERYTHING)
