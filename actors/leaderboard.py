@@ -8,7 +8,7 @@ from llm_blender_ray.actors.tournaments.board import drawn
 WEIGHT = 0.02  # of the newest ranking: about the last fifty count
 
 
-class Standing:
+class Leaderboard:
     """An average, by model, of the share of others that its answers were ranked above; the newest weigh most.
 
     A model that was never ranked stands in the middle. Where models stand equally, a draw over their answers

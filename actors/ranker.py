@@ -14,7 +14,7 @@ from llm_blender_ray.actors.cache import ComparisonCache
 from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
 from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
 from llm_blender_ray.actors.tournaments import Pair, tournament
-from llm_blender_ray.configs.schema import Comparing
+from llm_blender_ray.configs.schema import ComparisonSettings
 from llm_blender_ray.configs.schema import Ranker as RankerSettings
 from llm_blender_ray.configs.strategies import default_strategy
 
@@ -52,7 +52,7 @@ class Ranker:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         """The ranking of one row's candidates; see `rounds`."""
         return [ranking async for ranking in self.rounds(prompt, candidates, budget_s, comparing)][-1]
@@ -62,7 +62,7 @@ class Ranker:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> AsyncGenerator[Ranking, None]:
         """One row's ranking after every round of comparisons, `complete` after the last: the one that `rank` gives.
 
@@ -140,7 +140,7 @@ class _Game:
     """One row's tournament, and what became of it."""
 
     def __init__(
-        self, settings: Comparing, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]
+        self, settings: ComparisonSettings, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]
     ) -> None:
         self._prompt = prompt
         self._texts = [candidate.text for candidate in candidates]

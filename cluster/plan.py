@@ -23,9 +23,9 @@ from llm_blender_ray.configs.schema import (
     LLMFuser,
     Model,
     PairRanker,
-    Placed,
     Ranker,
     Replicas,
+    Resources,
     RewardModel,
     TransformersModel,
     VLLMModel,
@@ -93,7 +93,7 @@ class Placement:
     replicas: int
 
     @property
-    def placed(self) -> Placed:
+    def placed(self) -> Resources:
         """The settings that say where it runs."""
         return _placed(self.settings)
 
@@ -322,7 +322,7 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
     return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
 
 
-def _placed(settings: Model | Ranker | Fuser) -> Placed:
+def _placed(settings: Model | Ranker | Fuser) -> Resources:
     return settings.llm if isinstance(settings, Judge | LLMFuser) else settings
 
 
@@ -342,7 +342,7 @@ def _runs(settings: Model | Ranker | Fuser) -> str:
     return f"{settings.engine} {settings.model}"
 
 
-def _gpus_wanted(settings: Placed, capacity: Capacity) -> float:
+def _gpus_wanted(settings: Resources, capacity: Capacity) -> float:
     match getattr(settings, "engine", None), getattr(settings, "device", None):
         case "vllm", _:
             return float(getattr(settings, "tensor_parallel_size", 1))

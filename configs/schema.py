@@ -103,7 +103,7 @@ class Replicas(Settings):
         return self
 
 
-class Placed(Settings):
+class Resources(Settings):
     """What one actor takes of the cluster, in Ray's units, and how many of them there are."""
 
     num_cpus: Annotated[float, Field(ge=0)] | None = None  # None: 1 on CPU, 0 beside a GPU (RAY.md: the pool hangs)
@@ -113,7 +113,7 @@ class Placed(Settings):
     replicas: Replicas = Replicas()  # not set: with GPUs or custom resources as many as its wave leaves room for
 
 
-class BaseLLM(Placed):
+class BaseLLM(Resources):
     """What every base LLM has, whichever engine runs it."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -199,7 +199,7 @@ class EchoModel(BaseLLM):
 Model = Annotated[VLLMModel | TransformersModel | EndpointModel | EchoModel, Field(discriminator="engine")]
 
 
-class Comparing(Settings):
+class ComparisonSettings(Settings):
     """What every ranker has, whatever scores the pairs: which are compared, and how many places must be right."""
 
     strategy: Strategy | None = None  # None: focus, where top_k is known; else full
@@ -214,7 +214,7 @@ class Comparing(Settings):
         return str(Path(value).absolute()) if value else None  # actors run in folders of their own
 
 
-class PairRanker(Placed, Comparing):
+class PairRanker(Resources, ComparisonSettings):
     """A cross-encoder that reads both candidates at once: any published layout, a local folder or a hub id."""
 
     kind: Literal["pairranker"] = "pairranker"
@@ -227,7 +227,7 @@ class PairRanker(Placed, Comparing):
     batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: as measured
 
 
-class RewardModel(Placed, Comparing):
+class RewardModel(Resources, ComparisonSettings):
     """A pointwise scorer: any sequence-classification checkpoint with one label. Its margins are differences."""
 
     kind: Literal["reward"]
@@ -240,7 +240,7 @@ class RewardModel(Placed, Comparing):
     trust_remote_code: bool = False
 
 
-class Judge(Comparing, Judging):
+class Judge(ComparisonSettings, Judging):
     """An LLM that says which of two answers is better; `llm` is placed as a base LLM is."""
 
     kind: Literal["judge"]
@@ -276,7 +276,7 @@ Ranker = Annotated[
 ]
 
 
-class GenFuser(Placed):
+class GenFuser(Resources):
     """Any seq2seq model trained on the original's input template."""
 
     kind: Literal["genfuser"] = "genfuser"

@@ -16,7 +16,7 @@ from llm_blender_ray.actors.prompt_fencing import fence_for, shown
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
-from llm_blender_ray.configs.schema import Judge, Placed
+from llm_blender_ray.configs.schema import Judge, Resources
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
 TEMPLATE = """\
@@ -50,7 +50,7 @@ SHOWN = 120  # characters of a reply that can't be read
 
 # What doesn't change an answer. Unlisted settings may, new ones too.
 _WITHOUT_EFFECT = {
-    *Placed.model_fields,
+    *Resources.model_fields,
     *("name", "device", "batch_size", "max_batch_size", "tensor_parallel_size", "gpu_memory_utilization"),
     *("max_num_seqs", "enforce_eager", "api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage"),
     *("breaker", "headers_env", "max_answer_mib", "max_error_rate"),

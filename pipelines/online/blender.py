@@ -15,7 +15,7 @@ from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.ranker import Ranker, blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.online import online
-from llm_blender_ray.configs.schema import BlendConfig, Comparing
+from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings
 from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
 from llm_blender_ray.pipelines.online.circuits import RANKER, ending
 from llm_blender_ray.pipelines.online.parts import Parts
@@ -51,7 +51,7 @@ class Blender(Parts):
             NotAskedError: The ranker is left out for a while.
             Exception: What the ranker raises, and TimeoutError.
         """
-        return await self._ranked(prompt, candidates, Comparing(strategy=Full()))
+        return await self._ranked(prompt, candidates, ComparisonSettings(strategy=Full()))
 
     async def rerank(self, prompt: Prompt, candidates: Sequence[Candidate], top_n: int | None = None) -> Ranking:
         """An order whose first `top_n` places matter, or all. Raises as `compare` does."""
@@ -60,9 +60,11 @@ class Blender(Parts):
             strategy = Focus()
         else:
             strategy = Full() if len(candidates) <= ALL_PAIRS else Sparse()
-        return await self._ranked(prompt, candidates, Comparing(strategy=strategy, top_k=top_n))
+        return await self._ranked(prompt, candidates, ComparisonSettings(strategy=strategy, top_k=top_n))
 
-    async def _ranked(self, prompt: Prompt, candidates: Sequence[Candidate], comparing: Comparing) -> Ranking:
+    async def _ranked(
+        self, prompt: Prompt, candidates: Sequence[Candidate], comparing: ComparisonSettings
+    ) -> Ranking:
         limits = (self.patience.deadline_s, self.patience.timeouts_s.get(RANKER))
         limit = min((limit for limit in limits if limit is not None), default=None)
         call = self.circuits[RANKER].begin()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm_blender_ray.actors.leaderboard import Standing
+from llm_blender_ray.actors.leaderboard import Leaderboard
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, Circuits
 from llm_blender_ray.pipelines.online.protocols import FuserPart, Member, Patience, RankerPart
@@ -36,5 +36,5 @@ class Parts:
         self.members = {member.name: member for member in members}
         self.ranker, self.fuser, self.top_k = ranker, fuser, top_k
         self.patience = patience
-        self.standing = Standing(list(self.members))
+        self.leaderboard = Leaderboard(list(self.members))
         self.circuits = Circuits([*self.members, RANKER, *([FUSER] if fuser else [])], breaker)

@@ -11,7 +11,7 @@ from typing import Protocol
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking, Refusal
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 
 BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
 
@@ -46,7 +46,7 @@ class RankerPart(Protocol):
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking: ...
 
     def rounds(

@@ -304,11 +304,11 @@ class Course:
                 why = one_line(error)
         told = self._ranking if self._ask.follow_members else None
         if self._ranking is not None and self._ranking.complete:
-            self._parts.standing.add(candidates, self._ranking)
+            self._parts.leaderboard.add(candidates, self._ranking)
         elif self._ranking is not None and self._ranking.comparisons:
             self._degraded.append(f"ranker: {why}; the ranking so far counts")
         else:
-            self._ranking = blanks_last(self._parts.standing.ranking(candidates, self._ask.prompt), candidates)
+            self._ranking = blanks_last(self._parts.leaderboard.ranking(candidates, self._ask.prompt), candidates)
             self._degraded.append(f"ranker: {why}; answers stand in the order of their models' record so far")
         if self._ranking is not told:
             yield Ranked(self._ranking, candidates)

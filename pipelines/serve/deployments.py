@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Placement, width
-from llm_blender_ray.configs.schema import BlendConfig, Placed
+from llm_blender_ray.configs.schema import BlendConfig, Resources
 from llm_blender_ray.configs.serving import Scaling
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Patience
@@ -199,7 +199,7 @@ def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
     )
 
 
-def _replicas(placed: Placed, at_once: int, scaling: Scaling) -> dict[str, Any]:
+def _replicas(placed: Resources, at_once: int, scaling: Scaling) -> dict[str, Any]:
     if placed.replicas.min == placed.replicas.max:
         return {"num_replicas": placed.replicas.min}
     return {

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 from llm_blender_ray.pipelines.serve.ballots import Vote
 
 _T = TypeVar("_T")
@@ -58,7 +58,7 @@ class RemoteRanker:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         ranking: Ranking = await _call(self._handle.rank_one, prompt, candidates, budget_s, comparing)
         return ranking

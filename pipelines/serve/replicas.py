@@ -13,7 +13,7 @@ from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, Scorer, load_scorer
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.configs.schema import Comparing, Model, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, Model, SamplingChange
 from llm_blender_ray.configs.schema import Fuser as FuserSettings
 from llm_blender_ray.configs.schema import Ranker as RankerSettings
 from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
@@ -54,7 +54,11 @@ class RankerReplica:
         self._counted = 0
 
     async def rank_one(
-        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None, comparing: Comparing | None
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None,
+        comparing: ComparisonSettings | None,
     ) -> Ranking:
         try:
             return await self._ranker.rank_one(prompt, candidates, budget_s, comparing)

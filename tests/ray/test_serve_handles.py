@@ -14,7 +14,7 @@ import pytest
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import GenerationError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,11 @@ class Replica:
         yield Completion("".join(words), "stop", 1, 3)
 
     async def rank_one(
-        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None, comparing: Comparing | None
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None,
+        comparing: ComparisonSettings | None,
     ) -> Ranking:
         if prompt.instruction == "raise":
             raise GenerationError("no ranking")

@@ -21,7 +21,7 @@ from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
@@ -225,7 +225,7 @@ class RankerPart:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         if self._fails:
             raise BlendError("no ranker that likes a treasure")

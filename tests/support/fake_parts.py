@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Patience
 
@@ -72,7 +72,7 @@ class FakeRanker:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         if self._error is not None:
             raise self._error

@@ -12,7 +12,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.loading import PRESETS, load
-from llm_blender_ray.configs.schema import BlendConfig, Comparing, SamplingChange
+from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingChange
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import (
     Answered,
@@ -81,7 +81,7 @@ class FakeRanker:
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         return [ranking async for ranking in self.rounds(prompt, candidates, budget_s)][-1]
 
@@ -385,7 +385,7 @@ def test_who_goes_away_cancels_everything(until: type) -> None:
 
 
 def test_reranking_and_comparing_say_what_is_compared() -> None:
-    asked: list[Comparing | None] = []
+    asked: list[ComparisonSettings | None] = []
 
     class Noting(FakeRanker):
         async def rank_one(self, prompt, candidates, budget_s=None, comparing=None) -> Ranking:

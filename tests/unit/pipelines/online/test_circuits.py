@@ -13,7 +13,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, PromptError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.configs.breaker import BreakerSettings
-from llm_blender_ray.configs.schema import Comparing, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
 
@@ -291,7 +291,7 @@ class Ranker(FakeRanker):
         prompt: Prompt,
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
-        comparing: Comparing | None = None,
+        comparing: ComparisonSettings | None = None,
     ) -> Ranking:
         self.asked += 1
         await asyncio.sleep(self.seconds)
