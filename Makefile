@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
+JOBS ?= 2  # test processes; each that starts Ray takes about 3 GiB
 
-.PHONY: help install demo check test test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online miniature constraints clean
+.PHONY: help install demo check test-fast test test-all test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -24,8 +25,14 @@ check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true no
 	$(BIN)/ruff check $(if $(CI),,--fix) .
 	$(BIN)/mypy
 
-test: $(VENV)/.installed-dev            ## all tests that need neither vLLM nor a GPU
-	$(PYTEST) -m "not vllm and not gpu"
+test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray: under 2 minutes (JOBS=2)
+	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
+
+test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser: under 10 minutes
+	$(PYTEST) -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
+
+test-all: $(VENV)/.installed-dev            ## those and the slow ones: kills, restarts, whole runs of commands
+	$(PYTEST) -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
 
 test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU
 	$(PYTEST) -m "vllm and not gpu"

@@ -3,13 +3,20 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
 from hypothesis import settings
+from paths import ROOT
 
+import llm_blender_ray
 from llm_blender_ray.cluster.serving import LEAN
 
+if (
+    ROOT not in Path(llm_blender_ray.__file__).resolve().parents
+):  # a worktree with another's .venv
+    raise pytest.UsageError(f"llm_blender_ray is imported from {llm_blender_ray.__file__}, not from {ROOT}")
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
 settings.load_profile("ours")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray listens on 127.0.0.1 only
