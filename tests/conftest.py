@@ -13,9 +13,7 @@ from paths import ROOT
 import llm_blender_ray
 from llm_blender_ray.cluster.serving import LEAN
 
-if (
-    ROOT not in Path(llm_blender_ray.__file__).resolve().parents
-):  # a worktree with another's .venv
+if ROOT not in Path(llm_blender_ray.__file__).resolve().parents:  # a worktree with another's .venv
     raise pytest.UsageError(f"llm_blender_ray is imported from {llm_blender_ray.__file__}, not from {ROOT}")
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
 settings.load_profile("ours")
