@@ -18,7 +18,7 @@ from llm_blender_ray.actors.errors import (
     one_line,
 )
 from llm_blender_ray.actors.records import Candidate, Message, Prompt, Refusal, is_blank
-from llm_blender_ray.configs.schema import Model, Sampling, SamplingChange
+from llm_blender_ray.configs.schema import ModelSettings, Sampling, SamplingChange
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Generator:
     """A base LLM with its own system prompt and sampling settings."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelSettings) -> None:
         """Load the model: seconds to minutes. Raises ModelLoadError."""
         self.name = model.name
         self.samples = model.samples

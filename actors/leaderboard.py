@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, digest
-from llm_blender_ray.actors.tournaments.board import drawn
+from llm_blender_ray.actors.tournaments.board import draw_by_hash
 
-WEIGHT = 0.02  # of the newest ranking: about the last fifty count
+NEWEST_WEIGHT = 0.02  # of the newest ranking: about the last fifty count
 
 
 class Leaderboard:
@@ -25,7 +25,7 @@ class Leaderboard:
             model = candidates[at].model
             if model in self._shares:
                 share = 1 - place / others
-                self._shares[model] += WEIGHT * (share - self._shares[model])
+                self._shares[model] += NEWEST_WEIGHT * (share - self._shares[model])
 
     def ranking(self, candidates: Sequence[Candidate], prompt: Prompt | None = None) -> Ranking:
         """The candidates in the order of their models, scored by that; nothing was compared."""
@@ -34,7 +34,7 @@ class Leaderboard:
             for candidate in candidates
         )
         salt = digest(prompt).hex() if prompt else ""
-        draws = [drawn(f"{salt}{candidate.text}\0{candidate.model}", seed=0) for candidate in candidates]
+        draws = [draw_by_hash(f"{salt}{candidate.text}\0{candidate.model}", seed=0) for candidate in candidates]
         present = (at for at, score in enumerate(scores) if score is not None)
         order = sorted(present, key=lambda at: (-(scores[at] or 0.0), draws[at]))
         n = len(candidates)

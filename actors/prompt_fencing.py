@@ -12,7 +12,7 @@ def fence_for(*texts: str) -> str:
     return "`" * max(3, 1 + max(map(len, runs), default=0))
 
 
-def shown(prompt: Prompt, share: float = 1.0) -> str:
+def prompt_text(prompt: Prompt, share: float = 1.0) -> str:
     """The prompt as one text, a chat of several turns whole.
 
     Args:

@@ -15,10 +15,10 @@ from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Promp
 from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
 from llm_blender_ray.actors.tournaments import Pair, tournament
 from llm_blender_ray.configs.schema import ComparisonSettings
-from llm_blender_ray.configs.schema import Ranker as RankerSettings
+from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 from llm_blender_ray.configs.strategies import default_strategy
 
-Row = tuple[Prompt, Sequence[Candidate]]
+CandidateRow = tuple[Prompt, Sequence[Candidate]]
 BEHIND = 1e-6  # how far below the lowest score of a text a blank candidate's is, at least
 
 
@@ -33,7 +33,9 @@ class Ranker:
         self._cache = ComparisonCache(settings.cache, self.identity) if settings.cache and self.identity else None
         self.cache_hits = 0  # comparisons that the cache knew, so far
 
-    async def rank(self, rows: Sequence[Row], known: Mapping[bytes, float] = {}) -> list[Ranking | Exception]:
+    async def rank(
+        self, rows: Sequence[CandidateRow], known: Mapping[bytes, float] = {}
+    ) -> list[Ranking | Exception]:
         """The ranking of every row's candidates, or why it has none; rows may differ in how many they have.
 
         known: scores of this scorer that need not be made again, by `digest(prompt, left, right)`.

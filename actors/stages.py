@@ -14,9 +14,9 @@ from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.ranker import Ranker, blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, is_blank
-from llm_blender_ray.configs.schema import Fuser as FuserSettings
-from llm_blender_ray.configs.schema import Model
-from llm_blender_ray.configs.schema import Ranker as RankerSettings
+from llm_blender_ray.configs.schema import FuserSettings as FuserSettings
+from llm_blender_ray.configs.schema import ModelSettings
+from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 
 # How the errors of rows begin that a stage failed on; a later run that has the stage, too, tries them again.
 NOTHING_TO_RANK, RANKING_FAILED, FUSING_FAILED = "no candidate", "ranking failed: ", "fusing failed: "
@@ -29,7 +29,7 @@ class Generate:
     takes its place (`with_new`).
     """
 
-    def __init__(self, settings: Model) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         """Raises ModelLoadError when the LLM can't be used."""
         self._generator = Generator(settings)
         self._samples = settings.samples
@@ -110,7 +110,7 @@ class Fuse:
         await self._fuser.check_health()
 
     async def _one(self, blend: Blend) -> Blend:
-        blend = chosen(blend, self._top_k)
+        blend = select_best(blend, self._top_k)
         if blend.error is not None:
             return blend
         texts = [blend.candidates[at].text or "" for at in blend.fused_from]
@@ -129,7 +129,7 @@ class TakeBest:
     """In place of a fuser: the answer is the best candidate's."""
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
-        return [self._one(chosen(blend, 1)) for blend in blends]
+        return [self._one(select_best(blend, 1)) for blend in blends]
 
     def _one(self, blend: Blend) -> Blend:
         if blend.error is not None:
@@ -178,7 +178,7 @@ def no_candidate(blend: Blend) -> str | None:
     return f"{NOTHING_TO_RANK}: " + "; ".join(f"{c.model}: {c.error}" for c in blend.candidates)
 
 
-def chosen(blend: Blend, top_k: int) -> Blend:
+def select_best(blend: Blend, top_k: int) -> Blend:
     """The blend with `fused_from` set to its best `top_k` candidates; without a ranking, the given order counts."""
     if blend.error is not None:
         return blend
@@ -186,10 +186,10 @@ def chosen(blend: Blend, top_k: int) -> Blend:
         return replace(blend, error=error)
     given = tuple(i for i, candidate in enumerate(blend.candidates) if candidate.text is not None)
     order = given if blend.ranking is None else blend.ranking.order
-    return replace(blend, fused_from=best_of(order, blend.candidates, top_k))
+    return replace(blend, fused_from=best_readable(order, blend.candidates, top_k))
 
 
-def best_of(order: Sequence[int], candidates: Sequence[Candidate], top_k: int) -> tuple[int, ...]:
+def best_readable(order: Sequence[int], candidates: Sequence[Candidate], top_k: int) -> tuple[int, ...]:
     """The first `top_k` of the order that have something to read; of blank candidates alone, those."""
     readable = [i for i in order if not is_blank(candidates[i].text or "")]
     return tuple(readable or order)[:top_k]

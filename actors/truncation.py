@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-T = TypeVar("T")  # a token id or a character
+Item = TypeVar("Item")  # a token id or a character
 
 
-def keep_ends(items: Sequence[T], length: int) -> tuple[list[T], list[T]]:
+def keep_ends(items: Sequence[Item], length: int) -> tuple[list[Item], list[Item]]:
     """The beginning and the end of a text, which hold its question more often than its middle does.
 
     Args:
@@ -23,7 +23,7 @@ def keep_ends(items: Sequence[T], length: int) -> tuple[list[T], list[T]]:
     return list(items[:head]), list(items[len(items) - (length - head) :])
 
 
-def keep_last_turn(turns: Sequence[Sequence[T]], length: int) -> list[T]:
+def keep_last_turn(turns: Sequence[Sequence[Item]], length: int) -> list[Item]:
     """The end of a chat: the last turn whole, and before it as much of the older turns as fits.
 
     Args:

@@ -17,13 +17,13 @@ from llm_blender_ray.configs.schema import (
     BlendConfig,
     EchoModel,
     EndpointModel,
-    Fuser,
+    FuserSettings,
     GenFuser,
     Judge,
     LLMFuser,
-    Model,
+    ModelSettings,
     PairRanker,
-    Ranker,
+    RankerSettings,
     Replicas,
     Resources,
     RewardModel,
@@ -87,7 +87,7 @@ class Placement:
 
     name: str  # base LLM's name, "ranker" or "fuser"
     runs: str  # what runs it: engine or class, and the model
-    settings: Model | Ranker | Fuser
+    settings: ModelSettings | RankerSettings | FuserSettings
     num_cpus: float
     num_gpus: float
     replicas: int
@@ -138,7 +138,7 @@ class Plan:
         return tuple(placement for wave in self.waves for placement in wave)
 
 
-def plan(config: BlendConfig, capacity: Capacity) -> Plan:
+def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
     """The waves of a whole blend on a cluster. Raises PlanError, one line, when a part of it can't run at all."""
     llms = [place(model.name, model, capacity) for model in config.models]
     # Large ones first: what fits on few nodes is placed while they are empty (by Ray too, which keeps this order).
@@ -146,10 +146,10 @@ def plan(config: BlendConfig, capacity: Capacity) -> Plan:
     last = [place("ranker", config.placing_ranker, capacity)]
     if config.fuser:
         last.append(place("fuser", config.fuser, capacity))
-    return pack(llms, last, capacity)
+    return pack_waves(llms, last, capacity)
 
 
-def pack(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacity) -> Plan:
+def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacity) -> Plan:
     """Waves of as many of `llms` as fit, first fit; `last` in their order in the last wave, or waves of their own.
 
     What a wave leaves over goes to more replicas. Raises PlanError when one doesn't fit even by itself.
@@ -187,7 +187,7 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
     return tuple(pools)
 
 
-def width(settings: Model | Ranker | Fuser) -> int:
+def width(settings: ModelSettings | RankerSettings | FuserSettings) -> int:
     """Requests that one replica works on at once; more wait in it."""
     match settings:
         case Judge(llm=llm) | LLMFuser(llm=llm):
@@ -289,7 +289,7 @@ def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ
     )
 
 
-def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Placement:
+def place(name: str, settings: ModelSettings | RankerSettings | FuserSettings, capacity: Capacity) -> Placement:
     """One pool, with what was left open filled in: a GPU where the engine wants one, else a CPU."""
     placed = _placed(settings)
     gpus = placed.num_gpus if placed.num_gpus is not None else _gpus_wanted(placed, capacity)
@@ -299,7 +299,7 @@ def place(name: str, settings: Model | Ranker | Fuser, capacity: Capacity) -> Pl
     return Placement(name, _runs(settings), settings, cpus, gpus, max(1, placed.replicas.min))
 
 
-def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
+def fill_cluster(settings: RankerSettings | FuserSettings, capacity: Capacity) -> RankerSettings | FuserSettings:
     """The settings of a stage that has the cluster to itself: its pool fills it, unless they say otherwise.
 
     On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
@@ -309,7 +309,7 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
         return settings
     alone = place("", settings, capacity)
     if alone.num_gpus:
-        return settings  # `pack` spreads over GPUs
+        return settings  # `pack_waves` spreads over GPUs
     left = capacity.cpus - READ_CPUS
     if "replicas" in settings.model_fields_set:
         replicas, cpus = settings.replicas, min(1.0, left / settings.replicas.max)
@@ -322,11 +322,11 @@ def spread(settings: Ranker | Fuser, capacity: Capacity) -> Ranker | Fuser:
     return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
 
 
-def _placed(settings: Model | Ranker | Fuser) -> Resources:
+def _placed(settings: ModelSettings | RankerSettings | FuserSettings) -> Resources:
     return settings.llm if isinstance(settings, Judge | LLMFuser) else settings
 
 
-def _runs(settings: Model | Ranker | Fuser) -> str:
+def _runs(settings: ModelSettings | RankerSettings | FuserSettings) -> str:
     """What runs a model, and which."""
     match settings:
         case Judge(llm=llm):

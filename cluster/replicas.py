@@ -13,7 +13,7 @@ from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.configs.schema import EchoModel, EndpointModel, Ranker
+from llm_blender_ray.configs.schema import EchoModel, EndpointModel, RankerSettings
 
 START_S = 600.0  # for a model to be fetched and loaded
 
@@ -46,7 +46,7 @@ class ScorerActor:
     It loads at the first call: what a constructor raises, Ray passes on as the text of a traceback only.
     """
 
-    def __init__(self, settings: Ranker) -> None:
+    def __init__(self, settings: RankerSettings) -> None:
         self._settings = settings
 
     @functools.cached_property

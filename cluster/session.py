@@ -29,7 +29,7 @@ from llm_blender_ray.cluster.plan import Capacity, Node
 from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.schema import RayCluster
 
-LOCAL = "local"
+LOCAL_ADDRESS = "local"
 _ANSWER_S = 5.0
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2: length, type, flags, stream
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -41,7 +41,7 @@ class ClusterError(BlendError):
 
 def address_of(settings: RayCluster) -> str:
     """The Ray address that the settings, or else the environment, name."""
-    return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL_ADDRESS
 
 
 def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
@@ -55,7 +55,7 @@ def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
         ClusterError: Some aren't set on this machine, which is to run the models; all of them are named.
     """
     if missing := missing_variables(os.environ, *parts):
-        if address_of(settings) == LOCAL:
+        if address_of(settings) == LOCAL_ADDRESS:
             raise ClusterError(missing)
         print(f"blend: on this machine {missing} on the machines of the cluster", file=sys.stderr, flush=True)
 
@@ -70,9 +70,9 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
         yield
         return
     address = address_of(settings)
-    if address != LOCAL:
+    if address != LOCAL_ADDRESS:
         check_answers(address)
-    with keeping_to_itself() if address == LOCAL else contextlib.nullcontext():
+    with keeping_to_itself() if address == LOCAL_ADDRESS else contextlib.nullcontext():
         try:
             with _keeping_signals():
                 ray.init(
@@ -83,7 +83,7 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
                 )
         except Exception as error:  # a start that times out is raised as a plain Exception
             raise ClusterError(f"Ray at {address}: {one_line(error)}") from error
-        if address == LOCAL:
+        if address == LOCAL_ADDRESS:
             _make_private()
         try:
             yield
@@ -150,7 +150,7 @@ def _make_private() -> None:
 
 
 def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
-    if address != LOCAL:
+    if address != LOCAL_ADDRESS:
         return {}
     return {
         "num_cpus": settings.num_cpus,

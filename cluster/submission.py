@@ -48,11 +48,11 @@ STOPPED_S = 30.0  # for a job to end that was asked to
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers them to the address it is given
 
 
-class NoAnswerError(ClusterError):
+class UnreachableError(ClusterError):
     """No answer now; a later attempt may have one."""
 
 
-class Client(JobSubmissionClient):
+class JobClient(JobSubmissionClient):
     """Ray's own client, with time limits, and with errors of one line."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
@@ -65,7 +65,7 @@ class Client(JobSubmissionClient):
                 "RAY_AUTH_TOKEN_PATH to the cluster's token"
             ) from error
         except requests.RequestException as error:
-            raise NoAnswerError(
+            raise UnreachableError(
                 f"Ray at {self.get_address()}: no answer (expected the dashboard's address, http://HOST:8265)"
             ) from error
 
@@ -80,14 +80,14 @@ class Client(JobSubmissionClient):
         return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
 
 
-def connect(address: str) -> Client:
+def connect(address: str) -> JobClient:
     """A client of the cluster whose dashboard is at `address`. Raises ConfigError, ClusterError."""
     for name in ("ray.dashboard", "ray._private.authentication", "ray._private.runtime_env"):
         _only_errors(name)
     url = _dashboard(address)
     set_aside = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
     try:
-        return Client(url)
+        return JobClient(url)
     except AuthenticationError as error:  # nothing was asked yet
         raise ClusterError(
             "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
@@ -98,7 +98,7 @@ def connect(address: str) -> Client:
         os.environ.update(set_aside)
 
 
-def submit(
+def submit_run(
     config: BlendConfig, address: str, *, flags: Sequence[str] = (), wait: bool = False, name: str = "blend"
 ) -> int:
     """Run `blend run` with a config as a job; the exit code of `blend submit`.
@@ -122,7 +122,7 @@ def submit(
     job_id = f"blend-{secrets.token_hex(4)}"
     python = sys.executable if here else "python"
     with tempfile.TemporaryDirectory() as folder:
-        pack(config, Path(folder))
+        pack_upload(config, Path(folder))
         client.submit_job(
             entrypoint=shlex.join([python, "-m", PACKAGE, "run", CONFIG, *flags]),
             submission_id=job_id,
@@ -159,7 +159,7 @@ def local_paths(config: BlendConfig) -> list[str]:
     return list(dict.fromkeys(uris + [value for value in models if not _included(value)]))
 
 
-def pack(config: BlendConfig, folder: Path) -> None:
+def pack_upload(config: BlendConfig, folder: Path) -> None:
     """Fill an empty folder with what a job needs: the packages, the included models it uses, and its config.
 
     Raises ConfigError when that is more than MAX_UPLOAD_MB.
@@ -182,7 +182,7 @@ def pack(config: BlendConfig, folder: Path) -> None:
     (folder / CONFIG).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def follow(client: Client, job_id: str) -> int:
+def follow(client: JobClient, job_id: str) -> int:
     """Print a job's log until it ends; its exit code, or 130 when a person waits no longer. Raises ClusterError."""
     try:
         return _ended(asyncio.run(_Log(client, job_id).follow()))
@@ -193,7 +193,7 @@ def follow(client: Client, job_id: str) -> int:
 class _Log:
     """A job's log, printed once however often the connection breaks: a new one starts at the log's beginning."""
 
-    def __init__(self, client: Client, job_id: str) -> None:
+    def __init__(self, client: JobClient, job_id: str) -> None:
         self._client = client
         self._job_id = job_id
         self._printed = 0  # characters
@@ -231,7 +231,7 @@ class _Log:
         while True:
             try:
                 return self._client.get_job_info(self._job_id)
-            except NoAnswerError as error:
+            except UnreachableError as error:
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"{error}; the job may go on. {_how_to('follow', self._client, self._job_id)}"
@@ -242,7 +242,7 @@ class _Log:
                 await asyncio.sleep(RETRY_S)
 
 
-def _interrupted(client: Client, job_id: str) -> int:
+def _interrupted(client: JobClient, job_id: str) -> int:
     """After Ctrl-C: on a terminal ask whether to stop the job, else leave it."""
     try:
         if sys.stdin.isatty() and sys.stderr.isatty():
@@ -255,7 +255,7 @@ def _interrupted(client: Client, job_id: str) -> int:
     return INTERRUPTED
 
 
-def _stop(client: Client, job_id: str) -> int:
+def _stop(client: JobClient, job_id: str) -> int:
     client.stop_job(job_id)
     deadline = time.monotonic() + STOPPED_S
     while not (info := client.get_job_info(job_id)).status.is_terminal():
@@ -281,7 +281,7 @@ def _ended(info: JobDetails) -> int:
     return 128 - code if code < 0 else code or 1  # negative: ended by that signal
 
 
-def _how_to(do: str, client: Client, job_id: str) -> str:
+def _how_to(do: str, client: JobClient, job_id: str) -> str:
     command = "logs --follow" if do == "follow" else do
     return f"to {do} it: ray job {command} --address {client.get_address()} {job_id}"
 

@@ -3,12 +3,12 @@
 from llm_blender_ray.configs.schema import (
     BlendConfig,
     EndpointModel,
-    Fuser,
+    FuserSettings,
     Judge,
     LLMFuser,
     LocalLLM,
-    Model,
-    Ranker,
+    ModelSettings,
+    RankerSettings,
 )
 from llm_blender_ray.configs.serving import Serving
 
@@ -25,25 +25,25 @@ def online(config: BlendConfig) -> BlendConfig:
     return config.model_copy(update={"models": models, **parts})
 
 
-def _ranker(ranker: Ranker, serving: Serving) -> Ranker:
+def _ranker(ranker: RankerSettings, serving: Serving) -> RankerSettings:
     if isinstance(ranker, Judge):
         return ranker.model_copy(update={"llm": _asked(ranker.llm, serving)})
     return ranker
 
 
-def _fuser(fuser: Fuser | None, serving: Serving) -> Fuser | None:
+def _fuser(fuser: FuserSettings | None, serving: Serving) -> FuserSettings | None:
     if isinstance(fuser, LLMFuser):
         return fuser.model_copy(update={"llm": _asked(fuser.llm, serving)})
     return fuser
 
 
-def _asked(model: Model, serving: Serving) -> Model:
+def _asked(model: ModelSettings, serving: Serving) -> ModelSettings:
     if not isinstance(model, EndpointModel):
         return model
     return model.model_copy(update={"max_retries": min(model.max_retries, serving.max_retries), "breaker": None})
 
 
-def _limited(model: Model, serving: Serving) -> Model:
+def _limited(model: ModelSettings, serving: Serving) -> ModelSettings:
     most = serving.limits.prompt_tokens
     if most is None or not isinstance(model, LocalLLM) or model.max_prompt_tokens is not None:
         return model

@@ -30,7 +30,7 @@ from llm_blender_ray.configs.strategies import Strategy
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MAX_ERROR_RATE = 0.5  # of rows
-Device = Annotated[
+DeviceName = Annotated[
     str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?)$")
 ]  # auto, or torch's name
 
@@ -150,10 +150,10 @@ class LocalLLM(BaseLLM):
     @field_validator("chat_template")
     @classmethod
     def _is_template(cls, value: str | None) -> str | None:
-        if value is not None and not templates.is_inline(value) and value not in templates.names():
+        if value is not None and not templates.is_inline(value) and value not in templates.template_names():
             raise ValueError(
                 f"{value!r} is neither a readable file with a Jinja template nor a known name "
-                f"({', '.join(templates.names())})"
+                f"({', '.join(templates.template_names())})"
             )
         return value
 
@@ -173,7 +173,7 @@ class TransformersModel(LocalLLM):
     """Runs in the actor under transformers' generate; causal or seq2seq is read from the model's config."""
 
     engine: Literal["transformers"]
-    device: Device = "auto"
+    device: DeviceName = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 32  # prompts decoded together
 
 
@@ -196,7 +196,7 @@ class EchoModel(BaseLLM):
     engine: Literal["echo"]
 
 
-Model = Annotated[VLLMModel | TransformersModel | EndpointModel | EchoModel, Field(discriminator="engine")]
+ModelSettings = Annotated[VLLMModel | TransformersModel | EndpointModel | EchoModel, Field(discriminator="engine")]
 
 
 class ComparisonSettings(Settings):
@@ -221,7 +221,7 @@ class PairRanker(Resources, ComparisonSettings):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"  # auto: float32 on CPU, float16 on GPU
-    device: Device = "auto"
+    device: DeviceName = "auto"
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included; None: as measured
@@ -234,7 +234,7 @@ class RewardModel(Resources, ComparisonSettings):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Dtype = "auto"  # auto: float32 on CPU, the checkpoint's own on GPU
-    device: Device = "auto"
+    device: DeviceName = "auto"
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens of prompt and answer; None: the checkpoint's own
     batch_tokens: Annotated[int, Field(ge=1)] | None = None  # in one forward, padding included
     trust_remote_code: bool = False
@@ -244,11 +244,11 @@ class Judge(ComparisonSettings, Judging):
     """An LLM that says which of two answers is better; `llm` is placed as a base LLM is."""
 
     kind: Literal["judge"]
-    llm: Model
+    llm: ModelSettings
 
     @field_validator("llm")
     @classmethod
-    def _asked_once(cls, value: Model) -> Model:
+    def _asked_once(cls, value: ModelSettings) -> ModelSettings:
         if value.samples > 1:
             raise ValueError("a judge is asked once; samples is for base LLMs")
         return value
@@ -264,7 +264,7 @@ def _kind_or(default: str) -> Callable[[object], str]:
     return kind
 
 
-Ranker = Annotated[
+RankerSettings = Annotated[
     Annotated[PairRanker, Tag("pairranker")]
     | Annotated[RewardModel, Tag("reward")]
     | Annotated[Judge, Tag("judge")],
@@ -288,7 +288,7 @@ class GenFuser(Resources):
     max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
     candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
     dtype: Dtype = "auto"
-    device: Device = "auto"
+    device: DeviceName = "auto"
     max_batch_size: Annotated[int, Field(ge=1)] = 16  # inputs decoded together
 
 
@@ -296,19 +296,19 @@ class LLMFuser(Settings):
     """Any chat LLM, told to write one better answer from the best; `llm` is placed as a base LLM is."""
 
     kind: Literal["chat"]
-    llm: Model
+    llm: ModelSettings
     top_k: Annotated[int, Field(ge=1)] = 3
     instruction: Annotated[str, Field(min_length=1)] | None = None  # what it is told to do; None: our own words
 
     @field_validator("llm")
     @classmethod
-    def _asked_once(cls, value: Model) -> Model:
+    def _asked_once(cls, value: ModelSettings) -> ModelSettings:
         if value.samples > 1:
             raise ValueError("a fuser is asked once; samples is for base LLMs")
         return value
 
 
-Fuser = Annotated[
+FuserSettings = Annotated[
     Annotated[GenFuser, Tag("genfuser")] | Annotated[LLMFuser, Tag("chat")],
     Discriminator(
         _kind_or("genfuser"),
@@ -318,12 +318,12 @@ Fuser = Annotated[
 ]
 
 
-class RankerConfig(BaseModel):
+class RankerSection(BaseModel):
     """The `ranker` of any config file; the rest of the file is of no interest."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    ranker: Ranker
+    ranker: RankerSettings
 
 
 class NodeGroup(Settings):
@@ -347,15 +347,17 @@ class RayCluster(Settings):
     stall_timeout_s: Annotated[float, Field(gt=0)] = 21600.0  # without a block done anywhere, and the run ends
 
 
-PARTS = frozenset({"ranker", "fuser", "gateway", "ballots", "blend", "blend-best"})  # names that aren't models'
+RESERVED_NAMES = frozenset(
+    {"ranker", "fuser", "gateway", "ballots", "blend", "blend-best"}
+)  # names that aren't models'
 
 
 class BlendConfig(Settings):
     """One blend: which LLMs answer, who ranks, who fuses, and how a bulk run is cut."""
 
-    models: tuple[Model, ...]
-    ranker: Ranker
-    fuser: Fuser | None = None  # None: the best candidate is the answer
+    models: tuple[ModelSettings, ...]
+    ranker: RankerSettings
+    fuser: FuserSettings | None = None  # None: the best candidate is the answer
     input: str | None = None
     output: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first rows
@@ -368,7 +370,7 @@ class BlendConfig(Settings):
     ray: RayCluster = RayCluster()
 
     @property
-    def placing_ranker(self) -> Ranker:
+    def placing_ranker(self) -> RankerSettings:
         """The ranker with `top_k` filled in: as many places must be right as the fuser takes."""
         taken = self.fuser.top_k if self.fuser else 1
         return self.ranker.model_copy(update={"top_k": self.ranker.top_k or taken})
@@ -387,7 +389,7 @@ class BlendConfig(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: two have the same name: {', '.join(twice)}")
-        if taken := sorted(PARTS & set(names)):
+        if taken := sorted(RESERVED_NAMES & set(names)):
             raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
         if unknown := sorted(set(self.serve.timeouts_s) - {"ranker", "fuser", *names}):
             raise ValueError(f"serve.timeouts_s: {unknown[0]} is neither a model's name nor ranker nor fuser")

@@ -22,7 +22,7 @@ class Scaling(Settings):
     downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
 
 
-class Gateway(Settings):
+class GatewaySettings(Settings):
     """The actors that speak HTTP and run each request's blend; they hold no model."""
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -72,7 +72,7 @@ class Serving(Settings):
         1  # of an endpoint, for a request; fewer where its own setting says so
     )
     timeouts_s: dict[str, Seconds] = Field(default_factory=dict)  # of a model by its name, of `ranker`, of `fuser`
-    gateway: Gateway = Gateway()
+    gateway: GatewaySettings = GatewaySettings()
     scaling: Scaling = Scaling()
     limits: Limits = Limits()
     allowed_origins: tuple[str, ...] = ()  # of browser applications, such as https://app.example; "*": any

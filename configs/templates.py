@@ -9,7 +9,7 @@ BARE = "bare"  # no template: the contents of the messages, a line each
 _FOLDER = Path(__file__).parent / "chat_templates"
 
 
-def names() -> list[str]:
+def template_names() -> list[str]:
     """The names of all templates, `bare` included."""
     return sorted([BARE, *(file.stem for file in _FOLDER.glob("*.jinja"))])
 
@@ -43,7 +43,7 @@ def read_if_file(value: str, base: Path) -> str:
     Returns:
         The file's text; the value itself when it isn't a file.
     """
-    if is_inline(value) or "\n" in value or value in names():
+    if is_inline(value) or "\n" in value or value in template_names():
         return value
     try:
         return (base / Path(value).expanduser()).read_text(encoding="utf-8")

@@ -56,7 +56,7 @@ class TrainingRun(Settings):
         return self
 
 
-class Pairs(Settings):
+class PairSampling(Settings):
     """Which pairs of a row's candidates are trained on, equal texts and equal scores left out.
 
     top_bottom: the i-th best against the i-th worst-but-`per_row`, as the paper; all_pair: random pairs.
@@ -90,7 +90,7 @@ class RankerTraining(TrainingRun):
     source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of the head
-    pairs: Pairs = Pairs()
+    pairs: PairSampling = PairSampling()
     auxiliary: AuxiliaryLosses = AuxiliaryLosses()
 
 

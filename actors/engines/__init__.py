@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from llm_blender_ray.actors.records import FinishReason, Message
-from llm_blender_ray.configs.schema import EchoModel, EndpointModel, Model, Sampling, TransformersModel, VLLMModel
+from llm_blender_ray.configs.schema import (
+    EchoModel,
+    EndpointModel,
+    ModelSettings,
+    Sampling,
+    TransformersModel,
+    VLLMModel,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(model: Model) -> Engine:
+def load_engine(model: ModelSettings) -> Engine:
     """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
     from llm_blender_ray.actors.engines.fitting_engine import FittingEngine
     from llm_blender_ray.actors.engines.reasoning import AnswersOnly
@@ -72,7 +79,7 @@ def load_engine(model: Model) -> Engine:
     return engine if model.keep_reasoning else AnswersOnly(engine)
 
 
-def _load(model: Model) -> Engine:
+def _load(model: ModelSettings) -> Engine:
     match model:
         case VLLMModel():
             from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine

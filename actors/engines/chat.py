@@ -14,8 +14,8 @@ from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from llm_blender_ray.actors.engines.reasoning_formats import FORMATS, marking_tokens, opened
-from llm_blender_ray.actors.engines.rendering import render
+from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS, marking_tokens, opened_reasoning
+from llm_blender_ray.actors.engines.rendering import render_chat
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError, TooLongError
 from llm_blender_ray.actors.prompt_tokens import PromptTokenizer, check_round_trip, control_tokens
 from llm_blender_ray.actors.records import Message
@@ -26,7 +26,9 @@ from llm_blender_ray.configs.schema import LocalLLM, Sampling
 log = logging.getLogger(__name__)
 
 # Of earlier answers: a template cuts the reasoning that an assistant's message begins with.
-_REASONING_TAGS = {(*format.begins, *format.ends): format for format in FORMATS if len(format.begins) == 1}
+_REASONING_TAGS = {
+    (*format.begins, *format.ends): format for format in REASONING_FORMATS if len(format.begins) == 1
+}
 
 
 class ChatTokenizer:
@@ -74,7 +76,7 @@ class ChatTokenizer:
             log.warning(
                 "%s: its tokenizer has no chat template, so prompts reach it as bare text; set chat_template (%s)",
                 model.name,
-                ", ".join(templates.names()),
+                ", ".join(templates.template_names()),
             )
         try:
             chat.encode([Message(role="user", content="How many are 3 and 4?")])
@@ -157,7 +159,7 @@ class ChatTokenizer:
         if self._template is None:
             return ""
         try:
-            return opened(self.rendered([Message(role="user", content="?")]))
+            return opened_reasoning(self.rendered([Message(role="user", content="?")]))
         except PromptError:  # told when a chat comes
             return ""
 
@@ -170,7 +172,7 @@ class ChatTokenizer:
                 add_generation_prompt=add_generation_prompt,
             )
 
-        return render(apply, [self._guarded(message) for message in messages])
+        return render_chat(apply, [self._guarded(message) for message in messages])
 
     def _guarded(self, message: Message) -> Message:
         content = message["content"]

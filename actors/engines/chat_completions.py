@@ -115,7 +115,7 @@ class StreamReader:
         delta = choice.get("delta")
         if (delta is None and "message" in choice) or not isinstance(delta, Mapping | None):
             raise _malformed("choices.0.delta", "expected an object")
-        text = text_of((delta or {}).get("content"), "choices.0.delta.content")
+        text = content_text((delta or {}).get("content"), "choices.0.delta.content")
         self._said |= text is not None
         self._pieces.append(text or "")
         return text or ""
@@ -151,7 +151,7 @@ def read_completion(body: bytes | str) -> Completion:
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise _malformed("choices.0.message", "expected an object")
-    text = text_of(message.get("content"), "choices.0.message.content")
+    text = content_text(message.get("content"), "choices.0.message.content")
     reason = _word(choice.get("finish_reason"))
     if text is None:
         refusal = message.get("refusal")
@@ -171,7 +171,7 @@ def parsed(body: bytes | str) -> Any:
         raise _malformed("", str(error)) from None
 
 
-def text_of(content: Any, where: str) -> str | None:
+def content_text(content: Any, where: str) -> str | None:
     """The text of a message's content: as it is, or joined from parts of which only text counts, not thinking.
 
     Raises:

@@ -49,7 +49,7 @@ from llm_blender_ray.configs.schema import EndpointModel, Sampling
 # Of a request, and of reading its answer.
 _FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)
 DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
-SHOWN = 80  # characters of what isn't an answer at all
+MAX_ERROR_CHARACTERS = 80  # characters of what isn't an answer at all
 
 _R = TypeVar("_R")
 
@@ -253,7 +253,7 @@ def _described(response: httpx2.Response) -> str:
     text = response.content[:100_000].decode(errors="replace")
     if "html" in kind or text.lstrip()[:1] == "<":
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-        name = f" {' '.join(title[1].split())[:SHOWN]!r}" if title else ""
+        name = f" {' '.join(title[1].split())[:MAX_ERROR_CHARACTERS]!r}" if title else ""
         return f"a web page{name} ({kind}); check base_url"
     shown = " ".join(text.split())
-    return f"{shown[:SHOWN]!r} ({kind})" if shown else f"an empty body ({kind})"
+    return f"{shown[:MAX_ERROR_CHARACTERS]!r} ({kind})" if shown else f"an empty body ({kind})"

@@ -16,8 +16,8 @@ import openai
 from llm_blender_ray.actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed
 from llm_blender_ray.actors.engines.refusals import is_too_long
 
-MIB = 1 << 20
-MOST_HELD = MIB  # of a stream without text; longer reasoning is passed on
+BYTES_PER_MIB = 1 << 20
+MOST_HELD = BYTES_PER_MIB  # of a stream without text; longer reasoning is passed on
 EVENT_STREAM = "text/event-stream"
 
 
@@ -97,7 +97,7 @@ class _Body(httpx2.AsyncByteStream):
         if chunk is None:
             raise StopAsyncIteration
         self._read += len(chunk)
-        if self._read > self._most_mib * MIB:
+        if self._read > self._most_mib * BYTES_PER_MIB:
             raise OversizeError(f"its answer exceeds {self._most_mib} MiB; max_answer_mib allows more")
         if self.held is not None:
             self.held.append(chunk)

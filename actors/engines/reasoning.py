@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from llm_blender_ray.actors.engines import Completion, Engine
-from llm_blender_ray.actors.engines.reasoning_formats import FORMATS, ReasoningFormat
+from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS, ReasoningFormat
 from llm_blender_ray.actors.errors import RejectedError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import Sampling
@@ -106,7 +106,7 @@ class AnswerFilter:
         if opening and text.startswith(opening):
             self._held, self._place = text.removeprefix(opening), _Place.LEAD
             return True
-        for format in FORMATS:
+        for format in REASONING_FORMATS:
             if text.startswith(format.begins):
                 self._format, self._place = format, _Place.REASONING
                 return True
@@ -153,7 +153,7 @@ class AnswerFilter:
         return len(self._held) - max(begun, default=0)
 
 
-_BEGINS = tuple(begin for format in FORMATS for begin in format.begins)
+_BEGINS = tuple(begin for format in REASONING_FORMATS for begin in format.begins)
 
 
 class AnswersOnly:

@@ -44,7 +44,7 @@ _CHANNELS = tuple(
     for name in ("analysis", "commentary", "final")
 )
 
-FORMATS = (
+REASONING_FORMATS = (
     _tags("<think>", "</think>"),  # DeepSeek-R1, Qwen3 and most others
     _tags("[THINK]", "[/THINK]"),  # Mistral: Magistral
     _tags("<seed:think>", "</seed:think>"),  # ByteDance: Seed-OSS
@@ -92,11 +92,11 @@ def marking_tokens(special: Collection[str]) -> frozenset[str]:
     Returns:
         Those of them that belong to a format which the tokenizer can write.
     """
-    written = (format for format in FORMATS if format.tokens and {*format.tokens[:2]} <= {*special})
+    written = (format for format in REASONING_FORMATS if format.tokens and {*format.tokens[:2]} <= {*special})
     return frozenset(token for format in written for token in format.tokens if token in special)
 
 
-def opened(prompt: str) -> str:
+def opened_reasoning(prompt: str) -> str:
     """Find the begin mark that a chat template wrote in the answer's place.
 
     Args:
@@ -108,7 +108,7 @@ def opened(prompt: str) -> str:
     end = prompt.rstrip()
     marks = (
         mark
-        for format in FORMATS
+        for format in REASONING_FORMATS
         if not format.tentative
         for begin in format.begins
         for mark in _ways(format, begin)

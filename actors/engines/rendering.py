@@ -19,7 +19,7 @@ _IGNORED = re.compile(r"\s+|/(no_?)?think\b")  # templates trim; some take these
 _PARTS = ("'type': 'text'", '"type": "text"')  # of a list of parts that was written as it is
 
 
-def render(apply: Callable[[list[Any]], str], messages: Sequence[Message]) -> str:
+def render_chat(apply: Callable[[list[Any]], str], messages: Sequence[Message]) -> str:
     """Render a chat by the model's own template.
 
     A system message that the template refuses or drops goes in front of the first user message, where the makers of

@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BLANK, RejectedError
 from llm_blender_ray.actors.records import Prompt, is_blank
-from llm_blender_ray.configs.schema import Fuser as FuserSettings
+from llm_blender_ray.configs.schema import FuserSettings as FuserSettings
 from llm_blender_ray.configs.schema import GenFuser, LLMFuser, SamplingChange
 
 
@@ -47,7 +47,7 @@ class Fuser(Protocol):
         ...
 
 
-def answered(reply: Completion) -> Completion:
+def require_text(reply: Completion) -> Completion:
     """The reply.
 
     Raises:
@@ -58,7 +58,7 @@ def answered(reply: Completion) -> Completion:
     return reply
 
 
-async def visible(
+async def skip_leading_blanks(
     stream: AsyncGenerator[str | Completion, None],
 ) -> AsyncGenerator[str | Completion, None]:
     """The stream, with blank pieces held back until there is something to see.
@@ -70,7 +70,7 @@ async def visible(
     async with aclosing(stream) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
-                yield answered(piece)
+                yield require_text(piece)
             elif held is None:
                 yield piece
             elif not is_blank(held := held + piece):

@@ -18,7 +18,7 @@ from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError
-from llm_blender_ray.actors.fusers import answered, visible
+from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
@@ -186,7 +186,7 @@ class GenFuserModel:
     ) -> Completion:
         """See `actors.fusers.Fuser`. `change.max_tokens` can only shorten what the settings allow."""
         read = self._input(prompt, candidates)
-        completion = answered(await self._decoder.complete(read.ids, self._sampling(change)))
+        completion = require_text(await self._decoder.complete(read.ids, self._sampling(change)))
         return replace(completion, candidates_read=read.candidates)
 
     async def stream(
@@ -194,7 +194,7 @@ class GenFuserModel:
     ) -> AsyncGenerator[str | Completion, None]:
         """See `actors.fusers.Fuser`."""
         read = self._input(prompt, candidates)
-        async with aclosing(visible(self._decoder.stream(read.ids, self._sampling(change)))) as pieces:
+        async with aclosing(skip_leading_blanks(self._decoder.stream(read.ids, self._sampling(change)))) as pieces:
             async for piece in pieces:
                 yield piece if isinstance(piece, str) else replace(piece, candidates_read=read.candidates)
 

@@ -30,7 +30,7 @@ TILE = 32  # columns: products with fewer left over are up to a quarter faster (
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class AttentionBlock:
     """Sequences of like length that attention takes together. Their tokens follow each other, each padded to L."""
 
     start: int  # its first token among the N
@@ -56,7 +56,7 @@ class Queries:
     positions: Tensor  # B x Q, in their sequences
     tokens: Tensor  # B·Q, among the N tokens
 
-    def of(self, block: Block, x_NQ: Tensor) -> Tensor:
+    def of(self, block: AttentionBlock, x_NQ: Tensor) -> Tensor:
         """The block's part of what holds a row per query, B x Q x ..."""
         return x_NQ.unflatten(0, self.positions.shape)[block.sequences]
 
@@ -65,7 +65,13 @@ class Workspace:
     """Memory for one block's scores. Allocated anew it is paged in anew: a quarter of the time at 400 tokens."""
 
     def __init__(
-        self, blocks: Sequence[Block], queries: Queries, heads: int, *, device: torch.device, dtype: torch.dtype
+        self,
+        blocks: Sequence[AttentionBlock],
+        queries: Queries,
+        heads: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         few = queries.positions.shape[1]
         longest = [(block.size * max(block.longest, few), block.longest) for block in blocks]
@@ -162,7 +168,11 @@ class Attention:
         self._query_table_hPd = table("p2c", query, "pos_query_proj", scale)  # s
 
     def __call__(
-        self, hidden_NH: Tensor, blocks: Sequence[Block], workspace: Workspace, queries: Queries | None = None
+        self,
+        hidden_NH: Tensor,
+        blocks: Sequence[AttentionBlock],
+        workspace: Workspace,
+        queries: Queries | None = None,
     ) -> Tensor:
         """Context of every token, N x A, or of `queries` alone, B·Q x A."""
         heads = (self._heads, -1)
@@ -184,7 +194,12 @@ class Attention:
         return torch.cat(contexts)
 
     def _mask(
-        self, query_BQhd: Tensor, key_BLhd: Tensor, positions_BQ: Tensor | None, block: Block, workspace: Workspace
+        self,
+        query_BQhd: Tensor,
+        key_BLhd: Tensor,
+        positions_BQ: Tensor | None,
+        block: AttentionBlock,
+        workspace: Workspace,
     ) -> Tensor | None:
         """What the position terms add to the scores, B x h x Q x L; -inf for padding."""
         bias_BhQL = None

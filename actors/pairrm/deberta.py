@@ -29,7 +29,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.pairrm.attention import Attention, Block, Distances, Linear, Queries, Workspace
+from llm_blender_ray.actors.pairrm.attention import Attention, AttentionBlock, Distances, Linear, Queries, Workspace
 
 CPU_BLOCK = 2**16  # B·L² of a block; 2**15 and 2**17 are as fast: what matters is to stay in a core's cache
 
@@ -158,7 +158,7 @@ class _Batch:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         lengths = [len(ids[i]) for i in order]
         self.longest = lengths[0]
-        self.blocks: list[Block] = []
+        self.blocks: list[AttentionBlock] = []
         tokens: list[int] = []
         places: list[int] = []  # of the tokens in their sequences
         starts: list[int] = []  # of the sequences among the tokens
@@ -168,7 +168,7 @@ class _Batch:
             if lengths[part.stop - 1] < longest:
                 lengths_B111 = torch.tensor(lengths[part], device=device)[:, None, None, None]
                 padding = torch.arange(longest, device=device) >= lengths_B111
-            self.blocks.append(Block(len(tokens), part, longest, padding, distances.rows(longest)))
+            self.blocks.append(AttentionBlock(len(tokens), part, longest, padding, distances.rows(longest)))
             for i in order[part]:
                 starts.append(len(tokens))
                 tokens += [*ids[i], *[0] * (longest - len(ids[i]))]
@@ -255,7 +255,7 @@ class _Layer:
         self._norm = _Norm(layer.output.LayerNorm, device, dtype)
 
     def __call__(
-        self, hidden_NH: Tensor, blocks: Sequence[Block], workspace: Workspace, queries: Queries | None
+        self, hidden_NH: Tensor, blocks: Sequence[AttentionBlock], workspace: Workspace, queries: Queries | None
     ) -> Tensor:
         """N x H, or B·M x H when only the markers are asked for."""
         context_NA = self._attention(hidden_NH, blocks, workspace, queries)
@@ -273,7 +273,7 @@ class _Convolution:
         self._norm = _Norm(layer.LayerNorm, device, dtype)
 
     def __call__(
-        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[Block], queries: Queries | None
+        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[AttentionBlock], queries: Queries | None
     ) -> Tensor:
         outputs = []
         for block in blocks:

@@ -10,7 +10,7 @@ from typing import Protocol, assert_never
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Matchup
-from llm_blender_ray.configs.schema import Judge, PairRanker, Ranker, RewardModel
+from llm_blender_ray.configs.schema import Judge, PairRanker, RankerSettings, RewardModel
 
 
 class ScoringError(BlendError):
@@ -61,7 +61,7 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(settings: Ranker) -> Scorer:
+def load_scorer(settings: RankerSettings) -> Scorer:
     """Load the scorer that the settings ask for: seconds to minutes. Raises ModelLoadError."""
     match settings:
         case PairRanker():

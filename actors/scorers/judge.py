@@ -12,14 +12,14 @@ import re
 from collections.abc import Sequence
 
 from llm_blender_ray.actors.generator import Generator
-from llm_blender_ray.actors.prompt_fencing import fence_for, shown
+from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
 from llm_blender_ray.configs.schema import Judge, Resources
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
-TEMPLATE = """\
+JUDGE_TEMPLATE = """\
 Two assistants, A and B, have answered the same prompt. Judge which answer is better by this criterion: {criterion}.
 
 Which answer comes first means nothing, and a longer answer is not better for its length. All that stands between \
@@ -46,7 +46,7 @@ Compare the two answers in a few sentences. Then end with your verdict on a line
 REMINDER = """\
 Your reply has no verdict that can be read. Reply now with your verdict alone, exactly in the form that was asked \
 for."""
-SHOWN = 120  # characters of a reply that can't be read
+MAX_REPLY_CHARACTERS = 120  # characters of a reply that can't be read
 
 # What doesn't change an answer. Unlisted settings may, new ones too.
 _WITHOUT_EFFECT = {
@@ -64,7 +64,7 @@ class JudgeScorer:
         """Raises ModelLoadError when the LLM can't be used."""
         self._name = settings.llm.name
         self._criterion = settings.criterion or CRITERION
-        self._template = settings.prompt or TEMPLATE
+        self._template = settings.prompt or JUDGE_TEMPLATE
         self._pattern = re.compile(settings.verdict_pattern) if settings.verdict_pattern else None
         self._llm = Generator(settings.llm)
         identity = _identity(settings) if settings.cache else None
@@ -107,12 +107,13 @@ class JudgeScorer:
         else:
             return verdict
         end = " ".join(reply.text.split())
-        return ScoringError(f"judge {self._name}: {problem}: {'…' * (len(end) > SHOWN)}{end[-SHOWN:]!r}")
+        cut = "…" if len(end) > MAX_REPLY_CHARACTERS else ""
+        return ScoringError(f"judge {self._name}: {problem}: {cut}{end[-MAX_REPLY_CHARACTERS:]!r}")
 
 
-def question(matchup: Matchup, criterion: str = CRITERION, template: str = TEMPLATE) -> str:
+def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE_TEMPLATE) -> str:
     """What the LLM is asked. Each text stands between fences of its own, where the template has them."""
-    prompt = shown(matchup.prompt)
+    prompt = prompt_text(matchup.prompt)
     fence = fence_for(prompt, matchup.left, matchup.right)
     return template.format(
         criterion=criterion, fence=fence, prompt=prompt, answer_a=matchup.left, answer_b=matchup.right
@@ -122,5 +123,5 @@ def question(matchup: Matchup, criterion: str = CRITERION, template: str = TEMPL
 def _identity(settings: Judge) -> str:
     """A digest of what is asked of whom. An LLM is known by its settings: weights may change behind a name."""
     llm = settings.llm.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    asked = [settings.prompt or TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
+    asked = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()

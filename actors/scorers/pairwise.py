@@ -29,7 +29,7 @@ TEXTS_KEPT = 8192  # tokenized texts kept for the next round of the same rows
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ForwardCost:
     """What scoring takes: tokens of the pairs, the same with padding, and FLOPs of their matrix products."""
 
     tokens: int
@@ -87,11 +87,11 @@ class PairwiseScorer:
         left, right = (self._candidate(text, len(source)) for text in (matchup.left, matchup.right))
         return self.tokenizer.join(source, left, right)
 
-    def work(self, matchups: Sequence[Matchup]) -> Work:
+    def work(self, matchups: Sequence[Matchup]) -> ForwardCost:
         """What scoring these takes, in one call."""
         lengths = [len(self.tokens(matchup)) for matchup in matchups]
         positions = sum(self._forward.positions([lengths[i] for i in batch]) for batch in self._cut(lengths))
-        return Work(sum(lengths), positions, self._forward.flops(lengths))
+        return ForwardCost(sum(lengths), positions, self._forward.flops(lengths))
 
     def logits(self, matchups: Sequence[Matchup]) -> list[Score]:
         """The same as `score`, in the calling thread."""

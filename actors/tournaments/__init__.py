@@ -15,8 +15,8 @@ import numpy as np
 from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.records import Comparison, Ranking
 from llm_blender_ray.actors.tournaments.aggregation import aggregate, falling
-from llm_blender_ray.actors.tournaments.board import Board, Pair, drawn
-from llm_blender_ray.actors.tournaments.strategies import most_forwards, reference, rounds
+from llm_blender_ray.actors.tournaments.board import Board, Pair, draw_by_hash
+from llm_blender_ray.actors.tournaments.strategies import most_forwards, reference_index, rounds
 from llm_blender_ray.configs.strategies import Strategy, ToReference
 
 __all__ = ["Pair", "Tournament", "most_comparisons", "tournament"]
@@ -170,7 +170,7 @@ class _Rounds:
         board = self._board
         scores_P = aggregate(self._settings.aggregation, board.logits_PP, board.copies_P)
         if isinstance(self._settings, ToReference) and board.size:
-            scores_P = scores_P - scores_P[board.seat[reference(self._settings, self._keys)]]
+            scores_P = scores_P - scores_P[board.seat[reference_index(self._settings, self._keys)]]
         place_P = np.full(board.size, len(board.placed))
         place_P[board.placed] = range(len(board.placed))
         alone_P = self._alone()
@@ -216,4 +216,4 @@ def _draw(seed: int, salt: str, key: str | None, label: str | None) -> bytes:
     """The place of a candidate among those with its text; without a label there is none, and the list's counts."""
     if key is None or label is None:
         return b""
-    return drawn(f"{salt}{label}\0{key}", seed)
+    return draw_by_hash(f"{salt}{label}\0{key}", seed)

@@ -32,7 +32,9 @@ class Board:
             if key is not None:
                 indexes.setdefault(key, []).append(i)
         self.symmetric = symmetric
-        self.candidates = [indexes[key] for key in sorted(indexes, key=lambda key: drawn(f"{salt}{key}", seed))]
+        self.candidates = [
+            indexes[key] for key in sorted(indexes, key=lambda key: draw_by_hash(f"{salt}{key}", seed))
+        ]
         self.seat = {i: seat for seat, here in enumerate(self.candidates) for i in here}
         self.copies_P = np.array([len(here) for here in self.candidates], dtype=int)
         self.logits_PP = np.full((self.size, self.size), np.nan)
@@ -95,7 +97,7 @@ class Board:
         return oriented
 
 
-def drawn(key: str, seed: int) -> bytes:
+def draw_by_hash(key: str, seed: int) -> bytes:
     """The text's place in a seeded draw: what breaks ties, so that the order of a row's candidates never does."""
     text = key.encode("utf-8", "surrogatepass")  # JSON may hold half a surrogate pair
     return hashlib.blake2b(text, digest_size=16, key=seed.to_bytes(8, "little")).digest()

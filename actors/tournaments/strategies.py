@@ -54,7 +54,7 @@ def rounds(settings: Strategy, board: Board, keys: Sequence[str | None], top_k: 
         case Bubble():
             return _bubble(settings, board, top_k)
         case ToReference():
-            return _to_reference(settings, board, board.seat[reference(settings, keys)])
+            return _to_reference(settings, board, board.seat[reference_index(settings, keys)])
 
 
 def most_forwards(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
@@ -257,7 +257,7 @@ def _to_reference(settings: ToReference, board: Board, seat: int) -> Rounds:
     yield _cells(settings, board, [(i, seat) for i in others])
 
 
-def reference(settings: ToReference, keys: Sequence[str | None], *, by_place: bool = False) -> int:
+def reference_index(settings: ToReference, keys: Sequence[str | None], *, by_place: bool = False) -> int:
     """The candidate all are compared to, chosen as llm-blender 0.0.2's `rank_with_ref` does.
 
     Args:

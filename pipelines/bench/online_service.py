@@ -30,7 +30,7 @@ from aiohttp import web
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.serving import lean_serve
-from llm_blender_ray.cluster.session import LOCAL, session
+from llm_blender_ray.cluster.session import LOCAL_ADDRESS, session
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster
 from llm_blender_ray.pipelines.bench.faults import POLL_S, remaining, title, under
@@ -237,7 +237,7 @@ def serve_bare(port: int) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # exclusive
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
-    with lean_serve(), session(RayCluster(address=LOCAL, num_cpus=2)):
+    with lean_serve(), session(RayCluster(address=LOCAL_ADDRESS, num_cpus=2)):
         from fastapi import FastAPI, Request
         from ray import serve
 

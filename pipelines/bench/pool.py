@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.pool import Pool
+from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.ranker import Ranker as RowRanker
-from llm_blender_ray.actors.ranker import Row
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.plan import Placement, place
 from llm_blender_ray.cluster.replicas import RayReplica, ranker_pool
 from llm_blender_ray.cluster.session import capacity
-from llm_blender_ray.configs.schema import Ranker, RayCluster, Replicas
+from llm_blender_ray.configs.schema import RankerSettings, RayCluster, Replicas
 from llm_blender_ray.configs.strategies import Full
 from llm_blender_ray.pipelines.bench.rank import read_workload
 from llm_blender_ray.pipelines.bulk.executor import running
@@ -61,7 +61,7 @@ def simulated_pool(count: int, seconds: float) -> Iterator[Pool]:
             ray.kill(actor)
 
 
-def latency(settings: Ranker, pool: Pool, rows: Sequence[Row]) -> float:
+def latency(settings: RankerSettings, pool: Pool, rows: Sequence[CandidateRow]) -> float:
     """Seconds from a request to its ranking, the median over rows, one at a time. Raises what a row gives."""
     ranker = RowRanker(settings.model_copy(update={"strategy": Full(), "cache": None}), pool)
 
@@ -78,7 +78,7 @@ def latency(settings: Ranker, pool: Pool, rows: Sequence[Row]) -> float:
     return statistics.median(asyncio.run(each_alone()))
 
 
-def bench_pool(settings: Ranker, rows: Sequence[Row], *, replicas: int) -> dict[str, float]:
+def bench_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, replicas: int) -> dict[str, float]:
     """Median latencies (seconds) on one replica and on `replicas`, measured in turns, and their ratio."""
 
     def placed(count: int) -> Placement:
@@ -95,7 +95,7 @@ def bench_pool(settings: Ranker, rows: Sequence[Row], *, replicas: int) -> dict[
     return {"replicas": replicas, "one_s": seconds["one"], "many_s": seconds["many"], "times_faster": ratio}
 
 
-def bench_simulated(settings: Ranker, row: Row, seconds: float) -> list[dict[str, float]]:
+def bench_simulated(settings: RankerSettings, row: CandidateRow, seconds: float) -> list[dict[str, float]]:
     """The latency of one request by the number of replicas, when a comparison takes `seconds`."""
     lines: list[dict[str, float]] = []
     for count in SIMULATED:
@@ -106,7 +106,7 @@ def bench_simulated(settings: Ranker, row: Row, seconds: float) -> list[dict[str
     return lines
 
 
-def main(settings: Ranker, uri: str, *, replicas: int, limit: int, simulated_s: float) -> None:
+def main(settings: RankerSettings, uri: str, *, replicas: int, limit: int, simulated_s: float) -> None:
     """Measure, print tables for people, and everything as JSON in the last line."""
     rows = read_workload(uri, limit).rows
     with running(RayCluster(num_cpus=replicas + 1)):  # Ray's count; each is an actor of one thread

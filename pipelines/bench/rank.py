@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.ranker import Ranker as RowRanker
-from llm_blender_ray.actors.ranker import Row
 from llm_blender_ray.actors.records import Matchup, Ranking, read_candidates, read_prompt
 from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
-from llm_blender_ray.configs.schema import Ranker
+from llm_blender_ray.configs.schema import RankerSettings
 from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.bench.machine import matrix_rate
 from llm_blender_ray.pipelines.quality.evaluation import given_scores
@@ -50,13 +50,13 @@ STRATEGIES = (
 class Workload:
     """Rows to rank, and per row and metric the scores that candidates came with."""
 
-    rows: list[Row]
+    rows: list[CandidateRow]
     scores: list[dict[str, list[float | None]]]
 
 
 def read_workload(uri: str, limit: int | None) -> Workload:
     """The rows of a URI that have at least two candidates. Raises BlendError when there are none."""
-    rows: list[Row] = []
+    rows: list[CandidateRow] = []
     scores: list[dict[str, list[float | None]]] = []
     for row in read_rows(uri):
         if limit is not None and len(rows) == limit:
@@ -95,7 +95,7 @@ class Watch:
 class Replay:
     """Scores of a full comparison, given again."""
 
-    def __init__(self, traits: Traits, rows: Sequence[Row], rankings: Sequence[Ranking]) -> None:
+    def __init__(self, traits: Traits, rows: Sequence[CandidateRow], rankings: Sequence[Ranking]) -> None:
         self.traits = replace(traits, identity=None)
         self._scores = {
             (prompt.texts(), left.text, right.text): logit
@@ -116,7 +116,7 @@ class Replay:
 
 
 def bench_rank(
-    settings: Ranker, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
+    settings: RankerSettings, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
 ) -> dict[str, Any]:
     """All that is measured, as plain data (README, "Measuring"). Raises BlendError."""
     settings = settings.model_copy(update={"top_k": top_k, "cache": None})
@@ -154,7 +154,9 @@ class Played:
         return sum(ranking.comparisons for ranking in self.rankings)
 
 
-def play(settings: Ranker, strategy: Strategy | None, scorer: Scorer, rows: Sequence[Row]) -> Played:
+def play(
+    settings: RankerSettings, strategy: Strategy | None, scorer: Scorer, rows: Sequence[CandidateRow]
+) -> Played:
     """Rank the rows, as many at a time as a bulk run's first blocks have. Raises what ranking a row gives."""
     watch = Watch(scorer)
     ranker = RowRanker(settings.model_copy(update={"strategy": strategy}), watch)
@@ -173,7 +175,7 @@ def play(settings: Ranker, strategy: Strategy | None, scorer: Scorer, rows: Sequ
     return Played(rankings, watch.matchups, watch.calls / len(batches), seconds)
 
 
-def warm_up(scorer: Scorer, rows: Sequence[Row]) -> None:
+def warm_up(scorer: Scorer, rows: Sequence[CandidateRow]) -> None:
     """Let kernels be chosen and memory be taken before anything is timed."""
     prompt, candidates = rows[0]
     texts = [candidate.text for candidate in candidates if candidate.text is not None][:2]
@@ -244,7 +246,9 @@ def told(strategy: Strategy) -> str:
     )
 
 
-def main(settings: Ranker, uri: str, *, limit: int | None, top_k: int, strategies: Sequence[Strategy]) -> None:
+def main(
+    settings: RankerSettings, uri: str, *, limit: int | None, top_k: int, strategies: Sequence[Strategy]
+) -> None:
     """Measure, print tables for people, and everything as JSON in the last line."""
     strategies = strategies or TypeAdapter(list[Strategy]).validate_python(STRATEGIES)
     result = bench_rank(settings, read_workload(uri, limit), top_k=top_k, strategies=strategies)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 from llm_blender_ray.configs.schema import PairRanker
 from llm_blender_ray.configs.strategies import Full, default_strategy
@@ -60,7 +60,13 @@ def original(python: str, threads: int) -> Iterator[Ask]:
 
 
 def side_by_side(
-    ask: Ask, folder: Path, rows: Sequence[Row], calibration_rows: Sequence[Row], *, rounds: int, threads: int
+    ask: Ask,
+    folder: Path,
+    rows: Sequence[CandidateRow],
+    calibration_rows: Sequence[CandidateRow],
+    *,
+    rounds: int,
+    threads: int,
 ) -> dict[str, Any]:
     """Rates of both sides on the rows, cut into at most `rounds` parts that fill the original's batches."""
     torch.set_num_threads(threads)
@@ -122,7 +128,7 @@ def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, flo
     return {dtype: value for dtype, rate in rates.items() if (value := rate[name]) is not None}
 
 
-def logit_difference(ask: Ask, folder: Path, row: Row) -> float:
+def logit_difference(ask: Ask, folder: Path, row: CandidateRow) -> float:
     """The largest difference between both sides' float32 logits of one row, ranked by itself.
 
     In a batch the original cuts candidates by the longest source of the batch, so that a row's logits differ from
@@ -139,7 +145,7 @@ def logit_difference(ask: Ask, folder: Path, row: Row) -> float:
     )
 
 
-def top3_agreement(folder: Path, rows: Sequence[Row]) -> dict[str, float]:
+def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, float]:
     """How much of the full comparison's top 3 others find, in bfloat16, replayed on the scores of one."""
     settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=TOP_K)
     scorer = PairwiseScorer(settings)

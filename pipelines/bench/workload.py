@@ -23,7 +23,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.actors.pairrm.network import MarkerIds, PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
-from llm_blender_ray.actors.ranker import Row
+from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.records import Candidate, Prompt, read_candidates, read_prompt
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -70,7 +70,9 @@ class OriginalRow(TypedDict):
     candidates: list[str]
 
 
-def make_rows(count: int, *, seed: int = 0, candidates: int = 11, lengths: Lengths = Lengths()) -> list[Row]:
+def make_rows(
+    count: int, *, seed: int = 0, candidates: int = 11, lengths: Lengths = Lengths()
+) -> list[CandidateRow]:
     """Rows whose texts are words of the included held-out prompts in random order."""
     given = [json.loads(line) for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
     words = [word for row in given for word in f"{row['input']} {row['output']}".split() if word.isalpha()]
@@ -79,7 +81,7 @@ def make_rows(count: int, *, seed: int = 0, candidates: int = 11, lengths: Lengt
     def text(log_median: float, spread: float) -> str:
         return " ".join(rng.choices(words, k=max(1, round(rng.lognormvariate(log_median, spread)))))
 
-    rows: list[Row] = []
+    rows: list[CandidateRow] = []
     for i in range(count):
         prompt = Prompt(id=f"bench/{i}", instruction=text(math.log(lengths.source_median), lengths.source_spread))
         log_median = rng.gauss(math.log(lengths.candidate_median), lengths.row_spread)
@@ -88,13 +90,13 @@ def make_rows(count: int, *, seed: int = 0, candidates: int = 11, lengths: Lengt
     return rows
 
 
-def take_rows(uri: str, count: int, *, seed: int = 0) -> list[Row]:
+def take_rows(uri: str, count: int, *, seed: int = 0) -> list[CandidateRow]:
     """Up to `count` rows of a file that the original can rank too, drawn at random, in the file's order.
 
     The original wants the same number of candidates in every row (that of the first here), a text in each, and no
     marker in any. Raises BlendError when no row is left.
     """
-    usable: list[Row] = []
+    usable: list[CandidateRow] = []
     for given in read_rows(uri):
         if given["error"] is not None:
             continue
@@ -110,7 +112,7 @@ def take_rows(uri: str, count: int, *, seed: int = 0) -> list[Row]:
     return [usable[i] for i in sorted(drawn)]
 
 
-def as_original(rows: Iterable[Row]) -> list[OriginalRow]:
+def as_original(rows: Iterable[CandidateRow]) -> list[OriginalRow]:
     """The rows as the original's worker takes them; the original puts nothing between instruction and input."""
     return [
         {"source": "".join(prompt.texts()), "candidates": [candidate.text or "" for candidate in candidates]}
@@ -134,7 +136,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return backend
 
 
-def make_ranker(rows: Sequence[Row], folder: Path, *, seed: int = 0, shape: Shape = Shape()) -> Path:
+def make_ranker(rows: Sequence[CandidateRow], folder: Path, *, seed: int = 0, shape: Shape = Shape()) -> Path:
     """Write a ranker with random weights and a tokenizer that knows the rows' words; gives the folder."""
     texts = [text for row in as_original(rows) for text in (row["source"], *row["candidates"])]
     budget = PairBudget(shape.source_max_length, shape.candidate_max_length)

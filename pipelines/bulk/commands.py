@@ -11,10 +11,17 @@ import pyarrow as pa
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.stages import TakeBest, margin
 from llm_blender_ray.actors.tables import to_blends, with_blends
-from llm_blender_ray.cluster.plan import Capacity, Plan, pack, place, plan, spread
+from llm_blender_ray.cluster.plan import Capacity, Plan, fill_cluster, make_plan, pack_waves, place
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import BlendConfig, Fuser, GenFuser, LLMFuser, Ranker, RayCluster
+from llm_blender_ray.configs.schema import (
+    BlendConfig,
+    FuserSettings,
+    GenFuser,
+    LLMFuser,
+    RankerSettings,
+    RayCluster,
+)
 from llm_blender_ray.pipelines.bulk.run import Run, execute
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError, Summary
 from llm_blender_ray.pipelines.rows.schema import EXTRA
@@ -36,7 +43,7 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         input=config.input,
         output=config.output,
         cluster=config.ray,
-        planned=functools.partial(plan, config),
+        planned=functools.partial(make_plan, config),
         results=(*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS),
         identity={
             "models": {model.name: deciding(model) for model in config.models},
@@ -71,7 +78,7 @@ def _written(config: BlendConfig) -> Mapping[str, Any]:
 
 
 def run_rank(
-    settings: Ranker,
+    settings: RankerSettings,
     input: str,
     output: str,
     *,
@@ -84,7 +91,7 @@ def run_rank(
     return _run_stage("rank", settings, input, output, results, existing, preferences=preferences)
 
 
-def run_fuse(settings: Fuser, input: str, output: str, **existing: bool) -> Summary:
+def run_fuse(settings: FuserSettings, input: str, output: str, **existing: bool) -> Summary:
     """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
     return _run_stage(
         "fuse",
@@ -98,7 +105,7 @@ def run_fuse(settings: Fuser, input: str, output: str, **existing: bool) -> Summ
     )
 
 
-def run_compare(settings: Ranker, input: str, output: str, **existing: bool) -> Summary:
+def run_compare(settings: RankerSettings, input: str, output: str, **existing: bool) -> Summary:
     """`blend compare`. Raises BlendError."""
     results = ("margin", "preference", "comparisons")
     return _run_stage(
@@ -108,7 +115,7 @@ def run_compare(settings: Ranker, input: str, output: str, **existing: bool) -> 
 
 def _run_stage(
     command: str,
-    settings: Ranker | Fuser,
+    settings: RankerSettings | FuserSettings,
     input: str,
     output: str,
     results: Sequence[str],
@@ -121,7 +128,7 @@ def _run_stage(
     name = "fuser" if isinstance(settings, GenFuser | LLMFuser) else "ranker"
 
     def planned(have: Capacity) -> Plan:
-        return pack([], [place(name, spread(settings, have), have)], have)
+        return pack_waves([], [place(name, fill_cluster(settings, have), have)], have)
 
     shown = preferences.model_dump(mode="json") if preferences else None
     run = Run(

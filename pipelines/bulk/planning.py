@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.model_files import has_chat_template
-from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, plan
+from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
 from llm_blender_ray.cluster.session import (
-    LOCAL,
+    LOCAL_ADDRESS,
     address_of,
     capacity,
     check_variables,
@@ -32,7 +32,7 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     have = _capacity(config)
     if gpus is not None:
         have = _with_gpus(have, gpus)
-    made = plan(config, have)
+    made = make_plan(config, have)
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file or pipe is not 80 columns wide
@@ -91,7 +91,7 @@ def _show(made: Plan, console: Console) -> None:
 def _capacity(config: BlendConfig) -> Capacity:
     if config.ray.nodes:
         return grown(config.ray)
-    if address_of(config.ray) == LOCAL:
+    if address_of(config.ray) == LOCAL_ADDRESS:
         return local_capacity(config.ray)
     with session(config.ray):
         return capacity(config.ray)

@@ -16,7 +16,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Capacity, Placement, Plan
 from llm_blender_ray.cluster.replicas import look_for
-from llm_blender_ray.cluster.session import LOCAL, address_of, capacity, check_variables
+from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import deciding, differences
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import RayCluster
@@ -128,7 +128,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
                 sweep(store.root)
             elif overwrite:
                 store.clear()
-            if address_of(run.cluster) == LOCAL:
+            if address_of(run.cluster) == LOCAL_ADDRESS:
                 store.make_private()
             started = state.started or datetime.now(UTC)
             sessions = state.sessions + 1

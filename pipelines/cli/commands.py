@@ -145,7 +145,7 @@ def submit(
     given = {"--overwrite": overwrite, "--update": update, "--retry-failed": retry_failed}
     flags = [flag for flag, on in given.items() if on]
 
-    from llm_blender_ray.cluster.submission import submit as submit_job
+    from llm_blender_ray.cluster.submission import submit_run as submit_job
     from llm_blender_ray.configs.environment import variables
 
     if needed := variables(settings):

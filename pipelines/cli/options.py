@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import BlendConfig, Dtype, Ranker, RankerConfig
+from llm_blender_ray.configs.schema import BlendConfig, Dtype, RankerSection, RankerSettings
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
@@ -143,10 +143,10 @@ def _option(path: tuple[int | str, ...]) -> str:
 _RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
 
 
-def ranker_settings(given: str, **options: object) -> Ranker:
+def ranker_settings(given: str, **options: object) -> RankerSettings:
     """The ranker that `--ranker` names, with what other options say of it."""
     options = {name: value for name, value in options.items() if value is not None}
     if given.endswith((".yaml", ".yml")):
         overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
-        return load(given, RankerConfig, overrides).ranker
-    return settings_of(RankerConfig, ranker={"model": given, **options}).ranker
+        return load(given, RankerSection, overrides).ranker
+    return settings_of(RankerSection, ranker={"model": given, **options}).ranker

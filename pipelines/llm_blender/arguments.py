@@ -67,7 +67,7 @@ def reference(candidates: Sequence[str], ref_mode: str) -> str:
     if ref_mode not in REFERENCES:
         raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
     wanted = ToReference(reference=REFERENCES[ref_mode])
-    return candidates[strategies.reference(wanted, candidates, by_place=True)]
+    return candidates[strategies.reference_index(wanted, candidates, by_place=True)]
 
 
 def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:

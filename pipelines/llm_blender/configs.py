@@ -14,7 +14,7 @@ from llm_blender_ray.actors.weights import locate
 from llm_blender_ray.configs.schema import GenFuser, PairRanker, RewardModel
 
 Device = str | int | torch.device | None
-RankerSettings = PairRanker | RewardModel
+LocalRanker = PairRanker | RewardModel
 
 
 @dataclass
@@ -57,7 +57,7 @@ class GenFuserConfig:
     device: str | None = None
 
 
-def ranker_settings(path: str, config: RankerConfig, *devices: Device) -> RankerSettings:
+def ranker_settings(path: str, config: RankerConfig, *devices: Device) -> LocalRanker:
     """Settings for the checkpoint at `path`, a PairRanker unless its config.json says sequence classification.
 
     devices: the first that is given counts. Raises ModelLoadError.
@@ -65,14 +65,14 @@ def ranker_settings(path: str, config: RankerConfig, *devices: Device) -> Ranker
     device, path = _device(*devices), _kept(path, config.cache_dir)
     file = locate(path) / "config.json"
     architectures = (read_json(file).get("architectures") if file.is_file() else None) or ()
-    settings: RankerSettings = PairRanker(model=path, device=device)
+    settings: LocalRanker = PairRanker(model=path, device=device)
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         settings = RewardModel(kind="reward", model=path, device=device)
     settings = settings.model_copy(update={"dtype": "auto" if config.fp16 else "float32"})
     return with_lengths(settings, config.source_maxlength, config.candidate_maxlength)
 
 
-def with_lengths(settings: RankerSettings, source: int | None, candidate: int | None) -> RankerSettings:
+def with_lengths(settings: LocalRanker, source: int | None, candidate: int | None) -> LocalRanker:
     """The settings with these token lengths where they are given; a reward model takes the sum of both."""
     if isinstance(settings, RewardModel):
         update = {"max_length": source + candidate} if source and candidate else {}

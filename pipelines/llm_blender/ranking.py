@@ -16,7 +16,7 @@ from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_sco
 from llm_blender_ray.actors.scorers.reward import RewardScorer
 from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.llm_blender.arguments import Rows
-from llm_blender_ray.pipelines.llm_blender.configs import RankerSettings, with_lengths
+from llm_blender_ray.pipelines.llm_blender.configs import LocalRanker, with_lengths
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ MODES = ("[A,B]", "[B,A]", BOTH_ORDERS)
 class LoadedRanker:
     """A PairRanker or a reward model."""
 
-    def __init__(self, settings: RankerSettings) -> None:
+    def __init__(self, settings: LocalRanker) -> None:
         """Raises ModelLoadError."""
         self._given = self._settings = settings
         self._scorer: Scorer | None = load_scorer(settings)

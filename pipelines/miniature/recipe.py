@@ -18,7 +18,13 @@ from typing import Any
 import torch
 import transformers
 
-from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, Optimization, Pairs, RankerTraining
+from llm_blender_ray.configs.training import (
+    AuxiliaryLosses,
+    FuserTraining,
+    Optimization,
+    PairSampling,
+    RankerTraining,
+)
 from llm_blender_ray.pipelines.miniature.base_llm import answer, train_base_llm
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
 from llm_blender_ray.pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
@@ -112,7 +118,7 @@ class Miniature:
                 source_max_length=128,
                 candidate_max_length=64,
                 dropout=0.0,
-                pairs=Pairs(sampling="all_pair", per_row=4),
+                pairs=PairSampling(sampling="all_pair", per_row=4),
                 auxiliary=AuxiliaryLosses(reference_token=1.0, token_is_right=1.0),
                 optimization=self._optimization(self.sizes.ranker_steps),
             )

@@ -10,7 +10,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BLANK, BlendError, one_line
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, is_blank
-from llm_blender_ray.actors.stages import best_of, missing_samples
+from llm_blender_ray.actors.stages import best_readable, missing_samples
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, probe
 from llm_blender_ray.pipelines.online.clock import in_time, least, now
 from llm_blender_ray.pipelines.online.parts import Parts
@@ -348,7 +348,7 @@ class Course:
             self._take(best, ranking.order[:1])
             yield Piece(self._answer.text)
             return
-        self._fused_from = best_of(ranking.order, candidates, self._parts.top_k)
+        self._fused_from = best_readable(ranking.order, candidates, self._parts.top_k)
         yield Fusing(self._fused_from)
         texts = [candidates[at].text or "" for at in self._fused_from]
         limit = self._patient_with(FUSER, self._left())

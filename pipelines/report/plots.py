@@ -46,8 +46,8 @@ _STYLE: Any = {
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
-Role = Literal["llm", "random", "ranker", "blend", "oracle"]
-_MARKERS: dict[Role, dict[str, Any]] = {
+PointRole = Literal["llm", "random", "ranker", "blend", "oracle"]
+_MARKERS: dict[PointRole, dict[str, Any]] = {
     "llm": {"marker": "o", "color": INK, "markersize": 4.5},
     "random": {"marker": "D", "color": INK, "markerfacecolor": "white", "markersize": 4.5},
     "ranker": {"marker": "s", "color": BLUE, "markersize": 5},
@@ -61,7 +61,7 @@ class Point:
     """A mean and half the width of its 95% interval."""
 
     label: str
-    role: Role
+    role: PointRole
     mean: float
     margin: float
 

@@ -94,13 +94,13 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
     return Section(title, tuple(_findings(first, heading)), tuple(figures), (table,))
 
 
-_Line = tuple[str, plots.Role, str]  # label, role, name of the LLM
+_Line = tuple[str, plots.PointRole, str]  # label, role, name of the LLM
 
 
 def _lines(tally: Tally, names: Sequence[str]) -> list[_Line]:
     """The LLMs of these names and every system, best mean first."""
     lines: list[_Line] = [(name, "llm", name) for name in names if name in tally.models]
-    roles: tuple[plots.Role, ...] = ("random", "ranker", "blend", "oracle")
+    roles: tuple[plots.PointRole, ...] = ("random", "ranker", "blend", "oracle")
     lines += [(LINES[role], role, "") for role in roles if role in tally.systems]
 
     def order(line: _Line) -> tuple[float, str]:
@@ -109,7 +109,7 @@ def _lines(tally: Tally, names: Sequence[str]) -> list[_Line]:
     return sorted(lines, key=order)
 
 
-def _means_of(tally: Tally, role: plots.Role, name: str) -> dict[str, Mean]:
+def _means_of(tally: Tally, role: plots.PointRole, name: str) -> dict[str, Mean]:
     return (tally.models.get(name) if role == "llm" else tally.systems.get(role)) or {}
 
 
@@ -127,7 +127,7 @@ def _told(tally: Tally, lines: Sequence[_Line]) -> str:
     return ", ".join(f"{point.label} {point.mean:.3f}" for point in _points(tally, lines))
 
 
-def _gain(tally: Tally, system: str, role: plots.Role, name: str) -> str:
+def _gain(tally: Tally, system: str, role: plots.PointRole, name: str) -> str:
     gains = tally.gains[system]
     if role == "llm":
         return plus_minus(gains.get(name), sign=True)

@@ -19,7 +19,7 @@ from llm_blender_ray.cluster.plan import together
 from llm_blender_ray.cluster.replicas import look_for
 from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import (
-    LOCAL,
+    LOCAL_ADDRESS,
     address_of,
     capacity,
     check_variables,
@@ -45,7 +45,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
             f"--host {host} needs API keys, or anybody who reaches this machine may ask: make one with `blend key "
             "NAME`, and put its line into a file that serve.keys_file names"
         )
-    local = address_of(config.ray) == LOCAL
+    local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)
     if local:
         _check_free(host, port)

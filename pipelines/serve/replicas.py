@@ -13,16 +13,16 @@ from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, Scorer, load_scorer
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.configs.schema import ComparisonSettings, Model, SamplingChange
-from llm_blender_ray.configs.schema import Fuser as FuserSettings
-from llm_blender_ray.configs.schema import Ranker as RankerSettings
+from llm_blender_ray.configs.schema import ComparisonSettings, ModelSettings, SamplingChange
+from llm_blender_ray.configs.schema import FuserSettings as FuserSettings
+from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
 
 
 class MemberReplica:
     """One base LLM; see `pipelines.online.protocols.Member`."""
 
-    def __init__(self, settings: Model) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         """Raises ModelLoadError when the LLM can't be used."""
         keep_to_own_gpus()
         self._generator = Generator(settings)

@@ -22,13 +22,13 @@ from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, save_pairrm
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
 from llm_blender_ray.actors.weights import quiet
-from llm_blender_ray.configs.training import AuxiliaryLosses, Pairs, RankerTraining
+from llm_blender_ray.configs.training import AuxiliaryLosses, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TrainingPair:
     """Two candidates of a row on their sides, and by how much left is better in each metric."""
 
     row: int
@@ -40,10 +40,10 @@ class Pair:
 def sample_pairs(
     texts: Sequence[str],
     scores: Sequence[tuple[float, ...]],
-    settings: Pairs,
+    settings: PairSampling,
     rng: random.Random,
     row: int = 0,
-) -> list[Pair]:
+) -> list[TrainingPair]:
     """Pairs of different texts and different scores, sides at random; none when all are equal.
 
     A text that several candidates have counts once, with the first one's score.
@@ -60,7 +60,9 @@ def sample_pairs(
         differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
         chosen = rng.sample(differing, min(settings.per_row, len(differing)))
     sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
-    return [Pair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided]
+    return [
+        TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
+    ]
 
 
 class PairDataset(Dataset[Example]):
@@ -71,7 +73,7 @@ class PairDataset(Dataset[Example]):
         rows: Sequence[TrainingRow],
         metrics: Sequence[str],
         tokenizer: PairTokenizer,
-        pairs: Pairs,
+        pairs: PairSampling,
         seed: int,
     ) -> None:
         """Raises BlendError when a score is missing or no two candidates of any row differ."""
@@ -169,7 +171,7 @@ def train(config: RankerTraining) -> dict[str, float]:
     )
     seed = config.optimization.seed
     dataset = PairDataset(rows, config.metrics, tokenizer, config.pairs, seed)
-    every_kind = Pairs(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
+    every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
     heldout = PairDataset(heldout_rows, config.metrics, tokenizer, every_kind, seed) if heldout_rows else None
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:

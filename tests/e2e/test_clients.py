@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from serving import QUESTION, app_of, event_loop, served
 
-from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
 
 KEY = "correct-horse-battery"
@@ -162,7 +162,7 @@ def test_no_answer_is_a_server_error() -> None:
 def test_a_full_service_is_a_rate_limit_which_openai_waits_out() -> None:
     member = FakeMember("m", "some words")
     member.hold()
-    serving = Serving(gateway=Gateway(max_in_flight=1, max_queued=0))
+    serving = Serving(gateway=GatewaySettings(max_in_flight=1, max_queued=0))
     with served(app_of(fake_blender(member), serving)) as url, client_of(f"{url}/v1") as client:
         stream = client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
         with pytest.raises(openai.RateLimitError) as caught:

@@ -25,7 +25,15 @@ from ray.job_submission import JobStatus
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster import submission
 from llm_blender_ray.cluster.session import ClusterError
-from llm_blender_ray.cluster.submission import CONFIG, Client, connect, follow, local_paths, on_cluster, pack
+from llm_blender_ray.cluster.submission import (
+    CONFIG,
+    JobClient,
+    connect,
+    follow,
+    local_paths,
+    on_cluster,
+    pack_upload,
+)
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig
 
@@ -323,7 +331,7 @@ def _demo(*overrides: str) -> BlendConfig:
 
 def test_the_upload_is_code_config_and_the_models_it_uses(tmp_path: Path) -> None:
     config = _demo(f"models={json.dumps(TWO_MODELS)}", "ray.address=auto", "ranker.strategy.kind=swiss")
-    pack(config, tmp_path)
+    pack_upload(config, tmp_path)
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert {
         "pipelines/__main__.py",
@@ -339,7 +347,7 @@ def test_the_upload_is_code_config_and_the_models_it_uses(tmp_path: Path) -> Non
 
 def test_the_uploaded_config_is_the_one_that_was_checked(tmp_path: Path) -> None:
     config = _demo("ray.address=auto", "ranker.strategy={kind: swiss, rounds: 3}", "models.0.sampling.max_tokens=7")
-    pack(config, tmp_path)
+    pack_upload(config, tmp_path)
     uploaded = load(tmp_path / CONFIG, BlendConfig)
     assert uploaded.ray.address is None  # the job's own cluster
     assert uploaded.models[0].model == str(tmp_path / "configs" / "miniature" / "alder")
@@ -349,7 +357,7 @@ def test_the_uploaded_config_is_the_one_that_was_checked(tmp_path: Path) -> None
 
 
 def test_a_hub_config_uploads_code_alone(tmp_path: Path) -> None:
-    pack(load(PRESETS / "three-models.yaml", BlendConfig), tmp_path)
+    pack_upload(load(PRESETS / "three-models.yaml", BlendConfig), tmp_path)
     assert not (tmp_path / "configs" / "miniature").exists()
     assert load(tmp_path / CONFIG, BlendConfig) == load(PRESETS / "three-models.yaml", BlendConfig)
 
@@ -357,7 +365,7 @@ def test_a_hub_config_uploads_code_alone(tmp_path: Path) -> None:
 def test_too_much_to_upload_is_refused_by_its_largest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "MAX_UPLOAD_MB", 1)
     with pytest.raises(ConfigError, match=r"MB to upload, more than 1; the largest is configs/miniature/\S+ \("):
-        pack(_demo(), tmp_path)
+        pack_upload(_demo(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -437,7 +445,7 @@ class Breaking:
         self._loop.run_until_complete(self._runner.cleanup())
         self._loop.close()
 
-    def client(self) -> Client:
+    def client(self) -> JobClient:
         return connect(f"http://127.0.0.1:{self.port}")
 
 
@@ -479,7 +487,7 @@ def test_where_nothing_or_something_else_answers_is_one_line(monkeypatch: pytest
     with Breaking() as server:
         port = server.port
         monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the address that was given counts
-        assert isinstance(server.client(), Client)
+        assert isinstance(server.client(), JobClient)
         with pytest.raises(ClusterError, match="isn't Ray's dashboard"):
             connect(f"http://127.0.0.1:{port}/elsewhere/")
     with pytest.raises(BlendError, match="no answer"):

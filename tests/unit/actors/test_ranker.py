@@ -9,7 +9,7 @@ import pytest
 from paths import GOLDEN
 
 from llm_blender_ray.actors.cache import CacheError
-from llm_blender_ray.actors.ranker import Ranker, Row, blanks_last
+from llm_blender_ray.actors.ranker import CandidateRow, Ranker, blanks_last
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
 from llm_blender_ray.configs.loading import PRESETS
@@ -24,7 +24,7 @@ def settings(**changes: object) -> PairRanker:
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[CandidateRow]:
     lines = (PRESETS / "miniature" / "heldout.jsonl").read_text().splitlines()[:6]
     texts = ["1) Rome", "1) Rome 2) cold", "1) Rome 2) cold 3) went", "Rome", "nothing"]
     given = [json.loads(line) for line in lines]
@@ -34,14 +34,16 @@ def rows() -> list[Row]:
     ]
 
 
-def rank(ranker: Ranker, rows: Sequence[Row]) -> list[Ranking]:
+def rank(ranker: Ranker, rows: Sequence[CandidateRow]) -> list[Ranking]:
     rankings = asyncio.run(ranker.rank(rows))
     assert all(isinstance(ranking, Ranking) for ranking in rankings), rankings
     return [ranking for ranking in rankings if isinstance(ranking, Ranking)]
 
 
 class TestCache:
-    def test_a_second_run_makes_no_comparison_and_gives_the_same(self, rows: list[Row], tmp_path: Path) -> None:
+    def test_a_second_run_makes_no_comparison_and_gives_the_same(
+        self, rows: list[CandidateRow], tmp_path: Path
+    ) -> None:
         cached = settings(cache=str(tmp_path / "cache"), top_k=2)
         first = rank(Ranker(cached), rows)
         again = rank(Ranker(cached), rows)
@@ -50,7 +52,7 @@ class TestCache:
         assert [(r.order, r.scores, r.logits) for r in first] == [(r.order, r.scores, r.logits) for r in again]
 
     def test_another_strategy_and_one_more_candidate_use_what_is_there(
-        self, rows: list[Row], tmp_path: Path
+        self, rows: list[CandidateRow], tmp_path: Path
     ) -> None:
         cached = settings(cache=str(tmp_path / "cache"), strategy=Full())
         rank(Ranker(cached), rows)
@@ -65,7 +67,7 @@ class TestCache:
         "other",
         [{"model": str(GOLDEN / "checkpoints" / "PairRM")}, {"dtype": "bfloat16"}, {"source_max_length": 9}],
     )
-    def test_another_ranker_finds_nothing(self, rows: list[Row], tmp_path: Path, other: dict) -> None:
+    def test_another_ranker_finds_nothing(self, rows: list[CandidateRow], tmp_path: Path, other: dict) -> None:
         cache = str(tmp_path / "cache")
         rank(Ranker(settings(cache=cache)), rows[:1])
         (ranking,) = rank(Ranker(settings(cache=cache, **other)), rows[:1])
@@ -100,7 +102,7 @@ class Moody:
         """Always."""
 
 
-def row(*texts: str) -> Row:
+def row(*texts: str) -> CandidateRow:
     return Prompt("", "q"), [Candidate(None, text) for text in texts]
 
 

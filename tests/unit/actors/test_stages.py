@@ -15,7 +15,7 @@ from paths import GOLDEN
 
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.actors.stages import Fuse, Generate, TakeBest, chosen, margin, no_candidate
+from llm_blender_ray.actors.stages import Fuse, Generate, TakeBest, margin, no_candidate, select_best
 from llm_blender_ray.configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
 
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
@@ -106,17 +106,17 @@ def test_why_nothing_can_be_ranked() -> None:
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, (2,)), (2, (2, 0)), (5, (2, 0))])
 def test_the_best_are_chosen(top_k: int, expected: tuple[int, ...]) -> None:
-    assert chosen(RANKED, top_k).fused_from == expected
+    assert select_best(RANKED, top_k).fused_from == expected
 
 
 def test_without_a_ranking_the_given_order_counts() -> None:
-    assert chosen(replace(RANKED, ranking=None), 3).fused_from == (0, 2)
-    assert chosen(replace(RANKED, ranking=None, candidates=()), 3).error == "no candidates"
+    assert select_best(replace(RANKED, ranking=None), 3).fused_from == (0, 2)
+    assert select_best(replace(RANKED, ranking=None, candidates=()), 3).error == "no candidates"
 
 
 def test_nothing_is_fused_of_what_has_an_error() -> None:
     bad = replace(RANKED, error="bad row")
-    assert chosen(bad, 3) is bad
+    assert select_best(bad, 3) is bad
     assert TakeBest()([bad, RANKED]) == [bad, replace(RANKED, fused="better", fused_from=(2,))]
 
 
@@ -202,7 +202,7 @@ class TestBlank:
 
     def test_it_is_not_fused(self) -> None:
         blend = Blend(PROMPT, self.FIRST, Ranking((1, 0), (0.0, 1.0), ((None, None),) * 2, 2))
-        assert chosen(blend, 2).fused_from == (1,)
+        assert select_best(blend, 2).fused_from == (1,)
         (done,) = TakeBest()([blend])
         assert (done.fused, done.fused_from, done.error) == ("text", (1,), None)
 

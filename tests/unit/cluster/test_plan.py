@@ -13,10 +13,10 @@ from llm_blender_ray.cluster.plan import (
     Placement,
     Plan,
     PlanError,
-    pack,
+    fill_cluster,
+    make_plan,
+    pack_waves,
     place,
-    plan,
-    spread,
     together,
     width,
 )
@@ -42,69 +42,71 @@ def waves(made: Plan) -> list[dict[str, int]]:
 
 
 def test_what_is_left_open_is_filled_in() -> None:
-    made = plan(config(VLLM, VLLM | {"tensor_parallel_size": 4}, LOCAL, ENDPOINT), machine(8, 8))
+    made = make_plan(config(VLLM, VLLM | {"tensor_parallel_size": 4}, LOCAL, ENDPOINT), machine(8, 8))
     taken = {pool.name: (pool.num_cpus, pool.num_gpus) for pool in made.placements}
     assert taken == {"m0": (0, 1), "m1": (0, 4), "m2": (0, 1), "m3": (0, 0), "ranker": (0, 1), "fuser": (0, 1)}
     assert waves(made) == [{"m1": 1, "m0": 1, "m2": 1, "m3": 1, "ranker": 1, "fuser": 1}]
 
 
 def test_without_gpus_a_cpu_each() -> None:
-    made = plan(config(LOCAL, LOCAL | {"num_cpus": 0.5}, fuser=None), machine(4))
+    made = make_plan(config(LOCAL, LOCAL | {"num_cpus": 0.5}, fuser=None), machine(4))
     assert [pool.num_cpus for pool in made.placements] == [1, 0.5, 1]
     assert len(made.waves) == 1
 
 
 def test_what_does_not_fit_at_once_runs_one_after_the_other() -> None:
-    made = plan(config(VLLM, VLLM, VLLM), machine(4, 2))
+    made = make_plan(config(VLLM, VLLM, VLLM), machine(4, 2))
     assert waves(made) == [{"m0": 1, "m1": 1}, {"m2": 1, "ranker": 1}, {"fuser": 2}]
 
 
 def test_a_ranker_and_a_fuser_can_share_a_gpu() -> None:
     half = {"num_gpus": 0.5}
-    made = plan(
+    made = make_plan(
         config(VLLM, VLLM, ranker={"model": "org/r", **half}, fuser={"model": "org/f", **half}), machine(4, 3)
     )
     assert waves(made) == [{"m0": 1, "m1": 1, "ranker": 1, "fuser": 1}]
 
 
 def test_what_a_wave_leaves_goes_to_replicas() -> None:
-    made = plan(config(VLLM | {"tensor_parallel_size": 2}, VLLM, fuser=None), machine(4, 8))
+    made = make_plan(config(VLLM | {"tensor_parallel_size": 2}, VLLM, fuser=None), machine(4, 8))
     assert waves(made) == [{"m0": 2, "m1": 2, "ranker": 2}]
 
 
 def test_the_settings_bound_replicas() -> None:
     models = [VLLM | {"replicas": {"min": 2, "max": 9}}, VLLM | {"replicas": 1}, VLLM | {"replicas": {"max": 2}}]
-    made = plan(config(*models, ranker={"model": "org/r", "replicas": 1}, fuser=None), machine(2, 16))
+    made = make_plan(config(*models, ranker={"model": "org/r", "replicas": 1}, fuser=None), machine(2, 16))
     assert waves(made) == [{"m0": 9, "m1": 1, "m2": 2, "ranker": 1}]
 
 
 def test_what_takes_no_gpu_is_not_spread() -> None:
-    made = plan(config(LOCAL | {"num_cpus": 0.1}, ENDPOINT, fuser=None), machine(64))
+    made = make_plan(config(LOCAL | {"num_cpus": 0.1}, ENDPOINT, fuser=None), machine(64))
     assert waves(made) == [{"m0": 1, "m1": 1, "ranker": 1}]
 
 
 def test_custom_resources_count_like_gpus() -> None:
     slot = {"resources": {"slot": 1}, "num_cpus": 0}
-    made = plan(config(LOCAL | slot, LOCAL | slot, LOCAL | slot, fuser=None), machine(4, slot=2))
+    made = make_plan(config(LOCAL | slot, LOCAL | slot, LOCAL | slot, fuser=None), machine(4, slot=2))
     assert waves(made) == [{"m0": 1, "m1": 1}, {"m2": 2, "ranker": 1}]
 
 
 def test_an_actor_is_on_one_node() -> None:
     nodes = Capacity((Node(8, 2), Node(8, 2)))
     with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
-        plan(config(VLLM | {"tensor_parallel_size": 4}), nodes)
+        make_plan(config(VLLM | {"tensor_parallel_size": 4}), nodes)
     large = VLLM | {"tensor_parallel_size": 2}
-    made = plan(config(VLLM, VLLM, large, fuser=None, ranker={"model": "r", "num_cpus": 1, "num_gpus": 0}), nodes)
+    made = make_plan(
+        config(VLLM, VLLM, large, fuser=None, ranker={"model": "r", "num_cpus": 1, "num_gpus": 0}), nodes
+    )
     assert waves(made) == [{"m2": 1, "m0": 1, "m1": 1, "ranker": 1}]
 
 
 def test_models_run_on_the_accelerators_they_name() -> None:
     nodes = Capacity((Node(8, 4, accelerator="L4"), Node(8, 2, accelerator="H100"), Node(4)))
     large = VLLM | {"accelerator_type": "H100", "tensor_parallel_size": 2}
-    made = plan(config(VLLM, large, large, fuser=None, ranker={"model": "r", "device": "cpu"}), nodes)
+    made = make_plan(config(VLLM, large, large, fuser=None, ranker={"model": "r", "device": "cpu"}), nodes)
     assert waves(made) == [{"m1": 1, "m0": 4}, {"m2": 1, "ranker": 1}]
     with pytest.raises(PlanError, match="m0 needs a node of accelerator type B200: the cluster has none"):
-        plan(config(VLLM | {"accelerator_type": "B200"}), nodes)
+        make_plan(config(VLLM | {"accelerator_type": "B200"}), nodes)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_models_run_on_the_accelerators_they_name() -> None:
 )
 def test_the_impossible_is_refused_in_one_line(models: list[dict], have: Capacity, why: str) -> None:
     with pytest.raises(PlanError, match=why) as caught:
-        plan(config(*models), have)
+        make_plan(config(*models), have)
     assert "\n" not in str(caught.value)
 
 
@@ -156,7 +158,7 @@ def fits(pools: tuple[Placement, ...], capacity: Capacity) -> bool:
 def test_every_wave_fits_and_nothing_is_left_out(wanted: list[dict], have: list[Node]) -> None:
     capacity, blend = Capacity(tuple(have)), config(*wanted)
     try:
-        made = plan(blend, capacity)
+        made = make_plan(blend, capacity)
     except PlanError as error:
         alone = [place(m.name, m, capacity) for m in blend.models]
         alone += [place("ranker", blend.ranker, capacity), place("fuser", blend.fuser, capacity)]
@@ -177,7 +179,7 @@ class TestSpread:
 
     def placed(self, capacity: Capacity, **settings: object) -> tuple[int, float, float]:
         ranker = PairRanker.model_validate({"model": "org/r", **settings})
-        made = pack([], [place("ranker", spread(ranker, capacity), capacity)], capacity)
+        made = pack_waves([], [place("ranker", fill_cluster(ranker, capacity), capacity)], capacity)
         (pool,) = made.placements
         return pool.replicas, pool.num_cpus, pool.num_gpus
 
@@ -215,7 +217,7 @@ def test_a_service_holds_all_its_models_at_once() -> None:
 def test_a_model_that_is_loaded_when_asked_takes_no_room() -> None:
     asleep = VLLM | {"replicas": {"min": 0, "max": 1}}
     assert len(together(config(VLLM, asleep, fuser=None), machine(4, 2))) == 3
-    assert plan(config(asleep), machine(4, 1)).placements[0].replicas == 1  # in a bulk run it is
+    assert make_plan(config(asleep), machine(4, 1)).placements[0].replicas == 1  # in a bulk run it is
 
 
 def test_a_services_gateway_has_its_room() -> None:

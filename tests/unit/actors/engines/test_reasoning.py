@@ -17,10 +17,10 @@ from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
 from llm_blender_ray.actors.engines import Completion, Engine, load_engine
 from llm_blender_ray.actors.engines.chat import ChatTokenizer
 from llm_blender_ray.actors.engines.reasoning import AnswerFilter
-from llm_blender_ray.actors.engines.reasoning_formats import FORMATS
+from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS
 from llm_blender_ray.actors.errors import GenerationError, RejectedError
 from llm_blender_ray.actors.records import Message
-from llm_blender_ray.configs.schema import EndpointModel, Model, Sampling, TransformersModel
+from llm_blender_ray.configs.schema import EndpointModel, ModelSettings, Sampling, TransformersModel
 
 OPENS = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
 REASONING = "<think>Which one?</think>\n\n"
@@ -117,7 +117,7 @@ def test_a_common_beginning_that_is_cut_off_is_reasoning() -> None:
     assert filter.reasoning
 
 
-MARKS = sorted({mark for f in FORMATS for mark in (*f.begins, *f.ends, f.header, f.opening, *f.closing)})
+MARKS = sorted({mark for f in REASONING_FORMATS for mark in (*f.begins, *f.ends, f.header, f.opening, *f.closing)})
 
 
 @settings(max_examples=300)
@@ -205,7 +205,7 @@ def reasoner(request: pytest.FixtureRequest, folder: Path) -> Callable[..., Tran
     return made
 
 
-def both(model: Model, sampling: Sampling = GREEDY) -> tuple[Completion | GenerationError, list[str]]:
+def both(model: ModelSettings, sampling: Sampling = GREEDY) -> tuple[Completion | GenerationError, list[str]]:
     """How the answer ends, which is the same whole and streamed; and the stream's pieces."""
 
     async def main() -> tuple[Completion | GenerationError, list[str]]:

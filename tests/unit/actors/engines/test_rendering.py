@@ -185,7 +185,7 @@ def named(name: str, messages: Sequence[Message]) -> str:
     return ChatTokenizer(tokenizer, name).rendered(messages)
 
 
-@pytest.mark.parametrize("name", templates.names())
+@pytest.mark.parametrize("name", templates.template_names())
 def test_a_known_template_is_its_publisher_s(name: str) -> None:
     """One dialogue in each; it begins and ends as the models were trained."""
     text = named(name, DIALOGUE)
@@ -195,7 +195,7 @@ def test_a_known_template_is_its_publisher_s(name: str) -> None:
         assert text.endswith(ENDS[name])
 
 
-@pytest.mark.parametrize("name", templates.names())
+@pytest.mark.parametrize("name", templates.template_names())
 def test_a_known_template_takes_a_system_message(name: str) -> None:
     text = named(name, [SYSTEM, *DIALOGUE])
     assert text.index("Be brief.") < text.index("Hi!" if name != "baize" else "[|Human|]Hi!")

@@ -14,7 +14,7 @@ import pytest
 from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, served
 
-from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
 from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, Metric
 
@@ -214,7 +214,7 @@ def test_streams_that_nobody_reads_leave_their_places_at_the_deadline() -> None:
         while load.get(timeout=10) != value:
             pass
 
-    serving = Serving(deadline_s=0.2, gateway=Gateway(max_in_flight=4, max_queued=0))
+    serving = Serving(deadline_s=0.2, gateway=GatewaySettings(max_in_flight=4, max_queued=0))
     app = app_of(fake_blender(FakeMember("m", "x" * 3_000_000)), serving, meter=meter)
     with served(app) as url, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(url)) for _ in range(4)]

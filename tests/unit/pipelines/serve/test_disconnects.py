@@ -12,7 +12,7 @@ import pytest
 from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, event_loop, served
 
-from llm_blender_ray.configs.serving import Gateway, Serving
+from llm_blender_ray.configs.serving import GatewaySettings, Serving
 from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, QUEUED, Metric
 
 
@@ -61,7 +61,7 @@ def test_who_leaves_the_queue_leaves_its_place() -> None:
         while load.get(timeout=60) != (metric.name, value):
             pass
 
-    serving = Serving(gateway=Gateway(max_in_flight=1, max_queued=1))
+    serving = Serving(gateway=GatewaySettings(max_in_flight=1, max_queued=1))
     with served(app_of(fake_blender(member), serving, meter=meter)) as url:
         first = asked(url)
         wait_for(IN_FLIGHT, 1)

@@ -12,7 +12,7 @@ from fake_parts import FakeFuser, FakeMember, fake_blender
 from serving import HELLO, app_of, chat, chunks, event_loop, logged, refused, served, text_of
 from starlette.types import Message
 
-from llm_blender_ray.configs.serving import Gateway, Limits, Serving
+from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Ask, Patience
 from llm_blender_ray.pipelines.serve.access import Keys
@@ -289,7 +289,7 @@ def test_who_asks_too_often_is_told_when_to_come_again() -> None:
 def test_a_full_service_says_so_at_once(stream: bool) -> None:
     member = FakeMember("m", "some words")
     member.hold()
-    serving = Serving(gateway=Gateway(max_in_flight=1, max_queued=0))
+    serving = Serving(gateway=GatewaySettings(max_in_flight=1, max_queued=0))
     with served(app_of(fake_blender(member), serving)) as url, httpx2.Client(base_url=url, timeout=60) as client:
         body = {"model": "m", "messages": HELLO, "stream": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as first:

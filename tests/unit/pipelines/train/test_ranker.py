@@ -18,7 +18,7 @@ from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
-from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, Pairs, RankerTraining
+from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
 from llm_blender_ray.pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
@@ -74,7 +74,7 @@ def test_pairs_differ_in_text_and_score(
 ) -> None:
     texts = [text for text, _ in candidates]
     scores = [(float(score),) for _, score in candidates]
-    pairs = sample_pairs(texts, scores, Pairs(sampling=sampling, per_row=per_row), random.Random(seed))
+    pairs = sample_pairs(texts, scores, PairSampling(sampling=sampling, per_row=per_row), random.Random(seed))
     assert len(pairs) <= per_row
     assert len({frozenset((pair.left, pair.right)) for pair in pairs}) == len(pairs)
     for pair in pairs:
@@ -86,14 +86,16 @@ def test_pairs_differ_in_text_and_score(
 @given(st.permutations(range(11)), st.integers(0, 99))
 def test_eleven_candidates_give_the_papers_pairs(quality: list[int], seed: int) -> None:
     """The i-th best against the i-th of the five worst."""
-    pairs = sample_pairs([str(q) for q in quality], [(float(q),) for q in quality], Pairs(), random.Random(seed))
+    pairs = sample_pairs(
+        [str(q) for q in quality], [(float(q),) for q in quality], PairSampling(), random.Random(seed)
+    )
     ranks = sorted(sorted((10 - quality[pair.left], 10 - quality[pair.right])) for pair in pairs)
     assert ranks == [[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]
 
 
 def test_sides_are_random() -> None:
     texts, scores = ["good", "bad"], [(1.0,), (0.0,)]
-    sides = {sample_pairs(texts, scores, Pairs(), random.Random(seed))[0].left for seed in range(20)}
+    sides = {sample_pairs(texts, scores, PairSampling(), random.Random(seed))[0].left for seed in range(20)}
     assert sides == {0, 1}
 
 
@@ -112,7 +114,7 @@ def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(back
     }
     tokenizer = pair_tokenizer(backbone)
     rows = read_training_rows(write(tmp_path / "rows.jsonl", [row]))
-    dataset = PairDataset(rows, ["quality"], tokenizer, Pairs(), seed=0)
+    dataset = PairDataset(rows, ["quality"], tokenizer, PairSampling(), seed=0)
     assert len(dataset) == 1
     example = dataset[0]
     source = tokenizer.encode_source("Name two.")
@@ -269,7 +271,7 @@ def test_the_presets_are_the_papers_settings() -> None:
     ranker = load(PRESETS / "train-ranker.yaml", RankerTraining)
     assert ranker.backbone == "microsoft/deberta-v3-large"
     assert (ranker.source_max_length, ranker.candidate_max_length) == (128, 128)
-    assert ranker.pairs == Pairs(sampling="top_bottom", per_row=5)
+    assert ranker.pairs == PairSampling(sampling="top_bottom", per_row=5)
     assert (ranker.optimization.learning_rate, ranker.optimization.epochs) == (1e-5, 5)
     assert not ranker.auxiliary.wanted
     fuser = load(PRESETS / "train-fuser.yaml", FuserTraining)
