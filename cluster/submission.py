@@ -329,12 +329,12 @@ def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     assert spec and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0]).resolve()
 
 
 def _included(model: str) -> bool:
     """Whether a model is one of the folders that come with the project."""
-    return Path(model).is_absolute() and Path(model).is_relative_to(PRESETS.resolve())
+    return Path(model).is_absolute() and Path(model).is_relative_to(PRESETS)
 
 
 def _items(data: Any) -> Iterable[tuple[Any, Any]]:
@@ -356,6 +356,6 @@ def _move_included(data: Any) -> None:
     """Name the included models by where they are in the upload, in place."""
     for key, value in _items(data):
         if key == "model" and isinstance(value, str) and _included(value):
-            data[key] = (Path(PACKAGE) / "configs" / Path(value).relative_to(PRESETS.resolve())).as_posix()
+            data[key] = (Path(PACKAGE) / "configs" / Path(value).relative_to(PRESETS)).as_posix()
         else:
             _move_included(value)

@@ -12,7 +12,7 @@ from llm_blender_ray.configs.templates import read_if_file
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
-PRESETS = Path(__file__).parent
+PRESETS = Path(__file__).resolve().parent
 
 
 class ConfigError(Exception):

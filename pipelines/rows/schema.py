@@ -8,6 +8,7 @@ beside an `error` that says why: a row is never dropped.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -40,6 +41,7 @@ ROW_SCHEMA = pa.schema(
 )
 INTERNAL = "\0"  # begins the names of keys and columns that are never written
 MADE = f"{INTERNAL}made"  # a key of `extra`: the columns that came in no form of their own, but were made of others
+EXACT_DIGITS = 15  # a decimal number of at most as many characters is the double that is nearest to it alone
 MAX_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
 _NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
@@ -234,30 +236,48 @@ def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
 
 
 def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
-    """The JSON value that begins at `at`, where it ends, and whether an object in it has a name twice.
+    """Parse the JSON value that begins at `at`.
 
-    Raises ValueError or RecursionError.
+    Returns:
+        The value, where it ends, and whether it holds less than its text: an object with a name twice, a number
+        that no double holds (more digits, 1e400), Infinity. NaN is the usual sign of a missing value.
+
+    Raises:
+        ValueError, RecursionError: It is not JSON, or nested too deep.
     """
-    repeated = False
+    lossy = False
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal repeated
+        nonlocal lossy
         made = dict(items)
-        repeated = repeated or len(made) < len(items)
+        lossy = lossy or len(made) < len(items)
         return made
 
-    value, end = json.JSONDecoder(object_pairs_hook=pairs).raw_decode(text, at)
-    return value, end, repeated
+    def number(digits: str) -> float:
+        nonlocal lossy
+        value = float(digits)
+        if len(digits) > EXACT_DIGITS or math.isinf(value) or not value:
+            lossy = lossy or math.isinf(value) or Decimal(repr(value)) != Decimal(digits)
+        return value
+
+    def constant(name: str) -> float:
+        nonlocal lossy
+        lossy = lossy or name != "NaN"
+        return float(name)
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
+    value, end = decoder.raw_decode(text, at)
+    return value, end, lossy
 
 
 def read_json_row(line: bytes | str, where: str, keys: Mapping[str, Any] = _NO_KEYS) -> dict[str, Any]:
     """One JSON text (a line of a JSONL file) as a row; `keys` are of every row that hasn't them itself."""
     try:
         text = (line if isinstance(line, str) else line.decode("utf-8")).strip(" \t\r\n")
-        value, end, repeated = parse_json(text)
+        value, end, lossy = parse_json(text)
         if end < len(text):
             raise json.JSONDecodeError("Extra data", text, end)
-        return read_json_value(value, where, line, keys, repeated=repeated)
+        return read_json_value(value, where, line, keys, lossy=lossy)
     except UnicodeDecodeError as error:
         return bad_row(line, f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}")
     except (ValueError, RecursionError) as error:
@@ -274,18 +294,23 @@ def not_json(error: ValueError | RecursionError) -> str:
 
 
 def read_json_value(
-    value: Any, where: str, text: bytes | str, keys: Mapping[str, Any] = _NO_KEYS, *, repeated: bool = False
+    value: Any, where: str, text: bytes | str, keys: Mapping[str, Any] = _NO_KEYS, *, lossy: bool = False
 ) -> dict[str, Any]:
-    """A parsed JSON value as a row; `text` is what it was parsed from.
+    """Make a row of a parsed JSON value.
 
-    repeated: an object in it has a name twice. The last one counts, as everywhere; the text is kept under `raw`.
+    Args:
+        value: Of names given twice the last one counts; numbers are doubles; NaN and Infinity become null.
+        where: File and line, for the row's error.
+        text: The text it was parsed from.
+        keys: Columns of the whole file; the row's own come first.
+        lossy: The value holds less than the text, which is kept under `raw`.
     """
     if not isinstance(value, dict):
         return bad_row(text, f"{where}: expected a JSON object, got {type(value).__name__}")
     if _deeper(value, MAX_DEPTH):
         return bad_row(text, f"{where}: nested deeper than {MAX_DEPTH} levels")
     row = read_row({**keys, **value} if keys else value, where)
-    if repeated:
+    if lossy:
         held = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
         extra = json.loads(row[EXTRA]) if row[EXTRA] else {}
         row[EXTRA] = json.dumps(extra | {RAW: to_json({RAW: extra[RAW], "text": held}) if RAW in extra else held})

@@ -138,7 +138,9 @@ def test_a_signal_that_was_for_others_ends_nothing_later() -> None:
         os._exit(7)
     """
     with started(
-        *script("import psutil, threading\nfrom pipelines import interruption\n" + textwrap.dedent(text))
+        *script(
+            "import psutil, threading\nfrom llm_blender_ray.pipelines import interruption\n" + textwrap.dedent(text)
+        )
     ) as process:
         assert process.wait(PATIENCE_S) == 7
 

@@ -334,13 +334,14 @@ def test_the_upload_is_code_config_and_the_models_it_uses(tmp_path: Path) -> Non
     pack_upload(config, tmp_path)
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert {
-        "pipelines/__main__.py",
-        "actors/records.py",
-        "cluster/session.py",
-        "configs/loading.py",
+        "llm_blender_ray/__init__.py",
+        "llm_blender_ray/pipelines/__main__.py",
+        "llm_blender_ray/actors/records.py",
+        "llm_blender_ray/cluster/session.py",
+        "llm_blender_ray/configs/loading.py",
         CONFIG,
     } <= files
-    models = {Path(name).parts[2] for name in files if name.startswith("configs/miniature/")}
+    models = {Path(name).parts[3] for name in files if name.startswith("llm_blender_ray/configs/miniature/")}
     assert models == {"alder", "birch", "ranker", "fuser"}
     assert not [name for name in files if "__pycache__" in name or name.startswith(("tests", "out", "."))]
 
@@ -350,21 +351,25 @@ def test_the_uploaded_config_is_the_one_that_was_checked(tmp_path: Path) -> None
     pack_upload(config, tmp_path)
     uploaded = load(tmp_path / CONFIG, BlendConfig)
     assert uploaded.ray.address is None  # the job's own cluster
-    assert uploaded.models[0].model == str(tmp_path / "configs" / "miniature" / "alder")
-    given = json.loads(config.model_dump_json().replace(str(PRESETS.resolve()), str(tmp_path / "configs")))
+    assert uploaded.models[0].model == str(tmp_path / "llm_blender_ray" / "configs" / "miniature" / "alder")
+    given = json.loads(
+        config.model_dump_json().replace(str(PRESETS), str(tmp_path / "llm_blender_ray" / "configs"))
+    )
     given["ray"]["address"] = None
     assert json.loads(uploaded.model_dump_json()) == given
 
 
 def test_a_hub_config_uploads_code_alone(tmp_path: Path) -> None:
     pack_upload(load(PRESETS / "three-models.yaml", BlendConfig), tmp_path)
-    assert not (tmp_path / "configs" / "miniature").exists()
+    assert not (tmp_path / "llm_blender_ray" / "configs" / "miniature").exists()
     assert load(tmp_path / CONFIG, BlendConfig) == load(PRESETS / "three-models.yaml", BlendConfig)
 
 
 def test_too_much_to_upload_is_refused_by_its_largest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "MAX_UPLOAD_MB", 1)
-    with pytest.raises(ConfigError, match=r"MB to upload, more than 1; the largest is configs/miniature/\S+ \("):
+    with pytest.raises(
+        ConfigError, match=r"MB to upload, more than 1; the largest is llm_blender_ray/configs/miniature/\S+ \("
+    ):
         pack_upload(_demo(), tmp_path)
     assert not list(tmp_path.iterdir())
 

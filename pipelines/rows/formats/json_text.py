@@ -93,11 +93,11 @@ def _items(text: str, origin: Origin) -> Iterator[dict[str, Any]]:
         number += 1
         where = f"{origin.name} item {number}"
         try:
-            value, end, repeated = parse_json(text, at)
+            value, end, lossy = parse_json(text, at)
         except (ValueError, RecursionError) as error:
             yield _broken_list(text, at, f"{where}: {not_json(error)}")
             return
-        yield read_json_value(value, where, text[at:end], origin.keys, repeated=repeated)
+        yield read_json_value(value, where, text[at:end], origin.keys, lossy=lossy)
         at = _after_space(text, end)
         if text[at : at + 1] == ",":
             at = _after_space(text, at + 1)

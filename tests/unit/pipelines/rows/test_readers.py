@@ -2,14 +2,18 @@
 
 import gzip
 import json
+from decimal import Decimal
+from pathlib import Path
 
+import hypothesis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import strategies as st
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.rows.readers import read_rows
-from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, write_row
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, parse_json, write_row
 
 
 def rows_of(path, limit=None):
@@ -140,6 +144,22 @@ def test_nan_is_read_and_written_as_null(tmp_path):
     row = rows_of(write(tmp_path, "a.jsonl", '{"prompt": "p", "metric": [NaN, -Infinity, 1.5]}\n'))[0]
     assert row["error"] is None
     assert '"metric": [null, null, 1.5]' in to_json(write_row(row, []))
+
+
+@pytest.mark.parametrize(
+    "number", ["1e400", "-Infinity", "3.14159265358979323846", "1e-400", "123456789012345678.5"]
+)
+def test_a_number_that_no_double_holds_keeps_its_text(tmp_path: Path, number: str) -> None:
+    line = f'{{"prompt": "p", "x": [{number}]}}'
+    out = write_row(rows_of(write(tmp_path, "a.jsonl", line + "\n"))[0], [])
+    assert out["raw"] == line and out["error"] is None
+
+
+@hypothesis.given(st.decimals(allow_nan=False, allow_infinity=False))
+def test_a_number_is_itself_or_lossy(number: Decimal) -> None:
+    text = f"{number:E}" if "." in str(number) or "E" in str(number) else f"{number}.0"
+    value, _, lossy = parse_json(text)
+    assert lossy or Decimal(repr(value)) == number
 
 
 def test_bom_windows_lines_and_a_last_line_without_end(tmp_path):
