@@ -50,6 +50,14 @@ def ray_session(s3_environment: FaultyProxy) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def ray_of_commands(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of the test run on the test run's Ray: they start none of their own."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
 @pytest.fixture(scope="session")
 def _s3_server(s3_environment: FaultyProxy) -> Iterator[None]:
     from moto.server import ThreadedMotoServer

@@ -90,6 +90,7 @@ def test_config_mistakes_are_a_line_each(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("ray_of_commands")
 def test_rank_fuse_compare_evaluate(tmp_path: Path) -> None:
     """A user's files through the commands, one after the other."""
     golden = [case for case in CASES if "error" not in case and len(case["candidates"]) < 6][:2]
@@ -144,6 +145,7 @@ def test_rank_fuse_compare_evaluate(tmp_path: Path) -> None:
     assert "ranker's choice" in blend("evaluate", fused).stdout
 
 
+@pytest.mark.usefixtures("ray_of_commands")
 def test_rank_with_a_strategy_a_cache_and_a_config(tmp_path: Path) -> None:
     given = [
         {"instruction": case["instruction"], "input": case["input"], "candidates": candidates(*case["candidates"])}
@@ -170,6 +172,7 @@ def test_rank_with_a_strategy_a_cache_and_a_config(tmp_path: Path) -> None:
     assert [row["ranking"] for row in third] == [row["ranking"] for row in second]
 
 
+@pytest.mark.usefixtures("ray_of_commands")
 def test_what_is_not_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
     given = write_rows(tmp_path / "in.jsonl", {"prompt": "x", "candidates": candidates("a", "b")})
     output = tmp_path / "out.jsonl"
