@@ -13,23 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.schema import (
-    BlendConfig,
-    EchoModel,
-    EndpointModel,
-    FuserSettings,
-    GenFuser,
-    Judge,
-    LLMFuser,
-    ModelSettings,
-    PairRanker,
-    RankerSettings,
-    Replicas,
-    Resources,
-    RewardModel,
-    TransformersModel,
-    VLLMModel,
-)
+from llm_blender_ray.configs.parts import ModelPart, PartSettings
+from llm_blender_ray.configs.schema import BlendConfig, Replicas
 
 READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
@@ -86,28 +71,27 @@ class Placement:
     """One pool of actors that all hold the same model."""
 
     name: str  # base LLM's name, "ranker" or "fuser"
-    runs: str  # what runs it: engine or class, and the model
-    settings: ModelSettings | RankerSettings | FuserSettings
+    settings: PartSettings
     num_cpus: float
     num_gpus: float
     replicas: int
 
     @property
-    def placed(self) -> Resources:
-        """The settings that say where it runs."""
-        return _placed(self.settings)
+    def model(self) -> ModelPart:
+        """Settings of the model that the actors hold, with their resources."""
+        return self.settings.model_settings
 
     def amounts(self) -> dict[str, float]:
         """What one actor takes, by Ray's names."""
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.placed.resources}
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.model.resources}
 
     def ray_options(self) -> dict[str, Any]:
         """What one actor takes, as Ray's arguments."""
         options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        if self.placed.resources:
-            options["resources"] = dict(self.placed.resources)
-        if self.placed.accelerator_type:
-            options["accelerator_type"] = self.placed.accelerator_type
+        if self.model.resources:
+            options["resources"] = dict(self.model.resources)
+        if self.model.accelerator_type:
+            options["accelerator_type"] = self.model.accelerator_type
         return options
 
     @property
@@ -117,9 +101,9 @@ class Placement:
         Without a word in the settings only what takes GPUs or custom resources is spread: on CPUs nothing tells
         how many copies of a model the machine's memory holds.
         """
-        if "replicas" in self.placed.model_fields_set:
-            return self.placed.replicas.max
-        return None if self.num_gpus or self.placed.resources else 1
+        if "replicas" in self.model.model_fields_set:
+            return self.model.replicas.max
+        return None if self.num_gpus or self.model.resources else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +160,7 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
     if config.fuser:
         pools.append(place("fuser", config.fuser, capacity))
     for pool in sorted(pools, key=lambda one: (-one.num_gpus, -one.num_cpus)):  # as Ray has to, large ones first
-        if not pool.placed.replicas.min or wave.take(pool):
+        if not pool.model.replicas.min or wave.take(pool):
             continue
         if not _Wave(capacity, 0.0).take(pool):
             raise PlanError(_why_not(pool, capacity, ""))
@@ -185,22 +169,6 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
             "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is there only while it is asked)"
         )
     return tuple(pools)
-
-
-def width(settings: ModelSettings | RankerSettings | FuserSettings) -> int:
-    """Requests that one replica works on at once; more wait in it."""
-    match settings:
-        case Judge(llm=llm) | LLMFuser(llm=llm):
-            return width(llm)
-        case VLLMModel():
-            return settings.max_num_seqs or 256
-        case TransformersModel() | GenFuser():
-            return settings.max_batch_size
-        case EndpointModel():
-            return settings.max_in_flight
-        case EchoModel():
-            return 64
-    return 16  # rankers: requests' comparisons share batches
 
 
 class _Wave:
@@ -250,7 +218,7 @@ class _Wave:
         return tuple(replace(pool, replicas=counts[pool.name]) for pool in self._pools)
 
     def _place_one(self, pool: Placement) -> bool:
-        needs, kind = pool.amounts(), pool.placed.accelerator_type
+        needs, kind = pool.amounts(), pool.model.accelerator_type
         fitting = [
             at
             for at in range(len(self._free))
@@ -273,7 +241,7 @@ class _Wave:
 
 def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
     """Why a pool doesn't fit into an empty cluster. beside: what else has to."""
-    kind = pool.placed.accelerator_type
+    kind = pool.model.accelerator_type
     nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
     actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""
     needs = ", ".join(f"{amount:g} {name}" for name, amount in pool.amounts().items() if amount) or "nothing"
@@ -289,24 +257,24 @@ def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ
     )
 
 
-def place(name: str, settings: ModelSettings | RankerSettings | FuserSettings, capacity: Capacity) -> Placement:
-    """One pool, with what was left open filled in: a GPU where the engine wants one, else a CPU."""
-    placed = _placed(settings)
-    gpus = placed.num_gpus if placed.num_gpus is not None else _gpus_wanted(placed, capacity)
-    cpus = placed.num_cpus
+def place(name: str, settings: PartSettings, capacity: Capacity) -> Placement:
+    """Describe one pool of actors, with the part's defaults for resources that its settings leave open."""
+    model = settings.model_settings
+    gpus = model.default_gpus(has_gpus=capacity.gpus > 0) if model.num_gpus is None else model.num_gpus
+    cpus = model.num_cpus
     if cpus is None:
-        cpus = 0.0 if gpus or getattr(placed, "engine", None) in ("endpoint", "echo") else 1.0
-    return Placement(name, _runs(settings), settings, cpus, gpus, max(1, placed.replicas.min))
+        cpus = 0.0 if gpus else model.default_cpus
+    return Placement(name, settings, cpus, gpus, max(1, model.replicas.min))
 
 
-def fill_cluster(settings: RankerSettings | FuserSettings, capacity: Capacity) -> RankerSettings | FuserSettings:
+def fill_cluster(settings: PartSettings, capacity: Capacity) -> PartSettings:
     """The settings of a stage that has the cluster to itself: its pool fills it, unless they say otherwise.
 
     On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
     on one), or on many cores one for every four, which hold a model together.
     """
-    if isinstance(settings, Judge | LLMFuser) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
-        return settings
+    if not isinstance(settings, ModelPart) or {"num_cpus", "num_gpus", "resources"} & settings.model_fields_set:
+        return settings  # the LLM of a judge or fuser has settings of its own
     alone = place("", settings, capacity)
     if alone.num_gpus:
         return settings  # `pack_waves` spreads over GPUs
@@ -320,35 +288,3 @@ def fill_cluster(settings: RankerSettings | FuserSettings, capacity: Capacity) -
     if left <= 0:
         return settings.model_copy(update={"replicas": replicas})
     return settings.model_copy(update={"replicas": replicas, "num_cpus": math.floor(cpus * 1000) / 1000})
-
-
-def _placed(settings: ModelSettings | RankerSettings | FuserSettings) -> Resources:
-    return settings.llm if isinstance(settings, Judge | LLMFuser) else settings
-
-
-def _runs(settings: ModelSettings | RankerSettings | FuserSettings) -> str:
-    """What runs a model, and which."""
-    match settings:
-        case Judge(llm=llm):
-            return f"judge {llm.engine} {llm.model}"
-        case PairRanker():
-            return f"PairRanker {settings.model}"
-        case RewardModel():
-            return f"reward model {settings.model}"
-        case GenFuser():
-            return f"GenFuser {settings.model}"
-        case LLMFuser(llm=llm):
-            return f"fuser {llm.engine} {llm.model}"
-    return f"{settings.engine} {settings.model}"
-
-
-def _gpus_wanted(settings: Resources, capacity: Capacity) -> float:
-    match getattr(settings, "engine", None), getattr(settings, "device", None):
-        case "vllm", _:
-            return float(getattr(settings, "tensor_parallel_size", 1))
-        case "endpoint" | "echo", _:
-            return 0.0
-        case _, "auto" | None:
-            return 1.0 if capacity.gpus else 0.0
-        case _, device:
-            return 0.0 if device.startswith(("cpu", "mps")) else 1.0  # Ray counts no Apple GPUs

@@ -13,31 +13,37 @@ from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.configs.schema import EchoModel, EndpointModel, RankerSettings
+from llm_blender_ray.configs.parts import Weights
+from llm_blender_ray.configs.schema import RankerSettings
 
 START_S = 600.0  # for a model to be fetched and loaded
 
 
 def look_for(placements: Iterable[Placement]) -> None:
-    """Raise ModelLoadError when a model isn't there: before others are loaded, or hours pass until it is its turn.
+    """Check that the weights of all models can be found, before any is loaded.
 
-    Looked for in a task of the cluster, where it will be loaded.
+    A task of the cluster looks for them, where they will be loaded.
+
+    Args:
+        placements: The pools of a run.
+
+    Raises:
+        ModelLoadError: The weights of a model are missing.
     """
-    parts = [placement.placed for placement in placements]
-    if not parts:
+    weights = [found for placement in placements if (found := placement.model.weights)]
+    if not weights:
         return
     try:
-        ray.get(ray.remote(num_cpus=0)(_check_there).remote(parts))
+        ray.get(ray.remote(num_cpus=0)(_check_there).remote(weights))
     except RayTaskError as error:
         raise error.cause from error
 
 
-def _check_there(parts: Sequence[Any]) -> None:
+def _check_there(weights: Sequence[Weights]) -> None:
     from llm_blender_ray.actors.weights import check_there  # torch, which the driver has no use for
 
-    for part in parts:
-        if not isinstance(part, EndpointModel | EchoModel):
-            check_there(part.model, part.revision)
+    for model, revision in weights:
+        check_there(model, revision)
 
 
 class ScorerActor:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 
 # Fields of a request that other settings write.
 WRITTEN = {
@@ -32,10 +32,9 @@ class RequestSettings(Settings):
     drop_params: bool = False
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
     headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results
-    headers_env: dict[str, str] = Field(
-        default_factory=dict
-    )  # headers, with the environment variable of each value
-    max_answer_mib: Annotated[int, Field(ge=1)] = 32  # of one response; a larger one is an error
+    # headers, with the environment variable of each value
+    headers_env: Annotated[dict[str, str], RUNTIME_ONLY] = Field(default_factory=dict)
+    max_answer_mib: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # of one response; a larger one is an error
 
     @field_validator("extra_body")
     @classmethod

@@ -1,7 +1,6 @@
-"""Which settings decide what a model answers, and which only where and how fast it runs.
+"""Settings that decide results, and those that only decide where and how fast a part runs (`RUNTIME_ONLY`).
 
-Results that were kept count as long as the former stay the same; the latter may change between two sessions of a
-run.
+Results of an earlier session stay valid as long as the former do not change.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,30 +9,37 @@ from typing import Any
 from pydantic import BaseModel
 
 from llm_blender_ray.configs.loading import PRESETS
-
-# Settings of any part of a config that leave its answers as they are.
-HOW = frozenset(
-    {
-        *("num_cpus", "num_gpus", "resources", "accelerator_type", "replicas", "device"),
-        *("max_batch_size", "batch_tokens", "cache"),
-        *("tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs", "enforce_eager"),
-        *("api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage", "breaker"),
-        *("headers_env", "max_answer_mib", "max_error_rate"),
-    }
-)
+from llm_blender_ray.configs.settings import RUNTIME_ONLY
 
 
 def deciding(settings: BaseModel) -> dict[str, Any]:
-    """The settings that decide answers, as JSON has them."""
-    return _without_how(settings.model_dump(mode="json"))
+    """Select the settings that decide results.
+
+    Args:
+        settings: Any settings.
+
+    Returns:
+        Their values as JSON has them, without fields marked `RUNTIME_ONLY` at any depth.
+
+    Raises:
+        PydanticSerializationError: A value has no JSON form.
+    """
+    return _deciding(settings, settings.model_dump(mode="json"))
 
 
-def _without_how(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_how(item) for name, item in value.items() if name not in HOW}
-    if isinstance(value, str) and value.startswith(f"{PRESETS}/"):
-        return value.removeprefix(f"{PRESETS}/")  # included models: a job unpacks them elsewhere each time
-    return value
+def _deciding(value: Any, dumped: Any) -> Any:
+    """The part of a value's JSON form that decides results."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        kept = [name for name, field in fields if RUNTIME_ONLY not in field.metadata]
+        return {name: _deciding(getattr(value, name), dumped[name]) for name in kept}
+    if isinstance(value, Mapping):
+        return {name: _deciding(item, dumped[str(name)]) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_deciding(item, one) for item, one in zip(value, dumped, strict=True)]
+    if isinstance(dumped, str) and dumped.startswith(f"{PRESETS}/"):
+        return dumped.removeprefix(f"{PRESETS}/")  # included models: a job unpacks them elsewhere each time
+    return dumped
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

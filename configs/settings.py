@@ -1,9 +1,24 @@
-"""The base of every settings schema, by itself so that the schemas can import one another."""
+"""Base class of all settings, and the marker of fields that leave results as they are."""
+
+from typing import Final, final
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt key is a mistake rather than a silent default."""
+    """Base class of all settings: immutable; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+@final
+class RuntimeOnly:
+    """Type of `RUNTIME_ONLY`."""
+
+    def __repr__(self) -> str:
+        return "RUNTIME_ONLY"
+
+
+# Metadata of a field that decides where and how fast a part runs, but not its results, as in
+# `Annotated[int, RUNTIME_ONLY]`. Results stay valid when only such fields change.
+RUNTIME_ONLY: Final = RuntimeOnly()

@@ -7,17 +7,10 @@ exception.
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from llm_blender_ray.actors.records import FinishReason, Message
-from llm_blender_ray.configs.schema import (
-    EchoModel,
-    EndpointModel,
-    ModelSettings,
-    Sampling,
-    TransformersModel,
-    VLLMModel,
-)
+from llm_blender_ray.configs.schema import ModelSettings, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,35 +64,19 @@ class Engine(Protocol):
 
 
 def load_engine(model: ModelSettings) -> Engine:
-    """Load the engine that the config asks for: seconds to minutes. Raises ModelLoadError."""
+    """Load the engine of a base LLM: seconds to minutes.
+
+    Args:
+        model: The settings of the LLM.
+
+    Returns:
+        The engine, without the reasoning in its answers unless the settings keep it.
+
+    Raises:
+        ModelLoadError: The LLM cannot be used.
+    """
     from llm_blender_ray.actors.engines.fitting_engine import FittingEngine
     from llm_blender_ray.actors.engines.reasoning import AnswersOnly
 
-    engine = FittingEngine(_load(model), model.sampling.max_tokens)
+    engine = FittingEngine(model.load(), model.sampling.max_tokens)
     return engine if model.keep_reasoning else AnswersOnly(engine)
-
-
-def _load(model: ModelSettings) -> Engine:
-    match model:
-        case VLLMModel():
-            from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
-
-            return VLLMEngine(model)
-        case TransformersModel():
-            from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
-
-            return TransformersEngine(model)
-        case EndpointModel():
-            from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
-            from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
-            from llm_blender_ray.actors.engines.guarded_engine import GuardedEngine
-
-            if model.breaker is None:
-                return EndpointEngine(model)
-            return GuardedEngine(model, CircuitBreaker(model.breaker, final=True), EndpointEngine)
-        case EchoModel():
-            from llm_blender_ray.actors.engines.echo_engine import EchoEngine
-
-            return EchoEngine()
-        case _:
-            assert_never(model)

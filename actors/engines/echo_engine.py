@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import FinishReason, Message
-from llm_blender_ray.configs.schema import Sampling
+from llm_blender_ray.configs.schema import EchoModel, Sampling
 
 
 class EchoEngine:
@@ -34,3 +34,8 @@ class EchoEngine:
 
     async def close(self) -> None:
         """There is nothing to free."""
+
+
+def load_echo(model: EchoModel) -> EchoEngine:
+    """Make the engine of these settings; there is nothing to load."""
+    return EchoEngine()

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
 from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
 from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
@@ -129,3 +130,14 @@ class _FirstAttempts:
 
 def _with_retries(model: EndpointModel, most: int) -> EndpointModel:
     return model.model_copy(update={"max_retries": min(model.max_retries, most)})
+
+
+def load_endpoint(model: EndpointModel) -> Engine:
+    """Make the engine of an endpoint, behind a circuit breaker where the settings have one.
+
+    Raises:
+        ModelLoadError: The endpoint cannot be used.
+    """
+    if model.breaker is None:
+        return EndpointEngine(model)
+    return GuardedEngine(model, CircuitBreaker(model.breaker, final=True), EndpointEngine)

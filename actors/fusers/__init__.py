@@ -6,13 +6,12 @@ online use it alike.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BLANK, RejectedError
 from llm_blender_ray.actors.records import Prompt, is_blank
-from llm_blender_ray.configs.schema import FuserSettings as FuserSettings
-from llm_blender_ray.configs.schema import GenFuser, LLMFuser, SamplingChange
+from llm_blender_ray.configs.schema import FuserSettings, SamplingChange
 
 
 class Fuser(Protocol):
@@ -79,15 +78,16 @@ async def skip_leading_blanks(
 
 
 def load_fuser(settings: FuserSettings) -> Fuser:
-    """Load the fuser that the settings ask for: seconds to minutes. Raises ModelLoadError."""
-    match settings:
-        case GenFuser():
-            from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+    """Load a fuser: seconds to minutes.
 
-            return GenFuserModel(settings)
-        case LLMFuser():
-            from llm_blender_ray.actors.fusers.llm_fuser import ChatFuser
+    Args:
+        settings: The settings of the fuser.
 
-            return ChatFuser(settings)
-        case _:
-            assert_never(settings)
+    Returns:
+        The fuser.
+
+    Raises:
+        ModelLoadError: The fuser cannot be used.
+    """
+    fuser: Fuser = settings.load()
+    return fuser

@@ -6,11 +6,11 @@ scorer goes with every strategy, in this process or in a pool of replicas.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Matchup
-from llm_blender_ray.configs.schema import Judge, PairRanker, RankerSettings, RewardModel
+from llm_blender_ray.configs.schema import RankerSettings
 
 
 class ScoringError(BlendError):
@@ -62,19 +62,16 @@ class Scorer(Protocol):
 
 
 def load_scorer(settings: RankerSettings) -> Scorer:
-    """Load the scorer that the settings ask for: seconds to minutes. Raises ModelLoadError."""
-    match settings:
-        case PairRanker():
-            from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
+    """Load the scorer of a ranker: seconds to minutes.
 
-            return PairwiseScorer(settings)
-        case RewardModel():
-            from llm_blender_ray.actors.scorers.reward import RewardScorer
+    Args:
+        settings: The settings of the ranker.
 
-            return RewardScorer(settings)
-        case Judge():
-            from llm_blender_ray.actors.scorers.judge import JudgeScorer
+    Returns:
+        The scorer.
 
-            return JudgeScorer(settings)
-        case _:
-            assert_never(settings)
+    Raises:
+        ModelLoadError: The ranker cannot be used.
+    """
+    scorer: Scorer = settings.load()
+    return scorer

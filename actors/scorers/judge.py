@@ -16,7 +16,8 @@ from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
-from llm_blender_ray.configs.schema import Judge, Resources
+from llm_blender_ray.configs.identity import deciding
+from llm_blender_ray.configs.schema import Judge
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
 JUDGE_TEMPLATE = """\
@@ -47,14 +48,6 @@ REMINDER = """\
 Your reply has no verdict that can be read. Reply now with your verdict alone, exactly in the form that was asked \
 for."""
 MAX_REPLY_CHARACTERS = 120  # characters of a reply that can't be read
-
-# What doesn't change an answer. Unlisted settings may, new ones too.
-_WITHOUT_EFFECT = {
-    *Resources.model_fields,
-    *("name", "device", "batch_size", "max_batch_size", "tensor_parallel_size", "gpu_memory_utilization"),
-    *("max_num_seqs", "enforce_eager", "api_key_env", "timeout_s", "max_retries", "max_in_flight", "stream_usage"),
-    *("breaker", "headers_env", "max_answer_mib", "max_error_rate"),
-}
 
 
 class JudgeScorer:
@@ -122,6 +115,6 @@ def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE
 
 def _identity(settings: Judge) -> str:
     """A digest of what is asked of whom. An LLM is known by its settings: weights may change behind a name."""
-    llm = settings.llm.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    llm = {name: value for name, value in deciding(settings.llm).items() if name != "name"}
     asked = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()

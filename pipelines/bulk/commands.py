@@ -17,8 +17,6 @@ from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import (
     BlendConfig,
     FuserSettings,
-    GenFuser,
-    LLMFuser,
     RankerSettings,
     RayCluster,
 )
@@ -125,7 +123,7 @@ def _run_stage(
     **changes: Any,
 ) -> Summary:
     """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
-    name = "fuser" if isinstance(settings, GenFuser | LLMFuser) else "ranker"
+    name = "fuser" if settings.stage == "fuse" else "ranker"
 
     def planned(have: Capacity) -> Plan:
         return pack_waves([], [place(name, fill_cluster(settings, have), have)], have)

@@ -78,7 +78,7 @@ class Account:
             StageRecord(
                 name=step.name,
                 kind=step.kind,
-                runs=step.placement.runs,
+                runs=step.placement.settings.label,
                 wave=waves[step.name],
                 replicas=step.placement.replicas,
                 seconds=round(sum(map(covered, self.spans.get(step.name, {}).values())), 3),

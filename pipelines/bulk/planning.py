@@ -47,7 +47,7 @@ def announce(made: Plan) -> None:
         _show(made, console)
     elif len(made.waves) > 1:
         print(verdict(made), file=console.file, flush=True)
-    for line in bare_prompts(placement.placed for wave in made.waves for placement in wave):
+    for line in bare_prompts(placement.model for wave in made.waves for placement in wave):
         print(line, file=console.file, flush=True)
 
 
@@ -117,7 +117,9 @@ def wave_table(wave: tuple[Placement, ...], have: Capacity, title: str) -> Table
         amounts = pool.amounts()
         for name, amount in amounts.items():
             needed[name] = needed.get(name, 0.0) + amount * pool.replicas
-        table.add_row(pool.name, pool.runs, str(pool.replicas), *_cells(amounts, pool.placed.accelerator_type))
+        table.add_row(
+            pool.name, pool.settings.label, str(pool.replicas), *_cells(amounts, pool.model.accelerator_type)
+        )
     table.add_section()
     table.add_row("needed, with reading", "", "", *_cells(needed))
     there = have.amounts()

@@ -25,16 +25,7 @@ from llm_blender_ray.actors.stages import (
 )
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.identity import deciding
-from llm_blender_ray.configs.schema import (
-    MAX_ERROR_RATE,
-    BaseLLM,
-    EchoModel,
-    GenFuser,
-    Judge,
-    LLMFuser,
-    PairRanker,
-    RewardModel,
-)
+from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
 from llm_blender_ray.pipelines.bulk.accounts import Kind
 from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store, digest_of
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
@@ -66,25 +57,17 @@ class Step:
 
     @property
     def kind(self) -> Kind:
-        match self.placement.settings:
-            case PairRanker() | RewardModel() | Judge():
-                return "rank"
-            case GenFuser() | LLMFuser():
-                return "fuse"
-        return "generate"
+        return self.placement.settings.stage
 
     @property
     def llm(self) -> BaseLLM | None:
         """The LLM at work: a base LLM, a judge's or a fuser's."""
-        settings = self.placement.settings
-        llm = settings.llm if isinstance(settings, Judge | LLMFuser) else settings
-        return llm if isinstance(llm, BaseLLM) else None
+        return self.placement.settings.prompted_llm
 
     @property
     def deterministic(self) -> bool:
         """Whether it makes the same of the same rows each time: nothing is drawn, or all of it with a seed."""
-        llm = self.llm
-        return llm is None or isinstance(llm, EchoModel) or llm.sampling.greedy or llm.sampling.seed is not None
+        return self.placement.settings.deterministic
 
     @property
     def scorer(self) -> str:

@@ -22,7 +22,6 @@ import ray
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.tables import to_blends
-from llm_blender_ray.cluster.plan import width
 from llm_blender_ray.cluster.session import keep_to_own_gpus
 from llm_blender_ray.configs.schema import BaseLLM
 from llm_blender_ray.pipelines.bulk.accounts import account_of
@@ -66,7 +65,7 @@ def calls_at_once(step: Step, rows_per_block: float) -> int:
     llm = step.placement.settings
     if not isinstance(llm, BaseLLM):
         return 2  # the next one is there when one is done
-    return max(2, min(64, round(_IN_FLIGHT * width(llm) / llm.samples / rows_per_block)))
+    return max(2, min(64, round(_IN_FLIGHT * llm.width / llm.samples / rows_per_block)))
 
 
 class Worker:

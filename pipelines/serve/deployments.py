@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Placement, width
+from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.schema import BlendConfig, Resources
 from llm_blender_ray.configs.serving import Scaling
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -184,7 +184,7 @@ def build(
 
 def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
     """The deployment of a part, bound to its settings."""
-    at_once = width(placement.settings)
+    at_once = placement.model.width
     return (
         serve.deployment(replica)
         .options(
@@ -193,7 +193,7 @@ def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
             max_ongoing_requests=2 * at_once,  # what waits in a replica is there when something is done
             max_constructor_retry_count=LOADS,
             health_check_period_s=HEALTH_S,
-            **_replicas(placement.placed, at_once, scaling),
+            **_replicas(placement.model, at_once, scaling),
         )
         .bind(placement.settings)
     )

@@ -18,7 +18,6 @@ from llm_blender_ray.cluster.plan import (
     pack_waves,
     place,
     together,
-    width,
 )
 from llm_blender_ray.configs.schema import BlendConfig, PairRanker
 
@@ -236,8 +235,8 @@ def test_a_part_too_large_for_a_service_is_named() -> None:
 
 def test_how_much_a_replica_does_at_once() -> None:
     made = config(VLLM, LOCAL | {"max_batch_size": 7}, ENDPOINT | {"max_in_flight": 3}, {"engine": "echo"})
-    assert [width(model) for model in made.models] == [256, 7, 3, 64]
+    assert [model.model_settings.width for model in made.models] == [256, 7, 3, 64]
     judge = config(VLLM, ranker={"kind": "judge", "llm": made.models[2].model_dump() | {"name": "j"}}).ranker
-    assert width(judge) == 3
+    assert judge.model_settings.width == 3
     fuser = config(VLLM, fuser={"kind": "chat", "llm": made.models[1].model_dump() | {"name": "f"}}).fuser
-    assert fuser is not None and width(fuser) == 7
+    assert fuser is not None and fuser.model_settings.width == 7

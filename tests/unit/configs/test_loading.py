@@ -90,7 +90,7 @@ inptu: x
     assert lines == [
         "models.0.num_gpus: expected greater than or equal to 0, got -1",
         "models.0.foo: unknown setting",
-        "models.1: unknown engine 'vlm', expected 'vllm', 'transformers', 'endpoint', 'echo'",
+        "models.1: unknown engine 'vlm', expected one of vllm, transformers, endpoint, echo",
         "models.2.name: required, but missing",
         "models.2.base_url: required, but missing",
         "models.3: engine is required, but missing",
@@ -116,7 +116,7 @@ inptu: x
         (
             "models: [{name: a, engine: echo, model: m}]\n"
             "ranker: {kind: judge, llm: {name: j, engine: echo, model: m, samples: 2, sampling: {temperature: 1}}}",
-            "ranker.llm: a judge is asked once",
+            "ranker.llm: one answer is used",
         ),
         (
             GOOD.replace("max_tokens: 5", "max_tokens: 0"),

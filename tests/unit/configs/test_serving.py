@@ -65,12 +65,12 @@ def test_a_fuser_may_be_an_llm() -> None:
 
 def test_mistakes_in_a_fuser_are_told_by_path(tmp_path: Path) -> None:
     for override, mistake in [
-        ("fuser.kind=t5", "fuser: unknown kind of fuser, expected genfuser or chat"),
+        ("fuser.kind=t5", "fuser: unknown kind of fuser 't5', expected one of genfuser, chat"),
         ("fuser.beams=4", "fuser.beams: unknown setting"),
         ("fuser=3", "fuser: expected a mapping of settings, got 3"),
         (
             "fuser={kind: chat, llm: {name: f, engine: echo, model: e, samples: 2, sampling: {temperature: 1}}}",
-            "fuser.llm: a fuser is asked once; samples is for base LLMs",
+            "fuser.llm: one answer is used; samples is for base LLMs",
         ),
     ]:
         with pytest.raises(ConfigError) as caught:

@@ -1,0 +1,212 @@
+"""Settings of base LLMs, one class per engine, and the registry of engines."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from llm_blender_ray.configs import templates
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.endpoint import RequestSettings
+from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, WeightsPart
+from llm_blender_ray.configs.registry import OneOf, Registry
+from llm_blender_ray.configs.sampling import Sampling
+from llm_blender_ray.configs.settings import RUNTIME_ONLY
+
+MAX_ERROR_RATE = 0.5  # of rows
+_ENGINES = "llm_blender_ray.actors.engines"
+
+
+class BaseLLM(ModelPart):
+    """Settings that every base LLM has, whichever engine runs it."""
+
+    stage: ClassVar[Stage] = "generate"
+
+    name: Annotated[str, Field(min_length=1)]
+    engine: str
+    model: Annotated[str, Field(min_length=1)]  # local folder, hub id, or the endpoint's name for it
+    system_prompt: str | None = None
+    sampling: Sampling = Sampling()
+    samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
+    keep_reasoning: bool = False  # keep <think>...</think> at the start of answers; max_tokens counts it
+    # of the rows asked; more: a run's exit code is 1
+    max_error_rate: Annotated[float, Field(ge=0, le=1), RUNTIME_ONLY] = MAX_ERROR_RATE
+
+    @field_validator("samples")
+    @classmethod
+    def _different(cls, value: int, info: ValidationInfo) -> int:
+        sampling = info.data.get("sampling")  # None where it is a mistake itself
+        if value > 1 and sampling is not None and sampling.greedy:
+            raise ValueError(
+                f"all {value} would be equal; set sampling.temperature above 0, such as 0.7, and no "
+                "sampling.top_k of 1"
+            )
+        return value
+
+    @property
+    def label(self) -> str:
+        """See `PartSettings`."""
+        return f"{self.engine} {self.model}"
+
+    @property
+    def prompted_llm(self) -> "BaseLLM | None":
+        """See `PartSettings`."""
+        return self
+
+    @property
+    def deterministic(self) -> bool:
+        """See `PartSettings`."""
+        return self.sampling.greedy or self.sampling.seed is not None
+
+
+class LocalLLM(WeightsPart, BaseLLM):
+    """Settings of a base LLM whose weights this project loads."""
+
+    max_model_len: Annotated[int, Field(ge=1)] | None = None  # tokens of prompt and answer together
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None  # longer prompts are refused; None: what fits
+    trust_remote_code: bool = False
+    # a .jinja file, a template, or the name of one (configs/templates.py); None: the tokenizer's own
+    chat_template: str | None = None
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        if value is not None and not templates.is_inline(value) and value not in templates.template_names():
+            raise ValueError(
+                f"{value!r} is neither a readable file with a Jinja template nor a known name "
+                f"({', '.join(templates.template_names())})"
+            )
+        return value
+
+    def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
+        """See `PartSettings`."""
+        if max_prompt_tokens is None or self.max_prompt_tokens is not None:
+            return self
+        return self.model_copy(update={"max_prompt_tokens": max_prompt_tokens})
+
+
+class VLLMModel(LocalLLM):
+    """Settings of a base LLM under vLLM's AsyncLLM."""
+
+    implementation: ClassVar[str] = f"{_ENGINES}.vllm_engine:VLLMEngine"
+
+    engine: Literal["vllm"]
+    tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), RUNTIME_ONLY] = 0.9
+    max_num_seqs: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None
+    quantization: str | None = None
+    enforce_eager: Annotated[bool, RUNTIME_ONLY] = False
+
+    def default_gpus(self, *, has_gpus: bool) -> float:
+        """See `ModelPart`."""
+        return float(self.tensor_parallel_size)
+
+    @property
+    def width(self) -> int:
+        """See `ModelPart`."""
+        return self.max_num_seqs or 256
+
+
+class TransformersModel(TorchPart, LocalLLM):
+    """Settings of a base LLM under transformers' `generate`: causal or seq2seq, by the model's config."""
+
+    implementation: ClassVar[str] = f"{_ENGINES}.transformers_engine:TransformersEngine"
+
+    engine: Literal["transformers"]
+    max_batch_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # prompts decoded together
+
+    @property
+    def width(self) -> int:
+        """See `ModelPart`."""
+        return self.max_batch_size
+
+
+class EndpointModel(BaseLLM, RequestSettings):
+    """Settings of an OpenAI-compatible HTTP endpoint."""
+
+    implementation: ClassVar[str] = f"{_ENGINES}.guarded_engine:load_endpoint"
+    default_cpus: ClassVar[float] = 0.0
+
+    engine: Literal["endpoint"]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/.*)?$")]  # no user:password in it
+    api_key_env: Annotated[str | None, RUNTIME_ONLY] = None  # environment variable that holds the key
+    timeout_s: Annotated[float, Field(gt=0), RUNTIME_ONLY] = 120.0  # one attempt, connect to last byte
+    max_retries: Annotated[int, Field(ge=0), RUNTIME_ONLY] = 5
+    max_in_flight: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 16  # requests at a time, per actor
+    # request token counts of streams (`stream_options`), which a few servers refuse
+    stream_usage: Annotated[bool, RUNTIME_ONLY] = True
+    # in bulk runs; None: every prompt is sent, however many fail
+    breaker: Annotated[BreakerSettings | None, RUNTIME_ONLY] = BreakerSettings()
+
+    @property
+    def width(self) -> int:
+        """See `ModelPart`."""
+        return self.max_in_flight
+
+    def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
+        """See `PartSettings`. The gateway has a circuit breaker for each part, so the endpoint needs none."""
+        return self.model_copy(update={"max_retries": min(self.max_retries, max_retries), "breaker": None})
+
+
+class EchoModel(BaseLLM):
+    """Settings of an engine without an LLM: the answer is the prompt. For trials of a config or a pipeline."""
+
+    implementation: ClassVar[str] = f"{_ENGINES}.echo_engine:load_echo"
+    default_cpus: ClassVar[float] = 0.0
+
+    engine: Literal["echo"]
+
+    @property
+    def width(self) -> int:
+        """See `ModelPart`."""
+        return 64
+
+    @property
+    def deterministic(self) -> bool:
+        """See `PartSettings`."""
+        return True
+
+
+ENGINES: Registry[type[BaseLLM]] = Registry(
+    "engine",
+    "llm_blender_ray.engines",
+    {
+        "vllm": f"{__name__}:VLLMModel",
+        "transformers": f"{__name__}:TransformersModel",
+        "endpoint": f"{__name__}:EndpointModel",
+        "echo": f"{__name__}:EchoModel",
+    },
+)
+ModelSettings = Annotated[BaseLLM, OneOf(ENGINES, "engine")]
+
+
+class LLMPart(PartSettings):
+    """Settings of a part that prompts an LLM of its own, which is placed as a base LLM is."""
+
+    llm: ModelSettings
+
+    @field_validator("llm")
+    @classmethod
+    def _one_sample(cls, value: BaseLLM) -> BaseLLM:
+        if value.samples > 1:
+            raise ValueError("one answer is used; samples is for base LLMs")
+        return value
+
+    @property
+    def model_settings(self) -> ModelPart:
+        """See `PartSettings`."""
+        return self.llm
+
+    @property
+    def prompted_llm(self) -> BaseLLM | None:
+        """See `PartSettings`."""
+        return self.llm
+
+    @property
+    def deterministic(self) -> bool:
+        """See `PartSettings`."""
+        return self.llm.deterministic
+
+    def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
+        """See `PartSettings`. Prompts of the part's own are not limited."""
+        changed: dict[str, Any] = {"llm": self.llm.for_service(max_retries)}
+        return self.model_copy(update=changed)
