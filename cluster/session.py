@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 import ray
 from pydantic import BaseModel
-from ray._private import ray_constants
 
 from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.cluster import ray_internals
 from llm_blender_ray.cluster.plan import Capacity, Node
 from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.schema import RayCluster
@@ -141,8 +141,9 @@ def _keeping_signals() -> Iterator[None]:
 
 def _make_private() -> None:
     """What the local Ray keeps on disk, logs included, is for this user alone; so is a token that it once made."""
-    with contextlib.suppress(OSError):
-        Path(ray._private.worker._global_node.get_session_dir_path()).chmod(0o700)
+    if folder := ray_internals.session_folder():
+        with contextlib.suppress(OSError):
+            folder.chmod(0o700)
     with contextlib.suppress(OSError, RuntimeError):
         token = Path.home() / ".ray" / "auth_token"
         if token.stat().st_mode & 0o077:
@@ -168,13 +169,13 @@ def keeping_to_itself() -> Iterator[None]:
         # or Ray makes a token and writes it to ~/.ray, readable to all, and doesn't start where it can't
         ours["RAY_AUTH_TOKEN"] = _token()
     before = {name: os.environ.get(name) for name in (*ours, "RAY_AUTH_MODE")}  # the last is set by Ray
-    constant = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(ours)
-    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with ray_internals.loopback_only():
+            yield
+    except ray_internals.MissingInternalError as error:
+        raise ClusterError(str(error)) from error
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = constant
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -8,27 +8,22 @@ models need (keys, AWS variables, HF_TOKEN) is in the environment of the cluster
 import asyncio
 import contextlib
 import importlib.util
-import logging
-import os
 import re
 import secrets
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import Any
 
 import aiohttp
-import requests
 import yaml
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus
 
+from llm_blender_ray.cluster.job_client import JobClient, UnreachableError, connect
 from llm_blender_ray.cluster.session import ClusterError
 from llm_blender_ray.configs.loading import PRESETS, ConfigError
 from llm_blender_ray.configs.schema import BlendConfig
@@ -39,63 +34,10 @@ CONFIG = "blend.yaml"  # in the uploaded folder
 MAX_UPLOAD_MB = 50  # models belong on a hub or on the cluster's file system
 INTERRUPTED = 130  # of a job that was stopped, or is followed no longer: 0 is kept for one that succeeded
 
-REQUEST_S = (5.0, 30.0)  # to connect, and between two bytes of an answer
 QUIET_S = 60.0  # without a line of the log before the connection is taken for dead
 RETRY_S = 1.0
 LOST_S = 300.0  # without contact before following ends
 STOPPED_S = 30.0  # for a job to end that was asked to
-
-_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers them to the address it is given
-
-
-class UnreachableError(ClusterError):
-    """No answer now; a later attempt may have one."""
-
-
-class JobClient(JobSubmissionClient):
-    """Ray's own client, with time limits, and with errors of one line."""
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        try:
-            return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
-        except AuthenticationError as error:
-            problem = "refuses this token" if self._headers else "wants a token"
-            raise ClusterError(
-                f"Ray at {self.get_address()} {problem}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH to the cluster's token"
-            ) from error
-        except requests.RequestException as error:
-            raise UnreachableError(
-                f"Ray at {self.get_address()}: no answer (expected the dashboard's address, http://HOST:8265)"
-            ) from error
-
-    def _raise_error(self, r: requests.Response) -> NoReturn:
-        # the last line of a traceback that the dashboard sends
-        why = r.text.strip().splitlines()[-1:] or ["no reason given"]
-        raise ClusterError(f"Ray at {self.get_address()}: HTTP {r.status_code}: {why[0]}")
-
-    def runs_here(self) -> bool:
-        """Whether the cluster's head is this machine: then its paths and its Python are the job's too."""
-        nodes = self._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
-        return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
-
-
-def connect(address: str) -> JobClient:
-    """A client of the cluster whose dashboard is at `address`. Raises ConfigError, ClusterError."""
-    for name in ("ray.dashboard", "ray._private.authentication", "ray._private.runtime_env"):
-        _only_errors(name)
-    url = _dashboard(address)
-    set_aside = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
-    try:
-        return JobClient(url)
-    except AuthenticationError as error:  # nothing was asked yet
-        raise ClusterError(
-            "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
-        ) from error
-    except (requests.RequestException, RuntimeError, ValueError, KeyError) as error:  # an answer, but not Ray's
-        raise ClusterError(f"{url}: what answers there isn't Ray's dashboard (http://HOST:8265)") from error
-    finally:
-        os.environ.update(set_aside)
 
 
 def submit_run(
@@ -288,26 +230,6 @@ def _how_to(do: str, client: JobClient, job_id: str) -> str:
 
 def _tell(line: str) -> None:
     print(f"blend: {line}", file=sys.stderr)
-
-
-def _only_errors(name: str) -> None:
-    """Keep what Ray tells of its requests off the terminal; its modules set levels of their own."""
-    logging.getLogger(name).setLevel(logging.ERROR)
-    for child in [one for one in logging.root.manager.loggerDict if one.startswith(f"{name}.")]:
-        logging.getLogger(child).setLevel(logging.ERROR)
-
-
-def _dashboard(address: str) -> str:
-    """The dashboard's URL; an address without a scheme is http, and its port, if it names none, 8265."""
-    url = address if "://" in address else f"http://{address}"
-    try:
-        parts, port = urlsplit(url), urlsplit(url).port
-        usable = parts.scheme in ("http", "https") and parts.hostname is not None
-    except ValueError:  # a port that is no number
-        usable = False
-    if not usable:
-        raise ConfigError(f"--address {address}: expected the dashboard's address, http://HOST:8265")
-    return url.rstrip("/") + (":8265" if url != address and port is None else "")
 
 
 def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:

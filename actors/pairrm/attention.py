@@ -19,12 +19,15 @@ positions.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaV2Config
-from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
+
+from llm_blender_ray.actors.pairrm import onednn
+from llm_blender_ray.actors.pairrm.transformers_deberta import log_buckets
 
 TILE = 32  # columns: products with fewer left over are up to a quarter faster (AMX)
 
@@ -94,20 +97,19 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         self._weight = weight.detach().to(device, dtype)
         self._bias = bias.detach().to(device, dtype)
-        onednn = torch.ops.mkldnn
-        self._packed = device.type == "cpu" and dtype is torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
+        self._packed = onednn.is_available(device, dtype)
         if self._packed:
-            self._weight = onednn._reorder_linear_weight(self._weight)
+            self._weight = onednn.pack(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return onednn.linear(x, self._weight, self._bias)
         return functional.linear(x, self._weight, self._bias)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """x Wᵀ + b + residual."""
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+            return onednn.linear_plus(x, residual, self._weight, self._bias)
         return self(x).add_(residual)
 
 
@@ -131,7 +133,7 @@ class Distances:
         """Rows for the distances 1-longest ... longest-1 and some more, R numbers."""
         distances_R = torch.arange(padded_distances(longest), device=self._device) + 1 - longest
         if self._buckets > 0:
-            distances_R = make_log_bucket_position(distances_R, self._buckets, self._furthest).long()
+            distances_R = log_buckets(distances_R, self._buckets, self._furthest).long()
         return (distances_R + self._span).clamp_(0, 2 * self._span - 1)
 
 
@@ -140,7 +142,7 @@ class Attention:
 
     def __init__(
         self,
-        module: DisentangledSelfAttention,
+        module: Any,  # transformers' DisentangledSelfAttention
         relative_PH: Tensor | None,
         *,
         device: torch.device,

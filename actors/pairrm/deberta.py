@@ -12,24 +12,22 @@ Other backbones (RoBERTa, BERT, DeBERTa v1) run through transformers as they are
 Shape suffixes: B sequences, L tokens, N tokens of a whole batch, M markers per sequence, H hidden, I intermediate.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DebertaV2Config, PreTrainedModel
+from transformers import DebertaV2Config, DebertaV2Model, PreTrainedModel
 from transformers.activations import ACT2FN, GELUActivation
-from transformers.models.deberta_v2.modeling_deberta_v2 import (
-    ConvLayer,
-    DebertaV2Embeddings,
-    DebertaV2Layer,
-    DebertaV2Model,
-)
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm.attention import Attention, AttentionBlock, Distances, Linear, Queries, Workspace
+from llm_blender_ray.actors.pairrm.transformers_deberta import missing_internals
+
+_log = logging.getLogger(__name__)
 
 CPU_BLOCK = 2**16  # B·L² of a block; 2**15 and 2**17 are as fast: what matters is to stay in a core's cache
 
@@ -56,6 +54,9 @@ def marker_encoder(encoder: PreTrainedModel, *, device: torch.device, dtype: tor
     The caller gives `encoder` away: it may be moved and cast.
     """
     if isinstance(encoder, DebertaV2Model):
+        if missing := missing_internals(encoder):
+            _log.warning("transformers has no %s in its DeBERTa here; ranking uses its slower forward", missing)
+            return PlainMarkerEncoder(encoder, device=device, dtype=dtype)
         return DebertaMarkerEncoder(encoder, device=device, dtype=dtype)
     return PlainMarkerEncoder(encoder, device=device, dtype=dtype)
 
@@ -214,7 +215,7 @@ class _Norm:
 
 
 class _Embeddings:
-    def __init__(self, embeddings: DebertaV2Embeddings, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, embeddings: Any, device: torch.device, dtype: torch.dtype) -> None:
         def weight(module: nn.Embedding | nn.Linear | None) -> Tensor | None:
             return None if module is None else module.weight.to(device, dtype)
 
@@ -240,9 +241,7 @@ class _Embeddings:
 
 
 class _Layer:
-    def __init__(
-        self, layer: DebertaV2Layer, relative_PH: Tensor | None, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, layer: Any, relative_PH: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
         def linear(module: nn.Linear) -> Linear:
             return Linear(module.weight, module.bias, device=device, dtype=dtype)
 
@@ -267,7 +266,7 @@ class _Layer:
 class _Convolution:
     """Of DeBERTa-v2 xlarge and xxlarge: after the first layer, its output plus a convolution of its input."""
 
-    def __init__(self, layer: ConvLayer, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._convolve = deepcopy(layer.conv).to(device, dtype)
         self._activation: Callable[[Tensor], Tensor] = ACT2FN[layer.conv_act]
         self._norm = _Norm(layer.LayerNorm, device, dtype)

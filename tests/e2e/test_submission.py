@@ -24,11 +24,10 @@ from ray.job_submission import JobStatus
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster import submission
+from llm_blender_ray.cluster.job_client import JobClient, connect
 from llm_blender_ray.cluster.session import ClusterError
 from llm_blender_ray.cluster.submission import (
     CONFIG,
-    JobClient,
-    connect,
     follow,
     local_paths,
     on_cluster,

@@ -1,0 +1,62 @@
+"""Adapter of Ray's private modules: what a local session needs and Ray's public API has not.
+
+Each function does without where another release of Ray has moved what it uses.
+"""
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CONSTANT = "ENABLE_RAY_CLUSTER"
+
+
+class MissingInternalError(RuntimeError):
+    """The installed Ray lacks a private attribute."""
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a Ray that is started within the block bind 127.0.0.1 only.
+
+    Ray reads the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER when it is imported, into a constant.
+
+    Raises:
+        MissingInternalError: Ray has no such constant: a start would listen on all interfaces.
+    """
+    constants = _module("ray._private.ray_constants")
+    if not hasattr(constants, _CONSTANT):
+        raise MissingInternalError(
+            f"this Ray has no {_CONSTANT}, so a local Ray would listen on all interfaces; install a tested Ray "
+            "(constraints.txt), or start one yourself (`ray start --head`) and set RAY_ADDRESS"
+        )
+    before = getattr(constants, _CONSTANT)
+    setattr(constants, _CONSTANT, False)
+    try:
+        yield
+    finally:
+        setattr(constants, _CONSTANT, before)
+
+
+def session_folder() -> Path | None:
+    """Folder in which the started local Ray keeps its logs and sockets; None where it cannot be found."""
+    node = getattr(_module("ray._private.worker"), "_global_node", None)
+    folder = getattr(node, "get_session_dir_path", None)
+    return Path(folder()) if folder else None
+
+
+def only_errors(*names: str) -> None:
+    """Keep warnings of Ray's loggers off the terminal; its modules set levels of their own."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+        for child in [one for one in logging.root.manager.loggerDict if one.startswith(f"{name}.")]:
+            logging.getLogger(child).setLevel(logging.ERROR)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

@@ -1,0 +1,36 @@
+"""Adapters of Ray's private parts: what happens where another release lacks them."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray._private import ray_constants
+
+from llm_blender_ray.cluster import job_client, ray_internals
+from llm_blender_ray.cluster.session import ClusterError, keeping_to_itself
+
+
+def test_a_local_ray_is_refused_where_it_would_listen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray_constants, "ENABLE_RAY_CLUSTER")
+    with pytest.raises(ClusterError, match="would listen on all interfaces"), keeping_to_itself():
+        raise AssertionError("unreachable")
+
+
+def test_the_constant_is_restored() -> None:
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_internals.loopback_only():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+    assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+@pytest.mark.parametrize("worker", [None, SimpleNamespace(), SimpleNamespace(_global_node=SimpleNamespace())])
+def test_without_a_session_folder_there_is_none(worker: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_internals, "_module", lambda name: worker)
+    assert ray_internals.session_folder() is None
+
+
+def test_a_job_client_without_its_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job_client.missing_hooks() is None
+    assert job_client.missing_hooks(SimpleNamespace) == "_do_request"
+    monkeypatch.setattr(job_client, "missing_hooks", lambda: "_do_request")
+    with pytest.raises(ClusterError, match="job client has no _do_request"):
+        job_client.connect("http://127.0.0.1:1")
