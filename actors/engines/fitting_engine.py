@@ -4,17 +4,18 @@ Clients send `max_tokens` of 8,192 and more to models of any size. Where prompt 
 model's own `sampling.max_tokens` counts: a generous bound must not cost the answer.
 """
 
-import contextlib
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import TooLongError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import Sampling
 
 
-class FittingEngine:
-    """See `actors.engines.Engine`."""
+class FittingEngine(EngineWrapper):
+    """Retries a request that is too long with the model's own `max_tokens`. See `actors.engines.Engine`."""
 
     def __init__(self, engine: Engine, max_tokens: int) -> None:
         """Wrap an engine.
@@ -23,8 +24,8 @@ class FittingEngine:
             engine: The engine.
             max_tokens: The model's own `sampling.max_tokens`.
         """
-        self._engine, self._max_tokens = engine, max_tokens
-        self.opens_reasoning = engine.opens_reasoning
+        super().__init__(engine)
+        self._max_tokens = max_tokens
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
@@ -41,7 +42,7 @@ class FittingEngine:
         shorter = self._shorter(sampling)
         begun = False
         try:
-            async with contextlib.aclosing(self._engine.stream(messages, sampling)) as pieces:
+            async with aclosing(super().stream(messages, sampling)) as pieces:
                 async for piece in pieces:
                     begun = True
                     yield piece
@@ -49,17 +50,9 @@ class FittingEngine:
         except TooLongError:
             if shorter is None or begun:
                 raise
-        async with contextlib.aclosing(self._engine.stream(messages, shorter)) as pieces:
+        async with aclosing(super().stream(messages, shorter)) as pieces:
             async for piece in pieces:
                 yield piece
-
-    async def check_health(self) -> None:
-        """See `actors.engines.Engine`."""
-        await self._engine.check_health()
-
-    async def close(self) -> None:
-        """See `actors.engines.Engine`."""
-        await self._engine.close()
 
     def _shorter(self, sampling: Sampling) -> Sampling | None:
         """The settings with the model's own bound; None where they allow no more than that."""

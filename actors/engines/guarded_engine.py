@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
 from llm_blender_ray.actors.engines import Completion, Engine
 from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
+from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
@@ -22,7 +23,7 @@ from llm_blender_ray.configs.schema import EndpointModel, Sampling
 FIRST_RETRIES = 1  # of a call, until the endpoint has been heard of
 
 
-class GuardedEngine:
+class GuardedEngine(EngineWrapper):
     """See `actors.engines.Engine`. Raises NotAskedError while the endpoint is left alone."""
 
     def __init__(
@@ -38,11 +39,10 @@ class GuardedEngine:
         Raises:
             ModelLoadError: The engine can't be used.
         """
-        self._engine = _FirstAttempts(load(model), load(_with_retries(model, FIRST_RETRIES)))
+        super().__init__(_FirstAttempts(load(model), load(_with_retries(model, FIRST_RETRIES))))
         self._prober = load(_with_retries(model, 0))
         self._breaker = breaker
         self._in_flight = asyncio.Semaphore(model.max_in_flight)
-        self.opens_reasoning = self._engine.opens_reasoning
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
@@ -55,13 +55,9 @@ class GuardedEngine:
             async for piece in pieces:
                 yield piece
 
-    async def check_health(self) -> None:
-        """See `actors.engines.Engine`."""
-        await self._engine.check_health()
-
     async def close(self) -> None:
         """See `actors.engines.Engine`."""
-        await self._engine.close()
+        await super().close()
         await self._prober.close()
 
     @contextlib.asynccontextmanager
@@ -77,13 +73,13 @@ class GuardedEngine:
             yield self._prober if call.probe else self._engine
 
 
-class _FirstAttempts:
+class _FirstAttempts(EngineWrapper):
     """An engine, and one with fewer retries in its place until an answer has come or something else went wrong."""
 
     def __init__(self, engine: Engine, hasty: Engine) -> None:
-        self._engine, self._hasty = engine, hasty
+        super().__init__(engine)
+        self._hasty = hasty
         self._there = False  # whether anything has ever been heard of the endpoint
-        self.opens_reasoning = engine.opens_reasoning
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         if not self._there:
@@ -95,7 +91,7 @@ class _FirstAttempts:
             else:
                 self._there = True
                 return completion
-        return await self._engine.generate(messages, sampling)
+        return await super().generate(messages, sampling)
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
         if not self._there:
@@ -109,7 +105,7 @@ class _FirstAttempts:
             except GenerationError as error:
                 if begun or self._ends(error):
                     raise
-        async with contextlib.aclosing(self._engine.stream(messages, sampling)) as pieces:
+        async with contextlib.aclosing(super().stream(messages, sampling)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -120,11 +116,8 @@ class _FirstAttempts:
         self._there = True
         return isinstance(error, RejectedError | PermanentError)
 
-    async def check_health(self) -> None:
-        await self._engine.check_health()
-
     async def close(self) -> None:
-        await self._engine.close()
+        await super().close()
         await self._hasty.close()
 
 

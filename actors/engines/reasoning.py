@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from llm_blender_ray.actors.engines import Completion, Engine
 from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS, ReasoningFormat
+from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import RejectedError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import Sampling
@@ -156,16 +157,16 @@ class AnswerFilter:
 _BEGINS = tuple(begin for format in REASONING_FORMATS for begin in format.begins)
 
 
-class AnswersOnly:
+class AnswersOnly(EngineWrapper):
     """An engine without its reasoning. Tokens of the reasoning count, and stop strings end it, too.
 
     See `actors.engines.Engine`. While the LLM reasons there are no pieces.
     """
 
-    opens_reasoning = ""
-
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        """Wrap an engine."""
+        super().__init__(engine)
+        self.opens_reasoning = ""
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`. Raises GenerationError also when the answer ends within its reasoning."""
@@ -190,14 +191,6 @@ class AnswersOnly:
                     yield new
                 if isinstance(piece, Completion):
                     yield _checked(piece, text, answer)
-
-    async def check_health(self) -> None:
-        """See `actors.engines.Engine`."""
-        await self._engine.check_health()
-
-    async def close(self) -> None:
-        """See `actors.engines.Engine`."""
-        await self._engine.close()
 
 
 def _checked(completion: Completion, text: str, answer: AnswerFilter) -> Completion:

@@ -36,6 +36,28 @@ DENIED = (PermissionError, NoCredentialsError)
 # What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
 BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 
+_HOOKS = (
+    "_call_s3",
+    "_cat_file",
+    "_info",
+    "_isfile",
+    "_open",
+    "_walk",
+    "set_session",
+)  # s3fs's, overridden or called
+
+
+def missing_hook(file_system: type = S3FileSystem) -> str | None:
+    """Find what the installed s3fs lacks.
+
+    Args:
+        file_system: Its class.
+
+    Returns:
+        Name of the first private method that it has not; None when all are there.
+    """
+    return next((name for name in _HOOKS if not callable(getattr(file_system, name, None))), None)
+
 
 class S3(S3FileSystem):
     """s3fs's file system (arguments as there), made in each process from that process's environment."""
@@ -43,6 +65,8 @@ class S3(S3FileSystem):
     retries = 1  # botocore's are under it
 
     def __init__(self, *, config_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if missing := missing_hook():
+            raise ImportError(f"this s3fs has no {missing}; install a tested s3fs (constraints.txt)")
         kwargs.setdefault("use_listings_cache", False)  # others write there too
         kwargs.setdefault("max_concurrency", 1)  # an object is one GET, without a HEAD before it
         retries = retry_settings(kwargs.get("profile"))

@@ -3,9 +3,10 @@
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.rows import s3
 from llm_blender_ray.pipelines.rows.s3 import S3
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
-from llm_blender_ray.pipelines.rows.uris import replacing
+from llm_blender_ray.pipelines.rows.uris import filesystem, replacing
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -90,3 +91,11 @@ def test_a_missing_bucket_is_said_when_something_is_written(s3_bucket):
 def _replace(uri):
     with replacing(uri) as file:
         file.write(b"rows")
+
+
+def test_s3fs_without_a_hook_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert s3.missing_hook() is None and s3.missing_hook(object) == "_call_s3"
+    S3.clear_instance_cache()
+    monkeypatch.setattr(s3, "missing_hook", lambda: "_call_s3")
+    with pytest.raises(BlendError, match="this s3fs has no _call_s3"):
+        filesystem("s3://bucket/key")
