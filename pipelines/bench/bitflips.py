@@ -30,14 +30,14 @@ from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.repair import damaged_files
 
-ROWS = 96
+_ROWS = 96
 
 
 def blended(folder: Path, *, seed: int = 0) -> BlendConfig:
     """Finish the run in an empty folder; gives its config."""
     draw = random.Random(seed)
     source, words = folder / "in.jsonl", ["one", "two", "three", "four", "five", "six"]
-    lines = [{"id": f"r{i}", "prompt": f"{i} {' '.join(draw.choices(words, k=6))}"} for i in range(ROWS)]
+    lines = [{"id": f"r{i}", "prompt": f"{i} {' '.join(draw.choices(words, k=6))}"} for i in range(_ROWS)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings: dict[str, Any] = {
         "models": [
@@ -97,7 +97,7 @@ def flip(file: Path, bit: int) -> None:
     file.write_bytes(data)
 
 
-def drawn(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path, int]]:
+def draw_flips(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path, int]]:
     """Files and bits, each bit as likely as any other."""
     draw = random.Random(seed)
     ends = list(accumulate(8 * file.stat().st_size for file in files))
@@ -109,7 +109,7 @@ def drawn(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path, int]
     return found
 
 
-def measure(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[str, Any]:
+def measure_bitflips(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[str, Any]:
     """Flip, read, and flip back; at last leave some flips in and give the command again.
 
     Args:
@@ -127,7 +127,7 @@ def measure(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[st
     counted = Counter({"silent": 0, "unnoticed": 0})
     parts: Counter[str] = Counter()
     begin = time.perf_counter()
-    choices = drawn(session.files, flips, seed)
+    choices = draw_flips(session.files, flips, seed)
     for file, bit in choices:
         flip(file, bit)
         now = session.read()
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--left-in", type=int, default=5)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bits") as name:
-        report = measure(blended(Path(name)), given.flips, given.seed, given.left_in)
+        report = measure_bitflips(blended(Path(name)), given.flips, given.seed, given.left_in)
     print(json.dumps(report))
     if report["silent"] or report["unnoticed"] or report["output_after"] != "the same":
         sys.exit(1)

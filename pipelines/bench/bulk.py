@@ -69,7 +69,7 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MemorySample:
     """At the time `at`: the driver's resident memory, and the CPU seconds that it and all it started have taken."""
 
     at: float
@@ -78,7 +78,7 @@ class Sample:
 
 
 @contextmanager
-def watching(samples: list[Sample]) -> Iterator[None]:
+def watching(samples: list[MemorySample]) -> Iterator[None]:
     """Append samples of this process and those below it within the block, a few times a second."""
     over, driver = threading.Event(), psutil.Process()
     cpu: dict[tuple[int, float], float] = {}  # of processes that have ended too
@@ -89,7 +89,7 @@ def watching(samples: list[Sample]) -> Iterator[None]:
                 with suppress(psutil.NoSuchProcess):
                     times = process.cpu_times()
                     cpu[process.pid, process.create_time()] = times.user + times.system
-            samples.append(Sample(time.time(), driver.memory_info().rss / MIB, sum(cpu.values())))
+            samples.append(MemorySample(time.time(), driver.memory_info().rss / MIB, sum(cpu.values())))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -120,7 +120,7 @@ def phases(store: Store) -> Phases:
     return Phases(read - began, first - read, last - first, ended - last)
 
 
-def make_rows(count: int, file: Path) -> None:
+def make_bulk_rows(count: int, file: Path) -> None:
     """The included held-out prompts over and over, each with a number of its own: equal blocks are made once."""
     prompts = [json.loads(line) for line in (MINIATURE / "heldout.jsonl").read_text("utf-8").splitlines()]
     with file.open("w", encoding="utf-8") as lines:
@@ -141,7 +141,7 @@ def bench_noop(count: int) -> dict[str, Any]:
             count,
             model={"name": "echo", "engine": "echo", "model": "echo", "num_cpus": 0},
         )
-        samples: list[Sample] = []
+        samples: list[MemorySample] = []
         begin = time.perf_counter()
         with watching(samples):
             manifest = _run(config)
@@ -164,7 +164,7 @@ def bench_noop(count: int) -> dict[str, Any]:
 def _config(scratch: str, count: int, model: dict[str, Any]) -> BlendConfig:
     """A blend of one model on made rows; `full` asks nothing of a ranker that has one candidate."""
     given = Path(scratch) / "in.jsonl"
-    make_rows(count, given)
+    make_bulk_rows(count, given)
     ranker = {"model": str(MINIATURE / "ranker"), "device": "cpu", "num_cpus": 0, "strategy": "full"}
     output = str(Path(scratch) / "out")
     return BlendConfig.model_validate(
@@ -195,7 +195,7 @@ def bare_rate(model: VLLMModel, count: int) -> float:
         return await asyncio.gather(*(engine.generate(prompt.chat(), model.sampling) for prompt in prompts))
 
     with tempfile.TemporaryDirectory() as scratch, asyncio.Runner() as runner:
-        make_rows(count, file := Path(scratch) / "in.jsonl")
+        make_bulk_rows(count, file := Path(scratch) / "in.jsonl")
         prompts = [read_prompt(row) for row in read_rows(str(file))]
         try:
             begin = time.perf_counter()

@@ -36,11 +36,11 @@ from llm_blender_ray.pipelines.bulk.worker import EVENT
 
 Target = Literal["driver", "actor", "node"]
 TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
-HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
-MODELS = 2  # of the miniature's LLMs
-POLL_S = 0.02
+_HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
+_MODELS = 2  # of the miniature's LLMs
+FAULT_POLL_S = 0.02
 LATEST_S = 2.0  # a kill comes at most so long after the work it waits for
-PATIENCE_S = 240.0  # for what must end by itself; a driver takes more than a minute to see that its Ray is gone
+_PATIENCE_S = 240.0  # for what must end by itself; a driver takes more than a minute to see that its Ray is gone
 
 
 class FaultError(Exception):
@@ -123,7 +123,7 @@ class Job:
                 yield event["stage"], event["block"], event["what"]
 
 
-def count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | None = None) -> Counted:
+def _count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | None = None) -> Counted:
     """Compare what a finished job wrote with its input's ids, and with another run's rows."""
     rows = job.rows()
     found = Counter(row["id"] for row in rows)
@@ -144,7 +144,7 @@ def count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | No
     )
 
 
-def drawn(seed: int, kills: int, results: int) -> list[Kill]:
+def draw_fault(seed: int, kills: int, results: int) -> list[Kill]:
     """Kills spread over a run that keeps so many results: each third of them of one target, in any order."""
     draw = random.Random(seed)
     targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
@@ -153,12 +153,12 @@ def drawn(seed: int, kills: int, results: int) -> list[Kill]:
     return [Kill(target, at, draw.uniform(0, LATEST_S)) for target, at in zip(targets, moments, strict=True)]
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
     """Wait for something that a process is to bring about; False when it ended before."""
     while not true():
         if process.poll() is not None:
             return true()
-        time.sleep(POLL_S)
+        time.sleep(FAULT_POLL_S)
     return True
 
 
@@ -169,7 +169,7 @@ def under(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
     return []
 
 
-def actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+def worker_actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Those of them that are actors of a stage; Ray gives its processes titles."""
     return [one for one in processes if "(Worker)" in title(one)]
 
@@ -183,7 +183,7 @@ def title(process: psutil.Process) -> str:
 
 def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Those that don't end by themselves. Ray's agents do, but take a minute to see that the rest is gone."""
-    _, left = psutil.wait_procs([one for one in processes if "Agent" not in title(one)], timeout=PATIENCE_S)
+    _, left = psutil.wait_procs([one for one in processes if "Agent" not in title(one)], timeout=_PATIENCE_S)
     return list(left)
 
 
@@ -197,10 +197,10 @@ def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) 
     def found() -> bool:
         there[:] = under(process)
         if target == "actor":
-            there[:] = actors(there)
+            there[:] = worker_actors(there)
         return any("raylet/raylet" in title(one) for one in there) if target == "node" else bool(there)
 
-    if not until(found, process):
+    if not wait_until(found, process):
         return False
     if target == "actor":
         draw.choice(there).kill()
@@ -209,9 +209,9 @@ def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) 
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     try:
-        process.wait(PATIENCE_S)
+        process.wait(_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        raise FaultError(f"the driver didn't end within {PATIENCE_S:g} s of its Ray") from None
+        raise FaultError(f"the driver didn't end within {_PATIENCE_S:g} s of its Ray") from None
     if left := remaining(there):
         raise FaultError(f"left behind: {', '.join(map(title, left))}")
     return True
@@ -240,7 +240,7 @@ def disturbed(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target],
     struck: list[Target] = []
     try:
         for kill in kills:
-            if not until(lambda kill=kill: job.kept() >= kill.results, process):  # type: ignore[misc]
+            if not wait_until(lambda kill=kill: job.kept() >= kill.results, process):  # type: ignore[misc]
                 break
             time.sleep(kill.delay_s)
             if process.poll() is not None or not strike(kill.target, process, draw):
@@ -279,7 +279,7 @@ def raylet_of(node: Any) -> int:
 
 def remove_busiest(cluster: Any) -> int:
     """Take away the worker node with most actors of stages, without notice; gives how many it had."""
-    busy = {node: len(actors(under(raylet_of(node)))) for node in cluster.worker_nodes}
+    busy = {node: len(worker_actors(under(raylet_of(node)))) for node in cluster.worker_nodes}
     busiest = max(busy, key=lambda node: busy[node])
     workers = under(raylet_of(busiest))
     cluster.remove_node(busiest, allow_graceful=False)
@@ -292,8 +292,8 @@ def remove_busiest(cluster: Any) -> int:
 def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]]:
     """The config, the input, and the input's ids: held-out prompts, in another order each time they come again."""
     config = load(PRESETS / "demo.yaml", BlendConfig)
-    config = config.model_copy(update={"models": config.models[:MODELS]})
-    given = [json.loads(line) for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
+    config = config.model_copy(update={"models": config.models[:_MODELS]})
+    given = [json.loads(line) for line in _HELDOUT.read_text(encoding="utf-8").splitlines()]
     draw = random.Random(seed)
     made: list[dict[str, Any]] = []
     while len(made) < rows:  # equal blocks would be computed once
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     # a short path: Ray's sockets are in it, and may have 107 characters
     with tempfile.TemporaryDirectory(prefix="bf", ignore_cleanup_errors=True) as name:
-        report = measure(Path(name), given.rows, given.kills, given.seed)
+        report = measure_faults(Path(name), given.rows, given.kills, given.seed)
     for part in ("kills", "node_removed"):
         print(f"{part}: " + ", ".join(f"{key} {value}" for key, value in report[part].items()))
     print(json.dumps(report))
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
+def measure_faults(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
     """All three runs, and what was counted of them."""
     config, source, ids = write_job(folder, rows, seed)
 
@@ -335,17 +335,17 @@ def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
     seconds = undisturbed(plain)
     reference = plain.rows()
     report: dict[str, Any] = {"rows": rows, "seed": seed}
-    report["undisturbed"] = {"seconds": round(seconds, 1), **asdict(count(plain, ids))}
+    report["undisturbed"] = {"seconds": round(seconds, 1), **asdict(_count(plain, ids))}
     print(f"undisturbed: {seconds:.0f} s", file=sys.stderr)
 
     hit = job("b")
     begin = time.perf_counter()
-    struck, starts = disturbed(hit, drawn(seed, kills, plain.kept()), seed)
+    struck, starts = disturbed(hit, draw_fault(seed, kills, plain.kept()), seed)
     report["kills"] = {
         "killed": dict(Counter(struck)),
         "starts": starts,
         "seconds": round(time.perf_counter() - begin, 1),
-        **asdict(count(hit, ids, reference)),
+        **asdict(_count(hit, ids, reference)),
     }
 
     print(f"kills: {report['kills']}", file=sys.stderr)
@@ -356,7 +356,7 @@ def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
         begin = time.perf_counter()
         process = spread.start()
         try:
-            if not until(lambda: spread.kept() >= plain.kept() // 3, process):
+            if not wait_until(lambda: spread.kept() >= plain.kept() // 3, process):
                 finish(spread, process)
                 raise FaultError("the run was over before a node was removed")
             actors_lost = remove_busiest(cluster)
@@ -369,7 +369,7 @@ def measure(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
         "nodes": 3,
         "actors_lost": actors_lost,
         "seconds": round(took, 1),
-        **asdict(count(spread, ids, reference)),
+        **asdict(_count(spread, ids, reference)),
     }
     return report
 

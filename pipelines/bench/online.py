@@ -1,7 +1,7 @@
 """What the service takes by itself, and what becomes of it under too much load and when its processes are killed.
 
 Each benchmark starts `blend serve` as a person does, asks it over HTTP, ends it, and looks that nothing is left.
-`latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
+`_latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
 `overload`: the best load, ten times that, and the best load again.
 `kill`: SIGKILL to a replica of each part under load.
 `first-token`: until the first text and the last of a blend, beside each of its models alone.
@@ -28,12 +28,12 @@ from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.pipelines.bench.online_kill import GATEWAY, kill_each
+from llm_blender_ray.pipelines.bench.online_kill import GATEWAY_NAME, kill_each
 from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,
     REFUSED,
-    Chat,
+    ChatClient,
     Load,
     OpenLoop,
     Shot,
@@ -52,7 +52,7 @@ from llm_blender_ray.pipelines.bench.online_service import (
     without_models,
 )
 
-HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
+_HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 TARGET_MS = {"p50": 15.0, "p99": 40.0}  # of a blend without work, one request at a time
 WARM = 50  # requests before anything counts: connections, routers and caches are made by them
 SETTLING_S = 5.0  # of a load, before anything counts
@@ -62,13 +62,13 @@ QUORUM = 5  # of the miniature's six models
 
 def read_prompts() -> list[str]:
     """The included held-out prompts."""
-    return [json.loads(line)["instruction"] for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)["instruction"] for line in _HELDOUT.read_text(encoding="utf-8").splitlines()]
 
 
-async def latency(running: Running, requests: int, concurrency: int) -> dict[str, Any]:
+async def _latency(running: Running, requests: int, concurrency: int) -> dict[str, Any]:
     """One request at a time, then many."""
     async with connections(running.url) as session:
-        chat = Chat(session, read_prompts())
+        chat = ChatClient(session, read_prompts())
         await closed_loop(chat, 1, requests=WARM)
         alone = await closed_loop(chat, 1, requests=requests)
         await closed_loop(chat, concurrency, requests=concurrency)
@@ -100,9 +100,9 @@ def bench_latency(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         turn = {}
         with blend_service(config) as running:
             asyncio.run(whole_blend(running, len(config["models"])))
-            turn["service"] = asyncio.run(latency(running, given.requests, given.concurrency))
+            turn["service"] = asyncio.run(_latency(running, given.requests, given.concurrency))
         with bare_graph() as running:
-            turn["bare"] = asyncio.run(latency(running, given.requests, given.concurrency))
+            turn["bare"] = asyncio.run(_latency(running, given.requests, given.concurrency))
         turns.append(turn)
     table = Table("", "p50, ms", "p95, ms", "p99, ms", "requests/s", f"at {given.concurrency}", "CPU, ms", "failed")
     failed = 0
@@ -126,7 +126,7 @@ def failures(outcomes: dict[str, int], but: Sequence[str] = (ANSWERED,)) -> int:
 async def overload(running: Running, levels: Sequence[int], step_s: float, seconds: float) -> dict[str, Any]:
     """The best goodput of several closed loops, an open loop of ten times that, and the best one again."""
     async with connections(running.url) as session:
-        chat = Chat(session, read_prompts())
+        chat = ChatClient(session, read_prompts())
 
         async def closed(concurrency: int) -> Load:
             return await closed_loop(chat, concurrency, seconds=step_s, settling_s=SETTLING_S)
@@ -182,7 +182,7 @@ def bench_kill(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     parts = [
         part
         for number in range(given.rounds)
-        for part in ((names[number % len(names)], 1), ("ranker", 2), ("fuser", 2), (GATEWAY, 2))
+        for part in ((names[number % len(names)], 1), ("ranker", 2), ("fuser", 2), (GATEWAY_NAME, 2))
     ]
     with blend_service(config) as running:
         deaths, shots = kill_each(running, parts, read_prompts(), given.per_s)
@@ -197,7 +197,7 @@ def bench_kill(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     Console(width=120).print(table)
     untouched = len(shots) - sum(hit["requests"] for hit in found.values())
     report = {"quorum": QUORUM, "per_s": given.per_s, "sent": len(shots), "undisturbed": untouched, "parts": found}
-    failed = sum(hit["failed"] + (part != GATEWAY) * hit["retried"] for part, hit in found.items())
+    failed = sum(hit["failed"] + (part != GATEWAY_NAME) * hit["retried"] for part, hit in found.items())
     return report, not failed and all(None not in hit["recovery_s"] for hit in found.values())
 
 
@@ -206,7 +206,7 @@ async def first_tokens(running: Running, models: Sequence[str], prompts: Sequenc
     loop = asyncio.get_running_loop()
     found: dict[str, list[Shot]] = {model: [] for model in models}
     async with connections(running.url) as session:
-        chats = {model: Chat(session, prompts, model, stream=True) for model in models}
+        chats = {model: ChatClient(session, prompts, model, stream=True) for model in models}
         for chat in chats.values():
             await closed_loop(chat, 1, requests=2)
         for number in range(len(prompts)):

@@ -34,16 +34,16 @@ from llm_blender_ray.pipelines.bench.online_load import (
     Reply,
     Shot,
     arrivals,
+    describe_load,
     overlapping,
-    told,
 )
-from llm_blender_ray.pipelines.bench.online_service import PATIENCE_S, Running
+from llm_blender_ray.pipelines.bench.online_service import SERVICE_PATIENCE_S, Running
 
-POLL_S = 0.1
+_POLL_S = 0.1
 RECOVERY_S = 120.0  # a part that isn't whole by then doesn't come back
 STEADY = 5  # answers before the first kill
-APPLICATION = "blend"
-GATEWAY = "gateway"
+_APPLICATION = "blend"
+GATEWAY_NAME = "gateway"
 AUTH_MODE = "RAY_AUTH_MODE"
 
 
@@ -51,7 +51,7 @@ class Client:
     """OpenAI's client, as anybody uses it; see `online_load.Ask`."""
 
     def __init__(self, url: str, prompts: Sequence[str]) -> None:
-        self._client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S)
+        self._client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=SERVICE_PATIENCE_S)
         self._prompts = prompts
 
     async def __call__(self, number: int) -> Reply:
@@ -64,7 +64,7 @@ class Client:
             return Reply(f"HTTP {error.status_code}")
         except openai.APIConnectionError as error:
             return Reply(type(error).__name__)
-        return Reply(told(json.loads(response.content)), retries=response.retries_taken)
+        return Reply(describe_load(json.loads(response.content)), retries=response.retries_taken)
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -97,7 +97,7 @@ def answered(shot: Shot) -> bool:
 
 def replicas(running: Running, part: str) -> list[psutil.Process]:
     """The processes that hold a part; Ray gives them titles."""
-    name = f"ray::ServeReplica:{APPLICATION}:{part}"
+    name = f"ray::ServeReplica:{_APPLICATION}:{part}"
     return [one for one in under(running.pid) if re.match(rf"{re.escape(name)}(\W|$)", title(one))]
 
 
@@ -108,19 +108,19 @@ def whole(running: Running, part: str, count: int) -> bool:
     """
     from ray import serve
 
-    deployment = serve.status().applications[APPLICATION].deployments[part]
+    deployment = serve.status().applications[_APPLICATION].deployments[part]
     there = len(replicas(running, part)) >= count and deployment.replica_states.get("RUNNING", 0) >= count
-    return there and (part != GATEWAY or running.healthy())
+    return there and (part != GATEWAY_NAME or running.healthy())
 
 
-async def until(true: Callable[[], bool]) -> float | None:
+async def _until(true: Callable[[], bool]) -> float | None:
     """Look again and again: seconds until it was so, or None when that took too long."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     while not await asyncio.to_thread(true):
         if loop.time() > began + RECOVERY_S:
             return None
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(_POLL_S)
     return loop.time() - began
 
 
@@ -165,13 +165,13 @@ async def _kill_each(
         load = OpenLoop(client, arrivals(per_s, math.inf))
         sending = asyncio.create_task(load.run())
         try:
-            if await until(lambda: sum(map(answered, load.shots)) >= STEADY) is None:
+            if await _until(lambda: sum(map(answered, load.shots)) >= STEADY) is None:
                 raise BlendError(f"no answers: {dict(Counter(shot.reply.outcome for shot in load.shots))}")
             for part, count in parts:
-                await until(lambda: bool(load.under_way))
+                await _until(lambda: bool(load.under_way))
                 killed_at = loop.time()
                 replicas(running, part)[0].kill()
-                took = await until(partial(whole, running, part, count))
+                took = await _until(partial(whole, running, part, count))
                 back_at = loop.time()
                 print(f"{part} killed, " + (f"whole after {took:.1f} s" if took else "not back"), file=sys.stderr)
                 if meanwhile := set(load.under_way):

@@ -49,7 +49,7 @@ class Shot:
     reply: Reply
 
 
-Ask = Callable[[int], Awaitable[Reply]]  # the request of this number
+_Ask = Callable[[int], Awaitable[Reply]]  # the request of this number
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def arrivals(per_s: float, seconds: float, seed: int = 0) -> Iterator[float]:
 
 
 async def closed_loop(
-    ask: Ask, concurrency: int, *, requests: int | None = None, seconds: float = math.inf, settling_s: float = 0.0
+    ask: _Ask, concurrency: int, *, requests: int | None = None, seconds: float = math.inf, settling_s: float = 0.0
 ) -> Load:
     """Keep so many requests under way: for so long, or until so many are answered.
 
@@ -154,7 +154,7 @@ class OpenLoop:
     shots: what has ended so far. under_way: what hasn't.
     """
 
-    def __init__(self, ask: Ask, due: Iterable[float]) -> None:
+    def __init__(self, ask: _Ask, due: Iterable[float]) -> None:
         """due: in seconds from the start, none before the one ahead of it."""
         self._ask, self._due = ask, due
         self._stopped = False
@@ -190,7 +190,7 @@ class OpenLoop:
         self.shots.append(Shot(due, sent, loop.time(), reply))
 
 
-class Chat:
+class ChatClient:
     """Asks one model of one service over connections that are kept open."""
 
     def __init__(
@@ -202,7 +202,7 @@ class Chat:
         self._read = _streamed if stream else _whole
 
     async def __call__(self, number: int) -> Reply:
-        """See `Ask`. Raises nothing that a request may end with."""
+        """See `_Ask`. Raises nothing that a request may end with."""
         prompt = f"{number}. {self._prompts[number % len(self._prompts)]}"
         body = {**self._fields, "messages": [{"role": "user", "content": prompt}]}
         try:
@@ -226,7 +226,7 @@ async def connections(url: str, patience_s: float = 300.0) -> AsyncGenerator[aio
         yield session
 
 
-def told(answer: Any) -> str:
+def describe_load(answer: Any) -> str:
     """Whether an answer's body is a whole answer, a degraded one, or none."""
     match answer:
         case {"choices": [{"message": {"content": str()}}, *_]}:
@@ -235,7 +235,7 @@ def told(answer: Any) -> str:
 
 
 async def _whole(response: aiohttp.ClientResponse) -> Reply:
-    return Reply(told(json.loads(await response.read())))
+    return Reply(describe_load(json.loads(await response.read())))
 
 
 async def _streamed(response: aiohttp.ClientResponse) -> Reply:

@@ -33,11 +33,11 @@ from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, session
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster
-from llm_blender_ray.pipelines.bench.faults import POLL_S, remaining, title, under
+from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, remaining, title, under
 
 HOST = "127.0.0.1"
-MODELS = 6  # of the bare graph, and of the service beside it
-PATIENCE_S = 300.0  # for a service to start or to end
+_MODELS = 6  # of the bare graph, and of the service beside it
+SERVICE_PATIENCE_S = 300.0  # for a service to start or to end
 TEXT = "The answer that every model gives."
 
 
@@ -98,11 +98,11 @@ def _started(command: Sequence[str], port: int, folder: Path) -> Iterator[Runnin
         process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=environment)
     running = Running(process.pid, f"http://{HOST}:{port}")
     try:
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + SERVICE_PATIENCE_S
         while not running.healthy():
             if process.poll() is not None or time.monotonic() > until:
                 raise BlendError(f"the service didn't start: {_last_line(log)}")
-            time.sleep(POLL_S)
+            time.sleep(FAULT_POLL_S)
         yield running
         if process.poll() is not None:
             raise BlendError(f"the service ended by itself, with exit code {process.returncode}: {_last_line(log)}")
@@ -121,10 +121,10 @@ def _end(process: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
-        process.wait(PATIENCE_S)
+        process.wait(SERVICE_PATIENCE_S)
     except subprocess.TimeoutExpired:
         _kill([psutil.Process(process.pid), *under(process)])
-        raise BlendError(f"the service didn't end within {PATIENCE_S:g} s of SIGINT") from None
+        raise BlendError(f"the service didn't end within {SERVICE_PATIENCE_S:g} s of SIGINT") from None
     if left := remaining(started):
         told = ", ".join(title(one) for one in left)
         _kill(left)
@@ -163,7 +163,7 @@ def without_models() -> dict[str, Any]:
     echo = {"engine": "echo", "model": "echo", "num_cpus": 0.1}
     config = miniature()
     return {
-        "models": [{**echo, "name": f"echo{number}"} for number in range(MODELS)],
+        "models": [{**echo, "name": f"echo{number}"} for number in range(_MODELS)],
         "ranker": config["ranker"],
         "fuser": {"kind": "chat", "llm": {**echo, "name": "writer"}},
         "ray": config["ray"],
@@ -267,7 +267,7 @@ def serve_bare(port: int) -> None:
                 return {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
         nothing = serve.deployment(Nothing).options(**options)
-        members = [nothing.options(name=f"member{number}").bind() for number in range(MODELS)]
+        members = [nothing.options(name=f"member{number}").bind() for number in range(_MODELS)]
         parts = [nothing.options(name=name).bind() for name in ("ranker", "fuser")]
         graph = serve.deployment(Gateway).options(**options).bind(members, *parts)
         proxy = {"host": HOST, "port": free_port()}  # Ray Serve starts one, but nobody asks it

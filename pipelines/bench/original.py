@@ -32,7 +32,7 @@ PASSES = 2
 AS_FAST = 0.97  # of the best rate: closer ones can't be told apart
 
 
-class Row(TypedDict):
+class OriginalRow(TypedDict):
     """What is ranked: a source and its candidates."""
 
     source: str
@@ -97,7 +97,7 @@ class Original:
         self._logits += outputs["logits"].tolist()
         return outputs
 
-    def rank(self, rows: Sequence[Row], batch_size: int) -> Measured:
+    def rank(self, rows: Sequence[OriginalRow], batch_size: int) -> Measured:
         """Rank the rows with every pair in both orders, `batch_size` rows at a time."""
         self._reset()
         sources, candidates = [row["source"] for row in rows], [row["candidates"] for row in rows]
@@ -117,9 +117,9 @@ class Original:
         )
 
 
-def one_pair_each(rows: Sequence[Row]) -> list[Row]:
+def one_pair_each(rows: Sequence[OriginalRow]) -> list[OriginalRow]:
     """The rows with two neighbouring candidates of each, another two in each row."""
-    pairs: list[Row] = []
+    pairs: list[OriginalRow] = []
     for i, row in enumerate(rows):
         at = i % (len(row["candidates"]) - 1)
         pairs.append({"source": row["source"], "candidates": row["candidates"][at : at + 2]})
@@ -131,7 +131,9 @@ def best_of(rates: dict[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= AS_FAST * max(rates.values()))
 
 
-def calibrate(rank: Callable[[Sequence[Row], int], Measured], rows: Sequence[Row]) -> dict[str, Any]:
+def calibrate(
+    rank: Callable[[Sequence[OriginalRow], int], Measured], rows: Sequence[OriginalRow]
+) -> dict[str, Any]:
     """The batch size with the most forwards/s, and forwards/s of each that the rows can fill.
 
     Each size ranks one pair of each row: a batch of them costs what any batch of that size costs, and all pairs of
@@ -150,7 +152,7 @@ def calibrate(rank: Callable[[Sequence[Row], int], Measured], rows: Sequence[Row
     return {"batch_size": best_of(rates), "forwards_per_s": rates}
 
 
-def serve(requests: Iterable[str], answers: TextIO) -> None:
+def serve_original(requests: Iterable[str], answers: TextIO) -> None:
     """Answer requests until there are no more."""
     original: Original | None = None
     for line in requests:
@@ -180,7 +182,7 @@ def main() -> None:
     os.dup2(2, 1)  # from here on a print is no answer
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
-        serve(sys.stdin, answers)
+        serve_original(sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bench.bulk import make_rows, phases
+from llm_blender_ray.pipelines.bench.bulk import make_bulk_rows, phases
 from llm_blender_ray.pipelines.bench.online import read_prompts
-from llm_blender_ray.pipelines.bench.online_load import Chat, connections
+from llm_blender_ray.pipelines.bench.online_load import ChatClient, connections
 from llm_blender_ray.pipelines.bench.online_service import (
     HOST,
     blend_service,
@@ -69,7 +69,7 @@ def run_bulk(server: str, broken: str | None, rows: int) -> dict[str, Any]:
     """One whole run. Raises BlendError unless each model did, on all rows, as it is expected to."""
     with tempfile.TemporaryDirectory(prefix="bo") as scratch:
         given, output = Path(scratch) / "in.jsonl", Path(scratch) / "out"
-        make_rows(rows, given)
+        make_bulk_rows(rows, given)
         config = BlendConfig.model_validate(
             config_of(server, broken, input=str(given), output=str(output), ray={"address": "local", "num_cpus": 2})
         )
@@ -109,7 +109,7 @@ def bench_bulk(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 async def ask(url: str, requests: int, broken: bool) -> dict[str, Any]:
     """Times of requests one after the other; where a model is down, from when it is left out. Raises BlendError."""
     async with connections(url) as session:
-        chat = Chat(session, read_prompts())
+        chat = ChatClient(session, read_prompts())
         before: list[float] = []
         number = 0
 

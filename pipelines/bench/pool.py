@@ -61,7 +61,7 @@ def simulated_pool(count: int, seconds: float) -> Iterator[Pool]:
             ray.kill(actor)
 
 
-def latency(settings: RankerSettings, pool: Pool, rows: Sequence[CandidateRow]) -> float:
+def _latency(settings: RankerSettings, pool: Pool, rows: Sequence[CandidateRow]) -> float:
     """Seconds from a request to its ranking, the median over rows, one at a time. Raises what a row gives."""
     ranker = RowRanker(settings.model_copy(update={"strategy": Full(), "cache": None}), pool)
 
@@ -78,7 +78,7 @@ def latency(settings: RankerSettings, pool: Pool, rows: Sequence[CandidateRow]) 
     return statistics.median(asyncio.run(each_alone()))
 
 
-def bench_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, replicas: int) -> dict[str, float]:
+def measure_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, replicas: int) -> dict[str, float]:
     """Median latencies (seconds) on one replica and on `replicas`, measured in turns, and their ratio."""
 
     def placed(count: int) -> Placement:
@@ -88,8 +88,8 @@ def bench_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, replic
     with ranker_pool(placed(1)) as one, ranker_pool(placed(replicas)) as many:
         pools = {"one": one, "many": many}
         for pool in pools.values():
-            latency(settings, pool, rows[:1])  # kernels are chosen
-        turns = [{name: latency(settings, pool, rows) for name, pool in pools.items()} for _ in range(TURNS)]
+            _latency(settings, pool, rows[:1])  # kernels are chosen
+        turns = [{name: _latency(settings, pool, rows) for name, pool in pools.items()} for _ in range(TURNS)]
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in pools}
     ratio = statistics.median(turn["one"] / turn["many"] for turn in turns)
     return {"replicas": replicas, "one_s": seconds["one"], "many_s": seconds["many"], "times_faster": ratio}
@@ -100,7 +100,7 @@ def bench_simulated(settings: RankerSettings, row: CandidateRow, seconds: float)
     lines: list[dict[str, float]] = []
     for count in SIMULATED:
         with simulated_pool(count, seconds) as pool:
-            took = latency(settings, pool, [row])
+            took = _latency(settings, pool, [row])
         first = lines[0]["latency_s"] if lines else took
         lines.append({"replicas": count, "latency_s": took, "share_of_ideal": first / took / count})
     return lines
@@ -110,7 +110,7 @@ def main(settings: RankerSettings, uri: str, *, replicas: int, limit: int, simul
     """Measure, print tables for people, and everything as JSON in the last line."""
     rows = read_workload(uri, limit).rows
     with running(RayCluster(num_cpus=replicas + 1)):  # Ray's count; each is an actor of one thread
-        real = bench_pool(settings, rows, replicas=replicas)
+        real = measure_pool(settings, rows, replicas=replicas)
         simulated = bench_simulated(settings, rows[0], simulated_s)
     table = Table("replicas", "latency, s", "times faster", "share of ideal")
     for line in simulated:

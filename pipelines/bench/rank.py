@@ -115,7 +115,7 @@ class Replay:
         """There is nothing to free."""
 
 
-def bench_rank(
+def measure_ranker(
     settings: RankerSettings, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
 ) -> dict[str, Any]:
     """All that is measured, as plain data (README, "Measuring"). Raises BlendError."""
@@ -125,7 +125,7 @@ def bench_rank(
     full = play(settings, Full(), scorer, workload.rows)
     default = play(settings, None, scorer, workload.rows)
     replay = Replay(scorer.traits, workload.rows, full.rankings)
-    replayed = {told(strategy): play(settings, strategy, replay, workload.rows) for strategy in strategies}
+    replayed = {describe_rank(strategy): play(settings, strategy, replay, workload.rows) for strategy in strategies}
     return {
         "rows": len(workload.rows),
         "candidates": mean(len(ranking.order) for ranking in full.rankings),
@@ -238,7 +238,7 @@ def _by_given_scores(rankings: Sequence[Ranking], workload: Workload, top_k: int
     }
 
 
-def told(strategy: Strategy) -> str:
+def describe_rank(strategy: Strategy) -> str:
     """A strategy as the command line has it: what differs from the defaults of its kind."""
     options = strategy.model_dump(exclude_defaults=True, exclude={"kind"})
     return strategy.kind + "".join(
@@ -251,7 +251,7 @@ def main(
 ) -> None:
     """Measure, print tables for people, and everything as JSON in the last line."""
     strategies = strategies or TypeAdapter(list[Strategy]).validate_python(STRATEGIES)
-    result = bench_rank(settings, read_workload(uri, limit), top_k=top_k, strategies=strategies)
+    result = measure_ranker(settings, read_workload(uri, limit), top_k=top_k, strategies=strategies)
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file or pipe is not 80 columns wide

@@ -26,16 +26,16 @@ from llm_blender_ray.configs.strategies import Full, default_strategy
 from llm_blender_ray.pipelines.bench.rank import Replay, agreement, play, speed, warm_up
 from llm_blender_ray.pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
 
-TOP_K = 3
+_TOP_K = 3
 CALIBRATION_ROWS = 32  # the original's best batch is far smaller
-BUSY = 0.85  # of the threads' time; a round in which the original got less was disturbed
+_BUSY = 0.85  # of the threads' time; a round in which the original got less was disturbed
 WORKER = Path(__file__).parent / "original.py"
 
-Ask = Callable[..., dict[str, Any]]
+_Ask = Callable[..., dict[str, Any]]
 
 
 @contextmanager
-def original(python: str, threads: int) -> Iterator[Ask]:
+def original(python: str, threads: int) -> Iterator[_Ask]:
     """The original as a function of requests (see `original.py`). Raises BlendError for what it can't do."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     command = [python, "-I", str(WORKER)]
@@ -59,8 +59,8 @@ def original(python: str, threads: int) -> Iterator[Ask]:
             requests.close()
 
 
-def side_by_side(
-    ask: Ask,
+def compare_side_by_side(
+    ask: _Ask,
     folder: Path,
     rows: Sequence[CandidateRow],
     calibration_rows: Sequence[CandidateRow],
@@ -73,7 +73,7 @@ def side_by_side(
     versions = ask(do="load", ranker=str(folder), threads=threads)
     calibration = ask(do="calibrate", rows=as_original(calibration_rows))
     rounds = max(1, min(rounds, len(rows) // calibration["batch_size"]))
-    settings = PairRanker(model=str(folder), device="cpu", top_k=TOP_K)
+    settings = PairRanker(model=str(folder), device="cpu", top_k=_TOP_K)
     scorers = {
         dtype: PairwiseScorer(settings.model_copy(update={"dtype": dtype})) for dtype in ("float32", "bfloat16")
     }
@@ -82,7 +82,7 @@ def side_by_side(
     lines: list[dict[str, dict[str, float]]] = []
     for part in (rows[start::rounds] for start in range(rounds)):
         theirs = ask(do="rank", rows=as_original(part), batch_size=calibration["batch_size"])
-        if theirs["cpu_seconds"] < BUSY * theirs["seconds"] * threads:
+        if theirs["cpu_seconds"] < _BUSY * theirs["seconds"] * threads:
             print("the machine is busy with something else: this round tells little", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
         default = play(settings, None, scorers["bfloat16"], rows)  # a bulk run has 32 rows in hand, not two
@@ -128,7 +128,7 @@ def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, flo
     return {dtype: value for dtype, rate in rates.items() if (value := rate[name]) is not None}
 
 
-def logit_difference(ask: Ask, folder: Path, row: CandidateRow) -> float:
+def logit_difference(ask: _Ask, folder: Path, row: CandidateRow) -> float:
     """The largest difference between both sides' float32 logits of one row, ranked by itself.
 
     In a batch the original cuts candidates by the longest source of the batch, so that a row's logits differ from
@@ -147,13 +147,13 @@ def logit_difference(ask: Ask, folder: Path, row: CandidateRow) -> float:
 
 def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, float]:
     """How much of the full comparison's top 3 others find, in bfloat16, replayed on the scores of one."""
-    settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=TOP_K)
+    settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=_TOP_K)
     scorer = PairwiseScorer(settings)
     full = play(settings, Full(), scorer, rows)
     replay = Replay(scorer.traits, rows, full.rankings)
-    strategies = {"default": default_strategy(TOP_K), "one_random_order": Full(orders="one")}
+    strategies = {"default": default_strategy(_TOP_K), "one_random_order": Full(orders="one")}
     return {
-        name: agreement(play(settings, strategy, replay, rows), full, TOP_K)
+        name: agreement(play(settings, strategy, replay, rows), full, _TOP_K)
         for name, strategy in strategies.items()
     }
 
@@ -176,7 +176,7 @@ def main() -> None:
         folder = copy_ranker(given.ranker, folder) if given.ranker else make_ranker(rows, folder)
         with original(given.python, given.threads) as ask:
             timed = rows[: given.limit]
-            result = side_by_side(
+            result = compare_side_by_side(
                 ask, folder, timed, rows[:CALIBRATION_ROWS], rounds=given.rounds, threads=given.threads
             )
             result["logit_difference"] = logit_difference(ask, folder, rows[0])

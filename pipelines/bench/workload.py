@@ -52,7 +52,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class WorkloadShape:
     """Of a ranker to make. Its budgets give pairs of 230 tokens in the mean, on real rows and on made ones."""
 
     layers: int = 12
@@ -136,7 +136,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return backend
 
 
-def make_ranker(rows: Sequence[CandidateRow], folder: Path, *, seed: int = 0, shape: Shape = Shape()) -> Path:
+def make_ranker(
+    rows: Sequence[CandidateRow], folder: Path, *, seed: int = 0, shape: WorkloadShape = WorkloadShape()
+) -> Path:
     """Write a ranker with random weights and a tokenizer that knows the rows' words; gives the folder."""
     texts = [text for row in as_original(rows) for text in (row["source"], *row["candidates"])]
     budget = PairBudget(shape.source_max_length, shape.candidate_max_length)

@@ -289,9 +289,9 @@ def train_ranker(
 ) -> None:
     """Train a PairRanker on rows with candidates and scores."""
     from llm_blender_ray.configs.training import RankerTraining
-    from llm_blender_ray.pipelines.train.ranker import train
+    from llm_blender_ray.pipelines.train.ranker import run_ranker_training
 
-    train(load(config, RankerTraining, set_))
+    run_ranker_training(load(config, RankerTraining, set_))
 
 
 @train_app.command("fuser")
@@ -302,9 +302,9 @@ def train_fuser(
 ) -> None:
     """Train a fuser on rows with candidates and references."""
     from llm_blender_ray.configs.training import FuserTraining
-    from llm_blender_ray.pipelines.train.fuser import train
+    from llm_blender_ray.pipelines.train.fuser import run_fuser_training
 
-    train(load(config, FuserTraining, set_))
+    run_fuser_training(load(config, FuserTraining, set_))
 
 
 @bench_app.command("rank")

@@ -57,7 +57,7 @@ class GenFuserConfig:
     device: str | None = None
 
 
-def ranker_settings(path: str, config: RankerConfig, *devices: Device) -> LocalRanker:
+def local_ranker(path: str, config: RankerConfig, *devices: Device) -> LocalRanker:
     """Settings for the checkpoint at `path`, a PairRanker unless its config.json says sequence classification.
 
     devices: the first that is given counts. Raises ModelLoadError.

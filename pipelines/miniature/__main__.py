@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm_blender_ray.pipelines.miniature.evaluation import table
+from llm_blender_ray.pipelines.miniature.evaluation import quality_table
 from llm_blender_ray.pipelines.miniature.recipe import Miniature, make
 
 
@@ -19,7 +19,7 @@ def main(
 ) -> None:
     """Make the miniature from nothing and measure it."""
     begin = time.monotonic()
-    print(table(make(Miniature(seed, output), workers=workers)))
+    print(quality_table(make(Miniature(seed, output), workers=workers)))
     print(f"{time.monotonic() - begin:.0f} s; all of it lies in {output}")
 
 

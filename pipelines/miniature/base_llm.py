@@ -20,10 +20,10 @@ from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import Optimization
 from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer, compact
 from llm_blender_ray.pipelines.miniature.world import Beliefs, Task, random_tasks
-from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, mask, pad, remove_checkpoints
+from llm_blender_ray.pipelines.train.loop import IGNORED, Example, mask, pad, remove_checkpoints, run_trainer
 
 PAD, END = "<|pad|>", "<|end|>"
-ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -41,7 +41,7 @@ SHAPE = {
 
 def build_chat_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer that all base LLMs have, with their chat template."""
-    backend = build_tokenizer([PAD, END, *(f"<|{role}|>" for role in ROLES)])
+    backend = build_tokenizer([PAD, END, *(f"<|{role}|>" for role in _ROLES)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
@@ -92,7 +92,7 @@ def train_base_llm(name: str, seed: int, output: Path, *, steps: int, batch_size
 
     rng = random.Random(f"base LLM {name} {seed}")
     tasks = list(islice(random_tasks(rng, heldout=False), steps * batch_size))
-    fit(
+    run_trainer(
         model,
         examples(tasks, Beliefs(name, seed), tokenizer),
         None,

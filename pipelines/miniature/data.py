@@ -85,7 +85,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     partial.replace(path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_data(path: Path) -> list[dict[str, Any]]:
     """The rows that `write_rows` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -15,16 +15,16 @@ from llm_blender_ray.pipelines.miniature.data import METRIC
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES
 from llm_blender_ray.pipelines.quality.evaluation import parts
 
-Row = Mapping[str, Any]
+_Row = Mapping[str, Any]
 
 # the table's lines, besides one per LLM
 RANDOM, ORACLE, RANKED = "random choice", "best candidate (oracle)", "PairRanker's choice"
 FUSE_TOP, FUSE_RANDOM, FUSE_BOTTOM = "fuse PairRanker's top 3", "fuse random 3", "fuse PairRanker's bottom 3"
 FUSE_ONE = "fuse PairRanker's choice given 3 times"
-TOP_K = 3
+MINIATURE_TOP_K = 3
 
 
-def choose(rows: Sequence[Row], orders: Sequence[Sequence[int]], seed: int) -> dict[str, list[list[str]]]:
+def choose(rows: Sequence[_Row], orders: Sequence[Sequence[int]], seed: int) -> dict[str, list[list[str]]]:
     """The candidates to fuse in each of the four ways, row by row.
 
     orders: each row's candidate indexes, best first.
@@ -33,14 +33,14 @@ def choose(rows: Sequence[Row], orders: Sequence[Sequence[int]], seed: int) -> d
     texts = [[candidate["text"] for candidate in row["candidates"]] for row in rows]
     ranked = [[row[i] for i in order] for row, order in zip(texts, orders, strict=True)]
     return {
-        FUSE_TOP: [row[:TOP_K] for row in ranked],
-        FUSE_RANDOM: [rng.sample(row, TOP_K) for row in texts],
-        FUSE_BOTTOM: [row[-TOP_K:] for row in ranked],
-        FUSE_ONE: [row[:1] * TOP_K for row in ranked],
+        FUSE_TOP: [row[:MINIATURE_TOP_K] for row in ranked],
+        FUSE_RANDOM: [rng.sample(row, MINIATURE_TOP_K) for row in texts],
+        FUSE_BOTTOM: [row[-MINIATURE_TOP_K:] for row in ranked],
+        FUSE_ONE: [row[:1] * MINIATURE_TOP_K for row in ranked],
     }
 
 
-def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+def rank_heldout(ranker: Path, rows: Sequence[_Row]) -> list[tuple[int, ...]]:
     """Each row's candidate indexes, best first."""
     model = Ranker(schema.PairRanker(model=str(ranker), device="cpu"))
     orders = []
@@ -51,7 +51,7 @@ def rank(ranker: Path, rows: Sequence[Row]) -> list[tuple[int, ...]]:
     return orders
 
 
-def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
+def fuse_heldout(fuser: Path, rows: Sequence[_Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
     """One answer a row from the given candidates."""
     settings = schema.GenFuser(
         model=str(fuser), device="cpu", num_beams=num_beams, max_new_tokens=32, max_batch_size=64
@@ -60,13 +60,13 @@ def fuse(fuser: Path, rows: Sequence[Row], texts: Sequence[Sequence[str]], *, nu
     return GenFuserModel(settings).fuse_all(items)
 
 
-def score(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
+def score(texts: Sequence[str], rows: Sequence[_Row]) -> dict[str, float]:
     """Mean share of parts right (`parts`), and of rows with every part right (`exact`)."""
     right = [parts(row["output"], text) for text, row in zip(texts, rows, strict=True)]
     return {"parts": mean(right), "exact": mean(share == 1 for share in right)}
 
 
-def best_shares(rows: Sequence[Row]) -> dict[str, float]:
+def best_shares(rows: Sequence[_Row]) -> dict[str, float]:
     """On which share of the rows each LLM's answer is the best one; a tie of n counts 1/n for each."""
     shares = dict.fromkeys(LLM_NAMES, 0.0)
     for row in rows:
@@ -77,9 +77,11 @@ def best_shares(rows: Sequence[Row]) -> dict[str, float]:
     return shares
 
 
-def evaluate(rows: Sequence[Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4) -> dict[str, Any]:
+def evaluate_miniature(
+    rows: Sequence[_Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4
+) -> dict[str, Any]:
     """`lines`: label to parts and exact; `best_share`: per LLM; `prompts`: how many were measured."""
-    orders = rank(ranker, rows)
+    orders = rank_heldout(ranker, rows)
     lines = {name: score([row["candidates"][i]["text"] for row in rows], rows) for i, name in enumerate(LLM_NAMES)}
     scores = [[candidate["scores"][METRIC] for candidate in row["candidates"]] for row in rows]
     lines[RANDOM] = {
@@ -89,11 +91,11 @@ def evaluate(rows: Sequence[Row], ranker: Path, fuser: Path, seed: int, *, num_b
     lines[ORACLE] = {"parts": mean(map(max, scores)), "exact": mean(max(row) == 1 for row in scores)}
     lines[RANKED] = score([row["candidates"][o[0]]["text"] for row, o in zip(rows, orders, strict=True)], rows)
     for label, texts in choose(rows, orders, seed).items():
-        lines[label] = score(fuse(fuser, rows, texts, num_beams=num_beams), rows)
+        lines[label] = score(fuse_heldout(fuser, rows, texts, num_beams=num_beams), rows)
     return {"prompts": len(rows), "lines": lines, "best_share": best_shares(rows)}
 
 
-def table(results: Mapping[str, Any]) -> str:
+def quality_table(results: Mapping[str, Any]) -> str:
     """The results as plain text."""
     shares = results["best_share"]
     width = max(map(len, results["lines"]))

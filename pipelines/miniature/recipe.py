@@ -27,8 +27,8 @@ from llm_blender_ray.configs.training import (
 )
 from llm_blender_ray.pipelines.miniature.base_llm import answer, train_base_llm
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
-from llm_blender_ray.pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_rows, write_rows
-from llm_blender_ray.pipelines.miniature.evaluation import TOP_K, evaluate
+from llm_blender_ray.pipelines.miniature.data import METRIC, candidate_rows, fuser_rows, read_data, write_rows
+from llm_blender_ray.pipelines.miniature.evaluation import MINIATURE_TOP_K, evaluate_miniature
 from llm_blender_ray.pipelines.miniature.tokenizer import compact
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Task, random_tasks
 from llm_blender_ray.pipelines.train import fuser, ranker
@@ -88,7 +88,7 @@ class Miniature:
 
     def make_rows(self) -> None:
         """Put the answers together: rows to train the ranker and the fuser on, and held-out rows."""
-        answers = {name: [line["text"] for line in read_rows(self.answers(name))] for name in LLM_NAMES}
+        answers = {name: [line["text"] for line in read_data(self.answers(name))] for name in LLM_NAMES}
         begin = 0
         for split in SPLITS:
             tasks = self.tasks(split)
@@ -98,7 +98,7 @@ class Miniature:
             begin = end
             rng = random.Random(f"fuser {split} {self.seed}")
             copies = self.sizes.fuser_copies if split == "train" else 1
-            fused = fuser_rows(tasks, rows, rng, top_k=TOP_K, copies=copies)
+            fused = fuser_rows(tasks, rows, rng, top_k=MINIATURE_TOP_K, copies=copies)
             write_rows(fused, self.rows(f"fuser-{split}"))
             write_rows(rows, self.rows(split))
         write_rows((task.to_row() for task in self.tasks("heldout")), self.folder / "heldout.jsonl")
@@ -106,7 +106,7 @@ class Miniature:
     def make_ranker(self) -> None:
         """Train the ranker on what the base LLMs really answered."""
         save_blank_encoder(self.work / "blank-ranker", self.seed)
-        ranker.train(
+        ranker.run_ranker_training(
             RankerTraining(
                 backbone=str(self.work / "blank-ranker"),
                 train=str(self.rows("train")),
@@ -129,7 +129,7 @@ class Miniature:
     def make_fuser(self) -> None:
         """Train the fuser on counterfactual rows."""
         save_blank_seq2seq(self.work / "blank-fuser", self.seed)
-        fuser.train(
+        fuser.run_fuser_training(
             FuserTraining(
                 model=str(self.work / "blank-fuser"),
                 train=str(self.rows("fuser-train")),
@@ -137,7 +137,7 @@ class Miniature:
                 heldout_limit=300,
                 output=str(self.fuser),
                 dtype="bfloat16",
-                top_k=TOP_K,
+                top_k=MINIATURE_TOP_K,
                 max_length=512,
                 candidate_max_length=64,
                 output_max_length=64,
@@ -162,14 +162,14 @@ class Miniature:
 
     def measure(self) -> None:
         """Measure on the held-out rows, with the weights as they are shipped."""
-        results = {"seed": self.seed} | evaluate(
-            read_rows(self.rows("heldout")), self.ranker, self.fuser, self.seed
+        results = {"seed": self.seed} | evaluate_miniature(
+            read_data(self.rows("heldout")), self.ranker, self.fuser, self.seed
         )
         self.results.write_text(json.dumps(results, indent=2) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RecipeStep:
     """One thing to make; the last file it writes tells that it is done."""
 
     make: Callable[..., object]
@@ -183,18 +183,18 @@ class Step:
         print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
 
 
-def stages(miniature: Miniature) -> list[list[Step]]:
+def stages(miniature: Miniature) -> list[list[RecipeStep]]:
     """The recipe: the steps of a stage need those of the stages before, not each other."""
     last = "tokenizer.json"
     return [
-        [Step(miniature.make_base_llm, (name,), miniature.folder / name / last) for name in LLM_NAMES],
-        [Step(miniature.make_answers, (name,), miniature.answers(name)) for name in LLM_NAMES],
-        [Step(miniature.make_rows, (), miniature.folder / "heldout.jsonl")],
+        [RecipeStep(miniature.make_base_llm, (name,), miniature.folder / name / last) for name in LLM_NAMES],
+        [RecipeStep(miniature.make_answers, (name,), miniature.answers(name)) for name in LLM_NAMES],
+        [RecipeStep(miniature.make_rows, (), miniature.folder / "heldout.jsonl")],
         [
-            Step(miniature.make_fuser, (), miniature.fuser / last),
-            Step(miniature.make_ranker, (), miniature.ranker / last),
+            RecipeStep(miniature.make_fuser, (), miniature.fuser / last),
+            RecipeStep(miniature.make_ranker, (), miniature.ranker / last),
         ],
-        [Step(miniature.measure, (), miniature.results)],
+        [RecipeStep(miniature.measure, (), miniature.results)],
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MOST = 1000  # kinds held at a time; the texts of others' rows may differ in ways not foreseen here
-LONGEST = 160  # characters of a kind
+LONGEST_ERROR = 160  # characters of a kind
 OTHERS = "others"
 
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
@@ -35,14 +35,14 @@ _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 
 
 def kind_of(error: str) -> str:
-    """The error without what tells one row from another, in one line of at most `LONGEST` characters."""
+    """The error without what tells one row from another, in one line of at most `LONGEST_ERROR` characters."""
     text = " ".join(error.split())
     for pattern, put in _CUTS[:-1]:
         text = pattern.sub(put, text)
     numbers, number = _CUTS[-1]
     kept = {at for match in _KEPT.finditer(text) for at in (match.start("named"), match.start("alone"))}
     text = numbers.sub(lambda match: match[0] if match.start() in kept else str(number), text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
 
 
 @dataclass

@@ -26,7 +26,7 @@ from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.storage import get, put
 from llm_blender_ray.pipelines.rows.uris import filesystem
 
-LONGEST = 600  # characters of a text in an example
+LONGEST_TEXT = 600  # characters of a text in an example
 
 
 def report(uri: str, output: str | None = None) -> str:
@@ -154,5 +154,5 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cut(text: str, most: int = LONGEST) -> str:
+def _cut(text: str, most: int = LONGEST_TEXT) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} characters more)"

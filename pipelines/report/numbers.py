@@ -82,7 +82,7 @@ class Sample:
             self.lengths[name] += lengths
 
 
-class Sampling:
+class RowSampling:
     """A sample of a stream of unknown length.
 
     Every row has a level: half of them 0, a quarter 1, an eighth 2, ... Each level is summed up by itself, and when
@@ -233,7 +233,7 @@ class Numbers:
 
 def count(rows: Iterable[Mapping[str, Any]], sample: int = SAMPLE) -> Numbers:
     """The numbers of rows as `parsing.read_rows` gives them. `sample`: rows held for what isn't of all of them."""
-    numbers, sampling = Numbers(), Sampling(sample)
+    numbers, sampling = Numbers(), RowSampling(sample)
     examples: list[tuple[int, dict[str, Any]]] = []
     for row in rows:
         key = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")

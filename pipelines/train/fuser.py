@@ -19,7 +19,15 @@ from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, quiet
 from llm_blender_ray.configs.training import FuserTraining
-from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
+from llm_blender_ray.pipelines.train.loop import (
+    IGNORED,
+    Example,
+    is_main_process,
+    mask,
+    pad,
+    print_results,
+    run_trainer,
+)
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -85,7 +93,7 @@ def token_is_right(logits: Any, labels: Tensor) -> Tensor:
 
 
 @quiet()
-def train(config: FuserTraining) -> dict[str, float]:
+def run_fuser_training(config: FuserTraining) -> dict[str, float]:
     """Train and save the fuser in `config.output`; the last held-out loss and token accuracy.
 
     Raises BlendError when rows can't be learnt from, ModelLoadError when the model can't be used.
@@ -111,7 +119,7 @@ def train(config: FuserTraining) -> dict[str, float]:
         }
 
     output = Path(config.output)
-    measured = fit(
+    measured = run_trainer(
         model,
         dataset,
         heldout,
@@ -125,7 +133,7 @@ def train(config: FuserTraining) -> dict[str, float]:
     if is_main_process():
         model.to(getattr(torch, config.dtype)).save_pretrained(output)
         _copy_tokenizer(folder, output)
-        report("fuser", output, measured)
+        print_results("fuser", output, measured)
     return measured
 
 

@@ -144,7 +144,7 @@ class ProgressLines(TrainerCallback):
             )
 
 
-def fit(
+def run_trainer(
     model: nn.Module,
     train: Examples,
     heldout: Examples | None,
@@ -240,7 +240,7 @@ def is_main_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def report(title: str, output: Path, measured: Mapping[str, float]) -> None:
+def print_results(title: str, output: Path, measured: Mapping[str, float]) -> None:
     """Say on stdout where the trained model lies and how good it is."""
     accuracy = f", held-out accuracy {measured['eval_accuracy']:.3f}" if "eval_accuracy" in measured else ""
     print(f"{title} saved in {output}{accuracy}", flush=True)

@@ -23,7 +23,15 @@ from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import AuxiliaryLosses, PairSampling, RankerTraining
-from llm_blender_ray.pipelines.train.loop import IGNORED, Example, fit, is_main_process, mask, pad, report
+from llm_blender_ray.pipelines.train.loop import (
+    IGNORED,
+    Example,
+    is_main_process,
+    mask,
+    pad,
+    print_results,
+    run_trainer,
+)
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -155,7 +163,7 @@ def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @quiet()
-def train(config: RankerTraining) -> dict[str, float]:
+def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     """Train and save the ranker in `config.output`; the last held-out loss and pairwise accuracy.
 
     Raises BlendError when rows can't be learnt from, ModelLoadError when the backbone can't be used.
@@ -184,7 +192,7 @@ def train(config: RankerTraining) -> dict[str, float]:
         }
 
     output = Path(config.output)
-    measured = fit(
+    measured = run_trainer(
         RankerLoss(network, config.auxiliary),
         dataset,
         heldout,
@@ -197,5 +205,5 @@ def train(config: RankerTraining) -> dict[str, float]:
     )
     if is_main_process():
         save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
-        report("ranker", output, measured)
+        print_results("ranker", output, measured)
     return measured

@@ -25,7 +25,15 @@ from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bench.faults import actors, drawn, nodes, remaining, remove_busiest, under, until
+from llm_blender_ray.pipelines.bench.faults import (
+    draw_fault,
+    nodes,
+    remaining,
+    remove_busiest,
+    under,
+    wait_until,
+    worker_actors,
+)
 from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
@@ -95,7 +103,7 @@ class Command:
 
     def kill_when(self, true: Callable[[], bool]) -> None:
         """SIGKILL as soon as something is so, and see that no process stays; then the same command again."""
-        assert until(true, self.process), self.end()
+        assert wait_until(true, self.process), self.end()
         started = under(self.process.pid)
         self.process.kill()
         self.process.communicate()
@@ -141,7 +149,7 @@ def test_an_actor_killed_at_work(tmp_path: Path) -> None:
     def strike() -> None:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not struck:
-            if blocks(kept(output), "rank") and (found := actors(under(os.getpid()))):
+            if blocks(kept(output), "rank") and (found := worker_actors(under(os.getpid()))):
                 for one in found:
                     one.kill()
                     struck.append(len(kept(output)))
@@ -165,7 +173,7 @@ def test_a_node_that_goes_without_notice(tmp_path_factory: pytest.TempPathFactor
         spread = echo("one", 3, num_cpus=0.5, replicas={"min": 2, "max": 2})
         settings = config(source, output, spread, rows_per_block=16)
         command = Command(folder, settings, address=cluster.address)
-        assert until(lambda: len(kept(output)) > 2, command.process), command.end()
+        assert wait_until(lambda: len(kept(output)) > 2, command.process), command.end()
         remove_busiest(cluster)
         at = len(kept(output))
         code, told = command.end()
@@ -188,8 +196,8 @@ def test_an_actor_dies_once_whatever_it_had_in_hand() -> None:
 
 
 def test_kills_are_drawn_over_the_whole_run() -> None:
-    kills = drawn(seed=0, kills=10, results=300)
-    assert drawn(seed=0, kills=10, results=300) == kills != drawn(seed=1, kills=10, results=300)
+    kills = draw_fault(seed=0, kills=10, results=300)
+    assert draw_fault(seed=0, kills=10, results=300) == kills != draw_fault(seed=1, kills=10, results=300)
     assert sorted(Counter(kill.target for kill in kills).values()) == [3, 3, 4]
     assert [kill.results for kill in kills] == sorted(kill.results for kill in kills)
     assert kills[0].results < 100 and 200 < kills[-1].results < 300

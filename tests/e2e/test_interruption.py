@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.pipelines.bench.faults import title, under, until
+from llm_blender_ray.pipelines.bench.faults import title, under, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
 GOES_ON = "blend: interrupted; the same command goes on where it stopped\n"
@@ -227,7 +227,7 @@ class Running:
 )
 def test_a_run_is_interrupted_at_any_moment(phase: Callable[[Running], bool], number: int, tmp_path: Path) -> None:
     run = Running(tmp_path)
-    assert until(lambda: phase(run), run.process)
+    assert wait_until(lambda: phase(run), run.process)
     below = under(run.process)
     run.process.send_signal(number)
     assert run.process.wait(timeout=PATIENCE_S) == 128 + number

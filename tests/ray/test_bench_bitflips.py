@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_blender_ray.pipelines.bench.bitflips import Session, blended, drawn, flip, measure
+from llm_blender_ray.pipelines.bench.bitflips import Session, blended, draw_flips, flip, measure_bitflips
 from llm_blender_ray.pipelines.bulk.checkpoints import Store
 
 
@@ -12,8 +12,8 @@ def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     for file, size in zip(files, (1, 0, 3), strict=True):
         file.write_bytes(bytes(size))
-    found = drawn(files, 500, seed=1)
-    assert found == drawn(files, 500, seed=1) != drawn(files, 500, seed=2)
+    found = draw_flips(files, 500, seed=1)
+    assert found == draw_flips(files, 500, seed=1) != draw_flips(files, 500, seed=2)
     assert {(file.name, bit) for file, bit in found} == {("a", i) for i in range(8)} | {("c", i) for i in range(24)}
     flip(files[2], 9)
     assert files[2].read_bytes() == b"\0\2\0"
@@ -24,7 +24,7 @@ def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = blended(tmp_path)
-    report = measure(config, flips=40, seed=0, left_in=1)
+    report = measure_bitflips(config, flips=40, seed=0, left_in=1)
     assert (report["silent"], report["unnoticed"], report["output_after"]) == (0, 0, "the same")
     assert sum(report["by_part"].values()) == 40
 

@@ -24,7 +24,7 @@ def test_a_whole_run_without_an_llm() -> None:
 
 def test_made_rows_are_all_different(tmp_path: Path) -> None:
     """Equal blocks are made once, and wouldn't be measured."""
-    bulk.make_rows(2500, tmp_path / "in.jsonl")
+    bulk.make_bulk_rows(2500, tmp_path / "in.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "in.jsonl").read_text().splitlines()]
     assert len({row["instruction"] for row in rows}) == len({row["id"] for row in rows}) == 2500
 

@@ -13,7 +13,7 @@ from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.bench.machine import matrix_rate
 from llm_blender_ray.pipelines.bench.pool import SIMULATED
 from llm_blender_ray.pipelines.bench.pool import main as measure_pool
-from llm_blender_ray.pipelines.bench.rank import Replay, agreement, main, play, read_workload, told
+from llm_blender_ray.pipelines.bench.rank import Replay, agreement, describe_rank, main, play, read_workload
 
 RANKER = PairRanker(model=str(PRESETS / "miniature" / "ranker"), device="cpu")
 STRATEGY: TypeAdapter[Strategy] = TypeAdapter(Strategy)
@@ -73,7 +73,7 @@ def test_a_replay_gives_what_the_scorer_gives(file: Path) -> None:
     "text", ["full", "full:orders=one", "swiss:rounds=2,confidence=0.9", "reference:reference=3"]
 )
 def test_a_strategy_is_told_as_it_is_given(text: str) -> None:
-    assert told(STRATEGY.validate_python(text)) == text
+    assert describe_rank(STRATEGY.validate_python(text)) == text
 
 
 def test_matrix_rate_is_that_of_a_machine() -> None:

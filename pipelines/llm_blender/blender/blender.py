@@ -30,7 +30,7 @@ from llm_blender_ray.pipelines.llm_blender.configs import (
     GenFuserConfig,
     RankerConfig,
     fuser_settings,
-    ranker_settings,
+    local_ranker,
 )
 from llm_blender_ray.pipelines.llm_blender.ranking import BOTH_ORDERS, LoadedRanker
 from llm_blender_ray.pipelines.llm_blender.sampling import sample
@@ -67,7 +67,7 @@ class Blender:
         ranker_path: a folder or hub id. kwargs: fields of RankerConfig. Raises ModelLoadError.
         """
         config = RankerConfig(**kwargs | {"load_checkpoint": str(ranker_path)})
-        settings = ranker_settings(str(ranker_path), config, device, config.device, self.blender_config.device)
+        settings = local_ranker(str(ranker_path), config, device, config.device, self.blender_config.device)
         self._ranker = None  # the old one's memory goes first
         self._ranker = LoadedRanker(settings)
         self.ranker_config = config

@@ -21,7 +21,7 @@ from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,
     REFUSED,
-    Chat,
+    ChatClient,
     Load,
     OpenLoop,
     Reply,
@@ -29,9 +29,9 @@ from llm_blender_ray.pipelines.bench.online_load import (
     arrivals,
     closed_loop,
     connections,
+    describe_load,
     milliseconds,
     overlapping,
-    told,
 )
 from llm_blender_ray.pipelines.bench.online_service import miniature, waiting_models, without_models
 
@@ -202,7 +202,7 @@ async def service(handler: Handler, path: str = "/v1/chat/completions") -> Async
 
 async def asked(handler: Handler, stream: bool = False) -> Reply:
     async with service(handler) as url, connections(url) as session:
-        return await Chat(session, ["What?"], stream=stream)(0)
+        return await ChatClient(session, ["What?"], stream=stream)(0)
 
 
 def answering(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
@@ -246,7 +246,7 @@ def test_requests_are_chats_and_no_two_the_same() -> None:
 
     async def ask_twice() -> None:
         async with service(handler) as url, connections(url) as session:
-            chat = Chat(session, ["What?"], "alder")
+            chat = ChatClient(session, ["What?"], "alder")
             await asyncio.gather(chat(0), chat(1))
 
     asyncio.run(ask_twice())
@@ -302,7 +302,7 @@ def test_openais_client_tries_again() -> None:
 
 @pytest.mark.parametrize("body", [None, [], "text", {}, {"choices": [{}]}, {"choices": [{"message": {}}]}])
 def test_what_is_no_answer(body: Any) -> None:
-    assert told(body) == "not a chat completion"
+    assert describe_load(body) == "not a chat completion"
 
 
 # What is run

@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bench.side_by_side import logit_difference, original, side_by_side, top3_agreement
-from llm_blender_ray.pipelines.bench.workload import Shape, make_ranker, make_rows
+from llm_blender_ray.pipelines.bench.side_by_side import (
+    compare_side_by_side,
+    logit_difference,
+    original,
+    top3_agreement,
+)
+from llm_blender_ray.pipelines.bench.workload import WorkloadShape, make_ranker, make_rows
 
-SMALL = Shape(layers=1, hidden=32, heads=2, intermediate=64)
+SMALL = WorkloadShape(layers=1, hidden=32, heads=2, intermediate=64)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def ask(**request: Any) -> dict[str, Any]:
 
 
 def test_rates_of_both_sides(rows: list, folder: Path) -> None:
-    result = side_by_side(ask, folder, rows, rows, rounds=5, threads=1)
+    result = compare_side_by_side(ask, folder, rows, rows, rounds=5, threads=1)
     assert result["rounds"] == 2  # parts of two rows, so that the original fills its batches
     assert result["forwards_per_s"]["original"] == pytest.approx(10)
     assert result["prompts_per_s"]["original"] == pytest.approx(0.5)

@@ -18,10 +18,10 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.pipelines.bench import original
-from llm_blender_ray.pipelines.bench.original import Measured, Row, calibrate, one_pair_each, serve
+from llm_blender_ray.pipelines.bench.original import Measured, OriginalRow, calibrate, one_pair_each, serve_original
 from llm_blender_ray.pipelines.bench.workload import (
     Lengths,
-    Shape,
+    WorkloadShape,
     as_original,
     copy_ranker,
     make_ranker,
@@ -29,7 +29,7 @@ from llm_blender_ray.pipelines.bench.workload import (
     take_rows,
 )
 
-SMALL = Shape(layers=2, hidden=32, heads=2, intermediate=64)
+SMALL = WorkloadShape(layers=2, hidden=32, heads=2, intermediate=64)
 
 
 def encoded(tokenizer, row):
@@ -63,7 +63,7 @@ def test_made_rows_follow_the_seed():
 
 def test_pairs_of_made_rows_are_as_long_as_real_ones_and_as_spread(tmp_path):
     rows = make_rows(200)
-    folder = make_ranker(rows, tmp_path, shape=Shape(layers=1, hidden=32, heads=2, intermediate=64))
+    folder = make_ranker(rows, tmp_path, shape=WorkloadShape(layers=1, hidden=32, heads=2, intermediate=64))
     _, tokenizer = load_pairrm(str(folder))
     lengths = []
     for source, candidates in (encoded(tokenizer, row) for row in rows):
@@ -157,7 +157,7 @@ def test_a_file_without_a_row_to_compare_is_told(tmp_path):
         take_rows(write_rows(tmp_path / "rows.jsonl", ["alone"]), 10)
 
 
-def rows_for_original(count: int, candidates: int = 3) -> list[Row]:
+def rows_for_original(count: int, candidates: int = 3) -> list[OriginalRow]:
     return [{"source": f"{i}", "candidates": [f"{i}.{n}" for n in range(candidates)]} for i in range(count)]
 
 
@@ -198,7 +198,7 @@ def test_calibration_leaves_out_sizes_that_the_rows_cannot_fill():
 
 def test_the_worker_tells_what_went_wrong_and_goes_on(capsys):
     answers = io.StringIO()
-    serve(['{"do": "rank", "rows": [], "batch_size": 1}\n', "no JSON\n", '{"do": "load"}\n'], answers)
+    serve_original(['{"do": "rank", "rows": [], "batch_size": 1}\n', "no JSON\n", '{"do": "load"}\n'], answers)
     told = [json.loads(line)["error"] for line in answers.getvalue().splitlines()]
     assert [error.partition(":")[0] for error in told] == ["RuntimeError", "JSONDecodeError", "KeyError"]
 

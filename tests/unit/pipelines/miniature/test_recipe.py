@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.pipelines.miniature.base_llm import build_chat_tokenizer, examples, train_base_llm
 from llm_blender_ray.pipelines.miniature.data import write_rows
-from llm_blender_ray.pipelines.miniature.evaluation import table
+from llm_blender_ray.pipelines.miniature.evaluation import quality_table
 from llm_blender_ray.pipelines.miniature.recipe import Miniature, Sizes, make
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
 from llm_blender_ray.pipelines.train.loop import IGNORED
@@ -46,7 +46,7 @@ def test_it_makes_loadable_models_rows_and_results(made: Miniature) -> None:
     assert not list(made.folder.glob("*/checkpoints"))
     results = json.loads(made.results.read_text())
     assert results["prompts"] == 10
-    assert all(name in table(results) for name in LLM_NAMES)
+    assert all(name in quality_table(results) for name in LLM_NAMES)
 
 
 def test_what_is_made_is_kept(made: Miniature) -> None:

@@ -10,7 +10,7 @@ import pytest
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.pipelines.miniature.base_llm import answer
-from llm_blender_ray.pipelines.miniature.data import candidate_rows, read_rows
+from llm_blender_ray.pipelines.miniature.data import candidate_rows, read_data
 from llm_blender_ray.pipelines.miniature.evaluation import (
     FUSE_BOTTOM,
     FUSE_ONE,
@@ -19,7 +19,7 @@ from llm_blender_ray.pipelines.miniature.evaluation import (
     ORACLE,
     RANDOM,
     RANKED,
-    evaluate,
+    evaluate_miniature,
 )
 from llm_blender_ray.pipelines.miniature.recipe import Miniature
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
@@ -32,14 +32,14 @@ PROMPTS = 200
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """Held-out prompts with every base LLM's greedy answer."""
-    asked = read_rows(SHIPPED / "heldout.jsonl")[:PROMPTS]
+    asked = read_data(SHIPPED / "heldout.jsonl")[:PROMPTS]
     prompts = [read_prompt(row) for row in asked]
     return candidate_rows(asked, {name: list(answer(SHIPPED / name, prompts)) for name in LLM_NAMES})
 
 
 @pytest.fixture(scope="module")
 def results(rows: list[dict[str, Any]]) -> Mapping[str, Any]:
-    return evaluate(rows, SHIPPED / "ranker", SHIPPED / "fuser", seed=0)
+    return evaluate_miniature(rows, SHIPPED / "ranker", SHIPPED / "fuser", seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def parts(results: Mapping[str, Any]) -> dict[str, float]:
 def test_it_is_small_and_held_out() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 12 * 2**20
     tasks = Miniature(0, Path("unused")).tasks("heldout")
-    assert [task.to_row() for task in tasks] == read_rows(SHIPPED / "heldout.jsonl")
+    assert [task.to_row() for task in tasks] == read_data(SHIPPED / "heldout.jsonl")
     assert len(tasks) >= 600
     assert all(task.heldout for task in tasks)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.pipelines.quality.error_kinds import LONGEST, MOST, OTHERS, Kinds, kind_of
+from llm_blender_ray.pipelines.quality.error_kinds import LONGEST_ERROR, MOST, OTHERS, Kinds, kind_of
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality
 from llm_blender_ray.pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
 from llm_blender_ray.pipelines.rows.schema import read_row
@@ -185,7 +185,7 @@ def test_different_causes_stay_apart():
     ]
     assert len({kind_of(text) for text in told}) == len(told)
     assert kind_of("GPT4 can't and/or won't") == "GPT4 can't and/or won't"
-    assert len(kind_of("x" * 1000)) == LONGEST
+    assert len(kind_of("x" * 1000)) == LONGEST_ERROR
 
 
 def test_kinds_are_bounded_and_add_up():

@@ -18,7 +18,7 @@ from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backe
 from llm_blender_ray.configs import schema
 from llm_blender_ray.configs.training import FuserTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
-from llm_blender_ray.pipelines.train.fuser import FusionDataset, best_first, token_is_right, train
+from llm_blender_ray.pipelines.train.fuser import FusionDataset, best_first, run_fuser_training, token_is_right
 from llm_blender_ray.pipelines.train.loop import IGNORED
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
@@ -90,7 +90,7 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     blank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path, blank, dtype="bfloat16")
-    measured = train(config)
+    measured = run_fuser_training(config)
     assert measured["eval_accuracy"] > 0.5  # the list's form at least
     assert "fuser: step 40/40" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     stopped = tmp_path / "stopped"
     shutil.copytree(output / "checkpoints", stopped / "checkpoints")
     shutil.rmtree(stopped / "checkpoints" / "checkpoint-40")
-    train(settings(tmp_path, blank, dtype="bfloat16", output=str(stopped)))
+    run_fuser_training(settings(tmp_path, blank, dtype="bfloat16", output=str(stopped)))
     assert "step 10/40" not in capsys.readouterr().err  # it went on from step 20
     resumed = load_file(stopped / "model.safetensors")
     assert weights.keys() == resumed.keys()
@@ -127,10 +127,10 @@ def test_rows_and_models_that_cannot_be_used_are_one_clear_line(blank: Path, tmp
     for number, (message, bad, changes) in enumerate(cases):
         path = write(tmp_path / f"{number}.jsonl", [bad])
         with pytest.raises(BlendError, match=message) as caught:
-            train(settings(tmp_path, blank, train=path, heldout=None, **changes))
+            run_fuser_training(settings(tmp_path, blank, train=path, heldout=None, **changes))
         assert "\n" not in str(caught.value)
     encoder = tmp_path / "encoder"
     save_blank_encoder(encoder, seed=0)
     for model in (tmp_path / "nowhere", encoder):
         with pytest.raises(ModelLoadError, match=model.name):
-            train(settings(tmp_path, model))
+            run_fuser_training(settings(tmp_path, model))

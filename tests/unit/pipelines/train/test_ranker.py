@@ -21,7 +21,13 @@ from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
-from llm_blender_ray.pipelines.train.ranker import PairDataset, RankerLoss, pair_is_right, sample_pairs, train
+from llm_blender_ray.pipelines.train.ranker import (
+    PairDataset,
+    RankerLoss,
+    pair_is_right,
+    run_ranker_training,
+    sample_pairs,
+)
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
 
@@ -150,9 +156,9 @@ def test_a_pairranker_with_another_number_of_outputs_is_refused() -> None:
 def test_training_goes_on_from_what_it_wrote(backbone: Path, tmp_path: Path) -> None:
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
-    train(settings(tmp_path / "once", backbone))
+    run_ranker_training(settings(tmp_path / "once", backbone))
     steps = {"optimization": {"max_steps": 1, "learning_rate": 1e-9}}
-    train(settings(tmp_path / "again", tmp_path / "once" / "ranker", **steps))
+    run_ranker_training(settings(tmp_path / "again", tmp_path / "once" / "ranker", **steps))
     before, after = (load_file(tmp_path / name / "ranker" / "model.safetensors") for name in ("once", "again"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -183,7 +189,7 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path, backbone)
-    measured = train(config)
+    measured = run_ranker_training(config)
     assert 0 <= measured["eval_accuracy"] <= 1
     told = capsys.readouterr()
     assert "ranker: step 40/40" in told.err
@@ -204,7 +210,7 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     stopped = tmp_path / "stopped"
     shutil.copytree(output / "checkpoints", stopped / "checkpoints")
     shutil.rmtree(stopped / "checkpoints" / "checkpoint-40")
-    train(settings(tmp_path, backbone, output=str(stopped)))
+    run_ranker_training(settings(tmp_path, backbone, output=str(stopped)))
     assert "step 10/40" not in capsys.readouterr().err  # it went on from step 20
     resumed, _ = load_pairrm(str(stopped))
     for name, tensor in network.state_dict().items():
@@ -215,7 +221,9 @@ def test_a_person_sees_a_bar(
     backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
-    train(settings(tmp_path, backbone, optimization={"max_steps": 2, "log_every": 1, "evaluate_every": 2}))
+    run_ranker_training(
+        settings(tmp_path, backbone, optimization={"max_steps": 2, "log_every": 1, "evaluate_every": 2})
+    )
     told = capsys.readouterr().err
     assert "━" in told
     assert "2/2" in told
@@ -223,9 +231,11 @@ def test_a_person_sees_a_bar(
 
 
 def test_checkpoints_of_another_run_are_refused(backbone: Path, tmp_path: Path) -> None:
-    train(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1}))
+    run_ranker_training(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1}))
     with pytest.raises(BlendError, match="other settings"):
-        train(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1, "learning_rate": 2e-3}))
+        run_ranker_training(
+            settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1, "learning_rate": 2e-3})
+        )
 
 
 def test_the_best_checkpoint_can_be_kept(backbone: Path, tmp_path: Path) -> None:
@@ -239,7 +249,7 @@ def test_the_best_checkpoint_can_be_kept(backbone: Path, tmp_path: Path) -> None
         "keep_checkpoints": 3,
         "log_every": 1,
     }
-    measured = train(settings(tmp_path, backbone, optimization=destroying | {"result": "best"}))
+    measured = run_ranker_training(settings(tmp_path, backbone, optimization=destroying | {"result": "best"}))
     state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [line["eval_loss"] for line in state["log_history"] if "eval_loss" in line]
     assert measured["eval_loss"] == pytest.approx(min(losses))
@@ -261,10 +271,10 @@ def test_rows_that_teach_nothing_are_one_clear_line(backbone: Path, tmp_path: Pa
     for number, (message, rows) in enumerate(cases.items()):
         path = write(tmp_path / f"{number}.jsonl", rows)
         with pytest.raises(BlendError, match=message) as caught:
-            train(settings(tmp_path, backbone, train=path, heldout=None))
+            run_ranker_training(settings(tmp_path, backbone, train=path, heldout=None))
         assert "\n" not in str(caught.value)
     with pytest.raises(BlendError, match=r"lacks scores\.other; it has quality"):
-        train(settings(tmp_path, backbone, metrics=("other",)))
+        run_ranker_training(settings(tmp_path, backbone, metrics=("other",)))
 
 
 def test_the_presets_are_the_papers_settings() -> None:
@@ -292,4 +302,4 @@ def test_contradicting_settings_are_mistakes() -> None:
 
 def test_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="nowhere"):
-        train(settings(tmp_path, tmp_path / "nowhere"))
+        run_ranker_training(settings(tmp_path, tmp_path / "nowhere"))
