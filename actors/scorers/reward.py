@@ -128,7 +128,7 @@ class RewardScorer:
         self._thread = ThreadPoolExecutor(1, "reward")  # torch's own threads belong to one thread of Python
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.margins, matchups)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.score_gaps, matchups)
 
     async def check_health(self) -> None:
         """A model in this process can score as long as the process lives."""
@@ -137,7 +137,7 @@ class RewardScorer:
         """See `actors.scorers.Scorer`."""
         await asyncio.to_thread(self._thread.shutdown)
 
-    def margins(self, matchups: Sequence[Matchup]) -> list[Score]:
+    def score_gaps(self, matchups: Sequence[Matchup]) -> list[Score]:
         """The same as `score`, in the calling thread."""
         answers = [(matchup.prompt, text) for matchup in matchups for text in (matchup.left, matchup.right)]
         keys = [digest(prompt, text) for prompt, text in answers]

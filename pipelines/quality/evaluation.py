@@ -113,7 +113,7 @@ class Mean:
         return self.total / self.count if self.count else None
 
     @property
-    def margin(self) -> float | None:
+    def ci95_half_width(self) -> float | None:
         """Half the width of the mean's 95% interval, by the normal distribution; None of fewer than two values."""
         if self.count < 2:
             return None

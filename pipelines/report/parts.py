@@ -57,12 +57,14 @@ def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str
     if mean is None or mean.value is None:
         return ""
     value = f"{mean.value:{'+' if sign else ''},.{digits}f}"
-    return value if mean.margin is None else f"{value} ± {mean.margin:,.{digits}f}"
+    return value if mean.ci95_half_width is None else f"{value} ± {mean.ci95_half_width:,.{digits}f}"
 
 
 def percent_plus_minus(mean: Mean) -> str:
     if mean.value is None:
         return ""
     return (
-        f"{100 * mean.value:.1f}%" if mean.margin is None else f"{100 * mean.value:.1f} ± {100 * mean.margin:.1f}%"
+        f"{100 * mean.value:.1f}%"
+        if mean.ci95_half_width is None
+        else f"{100 * mean.value:.1f} ± {100 * mean.ci95_half_width:.1f}%"
     )

@@ -63,7 +63,7 @@ class Point:
     label: str
     role: PointRole
     mean: float
-    margin: float
+    ci95_half_width: float
 
 
 def short(text: str, most: int = 20) -> str:
@@ -81,10 +81,12 @@ def means(points: Sequence[Point], label: str, key: str) -> str:
     with _figure(key, len(points), 0.23) as (axes, svg):
         _rows(axes, [point.label for point in points])
         for role, marker in _MARKERS.items():
-            of_role = [(point.mean, y, point.margin) for y, point in enumerate(points) if point.role == role]
+            of_role = [
+                (point.mean, y, point.ci95_half_width) for y, point in enumerate(points) if point.role == role
+            ]
             if of_role:
-                x, y, margin = zip(*of_role, strict=True)
-                axes.errorbar(x, y, xerr=margin, linestyle="", elinewidth=1.1, capsize=2.5, **marker)
+                x, y, half_widths = zip(*of_role, strict=True)
+                axes.errorbar(x, y, xerr=half_widths, linestyle="", elinewidth=1.1, capsize=2.5, **marker)
         for line, point in enumerate(points):
             _aside(axes, line, f"{point.mean:.3f}")
         axes.set_xlabel(label)

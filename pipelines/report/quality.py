@@ -119,7 +119,7 @@ def _points(tally: Tally, lines: Sequence[_Line]) -> list[plots.Point]:
         mean = _means_of(tally, role, name).get("mean")
         if mean is not None and mean.value is not None:
             label = "oracle" if role == "oracle" else label
-            found.append(plots.Point(label, role, mean.value, mean.margin or 0.0))
+            found.append(plots.Point(label, role, mean.value, mean.ci95_half_width or 0.0))
     return found
 
 
@@ -141,15 +141,15 @@ def _findings(tally: Tally, heading: str) -> list[str]:
     name = plots.short(best, 40)
     for system in ("blend", "ranker"):
         gain = tally.gains[system].get(best) if system in tally.gains else None
-        if gain is None or gain.value is None or gain.margin is None:
+        if gain is None or gain.value is None or gain.ci95_half_width is None:
             continue
         label = "The blend" if system == "blend" else "The ranker's choice"
-        if abs(gain.value) <= gain.margin:
+        if abs(gain.value) <= gain.ci95_half_width:
             size = plus_minus(gain, sign=True)
             found.append(f"{label} is about as good as the best LLM, {name}: {size} ({heading}, row by row).")
         else:
             word = "better" if gain.value > 0 else "worse"
-            size = f"{abs(gain.value):.3f} ± {gain.margin:.3f}"
+            size = f"{abs(gain.value):.3f} ± {gain.ci95_half_width:.3f}"
             found.append(f"{label} is {word} than the best LLM, {name}, by {size} ({heading}, row by row).")
     right = tally.pairwise
     if right.value is not None:

@@ -142,8 +142,8 @@ class RankerLoss(nn.Module):
         """input_ids, attention_mask, reference_ids: B x L. labels: B x T, by how much left is better."""
         hidden_BLH = self.network.encode(input_ids, attention_mask)
         left_BT, right_BT = self.network.score(hidden_BLH, input_ids)
-        margin_BT = left_BT - right_BT
-        loss = -functional.logsigmoid(margin_BT * labels.sign()).mean()
+        score_gap_BT = left_BT - right_BT
+        loss = -functional.logsigmoid(score_gap_BT * labels.sign()).mean()
         aligned = reference_ids != IGNORED
         if aligned.any():
             hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
@@ -154,7 +154,7 @@ class RankerLoss(nn.Module):
                 is_right = (input_ids[aligned] == expected).to(hidden.dtype)
                 judged = functional.binary_cross_entropy_with_logits(self.right_head(hidden).squeeze(-1), is_right)
                 loss = loss + self.auxiliary.token_is_right * judged
-        return {"loss": loss, "logits": margin_BT.mean(dim=-1)}
+        return {"loss": loss, "logits": score_gap_BT.mean(dim=-1)}
 
 
 def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:

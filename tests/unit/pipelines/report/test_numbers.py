@@ -233,7 +233,7 @@ def _figures(numbers: Numbers) -> dict:
         "counts": [numbers.rows, numbers.ranked, numbers.fused, numbers.compared, numbers.forwards, numbers.full],
         "errors": numbers.errors.most(5),
         "models": [
-            [name, of.answers, of.failed, of.rank.value, of.rank.margin, of.first.value, of.fused.value]
+            [name, of.answers, of.failed, of.rank.value, of.rank.ci95_half_width, of.first.value, of.fused.value]
             for name, of in sorted(numbers.models.items())
         ],
         "above": [[numbers.share_above(one, other) for other in names] for one in names],
@@ -242,7 +242,7 @@ def _figures(numbers: Numbers) -> dict:
         "sample": [numbers.sample.rows, sorted(numbers.sample.lengths.get("a", []))],
         "quality": [[name, tally.report()] for name, tally in sorted(quality.references.items())],
         "gains": [
-            [name, system, None if one is None else one, gain.value, gain.margin]
+            [name, system, None if one is None else one, gain.value, gain.ci95_half_width]
             for name, tally in sorted(quality.references.items())
             for system, gains in sorted(tally.gains.items())
             for one, gain in sorted(gains.items(), key=lambda item: item[0] or "")
@@ -297,9 +297,9 @@ def test_means_merge_to_the_mean_of_all(values, at):
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
         for one in (whole, left):
             assert one.value == pytest.approx(mean, abs=1e-6)
-            assert one.margin == pytest.approx(1.96 * deviation / math.sqrt(len(values)), abs=1e-6)
+            assert one.ci95_half_width == pytest.approx(1.96 * deviation / math.sqrt(len(values)), abs=1e-6)
     else:
-        assert whole.margin is None
+        assert whole.ci95_half_width is None
 
 
 def test_quality_of_parts_merges_to_the_quality_of_all():
@@ -321,7 +321,7 @@ def test_quality_of_parts_merges_to_the_quality_of_all():
     assert merged.gains["blend"][None].value == 0
     assert merged.gains["blend"]["a"].value == 0
     assert merged.gains["ranker"]["b"].value == 0
-    assert merged.gains["blend"]["b"].margin == pytest.approx(1.96 / math.sqrt(3))
+    assert merged.gains["blend"]["b"].ci95_half_width == pytest.approx(1.96 / math.sqrt(3))
 
 
 def test_a_long_stream_is_sampled_by_id_and_a_short_one_is_not():
