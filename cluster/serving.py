@@ -1,7 +1,7 @@
 """Ray Serve's settings for calls of a few kilobytes: environment variables that it reads when it is imported.
 
-By default replicas call each other through Ray's object store; over gRPC a call takes half the time (README, "What
-the service takes"). They are those of RAY_SERVE_THROUGHPUT_OPTIMIZED without its direct ingress, which doesn't give
+By default replicas call each other through Ray's object store; over gRPC a call takes half the time
+(docs/results.md). They are those of RAY_SERVE_THROUGHPUT_OPTIMIZED without its direct ingress, which doesn't give
 a gateway in place of a dead one the same port, and without keeping what replicas print to itself.
 """
 

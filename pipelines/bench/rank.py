@@ -118,7 +118,7 @@ class Replay:
 def measure_ranker(
     settings: RankerSettings, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
 ) -> dict[str, Any]:
-    """All that is measured, as plain data (README, "Measuring"). Raises BlendError."""
+    """All that is measured, as plain data (docs/ranking.md). Raises BlendError."""
     settings = settings.model_copy(update={"top_k": top_k, "cache": None})
     scorer = load_scorer(settings)
     warm_up(scorer, workload.rows)
