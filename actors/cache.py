@@ -27,7 +27,11 @@ class ComparisonCache:
     """Scores of one scorer's matchups, kept in a file."""
 
     def __init__(self, file: str | Path, identity: str) -> None:
-        """`identity`: of the scorer (`Traits.identity`). A file that isn't there is made. Raises CacheError."""
+        """`identity`: of the scorer (`Traits.identity`). A file that isn't there is made.
+
+        Raises:
+            CacheError: The cache file can't be used.
+        """
         self._file = Path(file)
         self._identity = identity
         try:
@@ -42,7 +46,11 @@ class ComparisonCache:
             )
 
     def get(self, matchups: Sequence[Matchup]) -> dict[int, float]:
-        """The scores that are known, by their matchup's place in `matchups`. Raises CacheError."""
+        """The scores that are known, by their matchup's place in `matchups`.
+
+        Raises:
+            CacheError: The cache file can't be used.
+        """
         places: dict[bytes, list[int]] = {}
         for i, matchup in enumerate(matchups):
             places.setdefault(self._key(matchup), []).append(i)
@@ -59,7 +67,11 @@ class ComparisonCache:
         return found
 
     def put(self, scores: Iterable[tuple[Matchup, float]]) -> None:
-        """Keep these. Raises CacheError."""
+        """Keep these.
+
+        Raises:
+            CacheError: The cache file can't be used.
+        """
         rows = [(key, score, _seal(key, score)) for matchup, score in scores for key in [self._key(matchup)]]
         if rows:
             with self._open() as database:

@@ -45,7 +45,11 @@ def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def check_unicode(field: str, text: str) -> str:
-    """The text, if every character has UTF-8: JSON can spell half of a surrogate pair. Raises FieldError."""
+    """The text, if every character has UTF-8: JSON can spell half of a surrogate pair.
+
+    Raises:
+        FieldError: The value is malformed.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -104,7 +108,11 @@ def _message(field: str, value: Any) -> Message | None:
 
 
 def read_content(value: Any, field: str) -> str | None:
-    """A message's content as one text; None where it has none. Raises FieldError."""
+    """A message's content as one text; None where it has none.
+
+    Raises:
+        FieldError: The value is malformed.
+    """
     if is_missing(value):
         return None
     if isinstance(value, str):

@@ -22,7 +22,7 @@ from llm_blender_ray.configs.breaker import BreakerSettings
 NOT_ASKED = "not asked: "
 LONGEST_CAUSE = 300  # characters
 State = Literal["closed", "open", "permanent"]
-CALLS_OWN = (RejectedError, RowError)  # errors that say nothing of the next call
+CALLS_OWN = (RejectedError, RowError)  # errors without information about the next call
 
 
 class NotAskedError(GenerationError):
@@ -159,7 +159,7 @@ class CircuitBreaker:
         """Let a call through.
 
         Returns:
-            The call; who gets it must end it.
+            The call; the caller must end it.
 
         Raises:
             NotAskedError: The breaker is open, and it isn't time for a probe, or one is under way; the message has
@@ -193,7 +193,7 @@ class CircuitBreaker:
         except Exception as error:
             call.failed(one_line(error, LONGEST_CAUSE), permanent=isinstance(error, PermanentError))
             raise
-        except BaseException:  # cancelled, or whoever read the answer stopped
+        except BaseException:  # cancelled, or the reader of the answer stopped
             call.dropped()
             raise
         call.succeeded()
@@ -231,7 +231,7 @@ class CircuitBreaker:
     def _open(self, state: State, why: str, cause: str, now: float) -> None:
         if self._state == "closed":
             self._since = now
-        if state == "permanent":  # somebody has to change something first
+        if state == "permanent":  # it needs a change of settings first
             self._wait_s = self._settings.longest_wait_s
         self._until = now + self._wait_s
         self._why, self._cause = why, cause

@@ -1,9 +1,9 @@
-"""Decodes token ids under transformers' `generate`, causal or seq2seq, for whoever holds the model.
+"""Batch decoder of token ids under transformers' `generate`, causal or seq2seq.
 
 One thread decodes batch after batch; requests that arrive meanwhile gather for the next one, so the model never
 waits. An answer doesn't depend on the batch it was decoded in: padding is masked, sampling noise is seeded per
-answer, and a request which breaks its batch is found by decoding that batch again one by one. An answer is told
-when it ends, not when its batch does, and to who follows it piece by piece.
+answer, and a request which breaks its batch is found by decoding that batch again one by one. An answer is
+returned when it ends, not when its batch does; a stream gets it piece by piece.
 """
 
 import asyncio
@@ -35,43 +35,43 @@ from llm_blender_ray.configs.schema import Sampling
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """What is asked, and the way back to who asks: made in its event loop, told from the decoding thread."""
+    """A request and its result queue: made in the caller's event loop, filled from the decoding thread."""
 
     ids: list[int]
     sampling: Sampling  # without its seed: requests that differ in nothing else are decoded together
     seed: int | None
     followed: bool
-    abandoned: bool = False  # nobody waits for it any more: stop decoding it
-    done: bool = False  # the completion is told
-    sent: str = ""  # the pieces told so far
+    abandoned: bool = False  # its caller is gone: stop decoding it
+    done: bool = False  # the completion is in the queue
+    sent: str = ""  # the pieces put so far
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _told: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> str | Completion:
-        """The next piece, or the completion. Raises what was told instead."""
+        """The next piece, or the completion; an error that was put is raised."""
         item = await self._told.get()
         if isinstance(item, Exception):
             raise item
         return item
 
-    def tell(self, item: str | Completion | Exception) -> None:
+    def put(self, item: str | Completion | Exception) -> None:
         try:
             self._loop.call_soon_threadsafe(self._told.put_nowait, item)
         except RuntimeError:  # the loop is closed
             self.abandoned = True
 
     def tell_text(self, text: str) -> None:
-        """`text`: of the answer, from its beginning. An answer that is decoded again goes on where it was."""
+        """`text`: of the answer, from its beginning. An answer that is decoded again continues where it was."""
         if piece := text[len(self.sent) :]:
             self.sent += piece
-            self.tell(piece)
+            self.put(piece)
 
     def finish(self, completion: Completion) -> None:
         if self.followed:
             self.tell_text(completion.text)
             completion = replace(completion, text=self.sent)
         self.done = True
-        self.tell(completion)
+        self.put(completion)
 
 
 class _Answer:
@@ -123,10 +123,10 @@ class BatchDecoder:
         smaller: str,
         num_beams: int = 1,
     ) -> None:
-        """The model's generation config counts, but for what a request's sampling says.
+        """Use the model's generation config, except for what a request's sampling sets.
 
-        pad_id: any token, padding is masked. smaller: the settings that say how much memory a request takes, for
-        who must lower them. num_beams: with more than one the answer is searched, and known only at its end.
+        pad_id: any token, padding is masked. smaller: the settings that bound the memory of a request, for
+        error messages. num_beams: with more than one the answer is searched, and known only at its end.
         """
         self._model, self._detokenizer = model, detokenizer
         self._pad_id, self._max_batch_size, self._num_beams = pad_id, max_batch_size, num_beams
@@ -154,7 +154,7 @@ class BatchDecoder:
             completion = await request.next()
         finally:
             request.abandoned = True
-        assert isinstance(completion, Completion)  # pieces are for who follows
+        assert isinstance(completion, Completion)  # only streams get pieces
         return completion
 
     async def stream(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
@@ -162,7 +162,7 @@ class BatchDecoder:
 
         With beams there is one piece. Raises as `complete` does. Closing the iterator stops the work.
         """
-        # A seed in any case: should its batch have to be decoded again, the answer goes on as it began.
+        # A seed in any case: should its batch have to be decoded again, the answer continues as it began.
         seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
         request = self._submit(ids, sampling, seed, followed=True)
         try:
@@ -187,7 +187,7 @@ class BatchDecoder:
                 request.abandoned = True
             self._changed.notify_all()
         for request in left:
-            request.tell(GenerationError("the model was closed"))
+            request.put(GenerationError("the model was closed"))
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
@@ -242,7 +242,7 @@ class BatchDecoder:
             left = [request for request in batch if not request.done]
             if len(batch) == 1:
                 for request in left:
-                    request.tell(self._as_generation_error(error))
+                    request.put(self._as_generation_error(error))
                 return
             error.__traceback__ = None  # lets go of the batch's tensors
             for request in left:
@@ -255,7 +255,7 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def _decode(self, batch: list[_Request]) -> None:
-        """Decode B requests together, and tell each its answer."""
+        """Decode B requests together, and put each answer into its queue."""
         rows = [request.ids for request in batch]
         answers = [_Answer(request, self._detokenizer, self._ends) for request in batch]
         sampling = batch[0].sampling
@@ -277,7 +277,7 @@ class BatchDecoder:
             if not answer.over:
                 answer.finish(ids)
             elif not answer.request.done:
-                answer.request.tell(GenerationError("the model was closed"))  # else nobody hears it
+                answer.request.put(GenerationError("the model was closed"))  # else its caller waits on
 
 
 class _Reading(StoppingCriteria):
@@ -294,7 +294,7 @@ class _Reading(StoppingCriteria):
 
 
 class _Deserted(StoppingCriteria):
-    """Ends a search when nobody waits for any of its answers: a beam that is ended by itself would count as one."""
+    """Ends a search when the callers of all its answers are gone; one beam ended alone counts as an answer."""
 
     def __init__(self, batch: Sequence[_Request]) -> None:
         self._batch = batch
@@ -337,6 +337,7 @@ class GumbelNoise(LogitsProcessor):
         ]
 
     def __call__(self, input_ids: torch.Tensor, scores_B_V: torch.Tensor) -> torch.Tensor:
+        """Add the noise (transformers' hook)."""
         noise_B_V = torch.empty_like(scores_B_V)
         noise_B_V[self._free] = torch.empty_like(scores_B_V[: len(self._free)]).exponential_()
         for generator, rows in self._seeded:

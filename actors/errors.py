@@ -9,7 +9,7 @@ BLANK = "blank answer"  # of an LLM: nothing, or nothing that shows
 
 
 class BlendError(Exception):
-    """A run can't go on; the message says what is wrong and what cures it (exit code 1)."""
+    """A run can't continue; the message names the problem and its cure (exit code 1)."""
 
 
 class ModelLoadError(BlendError):
@@ -17,7 +17,7 @@ class ModelLoadError(BlendError):
 
 
 class RowError(BlendError):
-    """One input row is bad; it is written with this message and the run goes on."""
+    """One input row is bad; it is written with this message and the run continues."""
 
 
 class FieldError(RowError):
@@ -26,7 +26,7 @@ class FieldError(RowError):
     Attributes:
         field: Path of the field, such as `messages[0].content`.
         why: What is wrong with it.
-        problem: "missing": it is absent. "unsupported": it asks for what can't be done here. "invalid": any other.
+        problem: "missing": it is absent. "unsupported": it requests what can't be done here. "invalid": any other.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One base LLM as the pipelines see it: a prompt goes in, a candidate comes out, always.
+"""A base LLM as the pipelines use it: every prompt gets a candidate.
 
 What fails for one prompt is that candidate's `error`; only a model that doesn't load raises.
 """
@@ -27,7 +27,11 @@ class Generator:
     """A base LLM with its own system prompt and sampling settings."""
 
     def __init__(self, model: ModelSettings) -> None:
-        """Load the model: seconds to minutes. Raises ModelLoadError."""
+        """Load the model: seconds to minutes.
+
+        Raises:
+            ModelLoadError: The model can't be used.
+        """
         self.name = model.name
         self.samples = model.samples
         self._system_prompt = model.system_prompt
@@ -71,7 +75,7 @@ class Generator:
         return prompt.chat(self._system_prompt), sampling.nth(sample)
 
     def _candidate(self, completion: Completion) -> Candidate:
-        """The answer as a candidate; a blank one is an error, since it can't be anybody's answer."""
+        """The answer as a candidate; a blank one is an error."""
         if is_blank(completion.text):
             cut = completion.finish_reason == "length"
             why = f"{BLANK}, cut at sampling.max_tokens" if cut else BLANK

@@ -1,11 +1,11 @@
-"""How well each model has done so far: the order of answers when nobody can compare them."""
+"""Running average of each model's ranks: the order of answers when the ranker is not available."""
 
 from collections.abc import Sequence
 
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, digest
 from llm_blender_ray.actors.tournaments.board import draw_by_hash
 
-NEWEST_WEIGHT = 0.02  # of the newest ranking: about the last fifty count
+NEWEST_WEIGHT = 0.02  # of the newest ranking: about the last 50 count
 
 
 class Leaderboard:
@@ -19,7 +19,7 @@ class Leaderboard:
         self._shares = dict.fromkeys(models, 0.5)
 
     def add(self, candidates: Sequence[Candidate], ranking: Ranking) -> None:
-        """One more ranking of these candidates; one of fewer than two tells nothing."""
+        """One more ranking of these candidates; one of fewer than two is ignored."""
         others = len(ranking.order) - 1
         for place, at in enumerate(ranking.order if others else ()):
             model = candidates[at].model

@@ -1,4 +1,4 @@
-"""Files of a model folder: which hold its weights, and whether they are whole. Reads headers only.
+"""Weight files of a model folder, and checks of their integrity. Reads headers only.
 
 Weights are safetensors where the folder has them, else PyTorch's pickles (`pytorch_model*.bin`), which are read
 with `weights_only=True`: that builds tensors and plain containers and runs no code of the file.
@@ -40,14 +40,14 @@ class WeightFiles:
 def weight_files(folder: Path) -> WeightFiles:
     """Find the weights of a model folder, safetensors first.
 
-    An index beside shards counts before what lies there. Shards without an index count by their names
+    An index counts before the shards that are there. Shards without an index count by their names
     (`NAME-00001-of-00003.bin`).
 
     Args:
         folder: A model folder.
 
     Returns:
-        Its weight files; those that an index or a name tells of, whether they are there or not.
+        Its weight files, and those that an index or a shard's name implies, whether they are there or not.
 
     Raises:
         ModelLoadError: When there are none, or an index can't be read.

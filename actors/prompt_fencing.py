@@ -1,4 +1,4 @@
-"""Other people's texts within what an LLM is told: fenced, so that none can pass for a part of what it is told."""
+"""Fences around untrusted texts in a prompt, so that none can pass for a part of the instructions."""
 
 import re
 
@@ -16,7 +16,7 @@ def prompt_text(prompt: Prompt, share: float = 1.0) -> str:
     """The prompt as one text, a chat of several turns whole.
 
     Args:
-        prompt: What was asked.
+        prompt: The prompt.
         share: Characters to keep, as a share of all, for an LLM that the whole is too long for: the end of a chat,
             both ends of any other text.
     """

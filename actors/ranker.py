@@ -1,7 +1,7 @@
-"""Ranks candidates: plays the rows' tournaments together, so that their matchups are scored in common batches.
+"""Ranker: plays the rows' tournaments together, so that their matchups are scored in common batches.
 
-Who scores is a `Scorer`: one model in this process, or a pool of replicas that many requests share. What a row is
-given depends on the row alone.
+The `Scorer` is one model in this process, or a pool of replicas that many requests share. A row's ranking depends
+on the row alone.
 """
 
 import math
@@ -26,7 +26,12 @@ class Ranker:
     """A scorer, and the strategy that makes rankings of its scores."""
 
     def __init__(self, settings: RankerSettings, scorer: Scorer | None = None) -> None:
-        """`scorer`: used in place of the one that the settings name. Raises ModelLoadError, CacheError."""
+        """`scorer`: used in place of the one that the settings name.
+
+        Raises:
+            ModelLoadError: The model can't be used.
+            CacheError: The cache file can't be used.
+        """
         self._settings = settings
         self._scorer = scorer or load_scorer(settings)
         self.identity = self._scorer.traits.identity
@@ -124,7 +129,7 @@ def _is_number(score: Score) -> TypeGuard[float]:
 def blanks_last(ranking: Ranking, candidates: Sequence[Candidate]) -> Ranking:
     """The ranking with blank candidates behind those with text, and with lower scores.
 
-    A scorer may prefer an empty answer; whoever wanted an answer doesn't. Comparisons stay as they were made, and
+    A scorer may prefer an empty answer; users don't. Comparisons stay as they were made, and
     blank candidates keep their order among themselves.
     """
     blank = {i for i in ranking.order if is_blank(candidates[i].text or "")}
@@ -139,7 +144,7 @@ def blanks_last(ranking: Ranking, candidates: Sequence[Candidate]) -> Ranking:
 
 
 class _Game:
-    """One row's tournament, and what became of it."""
+    """One row's tournament and its result."""
 
     def __init__(
         self, settings: ComparisonSettings, scorer: Scorer, prompt: Prompt, candidates: Sequence[Candidate]

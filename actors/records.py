@@ -96,7 +96,7 @@ def is_blank(text: str) -> bool:
 
 
 def digest(prompt: Prompt, *texts: str) -> bytes:
-    """16 bytes that tell what is asked, whatever its id, and these texts apart from any others."""
+    """Digest (16 bytes) of a prompt's contents, whatever its id, and of these texts."""
     parts = [prompt.instruction, prompt.input, prompt.messages, *texts]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
@@ -110,7 +110,7 @@ class Comparison:
     logit: float
 
     def swap(self) -> Self:
-        """The same judgement told from the other side, as if there were no position bias."""
+        """The same comparison with the sides swapped, as if there were no position bias."""
         return replace(self, left=self.right, right=self.left, logit=-self.logit)
 
 
@@ -229,7 +229,7 @@ def read_prompt(row: Mapping[str, Any], most: int | None = None) -> Prompt:
 
     Raises:
         FieldError: A field is of the wrong type, or can't be blended.
-        RowError: There is nothing to ask.
+        RowError: The row has no prompt.
     """
     fields = prompt_fields(row)
     if fields == ("messages",):
@@ -270,7 +270,10 @@ def read_id(row: Mapping[str, Any]) -> str:
 def read_candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
     """The row's given candidates: `candidates`, or without them the answers of a preference pair (TRL).
 
-    A malformed candidate is kept as one with an error. Raises FieldError when `candidates` is no list.
+    A malformed candidate is kept as one with an error.
+
+    Raises:
+        FieldError: `candidates` is no list.
     """
     given = row.get("candidates")
     if is_missing(given):
@@ -293,7 +296,7 @@ def _answer_of(value: Any) -> str | None:
 def _candidate(index: int, value: Any) -> Candidate:
     """A given candidate, whatever it holds.
 
-    What has no place in a `Candidate` stays in `extra`: a text beside an error as `text` (it isn't ranked, and
+    What has no place in a `Candidate` stays in `extra`: a text next to an error as `text` (it isn't ranked, and
     comes out again), fields of odd types under `raw`.
     """
     field = f"candidates[{index}]"

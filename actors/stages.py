@@ -30,11 +30,16 @@ class Generate:
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        """Raises ModelLoadError when the LLM can't be used."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The LLM can't be used.
+        """
         self._generator = Generator(settings)
         self._samples = settings.samples
 
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        """Run the stage on these blends, all at once."""
         return await asyncio.gather(*map(self._one, blends))
 
     async def check_health(self) -> None:
@@ -65,7 +70,12 @@ class Rank:
     """Ranks every blend's candidates; those without text are left out. None at all is the blend's error."""
 
     def __init__(self, settings: RankerSettings) -> None:
-        """Raises ModelLoadError when the ranker can't be used, CacheError when its cache can't."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The ranker can't be used.
+            CacheError: Its cache can't be used.
+        """
         self._ranker = Ranker(settings)
 
     async def __call__(self, blends: Sequence[Blend], known: Mapping[bytes, float] = {}) -> list[Blend]:
@@ -98,11 +108,16 @@ class Fuse:
     """Writes one answer from every blend's best candidates."""
 
     def __init__(self, settings: FuserSettings) -> None:
-        """Raises ModelLoadError when the fuser can't be used."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The fuser can't be used.
+        """
         self._fuser = load_fuser(settings)
         self._top_k = settings.top_k
 
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        """Run the stage on these blends, all at once."""
         return await asyncio.gather(*map(self._one, blends))
 
     async def check_health(self) -> None:
@@ -129,6 +144,7 @@ class TakeBest:
     """In place of a fuser: the answer is the best candidate's."""
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+        """Run the stage on these blends."""
         return [self._one(select_best(blend, 1)) for blend in blends]
 
     def _one(self, blend: Blend) -> Blend:

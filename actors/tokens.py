@@ -21,7 +21,8 @@ from llm_blender_ray.actors.weights import load_tokenizer
 def load_tokenizer_backend(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder as it was published, else what transformers makes of its vocabulary files.
 
-    Raises ModelLoadError.
+    Raises:
+        ModelLoadError: The model can't be used.
     """
     return published(folder) or load_tokenizer(folder).backend_tokenizer
 
@@ -46,8 +47,11 @@ class LiteralTokenizer:
         self._plain = backend
 
     def _rename(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Give every marked token its secret spelling, in the vocabulary too: a Unigram vocabulary holds control
-        pieces such as [CLS] with the best score of all, and would find them in text."""
+        """Give every marked token its secret spelling, in the vocabulary too.
+
+        A Unigram vocabulary holds control pieces such as [CLS] with the best score of all, and would find them in
+        text.
+        """
         for token in spec["added_tokens"]:
             token["content"] = self._spelling(token["content"])
         model = spec["model"]

@@ -1,6 +1,6 @@
 """Model folders and what is loaded from them, shared by every class that holds weights.
 
-`from_pretrained` alone is too forgiving and too obscure for a run nobody watches: it initialises tensors that
+`from_pretrained` alone is too forgiving and too obscure for an unattended run: it initialises tensors that
 a checkpoint lacks at random with no more than a warning, and explains a missing file in a paragraph. Here a
 folder is checked before it is loaded, and whatever is wrong becomes one ModelLoadError that names the cure. A
 hub id is first brought to a local folder, so that everything after that sees folders only.
@@ -145,7 +145,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | Literal["aut
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's config. Raises ModelLoadError, also for an architecture that transformers doesn't know."""
+    """The model's config.
+
+    Raises:
+        ModelLoadError: The config can't be read, or transformers doesn't know the architecture.
+    """
     check_config(folder)
     content = read_json(folder / "config.json")
     model_type = content.get("model_type")
@@ -172,8 +176,7 @@ def load_model(
     dtype: torch.dtype | Literal["auto"],
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a model in evaluation mode, from safetensors or, without those, from pickled weights (no code of
-    which runs).
+    """Load a model in evaluation mode, from safetensors or else from pickled weights, whose code never runs.
 
     Args:
         auto_class: One of transformers' Auto classes, or a model class.

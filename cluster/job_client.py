@@ -51,7 +51,12 @@ class JobClient(JobSubmissionClient):
 
 
 def connect(address: str) -> JobClient:
-    """A client of the cluster whose dashboard is at `address`. Raises ConfigError, ClusterError."""
+    """Connect to the cluster whose dashboard is at `address`.
+
+    Raises:
+        ConfigError: The address is malformed.
+        ClusterError: The cluster can't be reached.
+    """
     if missing := missing_hooks():
         raise ClusterError(f"this Ray's job client has no {missing}; install a tested Ray (constraints.txt)")
     only_errors("ray.dashboard", "ray._private.authentication", "ray._private.runtime_env")

@@ -1,8 +1,8 @@
-"""What runs where: which models run together, on how many actors, and whether the cluster can hold them.
+"""Placement of models: which run together, on how many actors, and whether they fit the cluster.
 
-Ray Data starts every actor pool of a plan at once, and neither warns nor fails when they don't fit: it waits for
-ever. So models run in waves, each of as many as fit at once, and actors are packed onto nodes before anything
-starts.
+Ray Data starts every actor pool of a plan at once, and neither warns nor fails when they don't fit: it waits
+indefinitely. So models run in waves, each of as many as fit at once, and actors are packed onto nodes before
+anything starts.
 Pure; what the cluster has comes in as a `Capacity`.
 """
 
@@ -16,13 +16,13 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.parts import ModelPart, PartSettings
 from llm_blender_ray.configs.schema import BlendConfig, Replicas
 
-READ_CPUS = 1.0  # reading and writing need a CPU beside the actors
+READ_CPUS = 1.0  # for reading and writing, in addition to the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
 _EPSILON = 1e-6
 
 
 class PlanError(BlendError):
-    """The cluster can't hold what the config asks for."""
+    """The cluster can't hold what the config requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Node:
     accelerator: str | None = None
 
     def amounts(self) -> dict[str, float]:
-        """By Ray's names."""
+        """Resources by Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a cluster has: an actor is on one node, so sums alone don't say what fits."""
+    """Resources of a cluster by node: an actor is on one node, so sums are not enough to decide what fits."""
 
     nodes: tuple[Node, ...]
 
@@ -51,7 +51,7 @@ class Capacity:
         return cls((Node(cpus, gpus, resources or {}),))
 
     def amounts(self) -> dict[str, float]:
-        """Of all nodes together, by Ray's names."""
+        """Resources of all nodes together, by Ray's names."""
         total: Counter[str] = Counter({"CPU": 0, "GPU": 0})
         for node in self.nodes:
             total.update(node.amounts())
@@ -59,10 +59,12 @@ class Capacity:
 
     @property
     def cpus(self) -> float:
+        """CPUs of all nodes together."""
         return self.amounts()["CPU"]
 
     @property
     def gpus(self) -> float:
+        """GPUs of all nodes together."""
         return self.amounts()["GPU"]
 
 
@@ -98,8 +100,8 @@ class Placement:
     def most(self) -> int | None:
         """Most actors that make sense; None: as many as fit.
 
-        Without a word in the settings only what takes GPUs or custom resources is spread: on CPUs nothing tells
-        how many copies of a model the machine's memory holds.
+        Without `replicas` in the settings only what takes GPUs or custom resources is spread: on CPUs it is unknown
+        how many copies of a model fit the machine's memory.
         """
         if "replicas" in self.model.model_fields_set:
             return self.model.replicas.max
@@ -123,7 +125,11 @@ class Plan:
 
 
 def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
-    """The waves of a whole blend on a cluster. Raises PlanError, one line, when a part of it can't run at all."""
+    """The waves of a whole blend on a cluster.
+
+    Raises:
+        PlanError: A part of it can't run at all.
+    """
     llms = [place(model.name, model, capacity) for model in config.models]
     # Large ones first: what fits on few nodes is placed while they are empty (by Ray too, which keeps this order).
     llms.sort(key=lambda one: (-one.num_gpus, -one.num_cpus))
@@ -136,7 +142,10 @@ def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
 def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacity) -> Plan:
     """Waves of as many of `llms` as fit, first fit; `last` in their order in the last wave, or waves of their own.
 
-    What a wave leaves over goes to more replicas. Raises PlanError when one doesn't fit even by itself.
+    What a wave leaves over goes to more replicas.
+
+    Raises:
+        PlanError: A pool doesn't fit even by itself.
     """
     waves: list[_Wave] = []
     for pool in llms:
@@ -151,7 +160,8 @@ def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: C
 def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
     """All parts of a service, which run at the same time: base LLMs, ranker, fuser, each with its fewest replicas.
 
-    Raises PlanError when they don't all fit.
+    Raises:
+        PlanError: The parts don't all fit at once.
     """
     gateway = config.serve.gateway
     wave = _Wave(capacity, gateway.num_cpus * gateway.replicas, "the gateway (serve.gateway.num_cpus)")
@@ -165,8 +175,8 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
         if not _Wave(capacity, 0.0).take(pool):
             raise PlanError(_why_not(pool, capacity, ""))
         raise PlanError(
-            f"{pool.name} finds no room beside the others: a service holds all its models at once (set num_gpus, "
-            "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is there only while it is asked)"
+            f"{pool.name} finds no room with the others: a service holds all its models at once (set num_gpus, "
+            "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is loaded only while it has requests)"
         )
     return tuple(pools)
 
@@ -177,20 +187,24 @@ class _Wave:
     def __init__(
         self, capacity: Capacity, beside: float = READ_CPUS, what: str = "reading and writing; a run takes one"
     ) -> None:
-        """beside: CPUs that are taken beside the models, on one node, for `what`."""
+        """beside: CPUs taken in addition to the models, on one node, for `what`."""
         self._free = [dict(node.amounts()) for node in capacity.nodes]
         self._nodes = capacity.nodes
         self._pools: list[Placement] = []
         # where it is least in the way: on a node without GPUs, else on that with most CPUs
         fitting = [at for at in range(len(self._free)) if self._fits(at, {"CPU": beside})]
         if not fitting:
-            raise PlanError(f"the cluster has no CPU for {what} beside its models")
+            raise PlanError(f"the cluster has no CPU for {what} in addition to its models")
         best = min(fitting, key=lambda at: (self._free[at]["GPU"], -self._free[at]["CPU"]))
         self._subtract(best, {"CPU": beside})
 
     @classmethod
     def of(cls, pool: Placement, capacity: Capacity) -> "_Wave":
-        """A wave of this one pool. Raises PlanError when it doesn't fit."""
+        """A wave of this one pool.
+
+        Raises:
+            PlanError: It doesn't fit.
+        """
         wave = cls(capacity)
         if not wave.take(pool):
             raise PlanError(_why_not(pool, capacity))
@@ -206,7 +220,7 @@ class _Wave:
         return False
 
     def spread(self) -> tuple[Placement, ...]:
-        """The pools, with one more actor after the other for whoever has fewest, as long as one fits."""
+        """The pools, with one more actor after the other for the pool that has fewest, as long as one fits."""
         counts = {pool.name: pool.replicas for pool in self._pools}
         growing = [pool for pool in self._pools if any(pool.amounts().values())]  # what takes nothing always fits
         while growing:
@@ -240,7 +254,7 @@ class _Wave:
 
 
 def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
-    """Why a pool doesn't fit into an empty cluster. beside: what else has to."""
+    """Why a pool doesn't fit into an empty cluster. beside: what else has to fit."""
     kind = pool.model.accelerator_type
     nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
     actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""
@@ -268,7 +282,7 @@ def place(name: str, settings: PartSettings, capacity: Capacity) -> Placement:
 
 
 def fill_cluster(settings: PartSettings, capacity: Capacity) -> PartSettings:
-    """The settings of a stage that has the cluster to itself: its pool fills it, unless they say otherwise.
+    """The settings of a stage that has the cluster to itself: its pool fills it, unless they set resources.
 
     On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
     on one), or on many cores one for every four, which hold a model together.

@@ -22,7 +22,8 @@ LEAN = {
 def lean_serve() -> Iterator[None]:
     """Ray Serve has these settings where Ray is started within the block, here and in its workers.
 
-    Raises RuntimeError when Ray Serve was imported before without them.
+    Raises:
+        RuntimeError: Ray Serve was imported before without them.
     """
     before = {name: os.environ.get(name) for name in LEAN}
     if "ray.serve" in sys.modules and before != LEAN:

@@ -1,4 +1,4 @@
-"""The Ray session: a local one that keeps to itself, or a connection to a cluster.
+"""Ray session: a private local one, or a connection to a cluster.
 
 A local Ray listens on 127.0.0.1 only and reports no usage. Both are environment variables; the first Ray reads only
 when it is imported, into a constant, which is set here too: by then Ray is imported, and a connection to a real
@@ -92,7 +92,7 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
 
 
 def check_answers(address: str) -> None:
-    """Raise ClusterError when nobody answers at an address, which Ray would tell after a minute.
+    """Check that Ray listens at an address, which Ray itself reports after a minute.
 
     Args:
         address: as Ray takes it; one without a port is left to Ray.
@@ -193,7 +193,7 @@ def without_ray_output() -> Iterator[None]:
     """Keep what Ray prints in this process off the terminal, within the block; `sys.stderr` works as before.
 
     Its core writes to file descriptor 2, and its driver prints tracebacks of tasks that will be tried again on
-    `sys.stdout`; neither can be told not to.
+    `sys.stdout`; neither can be turned off.
     """
     sys.stderr.flush()
     python, terminal = sys.stderr, os.dup(2)
@@ -218,7 +218,7 @@ def keep_to_own_gpus() -> None:
 
 
 def capacity(settings: RayCluster) -> Capacity:
-    """What the connected cluster has, or can grow to."""
+    """Capacity of the connected cluster, or what it can grow to."""
     if settings.nodes:
         return grown(settings)
     nodes = []
@@ -240,7 +240,7 @@ def _internal(name: str) -> bool:
 
 
 def grown(settings: RayCluster) -> Capacity:
-    """What the settings say that the cluster can grow to."""
+    """Capacity that the cluster can grow to, by the settings."""
     return Capacity(
         tuple(
             Node(group.num_cpus, group.num_gpus, dict(group.resources), group.accelerator_type)
@@ -251,7 +251,7 @@ def grown(settings: RayCluster) -> Capacity:
 
 
 def local_capacity(settings: RayCluster) -> Capacity:
-    """What a local Ray would have, without starting one."""
+    """Capacity of a local Ray, without starting one."""
     cpus = settings.num_cpus if settings.num_cpus is not None else os.cpu_count() or 1
     gpus = settings.num_gpus
     if gpus is None:

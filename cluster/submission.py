@@ -1,4 +1,4 @@
-"""A run as a Ray job: the code and the resolved config go to a cluster's dashboard, and `blend run` runs there.
+"""Submission of a run as a Ray job: code and resolved config are uploaded, and `blend run` runs on the cluster.
 
 The job imports the submitter's code, also where the cluster's image has the project installed: an uploaded
 working_dir comes first on the path. Nothing of the submitter's environment travels, so no secret does: what the
@@ -45,16 +45,19 @@ def submit_run(
 ) -> int:
     """Run `blend run` with a config as a job; the exit code of `blend submit`.
 
-    The job's id goes to stdout; what a person wants to know besides to stderr. With `wait` the job's log goes to
+    The job's id goes to stdout; hints go to stderr. With `wait` the job's log goes to
     stdout instead, and the exit code is the job's.
 
     Args:
         config: with `input` and `output`; checked, so that a mistake ends here and not on the cluster.
         address: of the cluster's dashboard.
         flags: of `blend run`, as they are.
+        wait: Whether to follow the job to its end.
         name: for the list of jobs.
 
-    Raises ConfigError when the cluster can't see a path, ClusterError.
+    Raises:
+        ConfigError: The cluster can't see a path.
+        ClusterError: The cluster can't be reached.
     """
     client = connect(address)
     here = client.runs_here()
@@ -104,7 +107,8 @@ def local_paths(config: BlendConfig) -> list[str]:
 def pack_upload(config: BlendConfig, folder: Path) -> None:
     """Fill an empty folder with what a job needs: the packages, the included models it uses, and its config.
 
-    Raises ConfigError when that is more than MAX_UPLOAD_MB.
+    Raises:
+        ConfigError: The files are larger than MAX_UPLOAD_MB.
     """
     data = config.model_dump(mode="json", exclude_unset=True)
     data.get("ray", {}).pop("address", None)  # the job's own cluster
@@ -125,7 +129,11 @@ def pack_upload(config: BlendConfig, folder: Path) -> None:
 
 
 def follow(client: JobClient, job_id: str) -> int:
-    """Print a job's log until it ends; its exit code, or 130 when a person waits no longer. Raises ClusterError."""
+    """Print a job's log until it ends; its exit code, or 130 after Ctrl-C.
+
+    Raises:
+        ClusterError: The cluster can't be reached.
+    """
     try:
         return _ended(asyncio.run(_Log(client, job_id).follow()))
     except KeyboardInterrupt:
@@ -176,7 +184,7 @@ class _Log:
             except UnreachableError as error:
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"{error}; the job may go on. {_how_to('follow', self._client, self._job_id)}"
+                        f"{error}; the job may still run. {_how_to('follow', self._client, self._job_id)}"
                     ) from error
                 if not lost:
                     _tell("connection lost, trying again")
@@ -193,7 +201,7 @@ def _interrupted(client: JobClient, job_id: str) -> int:
                 return _stop(client, job_id)
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    _tell(f"the job goes on. {_how_to('follow', client, job_id)}")
+    _tell(f"the job keeps running. {_how_to('follow', client, job_id)}")
     return INTERRUPTED
 
 
@@ -213,10 +221,10 @@ def _ended(info: JobDetails) -> int:
         case JobStatus.SUCCEEDED:
             return 0
         case JobStatus.STOPPED:
-            _tell(f"job {info.submission_id} was stopped; submitted again, it goes on from what it saved")
+            _tell(f"job {info.submission_id} was stopped; submitted again, it resumes from its checkpoints")
             return INTERRUPTED
     code = info.driver_exit_code
-    if code is None:  # it never started, or its machine was lost: its log doesn't say why
+    if code is None:  # it never started, or its machine was lost: its log has no reason
         _tell(f"job {info.submission_id} failed: {' '.join((info.message or 'no reason given').split())}")
         return 1
     _tell(f"job {info.submission_id} failed with exit code {code}")

@@ -1,4 +1,4 @@
-"""When a part of a blend that keeps failing is left alone for a while."""
+"""Settings of circuit breakers: when a part of a blend that keeps failing is skipped for a while."""
 
 from typing import Annotated, Self
 

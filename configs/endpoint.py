@@ -1,4 +1,4 @@
-"""How an endpoint is asked: what differs between services that speak OpenAI's API."""
+"""Request settings of endpoints: what differs between services with OpenAI's API."""
 
 import re
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class RequestSettings(Settings):
-    """What is sent to an endpoint beside the chat and `sampling`, and how much of an answer is read."""
+    """Fields of a request to an endpoint other than the chat and `sampling`, and limits of its response."""
 
     # auto: max_tokens; max_completion_tokens once the endpoint has refused that, as OpenAI's reasoning models do
     max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"

@@ -1,4 +1,4 @@
-"""Environment variables that a config names: an endpoint's key is there, and nowhere in the config."""
+"""Environment variables that a config names: an endpoint's key is in one, and nowhere in the config."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,7 +26,7 @@ def variables(*settings: BaseModel | None) -> dict[str, list[str]]:
 
 
 def missing_variables(environment: Mapping[str, str], *settings: BaseModel | None) -> str | None:
-    """Say which variables aren't set, all in one line.
+    """List the variables that are not set, in one line.
 
     Args:
         environment: What is set; blank values count as missing.
@@ -40,9 +40,9 @@ def missing_variables(environment: Mapping[str, str], *settings: BaseModel | Non
     }
     if not missing:
         return None
-    told = ", ".join(f"{name} (for {', '.join(owners)})" for name, owners in missing.items())
+    listed = ", ".join(f"{name} (for {', '.join(owners)})" for name, owners in missing.items())
     several = "variables are" if len(missing) > 1 else "variable is"
-    return f"environment {several} not set: {told}; set each to its endpoint's key"
+    return f"environment {several} not set: {listed}; set each to its endpoint's key"
 
 
 def _needed(value: object, owner: str) -> Iterator[tuple[str, str]]:

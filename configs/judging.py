@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its verdict is read."""
+"""Settings of judges: the prompt, and the form of the verdict."""
 
 import re
 from string import Formatter
@@ -10,10 +10,10 @@ from llm_blender_ray.configs.settings import Settings
 
 
 class Judging(Settings):
-    """The question that a judge gets, and the form of its verdict."""
+    """Prompt of a judge, and form of its verdict."""
 
     criterion: Annotated[str, Field(min_length=1)] | None = None  # None: helpful, relevant, accurate and detailed
-    prompt: str | None = None  # what it is asked, with {prompt}, {answer_a}, {answer_b}, {criterion} and {fence}
+    prompt: str | None = None  # its prompt template, with {prompt}, {answer_a}, {answer_b}, {criterion} and {fence}
     verdict_pattern: str | None = None  # regular expression; the first group of its last match is A, B, C or tie
 
     @field_validator("prompt")

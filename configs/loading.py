@@ -1,4 +1,4 @@
-"""Reads a config file: YAML, then the command line's overrides, then the schema. Mistakes come as one line each."""
+"""Config files: YAML, then overrides of the command line, then the schema. Each mistake is one line."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,11 @@ class ConfigError(Exception):
 def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = ()) -> _SettingsT:
     """The config at `path` as `schema`, with `a.b=value` overrides (values are YAML; numbers index lists).
 
-    A relative folder named by `model` or `backbone` that exists beside the config means that one; a file named by
-    `chat_template` is replaced by what it holds.
+    A relative folder named by `model` or `backbone` is resolved against the config's folder where it exists; a
+    file named by `chat_template` is replaced by its contents.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: The file can't be read, or a setting is wrong; one line for each mistake.
     """
     file = Path(path)
     try:
@@ -77,7 +78,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _resolve_folders(data: Any, base: Path) -> None:
-    """Make relative model folders that exist beside the config absolute and read template files, in place."""
+    """Resolve relative model folders against the config's folder and read template files, in place."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         if key in ("model", "backbone") and isinstance(value, str) and (base / value).is_dir():

@@ -1,4 +1,4 @@
-"""What preference data is made of a ranked dataset: which answers make a pair, and how far apart they must be."""
+"""Settings of preference data: which answers of a ranked row make a pair, and their least score difference."""
 
 from typing import Annotated, Literal
 

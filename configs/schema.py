@@ -66,7 +66,7 @@ __all__ = [
 
 
 class RankerSection(BaseModel):
-    """The `ranker` of any config file; the rest of the file is of no interest."""
+    """The `ranker` section of any config file; the rest of the file is ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -84,14 +84,14 @@ class NodeGroup(Settings):
 
 
 class RayCluster(Settings):
-    """Which Ray runs it. `local` starts one on this machine that listens on 127.0.0.1 only."""
+    """The Ray cluster of a run. `local` starts one on this machine that listens on 127.0.0.1 only."""
 
     address: str | None = None  # None: the RAY_ADDRESS of the environment (in a Ray job it is set), else local
     num_cpus: Annotated[int, Field(ge=1)] | None = None  # local only; None: what the machine has
     num_gpus: Annotated[int, Field(ge=0)] | None = None  # local only
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # local only
     nodes: tuple[NodeGroup, ...] = ()  # what a cluster that grows can grow to; none: what it has at the start
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 21600.0  # without a block done anywhere, and the run ends
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 21600.0  # a run ends when no block was finished for so long
 
 
 RESERVED_NAMES = frozenset(
@@ -100,7 +100,7 @@ RESERVED_NAMES = frozenset(
 
 
 class BlendConfig(Settings):
-    """One blend: which LLMs answer, who ranks, who fuses, and how a bulk run is cut."""
+    """A blend: its base LLMs, ranker and fuser, and the settings of a bulk run and of the service."""
 
     models: tuple[ModelSettings, ...]
     ranker: RankerSettings

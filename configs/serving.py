@@ -1,4 +1,4 @@
-"""Settings of the online service: how long a request may take, how many at once, who may ask."""
+"""Settings of the online service: deadlines, limits, access."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Scaling(Settings):
     """When a part gets more replicas, between its `replicas.min` and `replicas.max` (Ray Serve's autoscaling)."""
 
-    load: Annotated[float, Field(gt=0, le=1)] = 0.7  # of what a replica can work on at once, in the mean
+    load: Annotated[float, Field(gt=0, le=1)] = 0.7  # average share of a replica's width
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
 
 
 class GatewaySettings(Settings):
-    """The actors that speak HTTP and run each request's blend; they hold no model."""
+    """Actors that serve HTTP and run each request's blend; they hold no model."""
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -32,7 +32,7 @@ class GatewaySettings(Settings):
 
 
 class Limits(Settings):
-    """What a request may ask for and take, per gateway; more is refused, but for `max_tokens`.
+    """Limits of a request, per gateway; requests beyond them are rejected, except that `max_tokens` is lowered.
 
     Those of connections (`connections`, `header_s`, `send_s`, `keep_alive_s`) hold where gateways listen
     themselves, with `blend serve` on one machine; on a cluster a reverse proxy before Ray Serve's has to have them.
@@ -55,7 +55,7 @@ class Limits(Settings):
 
 
 class Serving(Settings):
-    """How the service treats requests.
+    """Settings of the service.
 
     A request has `deadline_s` in all, sending included. When `generation_share` of it is over, or `quorum` models
     have answered and the others have had their grace, the answers that are there are ranked; when `ranking_share`

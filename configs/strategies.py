@@ -1,6 +1,6 @@
-"""Which candidates are compared, and how a ranking is made of the comparisons: one schema per kind of strategy.
+"""Settings of strategies: which candidates are compared, and how comparisons make a ranking; one class per kind.
 
-What each kind does, costs and promises is told in `actors.tournaments.strategies`. A strategy is a mapping with a
+`actors.tournaments.strategies` documents what each kind does, costs and guarantees. A strategy is a mapping with a
 `kind`, or text: `swiss`, or with options `swiss:rounds=4,orders=one`.
 """
 
@@ -16,7 +16,7 @@ Reference = Literal["longest", "shortest", "median", "first", "last"]
 
 
 class Common(Settings):
-    """What every strategy has."""
+    """Settings that every strategy has."""
 
     orders: Literal["both", "one"] = "both"  # of a pair; one: a candidate is on the left in half of its pairs
     aggregation: Aggregation = "least-squares"
@@ -48,7 +48,7 @@ class SparseRefine(Common):
 
 
 class Stoppable(Common):
-    """What a strategy has that can end after any round."""
+    """Settings of strategies that can end after any round."""
 
     rounds: Annotated[int, Field(ge=1)]  # at most
     confidence: Annotated[float, Field(gt=0, lt=1)] | None = None  # stop when the top k is this sure
@@ -56,7 +56,7 @@ class Stoppable(Common):
 
 
 class Focus(Stoppable):
-    """Sparse, then rounds of the comparisons that tell most about who belongs to the top k."""
+    """Sparse, then rounds of the comparisons with most information about the top k."""
 
     kind: Literal["focus"] = "focus"
     orders: Literal["both", "one"] = "one"
@@ -67,7 +67,7 @@ class Focus(Stoppable):
 
 
 class Swiss(Stoppable):
-    """Rounds in which candidates of like standing meet."""
+    """Rounds that pair candidates of similar score."""
 
     kind: Literal["swiss"] = "swiss"
     rounds: Annotated[int, Field(ge=1)] = 5
@@ -129,5 +129,5 @@ Strategy = Annotated[Annotated[_Kind, Discriminator("kind")], BeforeValidator(_f
 
 
 def default_strategy(top_k: int | None) -> _Kind:
-    """What is done when nobody says: all pairs for a whole order, else what was measured best."""
+    """Default strategy: all pairs for a whole order, else the one that measured best."""
     return Full() if top_k is None else Focus()

@@ -1,4 +1,4 @@
-"""Chat templates that a config can name: one Jinja file each in `chat_templates/`, after their publishers' words.
+"""Chat templates that a config can name: one Jinja file each, after their publishers' documentation.
 
 They serve models whose tokenizer comes without a template. To add one, add its file.
 """

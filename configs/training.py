@@ -1,6 +1,6 @@
-"""The schemas of the training configs: what `blend train ranker CONFIG` and `blend train fuser CONFIG` read.
+"""Schemas of the training configs, which `blend train ranker CONFIG` and `blend train fuser CONFIG` read.
 
-`train-ranker.yaml` and `train-fuser.yaml` beside this module hold the settings of the LLM-Blender paper
+`train-ranker.yaml` and `train-fuser.yaml` in this folder hold the settings of the LLM-Blender paper
 (arXiv 2306.02561, section 5 and appendix A; llm-blender 0.0.2's training scripts where the paper is silent).
 """
 
@@ -12,7 +12,7 @@ from llm_blender_ray.configs.settings import Settings
 
 
 class Optimization(Settings):
-    """How weights are moved; the same for every model. A step is one update of the weights."""
+    """Optimizer settings, the same for every model. A step is one update of the weights."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -40,7 +40,7 @@ class Optimization(Settings):
 
 
 class TrainingRun(Settings):
-    """What both commands take. URIs are files, folders or globs of rows, local or `s3://`."""
+    """Settings of both commands. URIs are files, folders or globs of rows, local or `s3://`."""
 
     train: Annotated[str, Field(min_length=1)]
     heldout: Annotated[str, Field(min_length=1)] | None = None  # rows never trained on; None: nothing is measured
@@ -67,7 +67,7 @@ class PairSampling(Settings):
 
 
 class AuxiliaryLosses(Settings):
-    """Losses at every candidate token, beside the pairwise one; their heads are thrown away after training.
+    """Losses at every candidate token, in addition to the pairwise one; their heads are discarded after training.
 
     They apply to a candidate that has as many tokens as the row's reference: token i is then compared to the
     reference's token i. A small ranker trained from nothing needs them; a pretrained one does without.
@@ -78,14 +78,14 @@ class AuxiliaryLosses(Settings):
 
     @property
     def wanted(self) -> bool:
-        """Whether any of them has a weight."""
+        """Whether any loss has a weight."""
         return self.reference_token > 0 or self.token_is_right > 0
 
 
 class RankerTraining(TrainingRun):
-    """Trains a PairRanker on rows with scored candidates."""
+    """Settings of training a PairRanker on rows with scored candidates."""
 
-    backbone: Annotated[str, Field(min_length=1)]  # encoder to start from, or a PairRanker to go on with
+    backbone: Annotated[str, Field(min_length=1)]  # encoder to start from, or a PairRanker to continue
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # keys of candidates[].scores; one head output each
     source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
@@ -95,7 +95,7 @@ class RankerTraining(TrainingRun):
 
 
 class FuserTraining(TrainingRun):
-    """Trains a GenFuser on rows with candidates and a reference `output`."""
+    """Settings of training a GenFuser on rows with candidates and a reference `output`."""
 
     model: Annotated[str, Field(min_length=1)]  # seq2seq model to start from
     metric: str | None = None  # orders candidates of rows without `ranking`; None: the given order

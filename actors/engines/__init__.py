@@ -1,4 +1,4 @@
-"""The ways to run an LLM, behind one protocol; each has its own module and its own heavy import.
+"""Engines: implementations of one protocol that run LLMs, each in a module with its own heavy import.
 
 An engine answers one prompt per call and is called many times at once: batching, queueing and bounds on what
 is in flight are the engine's own business, so bulk and online use it alike, and one prompt's failure is one
@@ -15,7 +15,7 @@ from llm_blender_ray.configs.schema import ModelSettings, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't tell.
+    """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't report them.
 
     Attributes:
         candidates_read: Of a fuser's answer: how many of the candidates fitted its input, the best ones; None: all.
@@ -50,7 +50,7 @@ class Engine(Protocol):
         """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
 
         Text that may yet become part of a stop string is held back. Raises as `generate` does, also in the
-        midst. Closing the iterator, or cancelling who waits for it, stops the work.
+        middle. Closing the iterator, or cancelling its reader, stops the work.
         """
         ...
 

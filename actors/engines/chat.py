@@ -1,4 +1,4 @@
-"""From chat messages to token ids and back, the same way for every engine that holds a tokenizer.
+"""Chat messages to token ids and back, the same for every engine with a tokenizer.
 
 A prompt is rendered and tokenised here, not by the engine, so that a model answers alike wherever it runs and
 a prompt which doesn't fit is refused in the same words.
@@ -32,7 +32,7 @@ _REASONING_TAGS = {
 
 
 class ChatTokenizer:
-    """A tokenizer with the chat template that a model is asked in. No text can spell a control token of it.
+    """A tokenizer with a model's chat template. No text can spell a control token of it.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -127,7 +127,11 @@ class ChatTokenizer:
         return self._tokens.encoding(self._tokens.guard(text)).offsets
 
     def rendered(self, messages: Sequence[Message]) -> str:
-        """The chat as text, up to where the answer begins. Raises PromptError as `encode` does."""
+        """The chat as text, up to where the answer begins.
+
+        Raises:
+            PromptError: As `encode` does.
+        """
         if self._template is None:
             return "\n".join(message["content"] for message in messages)
         return self._tokens.unguard(self._render(messages, add_generation_prompt=True))
@@ -160,7 +164,7 @@ class ChatTokenizer:
             return ""
         try:
             return opened_reasoning(self.rendered([Message(role="user", content="?")]))
-        except PromptError:  # told when a chat comes
+        except PromptError:  # raised again for a real chat
             return ""
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
@@ -210,8 +214,18 @@ def check_room(sampling: Sampling, context: int | None) -> None:
 def check_fits(
     prompt_tokens: int, answer_tokens: int, context: int | None, max_prompt_tokens: int | None = None
 ) -> None:
-    """Raise PromptError for an empty prompt; TooLongError for one of more than `max_prompt_tokens`, and when it and
-    the longest answer exceed `context`."""
+    """Check that a prompt and the longest answer fit a model.
+
+    Args:
+        prompt_tokens: Tokens of the prompt.
+        answer_tokens: Tokens of the longest answer.
+        context: Tokens that the model has room for; None: any number.
+        max_prompt_tokens: Limit of the prompt alone; None: no limit.
+
+    Raises:
+        PromptError: The prompt is empty.
+        TooLongError: The prompt is over its limit, or both together over the context.
+    """
     if not prompt_tokens:
         raise PromptError("the prompt has no tokens")
     if max_prompt_tokens is not None and prompt_tokens > max_prompt_tokens:

@@ -46,7 +46,7 @@ _STATUS_FIELDS = ("code", "status", "status_code", "statusCode", "http_code", "e
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a service tells of a request without an answer.
+    """Report of a service about a request without an answer.
 
     Attributes:
         message: Its reason, in its own words where it has any.
@@ -91,7 +91,7 @@ class StreamReader:
             Its piece of the text, which may be empty.
 
         Raises:
-            ServiceError: It tells that the answer failed, or isn't part of a chat completion.
+            ServiceError: It reports a failure, or isn't part of a chat completion.
         """
         try:
             chunk = parsed(data)
@@ -194,7 +194,7 @@ def _text_of_part(part: Mapping[str, Any]) -> str:
 
 
 def ended(reason: str | None) -> FinishReason:
-    """A service's finish reason as one of ours; none, beside a whole answer, is the end.
+    """A service's finish reason as one of ours; none, with a whole answer, is the end.
 
     Raises:
         ServiceError: The answer was broken off.
@@ -221,7 +221,7 @@ def _count(value: Any) -> int | None:
 
 
 def failure_in(body: Any) -> Failure | None:
-    """The failure that a parsed body, or an event of a stream, tells of; None where it tells of none.
+    """The failure that a parsed body, or an event of a stream, reports; None where it reports none.
 
     Known are the forms of OpenAI, Azure, OpenRouter, LiteLLM, Together, vLLM, SGLang, llama.cpp, TGI, Ollama,
     Anthropic, Gemini, Mistral (FastAPI) and Cloudflare.
@@ -262,7 +262,7 @@ def _broken_off(reason: str | None, choice: Mapping[str, Any] | None = None) -> 
 
 
 def _failure(error: Any, around: Mapping[str, Any]) -> Failure:
-    """A failure told as text, an object or a list of objects, with what stands around it."""
+    """A failure reported as text, an object or a list of objects, with what surrounds it."""
     if isinstance(error, list):
         messages = [failure.message for item in error if (failure := _failure(item, {})).message]
         return Failure("; ".join(messages), _status([around], ""))
@@ -287,7 +287,7 @@ def _failure(error: Any, around: Mapping[str, Any]) -> Failure:
 
 
 def _told(value: Any) -> str:
-    """What a service tells, as text of its own: objects within JSON have a message, too."""
+    """The message of a service as text; objects within JSON have a message, too."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("message"), str):

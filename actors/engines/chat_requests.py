@@ -48,7 +48,7 @@ class Requests:
         return _without(request, self._refused & self._may_go(request))
 
     def adapted(self, request: dict[str, Any], failure: Failure) -> dict[str, Any] | None:
-        """The request in the form that the endpoint asks for.
+        """The request in the form that the endpoint accepts.
 
         Args:
             request: The one that it refused.
@@ -77,7 +77,7 @@ class Requests:
         self._refused |= gone
 
     def _may_go(self, request: dict[str, Any]) -> frozenset[str]:
-        """Parameters that may be left out: those that the answer doesn't depend on, or that nobody has set."""
+        """Parameters that may be left out: those that the answer doesn't depend on, or that are not set."""
         may_go = {"stream_options"}
         if self._model.drop_params:
             may_go |= {"temperature", "top_p", "top_k", "stop", "seed"}

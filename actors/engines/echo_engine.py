@@ -1,4 +1,4 @@
-"""No LLM at all: the prompt is the answer. What a pipeline takes by itself can be measured with it."""
+"""Engine without an LLM: the prompt is the answer. For trials, and to measure what a pipeline takes by itself."""
 
 from collections.abc import AsyncGenerator
 

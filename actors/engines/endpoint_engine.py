@@ -60,7 +60,11 @@ class EndpointEngine:
     opens_reasoning = ""  # as far as can be known
 
     def __init__(self, model: EndpointModel) -> None:
-        """Raises ModelLoadError when an environment variable that the settings name has no value."""
+        """Make a client of the endpoint.
+
+        Raises:
+            ModelLoadError: An environment variable that the settings name has no value.
+        """
         key = "none"  # servers without keys accept any
         if model.api_key_env is not None:
             key = _secret(model, model.api_key_env, "the endpoint's key")
@@ -182,7 +186,11 @@ class EndpointEngine:
 
 
 def _secret(model: EndpointModel, variable: str, what: str) -> str:
-    """An environment variable's value. Raises ModelLoadError."""
+    """An environment variable's value.
+
+    Raises:
+        ModelLoadError: The variable isn't set.
+    """
     value = os.environ.get(variable, "").strip()
     if not value:
         raise ModelLoadError(f"{model.name}: set the environment variable {variable} to {what}")
@@ -192,7 +200,11 @@ def _secret(model: EndpointModel, variable: str, what: str) -> str:
 
 
 def _read(response: httpx2.Response) -> Completion:
-    """The answer in a response. Raises ServiceError."""
+    """The answer in a response.
+
+    Raises:
+        ServiceError: The service reports a failure.
+    """
     try:
         return read_completion(response.content)
     except ServiceError:
@@ -210,7 +222,7 @@ def _check_is_stream(response: httpx2.Response) -> None:
 
 
 def _failure_of(error: openai.APIStatusError) -> Failure:
-    """What an HTTP error says, with its own status."""
+    """The message of an HTTP error, with its own status."""
     response = error.response
     if response.is_redirect:
         target = response.headers.get("location", "").partition("?")[0]

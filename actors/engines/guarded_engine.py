@@ -1,6 +1,6 @@
 """An endpoint behind a circuit breaker: while it is down, prompts fail at once in place of waiting for its retries.
 
-Until an endpoint has answered once, a call has one retry where nothing is there: an address at which nobody listens
+Until an endpoint has answered once, a call has one retry where nothing is there: an address without a listener
 would cost a run 15 s of retries before the breaker opens. What an outage in the middle of a run gets, and a service
 that answers 429 from the start, are all of `max_retries`.
 
@@ -24,7 +24,11 @@ FIRST_RETRIES = 1  # of a call, until the endpoint has been heard of
 
 
 class GuardedEngine(EngineWrapper):
-    """See `actors.engines.Engine`. Raises NotAskedError while the endpoint is left alone."""
+    """See `actors.engines.Engine`.
+
+    Raises:
+        NotAskedError: The endpoint's circuit breaker is open.
+    """
 
     def __init__(
         self, model: EndpointModel, breaker: CircuitBreaker, load: Callable[[EndpointModel], Engine]
@@ -62,7 +66,11 @@ class GuardedEngine(EngineWrapper):
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[Engine]:
-        """The engine for one call. Raises NotAskedError."""
+        """The engine for one call.
+
+        Raises:
+            NotAskedError: The endpoint's circuit breaker is open.
+        """
         if self._breaker.closed:
             async with self._in_flight:
                 if self._breaker.closed:  # still, after the wait

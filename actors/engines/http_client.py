@@ -139,7 +139,7 @@ async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes
     peeked = httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body))
     reader = StreamReader()
     none = True
-    with suppress(httpx2.SSEError):  # whoever reads the stream will find it again
+    with suppress(httpx2.SSEError):  # the reader of the stream finds it again
         async with aclosing(events_of(peeked)) as events:
             async for event in events:
                 none = False

@@ -31,8 +31,10 @@ class _Place(Enum):
 
 
 class AnswerFilter:
-    """The answer in a text that comes in pieces: what follows the reasoning it begins with, without the blanks
-    between them. How the text is cut makes no difference."""
+    """Filter of a text in pieces: passes on the answer, without the reasoning before it and the blanks between.
+
+    How the text is cut makes no difference.
+    """
 
     def __init__(self, opened: str = "") -> None:
         """Start before the first piece.
@@ -169,7 +171,11 @@ class AnswersOnly(EngineWrapper):
         self.opens_reasoning = ""
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
-        """See `actors.engines.Engine`. Raises GenerationError also when the answer ends within its reasoning."""
+        """See `actors.engines.Engine`.
+
+        Raises:
+            GenerationError: The answer ends within its reasoning.
+        """
         completion = await self._engine.generate(messages, sampling)
         answer = AnswerFilter(self._engine.opens_reasoning)
         text = answer.add(completion.text) + answer.rest(cut=completion.finish_reason == "length")

@@ -63,7 +63,7 @@ def _in_parts(
     shaped = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     try:
         text = apply(shaped)
-    except Exception:  # the refusal of the usual form is the one to tell
+    except Exception:  # the refusal of the usual form is the one to report
         return None
     as_they_are = any(mark in text and not any(mark in turn["content"] for turn in turns) for mark in _PARTS)
     return None if as_they_are or _missing(apply, shaped, text, needed) else text

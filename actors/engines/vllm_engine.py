@@ -1,6 +1,6 @@
 """A base LLM under vLLM's AsyncLLM, on one GPU or, by tensor parallelism, several.
 
-vLLM schedules and batches by itself, in a process of its own beside the actor's that ends with it. This
+vLLM schedules and batches by itself, in a child process of the actor's that ends with it. This
 module turns settings into its arguments, and its failures into ours.
 """
 
@@ -86,7 +86,7 @@ class VLLMEngine:
                 **options,
             )
             try:
-                # sequences at once and tokens a step: vLLM takes small ones when it isn't told what for
+                # sequences at once and tokens a step: vLLM takes small ones without a usage context
                 config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
                 self._context: int = config.model_config.max_model_len
                 chat.check_room(model.sampling, self._context)
@@ -127,7 +127,7 @@ class VLLMEngine:
     async def _outputs(
         self, prompt_ids: list[int], sampling: Sampling, *, stream: bool
     ) -> AsyncGenerator["CompletionOutput", None]:
-        """What vLLM tells of the answer: all of it at the end, or what is new each time."""
+        """Outputs of the answer: all of it at the end, or what is new each time."""
         if self._llm is None:
             raise GenerationError("the engine is closed")
         from vllm import SamplingParams
@@ -157,7 +157,7 @@ class VLLMEngine:
     async def check_health(self) -> None:
         """See `actors.engines.Engine`."""
         if self._llm is not None and self._llm.errored:
-            raise BlendError("vLLM's engine process has died; its log above tells why")
+            raise BlendError("vLLM's engine process has died; its log above has the reason")
 
     async def close(self) -> None:
         """See `actors.engines.Engine`."""
@@ -167,7 +167,11 @@ class VLLMEngine:
 
 
 def _reason(last: "CompletionOutput") -> FinishReason:
-    """Why the answer ended, as its last output tells. Raises GenerationError when something else ended it."""
+    """Finish reason of the answer's last output.
+
+    Raises:
+        GenerationError: Something else ended it.
+    """
     if last.finish_reason not in ("stop", "length"):
         raise GenerationError(f"vLLM ended the request: {last.finish_reason}")
     return last.finish_reason

@@ -1,4 +1,4 @@
-"""The ways to write one answer from the best candidates, behind one protocol; each has its own module.
+"""Fusers: implementations of one protocol that write one answer from the best candidates.
 
 A fuser writes for one prompt per call and is called many times at once: batching is its own business, so bulk and
 online use it alike.

@@ -141,7 +141,11 @@ class GenFuserModel:
     """One model, loaded and ready. See `actors.fusers.Fuser`."""
 
     def __init__(self, settings: GenFuser) -> None:
-        """Raises ModelLoadError when the model can't be used."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The model can't be used.
+        """
         self._settings = settings
         folder = locate(settings.model, settings.revision)
         device = resolve_device(settings.device)

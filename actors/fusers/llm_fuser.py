@@ -1,7 +1,6 @@
-"""A chat LLM as a fuser: it is shown the prompt and the best answers, and told to write a better one.
+"""Chat LLM as a fuser: prompted with the prompt and the best answers, it writes a better one.
 
-One chat per prompt, with a text of our own. It works with any engine; what a better answer is, the settings can say
-(`instruction`).
+One chat per prompt, with our own template. It works with any engine; `instruction` sets what a better answer is.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -45,7 +44,11 @@ class ChatFuser:
     """One LLM, loaded and ready. See `actors.fusers.Fuser`."""
 
     def __init__(self, settings: LLMFuser) -> None:
-        """Raises ModelLoadError when the LLM can't be used."""
+        """Load the LLM.
+
+        Raises:
+            ModelLoadError: The LLM can't be used.
+        """
         self._instruction = settings.instruction or INSTRUCTION
         self._system_prompt = settings.llm.system_prompt
         self._sampling = settings.llm.sampling
@@ -54,7 +57,11 @@ class ChatFuser:
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
     ) -> Completion:
-        """See `actors.fusers.Fuser`. Raises TooLongError where not even the shortest attempt fits the LLM."""
+        """See `actors.fusers.Fuser`.
+
+        Raises:
+            TooLongError: Not even the shortest attempt fits the LLM.
+        """
         for attempt in attempts(prompt, candidates, self._instruction):
             try:
                 reply = await self._llm.generate(*self._asked(prompt, attempt.task, change))

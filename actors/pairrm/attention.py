@@ -102,12 +102,13 @@ class Linear:
             self._weight = onednn.pack(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Compute x Wᵀ + b."""
         if self._packed:
             return onednn.linear(x, self._weight, self._bias)
         return functional.linear(x, self._weight, self._bias)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x Wᵀ + b + residual."""
+        """Compute x Wᵀ + b + residual."""
         if self._packed:
             return onednn.linear_plus(x, residual, self._weight, self._bias)
         return self(x).add_(residual)

@@ -2,7 +2,7 @@
 
 - `llm-blender/PairRM`, `llm-blender/pair-ranker`: config.json is the original's RankerConfig; `model_name` is the
   backbone (hub id, or a path relative to the checkpoint), which gives the encoder's config and the tokenizer.
-- `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids; the tokenizer lies beside it.
+- `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids and the tokenizer.
 
 Weights are safetensors; a checkpoint that has only `pytorch_model*.bin` (early `pair-ranker`) is read with
 `weights_only`, which runs no code of it.
@@ -65,7 +65,10 @@ def load_pairrm(
 ) -> tuple[PairRMNetwork, PairTokenizer]:
     """The network (float32, on CPU, in eval mode) and tokenizer of a local folder or hub id, any published layout.
 
-    The lengths (tokens) override the checkpoint's own. Raises ModelLoadError.
+    The lengths (tokens) override the checkpoint's own.
+
+    Raises:
+        ModelLoadError: The model can't be used.
     """
     folder = locate(model, revision)
     if not (folder / "config.json").is_file():
@@ -73,8 +76,8 @@ def load_pairrm(
     settings = read_json(folder / "config.json")
     if "ranker_type" in settings:
         original = _read(_OriginalConfig, settings, folder)
-        beside = folder / original.model_name
-        backbone = beside.resolve() if beside.is_dir() else locate(original.model_name, weights=False)
+        inside = folder / original.model_name
+        backbone = inside.resolve() if inside.is_dir() else locate(original.model_name, weights=False)
         checkpoint: _Config = original
     elif HF_ARCHITECTURE in (settings.get("architectures") or ()):
         checkpoint, backbone = _read(_HFConfig, settings, folder), folder
@@ -151,7 +154,7 @@ def _assemble(
     backend = load_tokenizer_backend(backbone)
     backend.add_tokens([AddedToken(marker, normalized=True, special=False) for marker in MARKERS])
     tokenizer = PairTokenizer(backend, budget, cls=names.cls_token, sep=names.sep_token, pad=names.pad_token)
-    with quiet():  # it tells how new rows are made up; a ranker's are read or trained
+    with quiet():  # it warns how new rows are initialised; a ranker's are read or trained
         encoder.resize_token_embeddings(tokenizer.vocab_size)
     markers = MarkerIds(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
     return PairRMNetwork(encoder, markers, n_tasks=n_tasks, dropout=dropout), tokenizer

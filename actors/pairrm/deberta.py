@@ -126,7 +126,11 @@ class DebertaMarkerEncoder:
 
     @torch.inference_mode()
     def at_markers(self, ids: Sequence[Sequence[int]], markers: Sequence[Sequence[int]]) -> Tensor:
-        """See MarkerEncoder. Raises BlendError for a sequence longer than the model has absolute positions."""
+        """See MarkerEncoder.
+
+        Raises:
+            BlendError: A sequence is longer than the model has absolute positions.
+        """
         batch = _Batch(ids, markers, self._distances, self._device)
         embedded_NH = hidden_NH = self._embeddings(batch)
         workspace = Workspace(

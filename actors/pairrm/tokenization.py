@@ -28,7 +28,7 @@ class PairBudget:
     candidate_max_length: int
 
     def candidate(self, source_length: int) -> int:
-        """Tokens a candidate may have beside a source of `source_length` tokens."""
+        """Tokens a candidate may have next to a source of `source_length` tokens."""
         return self.candidate_max_length + (self.source_max_length - source_length) // 2
 
 
@@ -71,6 +71,6 @@ class PairTokenizer:
         return [self.cls_id, *ids[: self.budget.candidate(source_length) - 2], self.sep_id]
 
     def join(self, source: list[int], left: list[int], right: list[int]) -> list[int]:
-        """One sequence of the three; the candidates' markers tell the sides."""
+        """One sequence of the three; the candidates' markers mark the sides."""
         sided = ((self.left_id, left), (self.right_id, right))
         return source + list(chain.from_iterable([ids[0], marker, *ids[2:]] for marker, ids in sided))

@@ -1,7 +1,7 @@
-"""What can tell which of two answers is better, behind one protocol; each scorer has its own module.
+"""Scorers: implementations of one protocol that compare two answers.
 
-A scorer knows nothing of tournaments: it is given matchups, of any prompts, and gives a score for each. So every
-scorer goes with every strategy, in this process or in a pool of replicas.
+A scorer has no notion of tournaments: it maps matchups of any prompts to scores. So every
+scorer works with every strategy, in this process or in a pool of replicas.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ class ScoringError(BlendError):
     """One matchup has no score; others have."""
 
 
-Score = float | ScoringError  # how much better left is than right, or why nobody knows
+Score = float | ScoringError  # how much better left is than right, or why there is no score
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a tournament and a cache have to know of a scorer.
+    """Properties of a scorer that tournaments and caches need.
 
     pointwise: every answer is scored by itself and a matchup's score is the difference, so that n forwards are
         enough for n answers, and the order of two makes none.
@@ -43,7 +43,9 @@ class Scorer(Protocol):
     """One model, loaded and ready, or several that look like one."""
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> Traits:
+        """Properties of the scorer."""
+        ...
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
         """One score per matchup, in the order given; positive when left is better.

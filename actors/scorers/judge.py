@@ -1,8 +1,8 @@
-"""An LLM as a scorer: it is shown a prompt and two answers, A and B, and says which is better.
+"""LLM as a scorer: prompted with a prompt and two answers, A and B, it decides which is better.
 
 One chat per matchup, in the pairwise form of MT-Bench (Zheng et al. 2023, arXiv 2306.05685) with a text of our own.
-Judges favour a side; that is met by the strategies, which ask in both orders. A reply that failed or can't be read
-is asked for once more; then that comparison has no score.
+Judges favour a side, so strategies compare in both orders. A reply that failed or can't be read
+is requested once more; then that comparison has no score.
 """
 
 import asyncio
@@ -54,7 +54,11 @@ class JudgeScorer:
     """One LLM, loaded and ready. It belongs to the event loop of its first call."""
 
     def __init__(self, settings: Judge) -> None:
-        """Raises ModelLoadError when the LLM can't be used."""
+        """Load the LLM.
+
+        Raises:
+            ModelLoadError: The LLM can't be used.
+        """
         self._name = settings.llm.name
         self._criterion = settings.criterion or CRITERION
         self._template = settings.prompt or JUDGE_TEMPLATE
@@ -105,7 +109,7 @@ class JudgeScorer:
 
 
 def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE_TEMPLATE) -> str:
-    """What the LLM is asked. Each text stands between fences of its own, where the template has them."""
+    """Prompt of the LLM. Each text stands between fences, where the template has them."""
     prompt = prompt_text(matchup.prompt)
     fence = fence_for(prompt, matchup.left, matchup.right)
     return template.format(
@@ -114,7 +118,7 @@ def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE
 
 
 def _identity(settings: Judge) -> str:
-    """A digest of what is asked of whom. An LLM is known by its settings: weights may change behind a name."""
+    """Digest of the prompt and of the settings of the LLM; its weights may change behind a name."""
     llm = {name: value for name, value in deciding(settings.llm).items() if name != "name"}
     asked = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()

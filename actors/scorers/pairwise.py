@@ -30,7 +30,7 @@ TEXTS_KEPT = 8192  # tokenized texts kept for the next round of the same rows
 
 @dataclass(frozen=True, slots=True)
 class ForwardCost:
-    """What scoring takes: tokens of the pairs, the same with padding, and FLOPs of their matrix products."""
+    """Cost of scoring: tokens of the pairs, the same with padding, and FLOPs of their matrix products."""
 
     tokens: int
     positions: int
@@ -45,7 +45,11 @@ class PairwiseScorer:
     """
 
     def __init__(self, settings: PairRanker) -> None:
-        """Raises ModelLoadError when the model can't be used."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The model can't be used.
+        """
         network, self.tokenizer = load_pairrm(
             settings.model,
             revision=settings.revision,
@@ -71,6 +75,7 @@ class PairwiseScorer:
         self._calls = ThreadPoolExecutor(1, "pairranker")  # one call after the other
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         return await asyncio.get_running_loop().run_in_executor(self._calls, self.logits, matchups)
 
     async def check_health(self) -> None:
@@ -88,7 +93,7 @@ class PairwiseScorer:
         return self.tokenizer.join(source, left, right)
 
     def work(self, matchups: Sequence[Matchup]) -> ForwardCost:
-        """What scoring these takes, in one call."""
+        """Cost of scoring these in one call."""
         lengths = [len(self.tokens(matchup)) for matchup in matchups]
         positions = sum(self._forward.positions([lengths[i] for i in batch]) for batch in self._cut(lengths))
         return ForwardCost(sum(lengths), positions, self._forward.flops(lengths))

@@ -1,4 +1,4 @@
-"""A reward model as a scorer: it reads every answer by itself, and a matchup scores the difference of two rewards.
+"""Reward model as a scorer: it reads every answer by itself; a matchup's score is the difference of two rewards.
 
 So a row of n answers costs n forwards under any strategy, and later rounds cost none. An answer's reward depends on
 its prompt and itself alone.
@@ -46,9 +46,10 @@ class AnswerTokenizer:
     def __init__(
         self, folder: Path, max_length: int | None = None, *, positions: int | None = None, trust_remote_code: bool
     ) -> None:
-        """max_length: tokens of a sequence; None: what the tokenizer says, at most the model's `positions`.
+        """max_length: tokens of a sequence; None: the tokenizer's own, at most the model's `positions`.
 
-        Raises ModelLoadError.
+        Raises:
+            ModelLoadError: The model can't be used.
         """
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self._chat = ChatTokenizer(tokenizer)
@@ -63,13 +64,19 @@ class AnswerTokenizer:
 
     @property
     def typed(self) -> bool:
-        """Whether the tokenizer tells prompt and answer apart by token types."""
+        """Whether the tokenizer separates prompt and answer by token types."""
         return "token_type_ids" in self._chat.tokenizer.model_input_names
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
-        """At most `max_length` tokens. What is too much goes from the prompt's left end, turn by turn; an answer
-        which is too long by itself loses its right end. Raises ScoringError when that isn't enough, GenerationError
-        when the template refuses the chat."""
+        """Encode prompt and answer as at most `max_length` tokens.
+
+        What is too much goes from the prompt's left end, turn by turn; an answer which is too long by itself loses
+        its right end.
+
+        Raises:
+            ScoringError: That isn't enough.
+            GenerationError: The template refuses the chat.
+        """
         question = [Message(role="user", content="\n".join(text for text in prompt.texts() if text))]
         turns = [*(prompt.chat() if self.chat_template else question), Message(role="assistant", content=answer)]
         turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]  # ours to cut
@@ -94,7 +101,11 @@ class RewardScorer:
     """One reward model, loaded and ready. Forwards run one after the other, in a thread of their own."""
 
     def __init__(self, settings: RewardModel) -> None:
-        """Raises ModelLoadError when the model can't be used."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: The model can't be used.
+        """
         folder = locate(settings.model, settings.revision)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         if config.num_labels != 1:
@@ -128,6 +139,7 @@ class RewardScorer:
         self._thread = ThreadPoolExecutor(1, "reward")  # torch's own threads belong to one thread of Python
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.score_gaps, matchups)
 
     async def check_health(self) -> None:
@@ -193,7 +205,7 @@ class RewardScorer:
     def _padding(self, encodings: Sequence[Encoding]) -> int:
         """The token to pad with, on the right.
 
-        Decoders give the reward at a row's last token that isn't the config's pad token, whatever the mask says
+        Decoders give the reward at a row's last token that isn't the config's pad token, whatever the mask is
         (transformers' `GenericForSequenceClassification`), and take a single row where the config names none. There
         any token does that ends none of the rows.
         """

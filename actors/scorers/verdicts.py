@@ -1,6 +1,6 @@
 """Reads a judge's verdict from its reply, in the forms that LLMs use.
 
-Deterministic, and strict about who speaks: what a judge quotes from an answer is no verdict, and a reply that gives
+Deterministic, and strict about quotes: what a judge quotes from an answer is no verdict, and a reply that gives
 two verdicts has none. In the order in which they count:
 
 - marked: `[[A]]`, on the last line that has such a mark, whatever surrounds it on a line of its own;
@@ -88,8 +88,10 @@ def _is_object(lines: list[tuple[str, bool]]) -> bool:
 
 
 def _marked(lines: list[tuple[str, bool]]) -> Iterator[float]:
-    """The verdict of the last line with a mark, and any on other lines of their own, which contradict it if they
-    differ."""
+    """The verdict of the last line with a mark, and those on other lines of their own.
+
+    The latter contradict it if they differ.
+    """
     with_mark = [i for i, (line, _) in enumerate(lines) if _MARK.search(line)]
     for i in with_mark:
         line, quoted = lines[i]

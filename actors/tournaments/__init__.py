@@ -1,6 +1,6 @@
 """Which pairs of candidates to compare next, and what follows from the answers: pure, no torch, no Ray.
 
-A tournament is asked for a round of ordered pairs and told their logits, until it asks for nothing more. Whoever
+A tournament gives rounds of ordered pairs (`ask`) and takes their logits (`tell`), until no round is left. Whatever
 scores the pairs (one process, a pool of actors, an LLM judge) is not its business. Settings: `configs.strategies`;
 what each strategy does and promises: `actors.tournaments.strategies`.
 """
@@ -35,7 +35,9 @@ class Tournament(Protocol):
     def tell(self, comparisons: Iterable[Comparison]) -> None:
         """Some or all of the round's answers, in any order; a second answer to the same pair is ignored.
 
-        Raises RowError for a logit that is not a finite number, ValueError for a pair that was never asked.
+        Raises:
+            RowError: A logit is not a finite number.
+            ValueError: A pair was never requested.
         """
         ...
 
@@ -43,7 +45,9 @@ class Tournament(Protocol):
         """Leave out pairs of the round that the scorer has no answer for: they are not asked again.
 
         The ranking follows from the rest; a player without any comparison stands behind those that have one.
-        Raises ValueError for a pair that was never asked.
+
+        Raises:
+            ValueError: A pair was never requested.
         """
         ...
 
@@ -67,11 +71,12 @@ def tournament(
     keys: equal texts are one player, compared once and of one score; None (no answer) is not ranked.
     top_k: how many of the best matter, the first thing a strategy spends on; None: the whole order.
     symmetric: logit(j, i) = -logit(i, j), as of a reward model: without position bias, so one order is enough.
-    labels: what tells candidates with equal texts apart (their models), so that their order isn't the list's.
-    salt: of the draw that breaks ties: what tells rows apart, so that a model whose answers are the same in all
+    labels: what distinguishes candidates with equal texts (their models), so that their order isn't the list's.
+    salt: of the draw that breaks ties: what distinguishes rows, so that a model whose answers are the same in all
         rows doesn't win or lose all ties.
 
-    Raises RowError when the row lacks what the strategy names.
+    Raises:
+        RowError: The row lacks what the strategy names.
     """
     return _Rounds(settings, keys, top_k, symmetric, labels or [None] * len(keys), salt, clock)
 
@@ -158,7 +163,11 @@ class _Rounds:
                 self._skips += 1
 
     def _opened(self, pair: Pair) -> Pair | None:
-        """The pair's cell; None where it is settled already. Raises ValueError where it was never asked."""
+        """The pair's cell; None where it is settled already.
+
+        Raises:
+            ValueError: The pair was never requested.
+        """
         cell = self._board.seat.get(pair[0], -1), self._board.seat.get(pair[1], -1)
         if cell in self._open:
             return cell

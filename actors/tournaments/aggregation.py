@@ -2,11 +2,11 @@
 
 Arrays are by player (P), or by player with the position bias at the end (Q). `logits_PP[i, j]` is logit(i, j), i
 on the left, NaN where not compared; `copies_P` says how many candidates a player stands for. A score's scale is the
-original's unless told otherwise: the difference of two scores is an estimate of logit(i, j) - logit(j, i), twice
+original's unless stated otherwise: the difference of two scores is an estimate of logit(i, j) - logit(j, i), twice
 the margin.
 
 Where a pair was seen in one order only, its margin is the logit less the position bias, which is estimated from all
-logits by least squares; where the orders seen can't tell bias from strength, it is taken as 0.
+logits by least squares; where the orders seen can't separate bias from strength, it is taken as 0.
 """
 
 import math
@@ -26,7 +26,7 @@ class Fit:
 
     strengths: P, in logits, mean 0 in each connected part of the graph of comparisons.
     covariance: P+1 x P+1, of the strengths and the bias, in units of `noise`.
-    noise: variance of one forward about the fit; None where no pairs are left over to tell.
+    noise: variance of one forward about the fit; None where no pairs are left over to estimate it.
     freedom: pairs left over, the noise's degrees of freedom.
     parts: connected parts; strengths of different parts don't compare.
     """
@@ -95,7 +95,7 @@ def _margins(logits_PP: np.ndarray, bias: float) -> np.ndarray:
     met_PP = ~np.isnan(logits_PP)
     left_PP = np.where(met_PP, logits_PP - bias, 0)
     orders_PP = met_PP.astype(int) + met_PP.T
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of those who haven't met
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of pairs that haven't met
         margins_PP = (left_PP - left_PP.T) / orders_PP
     np.fill_diagonal(margins_PP, np.nan)
     return margins_PP
@@ -106,7 +106,7 @@ def least_squares(logits_PP: np.ndarray) -> Fit:
 
     The normal equations' matrix is the Laplacian of the comparison graph; on a complete graph the strengths are
     half the max-logits scores, so this carries them over to fewer comparisons. The bias is partialled out (Frisch
-    and Waugh 1933). The noise is told by the pairs' margins alone: what both orders of a pair have in common can't
+    and Waugh 1933). The noise is estimated from margins alone: what both orders of a pair have in common can't
     move a strength. Where several strengths fit as well (parts), the smallest are taken.
     """
     size = len(logits_PP)
@@ -133,7 +133,9 @@ def least_squares(logits_PP: np.ndarray) -> Fit:
 
     parts = size - int(fixed_P.sum())
     pairs, both = int((orders_PP > 0).sum()) // 2, int((orders_PP == 2).sum()) // 2
-    lost = 1 - 2 * both / apart if biased else 0.0  # to the bias, but for what the sums of both orders tell of it
+    lost = (
+        1 - 2 * both / apart if biased else 0.0
+    )  # to the bias, except for what the sums of both orders give of it
     freedom = pairs - (size - parts) - lost
     margins_PP = np.nan_to_num(_margins(np.where(met_PP, logits_PP, np.nan), bias))
     errors_PP = margins_PP - (strengths_P[:, None] - strengths_P)
@@ -155,9 +157,9 @@ def certainty(fit: Fit, top_k: int | None) -> float:
 
 
 def contrasts(fit: Fit, top_k: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What has to be told apart: each of the `top_k` from each of the others, or else neighbours in the order.
+    """Contrasts to be decided: each of the `top_k` from each of the others, or else neighbours in the order.
 
-    Per contrast (C): the lead in strength, its variance in units of `fit.noise`, who is above and who is below.
+    Per contrast (C): the lead in strength, its variance in units of `fit.noise`, the upper and the lower player.
     """
     order = np.argsort(-fit.strengths, kind="stable")
     if top_k is None or top_k >= len(order):
@@ -180,7 +182,7 @@ def bradley_terry(logits_PP: np.ndarray) -> np.ndarray:
     """Strengths (P) by which i, on the left, wins against j with chance sigmoid(strength_i - strength_j + bias).
 
     A forward counts as a win by sigmoid(logit). Maximum a posteriori with a weak normal prior, without which one
-    who always wins would be infinitely strong; Newton's method with halved steps.
+    a player that always wins would be infinitely strong; Newton's method with halved steps.
     """
     size = len(logits_PP)
     left_M, right_M = (~np.isnan(logits_PP) & ~np.eye(size, dtype=bool)).nonzero()

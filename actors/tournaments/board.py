@@ -1,6 +1,6 @@
-"""What a tournament knows: who plays, and the logits so far.
+"""State of a tournament: its players, and the logits so far.
 
-Candidates with the same text are one player: a ranker can't tell them apart, so they are compared once. Players
+Candidates with the same text are one player: a ranker can't distinguish them, so they are compared once. Players
 take their seats by a hash of seed and text. All that strategies do goes by seats, so a result depends on neither
 the order of the candidates nor the process; a strategy needs no other randomness.
 """
@@ -47,6 +47,7 @@ class Board:
         return len(self.candidates)
 
     def knows(self, pair: Pair) -> bool:
+        """Whether the cell's logit is known."""
         return not np.isnan(self.logits_PP[pair])
 
     def settled(self, pair: Pair) -> bool:
@@ -58,6 +59,7 @@ class Board:
         return self.settled((i, j)) or self.settled((j, i))
 
     def enter(self, pair: Pair, logit: float) -> None:
+        """Set the logit of a cell, and of its mirror where scores are symmetric."""
         left, right = pair
         self.logits_PP[left, right] = logit
         if self.symmetric:
@@ -82,6 +84,7 @@ class Board:
         return part
 
     def both_orders(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Each pair in both orders."""
         return [order for i, j in pairs for order in ((i, j), (j, i))]
 
     def one_order(self, pairs: Iterable[Pair]) -> list[Pair]:

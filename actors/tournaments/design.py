@@ -1,4 +1,4 @@
-"""Which comparisons tell most: regular graphs to begin with, and what to add once standings are known."""
+"""Designs of comparisons: regular graphs for the first round, and the most informative additions to it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -58,7 +58,7 @@ def _offsets(n: int, degree: int) -> tuple[int, ...]:
     """Offsets of the circulant graph that meets `degree` others, each chosen to leave the least variance.
 
     The eigenvalues of its Laplacian are sums of 2 - 2 cos(2 pi t offset / n), and the variance of a difference of
-    two strengths is in the mean proportional to the sum of their inverses.
+    two strengths is on average proportional to the sum of their inverses.
     """
     values_T = np.zeros(n - 1)
     offsets: list[int] = []

@@ -1,8 +1,8 @@
 """The strategies: generators of rounds over a board, and what each may cost.
 
-A generator yields the cells of a round (ordered pairs of seats) and goes on when the board has their logits. Cells
-that are known already may be yielded; they aren't asked again. Rounds are few and wide, since a pool of rankers
-takes as long for one pair as for many. n is the number of players, k how many of the best are wanted.
+A generator yields the cells of a round (ordered pairs of seats) and continues once the board has their logits.
+Cells that are known already may be yielded; they aren't compared again. Rounds are few and wide, since a pool of
+rankers takes as long for one pair as for many. n is the number of players, k how many of the best are wanted.
 
 What is promised holds for a ranker without noise. *Additive*: logit(i, j) = q_i - q_j + bias for some q. *Ordinal*:
 (logit(i, j) - logit(j, i)) / 2 is positive wherever i is better than j, and no more. "Both orders" includes scorers
@@ -37,7 +37,11 @@ Clock = Callable[[], float]  # seconds
 
 
 def rounds(settings: Strategy, board: Board, keys: Sequence[str | None], top_k: int | None, clock: Clock) -> Rounds:
-    """The rounds of a strategy. Raises RowError when the row lacks what the strategy names."""
+    """The rounds of a strategy.
+
+    Raises:
+        RowError: The row lacks what the strategy names.
+    """
     match settings:
         case Full():
             return _full(settings, board)
@@ -116,7 +120,7 @@ def _sparse(settings: Sparse, board: Board) -> Rounds:
 
 
 def _sparse_refine(settings: SparseRefine, board: Board, top_k: int | None) -> Rounds:
-    """Sparse, then in a second round all pairs of those who lead, in both orders.
+    """Sparse, then in a second round all pairs of the leaders, in both orders.
 
     Promises, additive: the top k. For n=11, k=3 about 38 forwards, or 56 with `orders: both`.
     """
@@ -132,9 +136,9 @@ def _leaders(settings: SparseRefine, n: int, top_k: int | None) -> int:
 
 
 def _focus(settings: Focus, board: Board, top_k: int | None, clock: Clock) -> Rounds:
-    """Sparse, then rounds of the comparisons that tell most about the top k, until it is sure enough.
+    """Sparse, then rounds of the most informative comparisons about the top k, until it is certain enough.
 
-    In one order a further comparison may be a new pair or the other order of an old one, whichever tells more.
+    In one order a further comparison may be a new pair or the other order of an old one, by information.
     Promises, additive, aggregation least-squares: the whole order. For n=11, k=3 at most 50 forwards.
     """
     start, paired = clock(), settings.orders == "both" or board.symmetric
@@ -194,16 +198,16 @@ def _neighbours(board: Board, standing: list[int]) -> list[Pair]:
 
 
 def _knockout(settings: Knockout, board: Board, top_k: int | None) -> Rounds:
-    """Those whom nobody left has beaten meet in pairs until one remains, who takes the next place; k times.
+    """Unbeaten players meet in pairs until one remains, which takes the next place; k times.
 
     Promises, ordinal, both orders: the top k in their order. For n=11, k=3 it takes 15 pairs in 8 rounds or so.
     """
     left = set(range(board.size))
-    victors: list[set[int]] = [set() for _ in left]  # by seat, who has beaten it
+    victors: list[set[int]] = [set() for _ in left]  # by seat, the players that have beaten it
     wins = [0] * board.size
     for _ in range(min(top_k or board.size, board.size)):
         while len(unbeaten := [i for i in left if not victors[i] & left]) > 1:
-            unbeaten.sort(key=lambda i: (wins[i], i))  # like against like: who meets few has beaten few
+            unbeaten.sort(key=lambda i: (wins[i], i))  # like against like: a player that meets few has beaten few
             pairs = list(zip(unbeaten[::2], unbeaten[1::2], strict=False))
             yield _cells(settings, board, pairs)
             for i, j in pairs:

@@ -295,7 +295,7 @@ def test_a_second_ctrl_c_leaves_the_job_running(jobs: Jobs, following: Callable[
     terminal.ctrl_c()
     terminal.wait_for("[y/N]")
     terminal.ctrl_c()
-    terminal.wait_for("the job goes on")
+    terminal.wait_for("the job keeps running")
     assert terminal.process.wait() == 130
     assert jobs.status(job_id) == "RUNNING"
     jobs.stop(job_id)
@@ -315,7 +315,7 @@ def test_without_a_terminal_ctrl_c_leaves_the_job_running(jobs: Jobs) -> None:
     assert any("begun" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
-    assert process.returncode == 130 and "the job goes on" in told
+    assert process.returncode == 130 and "the job keeps running" in told
     assert jobs.status(job_id) == "RUNNING"
     jobs.stop(job_id)
 
@@ -472,7 +472,7 @@ def test_contact_that_stays_lost_ends_with_a_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(submission, "LOST_S", 0.0)
     with Breaking() as server:
         client = server.client()
-    with pytest.raises(ClusterError, match=r"no answer .*; the job may go on\. to follow it: ray job logs"):
+    with pytest.raises(ClusterError, match=r"no answer .*; the job may still run\. to follow it: ray job logs"):
         follow(client, "job")
 
 

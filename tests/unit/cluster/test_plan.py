@@ -209,7 +209,7 @@ def test_a_service_holds_all_its_models_at_once() -> None:
         "ranker": (1, 1),
         "fuser": (1, 1),
     }
-    with pytest.raises(PlanError, match="fuser finds no room beside the others: a service holds all"):
+    with pytest.raises(PlanError, match="fuser finds no room with the others: a service holds all"):
         together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 4))
 
 
@@ -222,9 +222,11 @@ def test_a_model_that_is_loaded_when_asked_takes_no_room() -> None:
 def test_a_services_gateway_has_its_room() -> None:
     serve = {"gateway": {"num_cpus": 2, "replicas": 2}}
     assert together(config(ENDPOINT, serve=serve, fuser=None), machine(5))
-    with pytest.raises(PlanError, match="no room beside the others"):
+    with pytest.raises(PlanError, match="no room with the others"):
         together(config(ENDPOINT, serve=serve, fuser=None), machine(4))
-    with pytest.raises(PlanError, match=r"no CPU for the gateway \(serve.gateway.num_cpus\) beside its models"):
+    with pytest.raises(
+        PlanError, match=r"no CPU for the gateway \(serve.gateway.num_cpus\) in addition to its models"
+    ):
         together(config(ENDPOINT, serve=serve, fuser=None), machine(3))
 
 
