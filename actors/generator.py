@@ -20,7 +20,7 @@ from llm_blender_ray.actors.errors import (
 from llm_blender_ray.actors.records import Candidate, Message, Prompt, Refusal, is_blank
 from llm_blender_ray.configs.schema import ModelSettings, Sampling, SamplingChange
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Generator:
@@ -90,7 +90,7 @@ class Generator:
 
     def _failed(self, prompt: Prompt, error: Exception) -> Candidate:
         if not isinstance(error, GenerationError):
-            log.error("%s failed on prompt %s", self.name, prompt.id, exc_info=error)
+            _log.error("%s failed on prompt %s", self.name, prompt.id, exc_info=error)
         refused: Refusal | None = "other" if isinstance(error, PromptError) else None
         if isinstance(error, TooLongError):
             refused = "too long"

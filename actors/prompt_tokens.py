@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.tokens import LiteralTokenizer
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _WORDS = "hello world 123 apples"
 _PROBES = {
@@ -181,4 +181,4 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
             "tokenizer_config.json names; copy the model's tokenizer.json there"
         )
     if lost := [name for name, text in _PROBES.items() if back(text) != text]:
-        log.warning("%s: its tokenizer doesn't keep %s, so the model reads other text", where, ", ".join(lost))
+        _log.warning("%s: its tokenizer doesn't keep %s, so the model reads other text", where, ", ".join(lost))

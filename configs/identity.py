@@ -3,6 +3,8 @@
 Results of an earlier session stay valid as long as the former do not change.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +27,22 @@ def deciding(settings: BaseModel) -> dict[str, Any]:
         PydanticSerializationError: A value has no JSON form.
     """
     return _deciding(settings, settings.model_dump(mode="json"))
+
+
+def settings_digest(value: Any, *, size: int = 8) -> str:
+    """Make the digest of what decides results, the same for caches and for keys of results.
+
+    Args:
+        value: A JSON value, such as what `deciding` returns.
+        size: Bytes of the digest.
+
+    Returns:
+        `2 * size` hexadecimal digits.
+
+    Raises:
+        TypeError: The value, or a part of it, has no JSON form.
+    """
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()
 
 
 def _deciding(value: Any, dumped: Any) -> Any:

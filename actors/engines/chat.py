@@ -23,7 +23,7 @@ from llm_blender_ray.actors.weights import load_tokenizer
 from llm_blender_ray.configs import templates
 from llm_blender_ray.configs.schema import LocalLLM, Sampling
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Of earlier answers: a template cuts the reasoning that an assistant's message begins with.
 _REASONING_TAGS = {
@@ -73,7 +73,7 @@ class ChatTokenizer:
         check_round_trip(tokenizer, str(folder))
         chat = cls(tokenizer, model.chat_template)
         if chat._template is None and model.chat_template is None:
-            log.warning(
+            _log.warning(
                 "%s: its tokenizer has no chat template, so prompts reach it as bare text; set chat_template (%s)",
                 model.name,
                 ", ".join(templates.template_names()),

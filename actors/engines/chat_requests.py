@@ -8,7 +8,7 @@ from llm_blender_ray.actors.engines.refusals import parameters_not_taken
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 DEFAULT_TEMPERATURE = Sampling.model_fields["temperature"].default
@@ -73,7 +73,7 @@ class Requests:
             self._length = MAX_COMPLETION_TOKENS
             gone -= {MAX_TOKENS}
         for name in sorted(gone - self._refused):
-            log.warning("%s: %s refuses %s; it is left out", self._model.name, self._model.base_url, name)
+            _log.warning("%s: %s refuses %s; it is left out", self._model.name, self._model.base_url, name)
         self._refused |= gone
 
     def _may_go(self, request: dict[str, Any]) -> frozenset[str]:

@@ -6,8 +6,6 @@ is requested once more; then that comparison has no score.
 """
 
 import asyncio
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 
@@ -16,7 +14,7 @@ from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
-from llm_blender_ray.configs.identity import deciding
+from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.schema import Judge
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
@@ -121,4 +119,4 @@ def _identity(settings: Judge) -> str:
     """Digest of the prompt and of the settings of the LLM; its weights may change behind a name."""
     llm = {name: value for name, value in deciding(settings.llm).items() if name != "name"}
     asked = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
-    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return settings_digest(asked, size=16)

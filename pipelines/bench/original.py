@@ -32,7 +32,7 @@ PASSES = 2
 AS_FAST = 0.97  # of the best rate: closer ones can't be told apart
 
 
-class OriginalRow(TypedDict):
+class ComparedRow(TypedDict):
     """What is ranked: a source and its candidates."""
 
     source: str
@@ -97,7 +97,7 @@ class Original:
         self._logits += outputs["logits"].tolist()
         return outputs
 
-    def rank(self, rows: Sequence[OriginalRow], batch_size: int) -> Measured:
+    def rank(self, rows: Sequence[ComparedRow], batch_size: int) -> Measured:
         """Rank the rows with every pair in both orders, `batch_size` rows at a time."""
         self._reset()
         sources, candidates = [row["source"] for row in rows], [row["candidates"] for row in rows]
@@ -117,9 +117,9 @@ class Original:
         )
 
 
-def one_pair_each(rows: Sequence[OriginalRow]) -> list[OriginalRow]:
+def one_pair_each(rows: Sequence[ComparedRow]) -> list[ComparedRow]:
     """The rows with two neighbouring candidates of each, another two in each row."""
-    pairs: list[OriginalRow] = []
+    pairs: list[ComparedRow] = []
     for i, row in enumerate(rows):
         at = i % (len(row["candidates"]) - 1)
         pairs.append({"source": row["source"], "candidates": row["candidates"][at : at + 2]})
@@ -132,7 +132,7 @@ def best_of(rates: dict[int, float]) -> int:
 
 
 def calibrate(
-    rank: Callable[[Sequence[OriginalRow], int], Measured], rows: Sequence[OriginalRow]
+    rank: Callable[[Sequence[ComparedRow], int], Measured], rows: Sequence[ComparedRow]
 ) -> dict[str, Any]:
     """The batch size with the most forwards/s, and forwards/s of each that the rows can fill.
 

@@ -18,7 +18,7 @@ from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.llm_blender.arguments import Rows
 from llm_blender_ray.pipelines.llm_blender.configs import LocalRanker, with_lengths
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ class LoadedRanker:
                 if isinstance(ranking, Exception):
                     raise BlendError(f"inputs[{len(rankings)}] can't be ranked: {one_line(ranking)}") from ranking
                 rankings.append(ranking)
-            log.info("ranked %d of %d inputs", len(rankings), len(rows))
+            _log.info("ranked %d of %d inputs", len(rankings), len(rows))
         return rankings
 
     def compare(self, matchups: Sequence[Matchup], mode: str) -> NDArray[np.float32]:
@@ -91,7 +91,7 @@ class LoadedRanker:
         scores: list[float] = []
         for start in range(0, len(distinct), PAIRS_AT_A_TIME):
             scores += _floats(_run(self.scorer.score(distinct[start : start + PAIRS_AT_A_TIME])))
-            log.info("scored %d of %d pairs", len(scores), len(distinct))
+            _log.info("scored %d of %d pairs", len(scores), len(distinct))
         known = dict(zip(distinct, scores, strict=True))
         return np.array([known[matchup] for matchup in matchups], np.float32)
 

@@ -35,7 +35,7 @@ from llm_blender_ray.pipelines.llm_blender.configs import (
 from llm_blender_ray.pipelines.llm_blender.ranking import BOTH_ORDERS, LoadedRanker
 from llm_blender_ray.pipelines.llm_blender.sampling import sample
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Blender:
@@ -71,7 +71,7 @@ class Blender:
         self._ranker = None  # the old one's memory goes first
         self._ranker = LoadedRanker(settings)
         self.ranker_config = config
-        log.info("loaded ranker %s", ranker_path)
+        _log.info("loaded ranker %s", ranker_path)
 
     def loadfuser(self, fuser_path: str, device: Device = None, **kwargs: Any) -> None:
         """Load a fuser: a folder or hub id. kwargs: fields of GenFuserConfig. Raises ModelLoadError."""
@@ -80,7 +80,7 @@ class Blender:
         self._fuser = None
         self._fuser = GenFuserModel(settings)
         self.fuser_config = config
-        log.info("loaded fuser %s", fuser_path)
+        _log.info("loaded fuser %s", fuser_path)
 
     def rank(
         self,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llm_blender_ray.configs.identity import deciding, differences
+from llm_blender_ray.configs.identity import deciding, differences, settings_digest
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import EndpointModel, VLLMModel
 
@@ -57,3 +57,9 @@ def test_how_an_endpoint_is_asked_decides_nothing() -> None:
     fixed = {"name": "m", "engine": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
     how = {"max_retries": 0, "timeout_s": 3, "max_in_flight": 2, "breaker": {"failures": 1}}
     assert deciding(EndpointModel.model_validate(fixed | how)) == deciding(EndpointModel.model_validate(fixed))
+
+
+def test_a_digest_is_of_json_values_alone() -> None:
+    assert settings_digest({"b": 1, "a": [2]}) == settings_digest({"a": [2], "b": 1}) != settings_digest({})
+    with pytest.raises(TypeError):
+        settings_digest({"a": object()})

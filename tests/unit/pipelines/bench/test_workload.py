@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.pipelines.bench import original
-from llm_blender_ray.pipelines.bench.original import Measured, OriginalRow, calibrate, one_pair_each, serve_original
+from llm_blender_ray.pipelines.bench.original import ComparedRow, Measured, calibrate, one_pair_each, serve_original
 from llm_blender_ray.pipelines.bench.workload import (
     Lengths,
     WorkloadShape,
@@ -157,7 +157,7 @@ def test_a_file_without_a_row_to_compare_is_told(tmp_path):
         take_rows(write_rows(tmp_path / "rows.jsonl", ["alone"]), 10)
 
 
-def rows_for_original(count: int, candidates: int = 3) -> list[OriginalRow]:
+def rows_for_original(count: int, candidates: int = 3) -> list[ComparedRow]:
     return [{"source": f"{i}", "candidates": [f"{i}.{n}" for n in range(candidates)]} for i in range(count)]
 
 
