@@ -174,7 +174,7 @@ def _cell(text: str) -> str:
 def meanings_of(schema: type[BaseModel]) -> dict[str, str]:
     """Meaning of each field that a class declares: from `meanings.yaml`, its description, docstring or comment.
 
-    A comment is the one on the field's own lines, or on lines of its own directly above or below them.
+    A comment is the one on the field's own lines, or else on lines of its own directly above them.
     """
     own = _own_fields(schema)
     written = yaml.safe_load((ROOT / "docs" / "meanings.yaml").read_text(encoding="utf-8"))
@@ -219,19 +219,14 @@ def _comments(schema: type[BaseModel]) -> dict[str, str]:
     for node in body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        lines = [comments[line][0] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
-        if lines:
-            line = node.end_lineno + 1
-            while line in comments and comments[line][1]:  # continues below
-                lines.append(comments[line][0])
-                line += 1
-        else:
-            line = node.lineno - 1
-            while line in comments and comments[line][1]:
-                lines.insert(0, comments[line][0])
-                line -= 1
-        if lines:
-            found[node.target.id] = " ".join(lines)
+        inline = [comments[line][0] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
+        above: list[str] = []
+        line = node.lineno - 1
+        while line in comments and comments[line][1]:
+            above.insert(0, comments[line][0])
+            line -= 1
+        if text := " ".join(inline or above):
+            found[node.target.id] = text
     return found
 
 
