@@ -1,1 +1,1 @@
-"""What runs on a node: plain classes over rows of text; no Ray import here (see `cluster`)."""
+"""Classes that run on a node, over rows of text. No Ray import here (see `cluster`)."""

@@ -1,4 +1,4 @@
-"""Which sequences share a forward, and how they become one tensor."""
+"""Batches of sequences by length, padded into one tensor."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Comparisons already made, so that a later run over the same rows makes them no more.
+"""Cache of comparisons, so that a later run over the same rows does not repeat them.
 
 One SQLite file, which all processes of a node may share: keyed by scorer, prompt and both answers, so that it
 serves any strategy, and rows that have got more candidates since. Nodes that share no disk have a file each. Every

@@ -75,7 +75,7 @@ class _Request:
 
 
 class _Answer:
-    """What one request gets in one attempt to decode it."""
+    """Answer to one request in one attempt to decode it."""
 
     def __init__(self, request: _Request, detokenizer: Detokenizer, ends: frozenset[int]) -> None:
         self.request, self._detokenizer, self._ends = request, detokenizer, ends
@@ -305,7 +305,7 @@ class _Deserted(StoppingCriteria):
 
 
 def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> LogitsProcessorList:
-    """What turns logits into scores whose argmax is the next token: nothing for greedy decoding. seeds: B."""
+    """Processors that turn logits into scores whose argmax is the next token; none if greedy. seeds: B."""
     processors = LogitsProcessorList()
     if sampling.temperature == 0:
         return processors

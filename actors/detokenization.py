@@ -1,4 +1,4 @@
-"""From the tokens of an answer to its text, whole or while they come: pure.
+"""Detokenization of an answer, whole or as a stream. Pure.
 
 What is decoded piece by piece joins to what is decoded at once, for every tokenizer in which text only grows.
 

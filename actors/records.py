@@ -25,7 +25,7 @@ Refusal = Literal["too long", "other"]  # of a prompt by an LLM
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked. `messages` is set for chats; otherwise `instruction` and the optional `input`."""
+    """Prompt of a row. `messages` is set for chats; otherwise `instruction` and the optional `input`."""
 
     id: str
     instruction: str = ""
@@ -194,7 +194,7 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has no type for, as text: bytes in base64, dates and times in ISO 8601."""
+    """Text of values that JSON has no type for: bytes in base64, dates and times in ISO 8601."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,4 +1,4 @@
-"""The steps of a blend as small classes: each takes blends and brings them one step on.
+"""Stages of a blend as small classes: each maps blends to blends with one more result.
 
 The bulk path runs them over Ray Data (`pipelines.bulk.executor`); the service and the sequential reference run the
 same models one prompt at a time (`pipelines.online.blender`). A stage never raises for a row: a failure is the
@@ -141,7 +141,7 @@ class Fuse:
 
 
 class TakeBest:
-    """In place of a fuser: the answer is the best candidate's."""
+    """Stage in place of a fuser: the answer is the best candidate's."""
 
     def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
         """Run the stage on these blends."""
@@ -160,7 +160,7 @@ def lacks_answer(candidate: Candidate) -> bool:
 
 
 def missing_samples(own: Sequence[Candidate], samples: int) -> list[int]:
-    """Which of a model's samples are to be asked for, given the candidates of its own that are there."""
+    """Indexes of a model's samples that are missing or failed, given its own candidates."""
     return [i for i in range(samples) if i >= len(own) or lacks_answer(own[i])]
 
 
@@ -186,7 +186,7 @@ def with_new(
 
 
 def no_candidate(blend: Blend) -> str | None:
-    """Why nothing can be ranked, None when something can."""
+    """Reason why nothing can be ranked; None when something can."""
     if any(candidate.text is not None for candidate in blend.candidates):
         return None
     if not blend.candidates:
@@ -212,7 +212,7 @@ def best_readable(order: Sequence[int], candidates: Sequence[Candidate], top_k: 
 
 
 def margin(ranking: Ranking) -> float:
-    """How much better the first of two candidates is: (logit(0, 1) - logit(1, 0)) / 2, free of position bias.
+    """Margin of the first of two candidates: (logit(0, 1) - logit(1, 0)) / 2, free of position bias.
 
     Its sign is never against the ranking, which puts a blank candidate last whatever its logits.
     """

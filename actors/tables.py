@@ -1,4 +1,4 @@
-"""Between Arrow tables, which travel, and `Blend` records, on which stages work.
+"""Conversion between Arrow tables, which pass between stages, and `Blend` records, on which stages work.
 
 A table's other columns are not looked at: they are the user's.
 """

@@ -82,7 +82,7 @@ class LiteralTokenizer:
         return token in self._ids
 
     def mark(self, token: str) -> str:
-        """How a template writes the added token `token`. KeyError when the tokenizer has no such token."""
+        """Spelling of the added token `token` in a template. KeyError when the tokenizer has no such token."""
         return f"<{self._nonce}:{self._ids[token]}>"
 
     def id_of(self, token: str) -> int:

@@ -1,4 +1,4 @@
-"""Shortens texts, as tokens or characters. What matters stays: a chat's last turn, both ends of a long text."""
+"""Truncation of texts, as tokens or characters, that keeps a chat's last turn and both ends of a long text."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Model folders and what is loaded from them, shared by every class that holds weights.
+"""Model folders: where they are, and loading configs, tokenizers and weights from them.
 
 `from_pretrained` alone is too forgiving and too obscure for an unattended run: it initialises tensors that
 a checkpoint lacks at random with no more than a warning, and explains a missing file in a paragraph. Here a
@@ -93,7 +93,7 @@ def check_there(model: str, revision: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
-    """What the hub raises in the block, as a ModelLoadError of one line."""
+    """Turn errors of the hub in the block into a ModelLoadError of one line."""
     try:
         yield
     except HFValidationError as error:  # not of the form "owner/name": a path was meant

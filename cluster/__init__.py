@@ -1,1 +1,1 @@
-"""Where things run: the plan of actors and resources, and the Ray session."""
+"""Placement: the plan of actors and resources, the Ray session, job submission."""

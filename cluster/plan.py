@@ -27,7 +27,7 @@ class PlanError(BlendError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine has, in Ray's units. accelerator: Ray's name of its GPUs' type, such as "H100"."""
+    """Resources of one machine, in Ray's units. accelerator: Ray's name of its GPUs' type, such as "H100"."""
 
     cpus: float
     gpus: float = 0.0
@@ -84,11 +84,11 @@ class Placement:
         return self.settings.model_settings
 
     def amounts(self) -> dict[str, float]:
-        """What one actor takes, by Ray's names."""
+        """Resources of one actor, by Ray's names."""
         return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.model.resources}
 
     def ray_options(self) -> dict[str, Any]:
-        """What one actor takes, as Ray's arguments."""
+        """Resources of one actor, as Ray's arguments."""
         options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         if self.model.resources:
             options["resources"] = dict(self.model.resources)
@@ -254,7 +254,7 @@ class _Wave:
 
 
 def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
-    """Why a pool doesn't fit into an empty cluster. beside: what else has to fit."""
+    """Reason why a pool doesn't fit into an empty cluster. beside: what else has to fit."""
     kind = pool.model.accelerator_type
     nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
     actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""

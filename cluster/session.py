@@ -140,7 +140,7 @@ def _keeping_signals() -> Iterator[None]:
 
 
 def _make_private() -> None:
-    """What the local Ray keeps on disk, logs included, is for this user alone; so is a token that it once made."""
+    """Make the local Ray's files, logs included, and any token that it made, readable by this user alone."""
     if folder := ray_internals.session_folder():
         with contextlib.suppress(OSError):
             folder.chmod(0o700)

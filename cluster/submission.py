@@ -98,7 +98,7 @@ def on_cluster(setting: str, uri: str | None, here: bool) -> str | None:
 
 
 def local_paths(config: BlendConfig) -> list[str]:
-    """What the config names by a path and isn't uploaded: rows, and model folders."""
+    """Paths in the config that are not uploaded: rows, and model folders."""
     uris = [uri for uri in (config.input, config.output) if uri and ("://" not in uri or uri.startswith("file://"))]
     models = [value for value in _models(config.model_dump()) if Path(value).is_absolute()]
     return list(dict.fromkeys(uris + [value for value in models if not _included(value)]))
@@ -149,7 +149,7 @@ class _Log:
         self._printed = 0  # characters
 
     async def follow(self) -> JobDetails:
-        """How the job ended."""
+        """Follow the log; the details of the ended job."""
         while True:
             with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
                 await self._stream()

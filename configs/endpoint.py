@@ -67,5 +67,5 @@ class RequestSettings(Settings):
 
 
 def header_problem(value: str) -> str | None:
-    """Why a text can't be a header's value; None where it can."""
+    """Problem of a text as a header's value; None where it is valid."""
     return None if value.isascii() and value.isprintable() else "expected printable ASCII characters"

@@ -110,7 +110,7 @@ def _kind(value: object) -> str:
 
 
 def _mistake(error: Any) -> str:
-    """What was expected, from pydantic's account of one mistake."""
+    """Text of one mistake, from pydantic's error."""
     match error["type"]:
         case "extra_forbidden":
             return "unknown setting"

@@ -16,7 +16,7 @@ _SCORERS = "llm_blender_ray.actors.scorers"
 
 
 class ComparisonSettings(Settings):
-    """Which pairs a ranker compares, and how many places of the order must be right."""
+    """Settings of the comparisons of a ranker: which pairs, and how many places of the order must be right."""
 
     strategy: Strategy | None = None  # None: focus, where top_k is known; else full
     top_k: Annotated[int, Field(ge=1)] | None = None  # None: what the fuser takes, or without a blend every place

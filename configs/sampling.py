@@ -8,7 +8,7 @@ from llm_blender_ray.configs.settings import Settings
 
 
 class Sampling(Settings):
-    """How an LLM writes. `temperature: 0` is greedy decoding.
+    """Sampling of an LLM. `temperature: 0` is greedy decoding.
 
     `temperature: null` sends none to an endpoint, whose own default counts; a local engine draws at 1, the default
     of OpenAI's API.
@@ -39,7 +39,7 @@ class Sampling(Settings):
 
 
 class SamplingChange(Settings):
-    """What one request to the service changes of a model's sampling; None leaves it as configured."""
+    """Sampling fields of one request to the service; None leaves the model's own."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Scaling(Settings):
-    """When a part gets more replicas, between its `replicas.min` and `replicas.max` (Ray Serve's autoscaling)."""
+    """Autoscaling by Ray Serve, between a part's `replicas.min` and `replicas.max`."""
 
     load: Annotated[float, Field(gt=0, le=1)] = 0.7  # average share of a replica's width
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0

@@ -57,7 +57,7 @@ class TrainingRun(Settings):
 
 
 class PairSampling(Settings):
-    """Which pairs of a row's candidates are trained on, equal texts and equal scores left out.
+    """Training pairs of a row's candidates, without equal texts and equal scores.
 
     top_bottom: the i-th best against the i-th worst-but-`per_row`, as the paper; all_pair: random pairs.
     """

@@ -123,7 +123,7 @@ class ChatTokenizer:
         return self._tokens.encoding(self._render(messages, add_generation_prompt=False))
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of a plain text begins and ends. Only for a tokenizer of the `tokenizers` library."""
+        """Start and end of each token of a plain text. Only for a tokenizer of the `tokenizers` library."""
         return self._tokens.encoding(self._tokens.guard(text)).offsets
 
     def rendered(self, messages: Sequence[Message]) -> str:
@@ -146,7 +146,7 @@ class ChatTokenizer:
         return bool(marking_tokens(self._special()))
 
     def decoder(self) -> Callable[[list[int]], str]:
-        """What makes an answer's text of ids: without special tokens, except those that mark reasoning."""
+        """Decoder of an answer's ids: without special tokens, except those that mark reasoning."""
         decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
         special = self._special()
         kept = marking_tokens(special)

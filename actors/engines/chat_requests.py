@@ -1,4 +1,4 @@
-"""What is sent to an endpoint, and what of it the endpoint has refused so far."""
+"""Requests to an endpoint, without the parameters that it has refused so far."""
 
 import logging
 from typing import Any

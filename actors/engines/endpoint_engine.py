@@ -237,7 +237,7 @@ def _failure_of(error: openai.APIStatusError) -> Failure:
 
 
 def _kind(failure: Failure) -> type[GenerationError]:
-    """What a failure means for the next prompts."""
+    """Error class of a failure, by what it implies for the next prompts."""
     status = failure.status
     refuses = status in (None, 400, 413, 422)
     if status == 413 or (refuses and is_too_long(failure)):
@@ -260,7 +260,7 @@ def _is_json(content: bytes) -> bool:
 
 
 def _described(response: httpx2.Response) -> str:
-    """What a response is that no service of this kind sends: a web page by its title, anything else by its text."""
+    """Description of a response that no service of this kind sends: a web page's title, else its text."""
     kind = content_type(response) or "no content type"
     text = response.content[:100_000].decode(errors="replace")
     if "html" in kind or text.lstrip()[:1] == "<":

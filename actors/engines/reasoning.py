@@ -21,7 +21,7 @@ BEGIN, END = "<think>", "</think>"
 
 
 class _Place(Enum):
-    """Where in the text the filter is."""
+    """State of the filter: its place in the text."""
 
     START = auto()  # reasoning or answer may follow
     REASONING = auto()
@@ -138,7 +138,7 @@ class AnswerFilter:
         return True
 
     def _closing_at(self, *, whole: bool) -> int:
-        """Where the held text ends in a closing mark.
+        """Find where the held text ends in a closing mark.
 
         Args:
             whole: Whether nothing follows; otherwise the beginning of a mark counts, too.

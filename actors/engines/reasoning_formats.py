@@ -1,4 +1,4 @@
-"""How LLMs mark their reasoning in what they write, as data.
+"""Formats in which LLMs mark their reasoning, as data.
 
 Sources: the models' own chat templates and cards, and vLLM's reasoning parsers of the same names. Marks count only
 where a text begins with them, so an answer may mention any of them.

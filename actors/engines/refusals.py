@@ -1,4 +1,4 @@
-"""What services mean by refusing a request: the prompt is too long, the model unknown, a parameter not taken.
+"""Classification of refused requests: the prompt is too long, the model unknown, a parameter not taken.
 
 Services have no common code for these, so they are known by code or by message, as LiteLLM does it. The tables are
 data: a new wording is a line here and a line in its test.

@@ -36,7 +36,7 @@ def candidate_marker(index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FuserInput:
-    """What a fuser reads.
+    """Input of a fuser.
 
     Attributes:
         ids: Token ids, at most the template's `max_length`.

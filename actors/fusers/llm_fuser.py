@@ -135,7 +135,7 @@ def attempts(prompt: Prompt, candidates: Sequence[str], instruction: str = INSTR
 
 
 def task(prompt: Prompt, candidates: Sequence[str], instruction: str = INSTRUCTION, share: float = 1.0) -> str:
-    """What the LLM reads. The prompt (`share` of it) and each candidate, best first, stand between fences."""
+    """Prompt of the LLM. The row's prompt (`share` of it) and each candidate, best first, stand between fences."""
     asked = prompt_text(prompt, share)
     fence = fence_for(asked, *candidates)
     answers = "\n\n".join(

@@ -120,7 +120,7 @@ def padded_distances(longest: int) -> int:
 
 
 class Distances:
-    """Which row of the table of relative positions belongs to a distance i - j of query and key."""
+    """Rows of the table of relative positions by the distance i - j of query and key."""
 
     def __init__(self, config: DebertaV2Config, device: torch.device) -> None:
         self._buckets: int = getattr(config, "position_buckets", -1)  # logarithmic, where there are any
@@ -204,7 +204,7 @@ class Attention:
         block: AttentionBlock,
         workspace: Workspace,
     ) -> Tensor | None:
-        """What the position terms add to the scores, B x h x Q x L; -inf for padding."""
+        """Additive mask of the position terms, B x h x Q x L; -inf for padding."""
         bias_BhQL = None
         if self._query_table_hPd is not None:
             s_hRd = self._query_table_hPd.index_select(1, block.distances)

@@ -29,7 +29,7 @@ HF_ARCHITECTURE = "DebertaV2PairRM"
 
 
 class _Config(BaseModel):
-    """What matters of a checkpoint's config.json."""
+    """Settings read from a checkpoint's config.json."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 

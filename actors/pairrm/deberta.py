@@ -33,7 +33,7 @@ CPU_BLOCK = 2**16  # B·L² of a block; 2**15 and 2**17 are as fast: what matter
 
 
 class MarkerEncoder(Protocol):
-    """What a PairRanker needs of its backbone."""
+    """Encoder interface that a PairRanker needs."""
 
     def at_markers(self, ids: Sequence[Sequence[int]], markers: Sequence[Sequence[int]]) -> Tensor:
         """The last hidden states at the markers, B x M x H.
@@ -44,7 +44,7 @@ class MarkerEncoder(Protocol):
         ...
 
     def positions(self, lengths: Sequence[int]) -> int:
-        """How many tokens are computed for sequences of these lengths, padding included."""
+        """Number of tokens computed for sequences of these lengths, padding included."""
         ...
 
 
@@ -186,7 +186,7 @@ class _Batch:
         self._order_B = torch.tensor(order, device=device)
 
     def in_order(self, hidden_NH: Tensor) -> Tensor:
-        """What the last layer gave for the markers, B x M x H, in the order in which the sequences came."""
+        """Hidden states of the markers, B x M x H, in the order of the given sequences."""
         hidden_BMH = hidden_NH.unflatten(0, self.queries.positions.shape)
         return hidden_BMH[self._order_B.argsort()]
 

@@ -22,7 +22,7 @@ class PairRMForward:
 
     @torch.inference_mode()
     def logits(self, pairs: Sequence[list[int]]) -> list[float]:
-        """How much better left is than right, of each pair's token ids. A marker counts where it first occurs."""
+        """Logits of left over right, one per pair of token ids. A marker counts where it first occurs."""
         places = [[pair.index(marker) for marker in self._markers] for pair in pairs]
         source_BH, left_BH, right_BH = self._encoder.at_markers(pairs, places).unbind(dim=1)
         left_BT, right_BT = (
@@ -31,7 +31,7 @@ class PairRMForward:
         return (left_BT - right_BT).mean(dim=-1).float().tolist()
 
     def positions(self, lengths: Sequence[int]) -> int:
-        """How many tokens are computed for pairs of these lengths in one batch, padding included."""
+        """Number of tokens computed for pairs of these lengths in one batch, padding included."""
         return self._encoder.positions(lengths)
 
     def flops(self, lengths: Sequence[int]) -> int | None:

@@ -73,6 +73,6 @@ class PairRMNetwork(nn.Module):
         return self.score(self.encode(input_ids_BL, attention_mask_BL), input_ids_BL)
 
     def logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """How much better left is than right, one number per pair."""
+        """Logits of left over right, one per pair."""
         left_BT, right_BT = self(input_ids_BL, attention_mask_BL)
         return (left_BT - right_BT).mean(dim=-1)

@@ -1,4 +1,4 @@
-"""How a prompt and two candidates become one sequence, to the digit as llm-blender 0.0.2 does it.
+"""Tokenization of a prompt and two candidates as one sequence, exactly as in llm-blender 0.0.2.
 
     [CLS] <|source|> source [SEP] [CLS] <|candidate1|> left [SEP] [CLS] <|candidate2|> right [SEP]
 

@@ -33,7 +33,7 @@ class Traits:
     identity: str | None = None
 
     def forwards(self, matchups: Sequence[Matchup]) -> int:
-        """How many runs of the model score matchups of one prompt."""
+        """Number of forwards that score matchups of one prompt."""
         if self.pointwise:
             return len({text for matchup in matchups for text in (matchup.left, matchup.right)})
         return len(matchups)

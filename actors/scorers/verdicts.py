@@ -125,7 +125,7 @@ def _closing(line: str) -> bool:
 
 
 def _around(line: str) -> tuple[str, str]:
-    """What stands before the first mark of a line and behind its last."""
+    """Text before the first mark of a line and after its last."""
     marks = list(_MARK.finditer(line))
     return line[: marks[0].start()], line[marks[-1].end() :]
 

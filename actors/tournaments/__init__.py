@@ -1,4 +1,4 @@
-"""Which pairs of candidates to compare next, and what follows from the answers: pure, no torch, no Ray.
+"""Tournaments: which pairs of candidates to compare next, and the ranking. Pure, without torch or Ray.
 
 A tournament gives rounds of ordered pairs (`ask`) and takes their logits (`tell`), until no round is left. Whatever
 scores the pairs (one process, a pool of actors, an LLM judge) is not its business. Settings: `configs.strategies`;
@@ -52,7 +52,7 @@ class Tournament(Protocol):
         ...
 
     def ranking(self) -> Ranking:
-        """What follows from the comparisons so far; `comparisons` counts them, `unreadable` those left out."""
+        """Ranking by the comparisons so far; `comparisons` counts them, `unreadable` those left out."""
         ...
 
 
@@ -211,7 +211,7 @@ class _Rounds:
         return asked_P & ~(met_PP | met_PP.T).any(1) & bool(met_PP.any())
 
     def _standing(self, i: int, place_P: np.ndarray, scores_P: np.ndarray) -> tuple[int, float, int, bytes, int]:
-        """What orders candidates; of the same place and score, the draw."""
+        """Sort key of candidates; for the same place and score, the draw."""
         seat = self._board.seat[i]
         return int(place_P[seat]), -float(scores_P[seat]), seat, self._draws[i], i
 

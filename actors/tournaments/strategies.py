@@ -219,7 +219,7 @@ def _knockout(settings: Knockout, board: Board, top_k: int | None) -> Rounds:
 
 
 def _most_knockout_pairs(n: int, top_k: int | None) -> int:
-    """Who takes a place leaves as many unbeaten as it has beaten directly, at most one for each round it was in."""
+    """A placed player leaves as many unbeaten as it has beaten directly, at most one for each round it was in."""
     if n < 2:
         return 0
     first = math.ceil(math.log2(n))
