@@ -57,7 +57,7 @@ bench-online: $(VENV)/.installed-dev            ## the service: latency, overloa
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
 docs: $(VENV)/.installed-docs            ## the documentation as a site, in out/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict
 	@echo "Pages: out/site/index.html"
 
 miniature: install            ## train the included miniature from nothing (SEED=0), about half an hour on two cores

@@ -64,6 +64,7 @@ def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", fil
     for name, source in INCLUDED.items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
+    markdown = re.sub(r"\[([^\]]+)\]\(CITATION\.cff\)", r"`\1`", markdown)
     return markdown.replace(f"]({NOTEBOOK})", f"]({NOTEBOOK.replace('.ipynb', '.md')})")
 
 
