@@ -59,7 +59,7 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (4, 4), (9, 4)])
 def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
     alder, _ = demo().models
-    assert actors(Step(Placement("alder", "", alder, 1.0, 0.0, replicas=4), "key"), blocks) == expected
+    assert actors(Step(Placement("alder", alder, 1.0, 0.0, replicas=4), "key"), blocks) == expected
 
 
 @pytest.mark.usefixtures("ray_session")
