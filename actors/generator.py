@@ -18,7 +18,7 @@ from llm_blender_ray.actors.errors import (
     one_line,
 )
 from llm_blender_ray.actors.records import Candidate, Message, Prompt, Refusal, is_blank
-from llm_blender_ray.configs.schema import ModelSettings, Sampling, SamplingChange
+from llm_blender_ray.configs.schema import ModelSettings, Sampling, SamplingOverrides
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Generator:
         self._sampling = model.sampling
         self._engine = load_engine(model)
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         """The model's candidate for the prompt, with `error` in place of `text` where it has none.
 
         sample: which of several answers to the prompt, from 0; with a seed in the settings each is reproducible.
@@ -52,7 +52,7 @@ class Generator:
         return self._candidate(completion)
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         """The same answer as it is made: pieces of its text, then the candidate.
 
@@ -70,7 +70,9 @@ class Generator:
             candidate = self._failed(prompt, error)
         yield candidate
 
-    def _asked(self, prompt: Prompt, sample: int, change: SamplingChange | None) -> tuple[list[Message], Sampling]:
+    def _asked(
+        self, prompt: Prompt, sample: int, change: SamplingOverrides | None
+    ) -> tuple[list[Message], Sampling]:
         sampling = change.of(self._sampling) if change else self._sampling
         return prompt.chat(self._system_prompt), sampling.nth(sample)
 

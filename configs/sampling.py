@@ -38,7 +38,7 @@ class Sampling(Settings):
         return self.model_copy(update={"seed": (self.seed + sample) % 2**63})
 
 
-class SamplingChange(Settings):
+class SamplingOverrides(Settings):
     """Sampling fields of one request to the service; None leaves the model's own."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None

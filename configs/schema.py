@@ -30,7 +30,7 @@ from llm_blender_ray.configs.rankers import (
     RewardModel,
 )
 from llm_blender_ray.configs.resources import Replicas, Resources
-from llm_blender_ray.configs.sampling import Sampling, SamplingChange
+from llm_blender_ray.configs.sampling import Sampling, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.configs.settings import Settings
 
@@ -59,7 +59,7 @@ __all__ = [
     "Resources",
     "RewardModel",
     "Sampling",
-    "SamplingChange",
+    "SamplingOverrides",
     "TransformersModel",
     "VLLMModel",
 ]

@@ -11,14 +11,14 @@ from typing import Protocol
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BLANK, RejectedError
 from llm_blender_ray.actors.records import Prompt, is_blank
-from llm_blender_ray.configs.schema import FuserSettings, SamplingChange
+from llm_blender_ray.configs.schema import FuserSettings, SamplingOverrides
 
 
 class Fuser(Protocol):
     """One model, loaded and ready. It belongs to the event loop of its first call."""
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         """One answer from candidate texts, best first.
 
@@ -28,7 +28,7 @@ class Fuser(Protocol):
         ...
 
     def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
 

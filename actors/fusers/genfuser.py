@@ -23,7 +23,7 @@ from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
 from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingChange
+from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingOverrides
 
 END = "</s>"
 REQUEST = "Summarize candidates into a better one for the given instruction:"
@@ -186,7 +186,7 @@ class GenFuserModel:
         )
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         """See `actors.fusers.Fuser`. `change.max_tokens` can only shorten what the settings allow."""
         read = self._input(prompt, candidates)
@@ -194,7 +194,7 @@ class GenFuserModel:
         return replace(completion, candidates_read=read.candidates)
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         """See `actors.fusers.Fuser`."""
         read = self._input(prompt, candidates)
@@ -216,7 +216,7 @@ class GenFuserModel:
         except KeyError as error:
             raise PromptError(f"the fuser's tokenizer has no {error} to mark that many candidates with") from error
 
-    def _sampling(self, change: SamplingChange | None) -> Sampling:
+    def _sampling(self, change: SamplingOverrides | None) -> Sampling:
         if change is None:
             return Sampling(max_tokens=self._longest)
         return Sampling(max_tokens=min(change.max_tokens or self._longest, self._longest), stop=change.stop or ())

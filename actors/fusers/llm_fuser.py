@@ -12,7 +12,7 @@ from llm_blender_ray.actors.errors import TooLongError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
 from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Message, Prompt
-from llm_blender_ray.configs.schema import LLMFuser, Sampling, SamplingChange
+from llm_blender_ray.configs.schema import LLMFuser, Sampling, SamplingOverrides
 
 INSTRUCTION = """\
 Write one answer to the prompt that is better than any of these. Keep what is right and useful in them, correct \
@@ -55,7 +55,7 @@ class ChatFuser:
         self._llm = load_engine(settings.llm)
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         """See `actors.fusers.Fuser`.
 
@@ -74,7 +74,7 @@ class ChatFuser:
         raise AssertionError("the last attempt returns or raises")
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         """See `actors.fusers.Fuser`."""
         for attempt in attempts(prompt, candidates, self._instruction):
@@ -102,7 +102,7 @@ class ChatFuser:
         """See `actors.fusers.Fuser`."""
         await self._llm.close()
 
-    def _asked(self, prompt: Prompt, task: str, change: SamplingChange | None) -> tuple[list[Message], Sampling]:
+    def _asked(self, prompt: Prompt, task: str, change: SamplingOverrides | None) -> tuple[list[Message], Sampling]:
         sampling = self._sampling
         if change:  # temperature and top_p are the members': a fuser writes as it was set up to
             sampling = change.model_copy(update={"temperature": None, "top_p": None}).of(sampling)

@@ -11,7 +11,7 @@ from typing import Protocol
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking, Refusal
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 
 BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
 
@@ -25,10 +25,12 @@ class Member(Protocol):
     @property
     def samples(self) -> int: ...
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate: ...
+    async def answer(
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
+    ) -> Candidate: ...
 
     def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         """Pieces of the answer's text as they are made, then the candidate."""
         ...
@@ -60,11 +62,11 @@ class FuserPart(Protocol):
     """The half of `actors.fusers.Fuser` that writes."""
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion: ...
 
     def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]: ...
 
 
@@ -109,7 +111,7 @@ class Ask:
     model: str = BLEND
     given: tuple[Candidate, ...] = ()
     choice: int = 0
-    change: SamplingChange | None = None
+    change: SamplingOverrides | None = None
     follow: bool = False
     follow_members: bool = False
     deadline_s: float | None = None  # instead of the patience's

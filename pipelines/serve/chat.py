@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from llm_blender_ray.actors.chats import read_messages
 from llm_blender_ray.actors.records import Prompt
-from llm_blender_ray.configs.schema import SamplingChange
+from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import (
@@ -62,7 +62,7 @@ class Chat:
     asked: ChatRequest
     options: BlendOptions
     prompt: Prompt
-    change: SamplingChange
+    change: SamplingOverrides
     began: float
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -121,7 +121,7 @@ def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, vot
         raise invalid("messages", "nothing is asked")
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
     wanted = asked.max_completion_tokens or asked.max_tokens
-    change = SamplingChange(
+    change = SamplingOverrides(
         max_tokens=min(wanted, serving.limits.max_tokens) if wanted else None,
         temperature=0.0 if asked.top_p == 0 else asked.temperature,
         top_p=asked.top_p or None,

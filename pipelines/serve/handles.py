@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.serve.ballots import Vote
 
 _T = TypeVar("_T")
@@ -37,12 +37,12 @@ class RemoteMember:
         self.name, self.samples = name, samples
         self._handle = handle
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         candidate: Candidate = await _call(self._handle.answer, prompt, sample, change)
         return candidate
 
     def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         return _text_stream(self._handle, prompt, sample, change)
 
@@ -86,13 +86,13 @@ class RemoteFuser:
         self._handle = handle
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         completion: Completion = await _call(self._handle.fuse, prompt, candidates, change)
         return completion
 
     def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         return _text_stream(self._handle, prompt, candidates, change)
 

@@ -13,7 +13,7 @@ from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, Scorer, load_scorer
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.configs.schema import ComparisonSettings, ModelSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, ModelSettings, SamplingOverrides
 from llm_blender_ray.configs.schema import FuserSettings as FuserSettings
 from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
@@ -27,11 +27,11 @@ class MemberReplica:
         keep_to_own_gpus()
         self._generator = Generator(settings)
 
-    async def answer(self, prompt: Prompt, sample: int, change: SamplingChange | None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int, change: SamplingOverrides | None) -> Candidate:
         return await self._generator.answer(prompt, sample, change)
 
     async def stream(
-        self, prompt: Prompt, sample: int, change: SamplingChange | None
+        self, prompt: Prompt, sample: int, change: SamplingOverrides | None
     ) -> AsyncGenerator[str | Candidate, None]:
         async with contextlib.aclosing(self._generator.stream(prompt, sample, change)) as pieces:
             async for piece in pieces:
@@ -104,11 +104,11 @@ class FuserReplica:
         keep_to_own_gpus()
         self._fuser = load_fuser(settings)
 
-    async def fuse(self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None) -> Completion:
+    async def fuse(self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None) -> Completion:
         return await self._fuser.fuse(prompt, candidates, change)
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None
     ) -> AsyncGenerator[str | Completion, None]:
         async with contextlib.aclosing(self._fuser.stream(prompt, candidates, change)) as pieces:
             async for piece in pieces:

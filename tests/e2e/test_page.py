@@ -17,7 +17,7 @@ from serving import app_of, demo_blender, served
 
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.configs.breaker import BreakerSettings
-from llm_blender_ray.configs.schema import SamplingChange
+from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.quality.votes import FUSED, read_vote
@@ -132,11 +132,11 @@ class Scripted:
     heard: list[Prompt] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         raise AssertionError("the page streams")
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         self.heard.append(prompt)
         try:
@@ -155,7 +155,7 @@ class Failing(Scripted):
     """A member that has no answer."""
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         yield Candidate(self.name, error="out of <b>luck</b>")
 

@@ -14,7 +14,7 @@ import pytest
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import GenerationError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 
 _T = TypeVar("_T")
 
@@ -42,7 +42,7 @@ class Replica:
         finally:
             self._note("cancelled")
 
-    async def answer(self, prompt: Prompt, sample: int, change: SamplingChange | None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int, change: SamplingOverrides | None) -> Candidate:
         match prompt.instruction:
             case "die once" if self._note("died"):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +53,7 @@ class Replica:
         return Candidate("m", f"{prompt.instruction} {sample} {change.seed if change else None}")
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None
     ) -> AsyncGenerator[str | Completion, None]:
         words = ["one ", "two ", "three"]
         if prompt.instruction == "say otherwise" and not self._note("said"):
@@ -134,7 +134,7 @@ def test_what_is_asked_and_answered(handle: Any) -> None:
     from llm_blender_ray.pipelines.serve.handles import RemoteMember
 
     member = RemoteMember("m", 1, handle)
-    candidate = run(member.answer(Prompt("p", "hello"), 2, SamplingChange(seed=3)))
+    candidate = run(member.answer(Prompt("p", "hello"), 2, SamplingOverrides(seed=3)))
     assert candidate == Candidate("m", "hello 2 3")
 
 

@@ -21,7 +21,7 @@ from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
@@ -205,13 +205,13 @@ class Member:
     def __init__(self, name: str, fails: bool) -> None:
         self.name, self.samples, self._fails = name, 1, fails
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         return (
             Candidate(self.name, error="the treasure is too long") if self._fails else Candidate(self.name, "gold")
         )
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         yield await self.answer(prompt)
 
@@ -245,14 +245,14 @@ class FuserPart:
         self._fails = fails
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         if self._fails:
             raise BlendError("no fuser that likes a treasure")
         return Completion("old gold", "stop")
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         yield "old"
         yield await self.fuse(prompt, candidates)

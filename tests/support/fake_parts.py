@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Patience
 
@@ -21,7 +21,7 @@ class FakeMember:
         self, name: str, text: str = "", *, error: str | None = None, refused: Refusal | None = None
     ) -> None:
         self.name, self.samples = name, 1
-        self.asked: list[tuple[Prompt, int, SamplingChange | None]] = []
+        self.asked: list[tuple[Prompt, int, SamplingOverrides | None]] = []
         self.began, self.cancelled = threading.Event(), threading.Event()
         self._text, self._error, self._refused = text, error, refused
         self._free = asyncio.Event()
@@ -35,14 +35,14 @@ class FakeMember:
         """Answers are finished again. To be called in the server's event loop."""
         self._free.set()
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         async for piece in self.stream(prompt, sample, change):
             if isinstance(piece, Candidate):
                 return piece
         raise AssertionError("no candidate")
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         self.asked.append((prompt, sample, change))
         self.began.set()
@@ -99,7 +99,7 @@ class FakeFuser:
         self._error, self._words = error, words
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         async for piece in self.stream(prompt, candidates, change):
             if isinstance(piece, Completion):
@@ -107,7 +107,7 @@ class FakeFuser:
         raise AssertionError("no completion")
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         text = "+".join(candidates)
         for at, piece in enumerate(text):

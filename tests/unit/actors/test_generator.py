@@ -14,7 +14,7 @@ from tiny_models import CONTEXT, make_tokenizer, save_plain_model
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.records import Candidate, Prompt
-from llm_blender_ray.configs.schema import EndpointModel, Sampling, SamplingChange, TransformersModel
+from llm_blender_ray.configs.schema import EndpointModel, Sampling, SamplingOverrides, TransformersModel
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,13 @@ def test_change_is_of_the_configured_sampling(folder: Path) -> None:
             make_generator(folder, sampling=sampling.model_copy(update={"seed": 9, "max_tokens": 3})),
         )
         try:
-            change = SamplingChange(seed=8, max_tokens=3)
+            change = SamplingOverrides(seed=8, max_tokens=3)
             return [
                 await configured.answer(prompt, 1, change),
                 await other.answer(prompt),
                 await configured.answer(prompt, 1),
-                await configured.answer(prompt, 0, SamplingChange(temperature=0.0)),
-                await configured.answer(prompt, 7, SamplingChange(temperature=0.0)),
+                await configured.answer(prompt, 0, SamplingOverrides(temperature=0.0)),
+                await configured.answer(prompt, 7, SamplingOverrides(temperature=0.0)),
             ]
         finally:
             await configured.close()
@@ -116,7 +116,7 @@ def test_change_is_of_the_configured_sampling(folder: Path) -> None:
 def test_a_request_for_more_tokens_than_fit_gets_what_the_model_is_set_to(folder: Path) -> None:
     """Clients send 8,192 to models of any size; what is too long without that is still refused."""
     generator = make_generator(folder)
-    change = SamplingChange(max_tokens=8192)
+    change = SamplingOverrides(max_tokens=8192)
 
     async def main() -> tuple[Candidate, Candidate, list[str | Candidate], Candidate, Candidate]:
         try:
@@ -124,7 +124,7 @@ def test_a_request_for_more_tokens_than_fit_gets_what_the_model_is_set_to(folder
                 await generator.answer(Prompt("1", "numbers")),
                 await generator.answer(Prompt("1", "numbers"), change=change),
                 [piece async for piece in generator.stream(Prompt("1", "numbers"), change=change)],
-                await generator.answer(Prompt("1", "numbers"), change=SamplingChange(max_tokens=CONTEXT - 10)),
+                await generator.answer(Prompt("1", "numbers"), change=SamplingOverrides(max_tokens=CONTEXT - 10)),
                 await generator.answer(Prompt("1", "numbers " * CONTEXT), change=change),
             )
         finally:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.online import online
-from llm_blender_ray.configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingChange, VLLMModel
+from llm_blender_ray.configs.schema import BlendConfig, GenFuser, LLMFuser, Sampling, SamplingOverrides, VLLMModel
 from llm_blender_ray.configs.serving import Serving
 
 ECHO = {"name": "a", "engine": "echo", "model": "echo"}
@@ -20,8 +20,8 @@ def config(**changes: Any) -> BlendConfig:
 
 def test_a_change_changes_what_it_names() -> None:
     sampling = Sampling(max_tokens=7, temperature=0.5, stop=("a",), seed=3)
-    assert SamplingChange().of(sampling) == sampling
-    changed = SamplingChange(temperature=0.0, stop=(), seed=4).of(sampling)
+    assert SamplingOverrides().of(sampling) == sampling
+    changed = SamplingOverrides(temperature=0.0, stop=(), seed=4).of(sampling)
     assert changed == Sampling(max_tokens=7, temperature=0.0, stop=(), seed=4)
 
 

@@ -16,7 +16,7 @@ from llm_blender_ray.actors.errors import GenerationError, ModelLoadError, Promp
 from llm_blender_ray.actors.fusers.genfuser import FuserTemplate, GenFuserModel
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from llm_blender_ray.configs.schema import GenFuser, SamplingChange
+from llm_blender_ray.configs.schema import GenFuser, SamplingOverrides
 
 MINIATURE = ROOT / "configs" / "miniature" / "fuser"
 ANSWERS = json.loads((GOLDEN / "genfuser.json").read_text())
@@ -63,12 +63,12 @@ def item(case: dict) -> tuple[Prompt, list[str]]:
     return Prompt("", case["instruction"], case["input"]), case["candidates"]
 
 
-async def fused(fuser: GenFuserModel, *cases: dict, change: SamplingChange | None = None) -> list[Completion]:
+async def fused(fuser: GenFuserModel, *cases: dict, change: SamplingOverrides | None = None) -> list[Completion]:
     return await asyncio.gather(*(fuser.fuse(*item(case), change) for case in cases))
 
 
 async def streamed(
-    fuser: GenFuserModel, case: dict, change: SamplingChange | None = None
+    fuser: GenFuserModel, case: dict, change: SamplingOverrides | None = None
 ) -> tuple[list[str], Completion]:
     *pieces, completion = [piece async for piece in fuser.stream(*item(case), change)]
     assert isinstance(completion, Completion)
@@ -121,13 +121,15 @@ def test_a_request_may_shorten_the_answer(
 ) -> None:
     fuser: GenFuserModel = request.getfixturevalue(beams)
     (whole,) = runner.run(fused(fuser, CASES[0]))
-    (short,) = runner.run(fused(fuser, CASES[0], change=SamplingChange(max_tokens=3)))
+    (short,) = runner.run(fused(fuser, CASES[0], change=SamplingOverrides(max_tokens=3)))
     assert (short.completion_tokens, short.finish_reason) == (3, "length")
-    assert runner.run(fused(fuser, CASES[0], change=SamplingChange(max_tokens=1000))) == [whole]
-    assert runner.run(fused(fuser, CASES[0], change=SamplingChange(temperature=2.0, seed=1, top_p=0.5))) == [whole]
+    assert runner.run(fused(fuser, CASES[0], change=SamplingOverrides(max_tokens=1000))) == [whole]
+    assert runner.run(fused(fuser, CASES[0], change=SamplingOverrides(temperature=2.0, seed=1, top_p=0.5))) == [
+        whole
+    ]
 
     stop = whole.text[10:13]
-    change = SamplingChange(stop=("nowhere in it", stop))
+    change = SamplingOverrides(stop=("nowhere in it", stop))
     (cut,) = runner.run(fused(fuser, CASES[0], change=change))
     assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
     assert cut.completion_tokens is not None and whole.completion_tokens is not None

@@ -19,7 +19,7 @@ from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptErr
 from llm_blender_ray.actors.fusers import Fuser, load_fuser
 from llm_blender_ray.actors.fusers.llm_fuser import INSTRUCTION, task
 from llm_blender_ray.actors.records import Message, Prompt
-from llm_blender_ray.configs.schema import EndpointModel, LLMFuser, Sampling, SamplingChange, TransformersModel
+from llm_blender_ray.configs.schema import EndpointModel, LLMFuser, Sampling, SamplingOverrides, TransformersModel
 
 T = TypeVar("T")
 PROMPT = Prompt("1", "How many?", "apples")
@@ -102,7 +102,7 @@ def test_instruction_and_system_prompt_are_the_settings() -> None:
 
 
 def test_a_change_of_how_members_draw_is_not_the_fuser_s() -> None:
-    change = SamplingChange(max_tokens=7, temperature=1.5, top_p=0.5, stop=("x",), seed=4)
+    change = SamplingOverrides(max_tokens=7, temperature=1.5, top_p=0.5, stop=("x",), seed=4)
 
     async def work(fuser: Fuser) -> None:
         await fuser.fuse(PROMPT, CANDIDATES, change)
@@ -243,7 +243,7 @@ def test_with_weights_in_this_process(tmp_path: Path) -> None:
             assert whole.text and whole.completion_tokens == 12
             pieces, last = await followed(fuser.stream(PROMPT, CANDIDATES))
             assert last == whole and "".join(pieces) == whole.text and len(pieces) > 1
-            other = await fuser.fuse(PROMPT, CANDIDATES, SamplingChange(seed=2, max_tokens=3))
+            other = await fuser.fuse(PROMPT, CANDIDATES, SamplingOverrides(seed=2, max_tokens=3))
             assert other.completion_tokens == 3 and not whole.text.startswith(other.text)
         finally:
             await fuser.close()

@@ -12,7 +12,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.loading import PRESETS, load
-from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import (
     Answered,
@@ -41,10 +41,10 @@ class FakeMember:
     raises: Exception | None = None
     refused: Refusal | None = None
     samples: int = 1
-    asked: list[tuple[int, SamplingChange | None]] = field(default_factory=list)
+    asked: list[tuple[int, SamplingOverrides | None]] = field(default_factory=list)
     cancelled: int = 0
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         self.asked.append((sample, change))
         try:
             await asyncio.sleep(self.seconds)
@@ -60,7 +60,7 @@ class FakeMember:
         )
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         candidate = await self.answer(prompt, sample, change)
         for word in (candidate.text or "").split():
@@ -112,7 +112,7 @@ class FakeFuser:
     reads: int | None = None  # of the candidates; None: all
 
     async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
         async for piece in self.stream(prompt, candidates, change):
             if isinstance(piece, Completion):
@@ -120,7 +120,7 @@ class FakeFuser:
         raise AssertionError
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         words = " + ".join(candidates[: self.reads]).split()
         try:
@@ -198,7 +198,7 @@ def test_a_member_alone(follow: bool) -> None:
 
 def test_choices_are_further_samples() -> None:
     member = FakeMember("a", samples=2)
-    change = SamplingChange(seed=7)
+    change = SamplingOverrides(seed=7)
     outcome = outcome_of(blender(member), choice=1, change=change)
     assert member.asked == [(2, change), (3, change)]
     assert len(outcome.blend.candidates) == 2

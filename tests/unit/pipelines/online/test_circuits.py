@@ -13,7 +13,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, PromptError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.configs.breaker import BreakerSettings
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingChange
+from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
 
@@ -32,7 +32,7 @@ class Member:
         self.name, self.seconds, self.error, self.more = name, seconds, error, more
         self.asked = self.cancelled = 0
 
-    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None) -> Candidate:
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         self.asked += 1
         try:
             await asyncio.sleep(self.seconds)
@@ -44,7 +44,7 @@ class Member:
         return Candidate(self.name, None if self.error else self.name, self.error, **self.more)
 
     async def stream(
-        self, prompt: Prompt, sample: int = 0, change: SamplingChange | None = None
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         candidate = await self.answer(prompt, sample, change)
         if candidate.text:
@@ -356,7 +356,7 @@ class Fuser(FakeFuser):
         self.seconds, self.asked = seconds, 0
 
     async def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingChange | None = None
+        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
         self.asked += 1
         await asyncio.sleep(self.seconds)
