@@ -48,7 +48,7 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 
 class Client:
-    """OpenAI's client, as anybody uses it; see `online_load.Ask`."""
+    """OpenAI's client, as anybody uses it; see `online_load`."""
 
     def __init__(self, url: str, prompts: Sequence[str]) -> None:
         self._client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=SERVICE_PATIENCE_S)

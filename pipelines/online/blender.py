@@ -19,7 +19,7 @@ from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings
 from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
 from llm_blender_ray.pipelines.online.circuits import RANKER, ending
 from llm_blender_ray.pipelines.online.parts import Parts
-from llm_blender_ray.pipelines.online.protocols import Ask, Event, NoAnswerError, Outcome
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, BlendResult, Event, NoAnswerError
 from llm_blender_ray.pipelines.online.request import Course
 
 ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them
@@ -40,7 +40,7 @@ class Blender(Parts):
     async def blend(self, prompt: Prompt, given: Sequence[Candidate] = ()) -> Blend:
         """The blend of one prompt; an LLM that already has a candidate in `given` is not asked again."""
         try:
-            return (await self.outcome(Ask(prompt, given=tuple(given)))).blend
+            return (await self.outcome(BlendRequest(prompt, given=tuple(given)))).blend
         except NoAnswerError as error:
             return Blend(prompt, tuple(given), error=str(error))
 
@@ -65,7 +65,7 @@ class Blender(Parts):
     async def _ranked(
         self, prompt: Prompt, candidates: Sequence[Candidate], comparing: ComparisonSettings
     ) -> Ranking:
-        limits = (self.patience.deadline_s, self.patience.timeouts_s.get(RANKER))
+        limits = (self.timeouts.deadline_s, self.timeouts.timeouts_s.get(RANKER))
         limit = min((limit for limit in limits if limit is not None), default=None)
         call = self.circuits[RANKER].begin()
         with ending(call, limit):
@@ -74,16 +74,16 @@ class Blender(Parts):
             call.succeeded()
         return blanks_last(ranking, candidates)
 
-    async def outcome(self, ask: Ask) -> Outcome:
+    async def outcome(self, ask: BlendRequest) -> BlendResult:
         """How it ends. Raises NoAnswerError."""
         async with contextlib.aclosing(self.events(ask)) as events:
             async for event in events:
-                if isinstance(event, Outcome):
+                if isinstance(event, BlendResult):
                     return event
         raise AssertionError("no outcome")
 
-    async def events(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """What happens until the answer is there; the last is the `Outcome`. Raises NoAnswerError.
+    async def events(self, ask: BlendRequest) -> AsyncGenerator[Event, None]:
+        """What happens until the answer is there; the last is the `BlendResult`. Raises NoAnswerError.
 
         Closing the iterator, or cancelling who waits for it, cancels all work that was begun for it.
         """

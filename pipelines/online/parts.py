@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from llm_blender_ray.actors.leaderboard import Leaderboard
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, Circuits
-from llm_blender_ray.pipelines.online.protocols import FuserPart, Member, Patience, RankerPart
+from llm_blender_ray.pipelines.online.protocols import FuserPart, Member, RankerPart, Timeouts
 
-FOR_EVER = Patience()
+NO_TIMEOUTS = Timeouts()
 
 
 class Parts:
@@ -20,7 +20,7 @@ class Parts:
         fuser: FuserPart | None,
         *,
         top_k: int = 1,
-        patience: Patience = FOR_EVER,
+        timeouts: Timeouts = NO_TIMEOUTS,
         breaker: BreakerSettings = BreakerSettings(),  # noqa: B008 (frozen)
     ) -> None:
         """Put the parts together.
@@ -30,11 +30,11 @@ class Parts:
             ranker: Ranks their answers.
             fuser: Writes the answer; None: the best one is it.
             top_k: How many of the best the fuser reads.
-            patience: How long is waited for what.
+            timeouts: How long is waited for what.
             breaker: When a part that fails is left out for a while.
         """
         self.members = {member.name: member for member in members}
         self.ranker, self.fuser, self.top_k = ranker, fuser, top_k
-        self.patience = patience
+        self.timeouts = timeouts
         self.leaderboard = Leaderboard(list(self.members))
         self.circuits = Circuits([*self.members, RANKER, *([FUSER] if fuser else [])], breaker)

@@ -87,7 +87,7 @@ class NoAnswerError(BlendError):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long is waited for what; see `configs.serving.Serving`. Without a deadline everything is waited for."""
 
     deadline_s: float | None = None
@@ -99,7 +99,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class BlendRequest:
     """One answer that somebody wants.
 
     model: `blend`, `blend-best`, or a member's name. choice: which of several answers, from 0; with a seed each is
@@ -114,7 +114,7 @@ class Ask:
     change: SamplingOverrides | None = None
     follow: bool = False
     follow_members: bool = False
-    deadline_s: float | None = None  # instead of the patience's
+    deadline_s: float | None = None  # in place of Timeouts.deadline_s
     waited_s: float = 0.0
 
 
@@ -159,7 +159,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BlendResult:
     """How it ended: always the last event.
 
     answer: text, why it ended, and the fuser's own tokens. seconds: by stage (`generate`, `rank`, `fuse`).
@@ -186,4 +186,4 @@ class Outcome:
         )
 
 
-Event = MemberPiece | Answered | Ranked | Fusing | Piece | Outcome
+Event = MemberPiece | Answered | Ranked | Fusing | Piece | BlendResult

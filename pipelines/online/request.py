@@ -18,14 +18,14 @@ from llm_blender_ray.pipelines.online.protocols import (
     BEST,
     BLEND,
     Answered,
-    Ask,
+    BlendRequest,
+    BlendResult,
     Event,
     FuserPart,
     Fusing,
     Member,
     MemberPiece,
     NoAnswerError,
-    Outcome,
     Piece,
     Ranked,
 )
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 class Course:
     """One request under way."""
 
-    def __init__(self, parts: Parts, ask: Ask) -> None:
+    def __init__(self, parts: Parts, ask: BlendRequest) -> None:
         self._parts, self._ask = parts, ask
         self._alone = ask.model not in (BLEND, BEST)
         self._members = [parts.members[ask.model]] if self._alone else list(parts.members.values())
@@ -54,10 +54,10 @@ class Course:
         self._answer = Completion("", "stop")
         self._seconds: dict[str, float] = {}
         self._degraded: list[str] = []
-        self._patience = parts.patience
+        self._timeouts = parts.timeouts
         self._probes: set[int] = set()  # candidates that are waited for no longer than others and their grace
         self._grace_over: float | None = None  # on the loop's clock; None: more answers are needed
-        deadline = ask.deadline_s if ask.deadline_s is not None else self._patience.deadline_s
+        deadline = ask.deadline_s if ask.deadline_s is not None else self._timeouts.deadline_s
         self._began = now()
         self._deadline_s = None if deadline is None else max(deadline - ask.waited_s, 0.0)
 
@@ -69,11 +69,11 @@ class Course:
         yield self._rank()
         yield self._fuse()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> BlendResult:
         """After all steps."""
         fused = None if self._alone else self._answer.text
         blend = Blend(self._ask.prompt, self._known(), self._ranking, fused, self._fused_from)
-        return Outcome(blend, self._answer, self._seconds, tuple(self._degraded))
+        return BlendResult(blend, self._answer, self._seconds, tuple(self._degraded))
 
     def _known(self) -> tuple[Candidate, ...]:
         return tuple(candidate for candidate in self._candidates if candidate is not None)
@@ -85,11 +85,11 @@ class Course:
         return max(self._began + share * self._deadline_s - now(), 0.0)
 
     def _patient_with(self, name: str, left: float | None) -> float | None:
-        return least(self._patience.timeouts_s.get(name), left)
+        return least(self._timeouts.timeouts_s.get(name), left)
 
     def _whole_s(self, name: str) -> float | None:
         """What the service's settings give a part in all, whatever this request leaves of it; None: no bound."""
-        given = self._patience
+        given = self._timeouts
         rest = 1 - given.generation_share - given.ranking_share
         share = {RANKER: given.ranking_share, FUSER: rest}.get(name, given.generation_share)
         return self._patient_with(name, None if given.deadline_s is None else share * given.deadline_s)
@@ -202,7 +202,7 @@ class Course:
     ) -> None:
         """Ask one member for one candidate, and put what happens into the queue."""
         began = now()
-        limit = self._whole_s(member.name) if call.probe else self._patience.timeouts_s.get(member.name)
+        limit = self._whole_s(member.name) if call.probe else self._timeouts.timeouts_s.get(member.name)
         said: Candidate | None = None
         follow = self._ask.follow_members
         async with contextlib.aclosing(self._asked(call, member, sample, follow, limit)) as pieces:
@@ -244,7 +244,7 @@ class Course:
     def _until(self) -> float:
         """The share of the deadline that generation may take: all of it while there is no answer at all."""
         answered = any(candidate.text is not None for candidate in self._known())
-        return self._patience.generation_share if answered else 1.0
+        return self._timeouts.generation_share if answered else 1.0
 
     def _generation_left(self) -> float | None:
         """Seconds until generation is over, if nothing more happens."""
@@ -257,7 +257,7 @@ class Course:
         if not missing:
             return "answered"
         answered = {candidate.model for candidate in self._known() if candidate.text is not None}
-        quorum = self._patience.quorum is not None and len(answered) >= self._patience.quorum
+        quorum = self._timeouts.quorum is not None and len(answered) >= self._timeouts.quorum
         if self._grace_over is None and (quorum or (answered and missing <= self._probes)):
             self._grace_over = now() + self._grace_s()
         if self._grace_over is not None and now() >= self._grace_over:
@@ -268,7 +268,7 @@ class Course:
 
     def _grace_s(self) -> float:
         """How much longer is waited for those who may be left out: a share of the time so far."""
-        return self._patience.quorum_grace * (now() - self._began)
+        return self._timeouts.quorum_grace * (now() - self._began)
 
     async def _in_grace(self, part: str, work: Coroutine[Any, Any, _T], limit: float | None) -> _T:
         """The result of a probe that comes soon enough; the probe goes on in any case.
@@ -286,7 +286,7 @@ class Course:
 
     async def _rank(self) -> AsyncGenerator[Event, None]:
         candidates = self._known()
-        share = self._patience.generation_share + self._patience.ranking_share
+        share = self._timeouts.generation_share + self._timeouts.ranking_share
         limit = self._patient_with(RANKER, self._left(share))
         if limit == 0.0:  # the only answer came late: there is nothing to compare, and time for it
             limit = self._left()

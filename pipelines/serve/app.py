@@ -24,7 +24,7 @@ from llm_blender_ray.actors.errors import PromptError, RowError, one_line
 from llm_blender_ray.actors.records import Blend, Ranking
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, Ask, Event, Outcome
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, BlendResult, Event
 from llm_blender_ray.pipelines.quality.votes import FUSED
 from llm_blender_ray.pipelines.serve import ballots as voting
 from llm_blender_ray.pipelines.serve import chat, health, ranking
@@ -189,23 +189,23 @@ class _Service:
             record.ranked(ranked, time.monotonic() - began)
             return ranked
 
-    async def _outcome(self, asked: chat.Chat, ask: Ask, record: Record) -> Outcome:
+    async def _outcome(self, asked: chat.Chat, ask: BlendRequest, record: Record) -> BlendResult:
         async with contextlib.aclosing(self._events(asked, ask, record)) as events:
             async for event in events:
-                if isinstance(event, Outcome):
+                if isinstance(event, BlendResult):
                     return event
         raise AssertionError("no outcome")
 
-    async def _events(self, asked: chat.Chat, ask: Ask, record: Record) -> AsyncGenerator[Event, None]:
+    async def _events(self, asked: chat.Chat, ask: BlendRequest, record: Record) -> AsyncGenerator[Event, None]:
         async with contextlib.aclosing(self.blender.events(ask)) as events:
             async for event in events:
                 record.event(event)
-                if isinstance(event, Outcome) and asked.options.vote and self.ballots:
+                if isinstance(event, BlendResult) and asked.options.vote and self.ballots:
                     event = await _open_to_votes(self.ballots, voting.id_of(record.caller, asked.prompt.id), event)
                 yield event
 
 
-async def _open_to_votes(ballots: voting.BallotBox, id: str, outcome: Outcome) -> Outcome:
+async def _open_to_votes(ballots: voting.BallotBox, id: str, outcome: BlendResult) -> BlendResult:
     """The outcome, which can be voted on from now on, or says that it can't."""
     try:
         await ballots.remember(id, outcome.blend)

@@ -16,11 +16,11 @@ from llm_blender_ray.pipelines.online.protocols import (
     BEST,
     BLEND,
     Answered,
-    Ask,
+    BlendRequest,
+    BlendResult,
     Event,
     Fusing,
     MemberPiece,
-    Outcome,
     Piece,
     Ranked,
 )
@@ -71,10 +71,10 @@ class Chat:
         """How many answers are wanted."""
         return self.asked.n or 1
 
-    def asks(self, waited_s: float) -> list[Ask]:
+    def asks(self, waited_s: float) -> list[BlendRequest]:
         """What the blend is asked, for each choice."""
         return [
-            Ask(
+            BlendRequest(
                 self.prompt,
                 self.asked.model,
                 choice=choice,
@@ -87,13 +87,13 @@ class Chat:
             for choice in range(self.choices)
         ]
 
-    def told(self, outcome: Outcome, waited_s: float) -> Details | Degraded | None:
+    def told(self, outcome: BlendResult, waited_s: float) -> Details | Degraded | None:
         """What the answer tells in `blend`: all of it when asked for, else only what is amiss."""
         if self.options.details:
             return self.details(outcome, waited_s)
         return Degraded(degraded=list(outcome.degraded)) if outcome.degraded else None
 
-    def details(self, outcome: Outcome, waited_s: float) -> Details:
+    def details(self, outcome: BlendResult, waited_s: float) -> Details:
         """How the answer came about."""
         blend, ranking = outcome.blend, outcome.blend.ranking
         total = asyncio.get_running_loop().time() - self.began
@@ -154,7 +154,7 @@ def _check_options(asked: ChatRequest, options: BlendOptions, serving: Serving, 
         raise invalid("blend.vote", "only on one answer of the blend")
 
 
-def completion(chat: Chat, outcomes: list[Outcome], waited_s: float) -> ChatCompletion:
+def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> ChatCompletion:
     """The whole answer."""
     blends = [chat.told(outcome, waited_s) for outcome in outcomes]
     return ChatCompletion(
@@ -175,7 +175,7 @@ def completion(chat: Chat, outcomes: list[Outcome], waited_s: float) -> ChatComp
     )
 
 
-def usage(outcomes: list[Outcome]) -> Usage:
+def usage(outcomes: list[BlendResult]) -> Usage:
     """The tokens of all choices."""
     prompt = sum(outcome.prompt_tokens for outcome in outcomes)
     completion = sum(outcome.completion_tokens for outcome in outcomes)
@@ -208,7 +208,7 @@ async def _lines(
     chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float
 ) -> AsyncGenerator[str, None]:
     with_usage = bool(chat.asked.stream_options and chat.asked.stream_options.include_usage)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, BlendResult] = {}
     begun: set[int] = set()  # choices of which something was said
 
     def line(
@@ -236,14 +236,14 @@ async def _lines(
                 yield KEEP_ALIVE
                 continue
             choice, event = happened
-            if isinstance(event, Piece | Outcome) and choice not in begun:
+            if isinstance(event, Piece | BlendResult) and choice not in begun:
                 begun.add(choice)
                 yield line(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
             match event:
                 case Piece(text):
                     if text:
                         yield line(ChunkChoice(index=choice, delta=Delta(content=text)))
-                case Outcome():
+                case BlendResult():
                     outcomes[choice] = event
                     ended = ChunkChoice(
                         index=choice,

@@ -18,7 +18,7 @@ from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.schema import BlendConfig, Resources
 from llm_blender_ray.configs.serving import Scaling
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Patience
+from llm_blender_ray.pipelines.online.protocols import Timeouts
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
@@ -57,7 +57,7 @@ class _Gateway:
             RemoteRanker(ranker),
             RemoteFuser(fuser) if fuser else None,
             top_k=config.fuser.top_k if config.fuser else 1,
-            patience=Patience(
+            timeouts=Timeouts(
                 serving.deadline_s,
                 serving.generation_share,
                 serving.ranking_share,

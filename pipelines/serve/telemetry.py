@@ -22,7 +22,7 @@ from typing import Literal, Protocol, TextIO
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
-from llm_blender_ray.pipelines.online.protocols import Answered, Event, Outcome, Piece
+from llm_blender_ray.pipelines.online.protocols import Answered, BlendResult, Event, Piece
 
 CANCELLED = 499  # nginx's status of a request whose client went away
 FAILED, BROKEN = 500, "internal_error"
@@ -208,7 +208,7 @@ class Record:
             case Piece() if self._stream and self._first_token_s is None:
                 self._first_token_s = self._clock() - self._began
                 self._meter(FIRST_TOKEN_SECONDS, self._first_token_s, {"model": self._model or ""})
-            case Outcome():
+            case BlendResult():
                 self._ended(event)
 
     def ranked(self, ranking: Ranking, seconds: float) -> None:
@@ -267,7 +267,7 @@ class Record:
             line["prompt"] = self._prompt.chat()
         return {name: value for name, value in line.items() if value is not None}
 
-    def _ended(self, outcome: Outcome) -> None:
+    def _ended(self, outcome: BlendResult) -> None:
         blend = outcome.blend
         for stage, seconds in outcome.seconds.items():
             self._stage(stage, seconds)
@@ -341,7 +341,7 @@ class _Gauges:
             self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
 
 
-def _lacks(outcome: Outcome) -> Iterator[tuple[str, str]]:
+def _lacks(outcome: BlendResult) -> Iterator[tuple[str, str]]:
     """What the answer lacks, by step and model. Each is a line of `degraded`; one beyond those is the fuser's."""
     told = 0
     for candidate in outcome.blend.candidates:

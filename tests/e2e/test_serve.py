@@ -28,7 +28,7 @@ from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bench.online_service import free_port
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Ask
+from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
@@ -163,7 +163,7 @@ def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
     reference = Blender.local(config)
 
     async def expected(text: str) -> Any:
-        return await reference.outcome(Ask(Prompt("p", messages=(Message(role="user", content=text),))))
+        return await reference.outcome(BlendRequest(Prompt("p", messages=(Message(role="user", content=text),))))
 
     async def all_expected(texts: list[str]) -> list[Any]:
         return [await expected(text) for text in texts]

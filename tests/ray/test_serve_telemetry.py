@@ -24,7 +24,15 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Answered, Ask, Fusing, MemberPiece, Outcome, Piece, Ranked
+from llm_blender_ray.pipelines.online.protocols import (
+    Answered,
+    BlendRequest,
+    BlendResult,
+    Fusing,
+    MemberPiece,
+    Piece,
+    Ranked,
+)
 from llm_blender_ray.pipelines.serve import telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
@@ -90,7 +98,7 @@ def lines() -> Iterator[list[str]]:
     telemetry.log.removeHandler(handler)
 
 
-def outcome() -> Outcome:
+def outcome() -> BlendResult:
     """Of two members."""
     candidates = (
         Candidate("alder", "gold", finish_reason="stop", prompt_tokens=7, completion_tokens=3),
@@ -99,7 +107,7 @@ def outcome() -> Outcome:
     ranking = Ranking((0, 1), (1.0, -1.0), ((None, 2.0), (-2.0, None)), 2)
     blend = Blend(PROMPT, candidates, ranking, "old gold", (0, 1))
     answer = Completion("old gold", "stop", 20, 5)
-    return Outcome(blend, answer, {"generate": 0.5, "rank": 0.25, "fuse": 1.0})
+    return BlendResult(blend, answer, {"generate": 0.5, "rank": 0.25, "fuse": 1.0})
 
 
 @in_event_loop
@@ -180,7 +188,7 @@ def test_a_member_asked_alone_counts_as_a_member() -> None:
     with Telemetry(meter=meter).request("r", "chat") as record:
         record.asks("alder")
         alone = Candidate("alder", "gold", prompt_tokens=7, completion_tokens=3)
-        record.event(Outcome(Blend(PROMPT, (alone,)), Completion("gold", "stop"), {"generate": 0.5}))
+        record.event(BlendResult(Blend(PROMPT, (alone,)), Completion("gold", "stop"), {"generate": 0.5}))
         record.status = 200
     assert meter.of(telemetry.MEMBER_SECONDS) == [(0.5, {"model": "alder"})]
     assert [labels["model"] for _, labels in meter.of(telemetry.TOKENS)] == ["alder", "alder"]
@@ -268,13 +276,13 @@ def test_what_an_answer_lacks_is_counted_by_step(
     blender = Blender(members, RankerPart("ranker" in failing), FuserPart("fuser" in failing), top_k=2)
     meter = FakeMeter()
 
-    async def main() -> Outcome:
+    async def main() -> BlendResult:
         with Telemetry(log_prompts, meter).request("r", "chat") as record:
             record.asks("blend", prompt=PROMPT)
-            async for event in blender.events(Ask(PROMPT, follow=stream, follow_members=stream)):
+            async for event in blender.events(BlendRequest(PROMPT, follow=stream, follow_members=stream)):
                 record.event(event)
             record.status = 200
-        assert isinstance(event, Outcome)
+        assert isinstance(event, BlendResult)
         return event
 
     ended = asyncio.run(main())

@@ -8,7 +8,7 @@ from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Patience
+from llm_blender_ray.pipelines.online.protocols import Timeouts
 
 
 class FakeMember:
@@ -121,8 +121,8 @@ def fake_blender(
     *members: FakeMember,
     ranker: FakeRanker | None = None,
     fuser: FakeFuser | None = None,
-    patience: Patience = Patience(),  # noqa: B008 (frozen)
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 (frozen)
 ) -> Blender:
     """A blend of these; of two LLMs that answer at once when none are given. The fuser reads the best two."""
     parts = members or (FakeMember("short", "one"), FakeMember("long", "one two three"))
-    return Blender(parts, ranker or FakeRanker(), fuser or FakeFuser(), top_k=2, patience=patience)
+    return Blender(parts, ranker or FakeRanker(), fuser or FakeFuser(), top_k=2, timeouts=timeouts)

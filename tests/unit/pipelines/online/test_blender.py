@@ -16,15 +16,15 @@ from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, Samp
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import (
     Answered,
-    Ask,
+    BlendRequest,
+    BlendResult,
     Event,
     Fusing,
     MemberPiece,
     NoAnswerError,
-    Outcome,
-    Patience,
     Piece,
     Ranked,
+    Timeouts,
 )
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
@@ -136,17 +136,17 @@ class FakeFuser:
 
 
 def blender(
-    *members: FakeMember, ranker: FakeRanker | None = None, fuser: FakeFuser | None = None, **patience
+    *members: FakeMember, ranker: FakeRanker | None = None, fuser: FakeFuser | None = None, **timeouts
 ) -> Blender:
-    return Blender(members, ranker or FakeRanker(), fuser or FakeFuser(), top_k=2, patience=Patience(**patience))
+    return Blender(members, ranker or FakeRanker(), fuser or FakeFuser(), top_k=2, timeouts=Timeouts(**timeouts))
 
 
-async def events_of(blend: Blender, ask: Ask) -> list[Event]:
+async def events_of(blend: Blender, ask: BlendRequest) -> list[Event]:
     return [event async for event in blend.events(ask)]
 
 
-def outcome_of(blend: Blender, **ask) -> Outcome:
-    return run(blend.outcome(Ask(PROMPT, **ask)))
+def outcome_of(blend: Blender, **ask) -> BlendResult:
+    return run(blend.outcome(BlendRequest(PROMPT, **ask)))
 
 
 def test_all_answer() -> None:
@@ -162,19 +162,19 @@ def test_all_answer() -> None:
 
 def test_events_come_in_order_and_as_they_happen() -> None:
     blend = blender(FakeMember("slow", seconds=2), FakeMember("quick", "first", seconds=1))
-    events = run(events_of(blend, Ask(PROMPT, follow=True, follow_members=True)))
+    events = run(events_of(blend, BlendRequest(PROMPT, follow=True, follow_members=True)))
     kinds = [type(event) for event in events]
     assert kinds == [
         *(MemberPiece, MemberPiece, Answered),
         *(MemberPiece, MemberPiece, MemberPiece, Answered),
         *(Ranked, Ranked, Fusing),
         *[Piece] * 6,
-        Outcome,
+        BlendResult,
     ]
     assert [event.index for event in events if isinstance(event, Answered)] == [1, 0]
     assert [event.ranking.complete for event in events if isinstance(event, Ranked)] == [False, True]
     outcome = events[-1]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, BlendResult)
     assert "".join(e.text for e in events if isinstance(e, Piece)).strip() == outcome.answer.text
 
 
@@ -188,9 +188,9 @@ def test_the_best_alone() -> None:
 def test_a_member_alone(follow: bool) -> None:
     other = FakeMember("b")
     blend = blender(FakeMember("a", samples=3), other)
-    events = run(events_of(blend, Ask(PROMPT, model="a", follow=follow, choice=2)))
+    events = run(events_of(blend, BlendRequest(PROMPT, model="a", follow=follow, choice=2)))
     outcome = events[-1]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, BlendResult)
     assert outcome.answer.text == "an answer 2" and outcome.blend.ranking is None
     assert [e.text for e in events if isinstance(e, Piece)] == (["an ", "answer ", "2 "] if follow else [])
     assert not other.asked
@@ -288,7 +288,7 @@ def test_no_answer_in_time() -> None:
     assert member.cancelled == 1
 
 
-def test_a_member_has_its_own_patience() -> None:
+def test_a_member_has_its_own_timeouts() -> None:
     outcome = outcome_of(blender(FakeMember("a"), FakeMember("b", seconds=50), timeouts_s={"b": 3}))
     assert outcome.degraded == ("b: no answer within 3 s",)
     assert outcome.seconds["generate"] == pytest.approx(3)
@@ -308,7 +308,7 @@ def test_a_ranking_in_time_is_taken_as_far_as_it_came(follow: bool) -> None:
 @pytest.mark.parametrize("ranker", [FakeRanker(raises=BlendError("broken")), FakeRanker(seconds=1000)])
 def test_without_a_ranking_the_record_so_far_decides(ranker: FakeRanker, follow: bool) -> None:
     blend = blender(FakeMember("a", "bad"), FakeMember("b", "good"), deadline_s=50)
-    run(blend.outcome(Ask(PROMPT)))
+    run(blend.outcome(BlendRequest(PROMPT)))
     blend.ranker = ranker
     outcome = outcome_of(blend, follow_members=follow)
     assert outcome.blend.fused_from == (1, 0)
@@ -334,9 +334,9 @@ def test_without_a_fuser_the_best_candidate_is_the_answer(follow: bool) -> None:
 
 def test_a_fusion_that_breaks_off_stays_as_it_is() -> None:
     blend = blender(FakeMember("a"), fuser=FakeFuser(breaks_after=1))
-    events = run(events_of(blend, Ask(PROMPT, follow=True)))
+    events = run(events_of(blend, BlendRequest(PROMPT, follow=True)))
     outcome = events[-1]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, BlendResult)
     assert outcome.answer == Completion("an ", "length")
     assert outcome.degraded == ("fuser: the fuser broke; the answer is what was written by then",)
 
@@ -352,13 +352,13 @@ def test_a_slow_fuser_ends_at_the_deadline() -> None:
 def test_a_slow_reader_is_nobodys_timeout() -> None:
     """The deadline may pass while the caller holds an event: what it does must not be cancelled by that."""
 
-    async def main() -> Outcome:
+    async def main() -> BlendResult:
         blend = blender(FakeMember("a"), fuser=FakeFuser(seconds=0.1), deadline_s=10)
-        async with contextlib.aclosing(blend.events(Ask(PROMPT, follow=True))) as events:
+        async with contextlib.aclosing(blend.events(BlendRequest(PROMPT, follow=True))) as events:
             async for event in events:
                 if isinstance(event, Piece):
                     await asyncio.sleep(100)
-                if isinstance(event, Outcome):
+                if isinstance(event, BlendResult):
                     return event
         raise AssertionError
 
@@ -373,7 +373,9 @@ def test_who_goes_away_cancels_everything(until: type) -> None:
 
     async def main() -> int:
         blend = blender(*members, fuser=fuser, quorum=None if until is Answered else 1)
-        async with contextlib.aclosing(blend.events(Ask(PROMPT, follow=True, follow_members=True))) as events:
+        async with contextlib.aclosing(
+            blend.events(BlendRequest(PROMPT, follow=True, follow_members=True))
+        ) as events:
             async for event in events:
                 if isinstance(event, until):
                     break
@@ -412,10 +414,10 @@ def test_the_miniature_is_as_its_stages() -> None:
 
     async def main() -> None:
         blend = Blender.local(config)
-        plain = await blend.outcome(Ask(prompt))
-        events = await events_of(blend, Ask(prompt, follow=True, follow_members=True))
+        plain = await blend.outcome(BlendRequest(prompt))
+        events = await events_of(blend, BlendRequest(prompt, follow=True, follow_members=True))
         followed = events[-1]
-        assert isinstance(followed, Outcome)
+        assert isinstance(followed, BlendResult)
         assert followed.blend == plain.blend
         assert followed.answer == plain.answer
         assert "".join(e.text for e in events if isinstance(e, Piece)) == plain.answer.text

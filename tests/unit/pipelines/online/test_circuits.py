@@ -15,7 +15,7 @@ from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Answered, Ask, NoAnswerError, Outcome, Patience
+from llm_blender_ray.pipelines.online.protocols import Answered, BlendRequest, BlendResult, NoAnswerError, Timeouts
 
 PROMPT = Prompt("p", "What is it?")
 DOWN = "https://host/v1: 503: overloaded"
@@ -52,21 +52,21 @@ class Member:
         yield candidate
 
 
-def blender(*members: Member, ranker: Any = None, fuser: Any = None, **patience: Any) -> Blender:
+def blender(*members: Member, ranker: Any = None, fuser: Any = None, **timeouts: Any) -> Blender:
     return Blender(
         members,
         ranker or FakeRanker(),
         fuser or FakeFuser(),
         top_k=2,
-        patience=Patience(**{"deadline_s": 100.0, **patience}),
+        timeouts=Timeouts(**{"deadline_s": 100.0, **timeouts}),
         breaker=BREAKER,
     )
 
 
-async def asked(blend: Blender, times: int, **ask: Any) -> Outcome:
+async def asked(blend: Blender, times: int, **ask: Any) -> BlendResult:
     """The last outcome of requests one after the other."""
     for _ in range(times):
-        outcome = await blend.outcome(Ask(PROMPT, **ask))
+        outcome = await blend.outcome(BlendRequest(PROMPT, **ask))
     return outcome
 
 
@@ -93,7 +93,7 @@ def test_who_is_left_out_is_told_at_once() -> None:
     async def main() -> None:
         blend = blender(Member("up", 7), Member("down", 1, DOWN))
         await asked(blend, 3)
-        events = [event async for event in blend.events(Ask(PROMPT))]
+        events = [event async for event in blend.events(BlendRequest(PROMPT))]
         assert events[0] == Answered(1, Candidate("down", error=NOT_ASKED), 0.0)
 
     run(main())

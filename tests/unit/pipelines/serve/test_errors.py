@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Ask, Patience
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, Timeouts
 from llm_blender_ray.pipelines.serve.access import Keys
 
 
@@ -344,7 +344,7 @@ def test_what_an_answer_lacks_is_told_unasked() -> None:
 def test_a_deadline_of_the_requests_own() -> None:
     slow, quick = FakeMember("slow", "never said"), FakeMember("quick", "at once")
     slow.hold()
-    blender = fake_blender(slow, quick, patience=Patience(60.0))
+    blender = fake_blender(slow, quick, timeouts=Timeouts(60.0))
     with served(app_of(blender)) as url, httpx2.Client(base_url=url, timeout=60) as client:
         answer = chat(client, blend={"deadline_s": 0.1}).json()
     assert answer["choices"][0]["message"]["content"] == "at once"
@@ -357,7 +357,7 @@ class Broken(Blender):
 
     words = 0
 
-    async def events(self, ask: Ask) -> Any:
+    async def events(self, ask: BlendRequest) -> Any:
         async for event in super().events(ask):
             if self.words:
                 yield event

@@ -14,7 +14,7 @@ from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_l
 
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.configs.serving import Limits, Serving
-from llm_blender_ray.pipelines.online.protocols import Ask, Outcome
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, BlendResult
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 MEMBERS = ("alder", "birch", "cedar", "hazel", "maple", "rowan")
@@ -33,13 +33,13 @@ def client(url: str) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture(scope="module")
-def outcome() -> Outcome:
+def outcome() -> BlendResult:
     """What the blend itself makes of the question."""
     prompt = Prompt("reference", messages=({"role": "user", "content": QUESTION},))
-    return asyncio.run_coroutine_threadsafe(demo_blender().outcome(Ask(prompt)), event_loop()).result(60)
+    return asyncio.run_coroutine_threadsafe(demo_blender().outcome(BlendRequest(prompt)), event_loop()).result(60)
 
 
-def test_an_answer_is_openais_and_the_blends(client: httpx2.Client, outcome: Outcome) -> None:
+def test_an_answer_is_openais_and_the_blends(client: httpx2.Client, outcome: BlendResult) -> None:
     answer = chat(client, messages=[{"role": "user", "content": QUESTION}]).json()
     assert answer.pop("id").startswith("chatcmpl-")
     assert isinstance(answer.pop("created"), int)
@@ -64,7 +64,7 @@ def test_an_answer_is_openais_and_the_blends(client: httpx2.Client, outcome: Out
     assert outcome.prompt_tokens > 6 * 10
 
 
-def test_details_come_when_asked_for(client: httpx2.Client, outcome: Outcome) -> None:
+def test_details_come_when_asked_for(client: httpx2.Client, outcome: BlendResult) -> None:
     answer = chat(client, messages=[{"role": "user", "content": QUESTION}], blend=True).json()
     told, ranking = answer["blend"], outcome.blend.ranking
     assert ranking is not None
@@ -84,7 +84,7 @@ def test_details_come_when_asked_for(client: httpx2.Client, outcome: Outcome) ->
     assert "blend" not in answer["choices"][0]
 
 
-def test_the_best_candidate_alone_and_members_by_their_names(client: httpx2.Client, outcome: Outcome) -> None:
+def test_the_best_candidate_alone_and_members_by_their_names(client: httpx2.Client, outcome: BlendResult) -> None:
     messages = [{"role": "user", "content": QUESTION}]
     ranking = outcome.blend.ranking
     assert ranking is not None
