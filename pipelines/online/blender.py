@@ -18,8 +18,9 @@ from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings
 from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
 from llm_blender_ray.pipelines.online.circuits import RANKER, ending
+from llm_blender_ray.pipelines.online.events import BlendResult, Event
 from llm_blender_ray.pipelines.online.parts import Parts
-from llm_blender_ray.pipelines.online.protocols import BlendRequest, BlendResult, Event, NoAnswerError
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
 from llm_blender_ray.pipelines.online.request import Course
 
 ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them

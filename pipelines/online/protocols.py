@@ -1,7 +1,6 @@
-"""What a blend is asked for, what it is made by, and what is told of it on the way.
+"""Interfaces of the parts that a blend runs on, and the request and time limits that it takes.
 
-Who answers, ranks and fuses are parts behind three protocols: plain classes in this process, or handles of replicas
-elsewhere.
+A part is a plain class in this process or a handle of replicas elsewhere.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -10,7 +9,7 @@ from typing import Protocol
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 
 BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
@@ -116,74 +115,3 @@ class BlendRequest:
     follow_members: bool = False
     deadline_s: float | None = None  # in place of Timeouts.deadline_s
     waited_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class MemberPiece:
-    """Some more of a member's answer."""
-
-    index: int  # of the candidate
-    model: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A member's whole answer, or why there is none."""
-
-    index: int
-    candidate: Candidate
-    seconds: float  # since it was asked
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """The ranking so far. candidates: those it is about, by index."""
-
-    ranking: Ranking
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fusing:
-    """The fuser has begun. fused_from: indexes of the candidates it reads."""
-
-    fused_from: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some more of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class BlendResult:
-    """How it ended: always the last event.
-
-    answer: text, why it ended, and the fuser's own tokens. seconds: by stage (`generate`, `rank`, `fuse`).
-    degraded: what the answer lacks, and why, a line each.
-    """
-
-    blend: Blend
-    answer: Completion
-    seconds: dict[str, float]
-    degraded: tuple[str, ...] = ()
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Read by all members and the fuser, as far as they tell."""
-        return sum(candidate.prompt_tokens or 0 for candidate in self.blend.candidates) + (
-            self.answer.prompt_tokens or 0
-        )
-
-    @property
-    def completion_tokens(self) -> int:
-        """Written by all members and the fuser, as far as they tell."""
-        return sum(candidate.completion_tokens or 0 for candidate in self.blend.candidates) + (
-            self.answer.completion_tokens or 0
-        )
-
-
-Event = MemberPiece | Answered | Ranked | Fusing | Piece | BlendResult

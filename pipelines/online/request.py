@@ -13,22 +13,9 @@ from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, i
 from llm_blender_ray.actors.stages import best_readable, missing_samples
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, probe
 from llm_blender_ray.pipelines.online.clock import in_time, least, now
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
 from llm_blender_ray.pipelines.online.parts import Parts
-from llm_blender_ray.pipelines.online.protocols import (
-    BEST,
-    BLEND,
-    Answered,
-    BlendRequest,
-    BlendResult,
-    Event,
-    FuserPart,
-    Fusing,
-    Member,
-    MemberPiece,
-    NoAnswerError,
-    Piece,
-    Ranked,
-)
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, FuserPart, Member, NoAnswerError
 
 _T = TypeVar("_T")
 

@@ -24,7 +24,8 @@ from llm_blender_ray.actors.errors import PromptError, RowError, one_line
 from llm_blender_ray.actors.records import Blend, Ranking
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, BlendResult, Event
+from llm_blender_ray.pipelines.online.events import BlendResult, Event
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest
 from llm_blender_ray.pipelines.quality.votes import FUSED
 from llm_blender_ray.pipelines.serve import ballots as voting
 from llm_blender_ray.pipelines.serve import chat, health, ranking

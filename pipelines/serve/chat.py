@@ -12,18 +12,8 @@ from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import (
-    BEST,
-    BLEND,
-    Answered,
-    BlendRequest,
-    BlendResult,
-    Event,
-    Fusing,
-    MemberPiece,
-    Piece,
-    Ranked,
-)
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest
 from llm_blender_ray.pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
 from llm_blender_ray.pipelines.serve.responses import (

@@ -22,7 +22,7 @@ from typing import Literal, Protocol, TextIO
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
-from llm_blender_ray.pipelines.online.protocols import Answered, BlendResult, Event, Piece
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Piece
 
 CANCELLED = 499  # nginx's status of a request whose client went away
 FAILED, BROKEN = 500, "internal_error"

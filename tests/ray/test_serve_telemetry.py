@@ -24,15 +24,8 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import (
-    Answered,
-    BlendRequest,
-    BlendResult,
-    Fusing,
-    MemberPiece,
-    Piece,
-    Ranked,
-)
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.serve import telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission

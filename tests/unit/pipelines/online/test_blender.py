@@ -14,18 +14,8 @@ from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import (
-    Answered,
-    BlendRequest,
-    BlendResult,
-    Event,
-    Fusing,
-    MemberPiece,
-    NoAnswerError,
-    Piece,
-    Ranked,
-    Timeouts,
-)
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError, Timeouts
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 PROMPT = Prompt("p", "What is it?")

@@ -15,7 +15,8 @@ from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.protocols import Answered, BlendRequest, BlendResult, NoAnswerError, Timeouts
+from llm_blender_ray.pipelines.online.events import Answered, BlendResult
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError, Timeouts
 
 PROMPT = Prompt("p", "What is it?")
 DOWN = "https://host/v1: 503: overloaded"

@@ -14,7 +14,8 @@ from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_l
 
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.configs.serving import Limits, Serving
-from llm_blender_ray.pipelines.online.protocols import BlendRequest, BlendResult
+from llm_blender_ray.pipelines.online.events import BlendResult
+from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 
 MEMBERS = ("alder", "birch", "cedar", "hazel", "maple", "rowan")
