@@ -21,7 +21,7 @@ from llm_blender_ray.pipelines.online.circuits import RANKER, ending
 from llm_blender_ray.pipelines.online.events import BlendResult, Event
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
-from llm_blender_ray.pipelines.online.request import Course
+from llm_blender_ray.pipelines.online.request import BlendRun
 
 ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them
 
@@ -88,9 +88,9 @@ class Blender(Parts):
 
         Closing the iterator, or cancelling who waits for it, cancels all work that was begun for it.
         """
-        course = Course(self, ask)
-        for step in course.steps():
+        run = BlendRun(self, ask)
+        for step in run.steps():
             async with contextlib.aclosing(step) as events:
                 async for event in events:
                     yield event
-        yield course.outcome()
+        yield run.outcome()

@@ -8,7 +8,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 
 @dataclass(frozen=True, slots=True)
 class MemberPiece:
-    """Some more of a member's answer."""
+    """A streamed piece of a member's answer."""
 
     index: int  # of the candidate
     model: str
@@ -17,16 +17,21 @@ class MemberPiece:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A member's whole answer, or why there is none."""
+    """A member's whole answer, or its error."""
 
     index: int
     candidate: Candidate
-    seconds: float  # since it was asked
+    seconds: float  # since the member was called
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The ranking so far. candidates: those it is about, by index."""
+    """The ranking after a round of comparisons.
+
+    Attributes:
+        ranking: Ranking of `candidates`.
+        candidates: The ranked candidates, by index.
+    """
 
     ranking: Ranking
     candidates: tuple[Candidate, ...]
@@ -34,24 +39,31 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Fusing:
-    """The fuser has begun. fused_from: indexes of the candidates it reads."""
+    """Start of fusion.
+
+    Attributes:
+        fused_from: Indexes of the candidates that the fuser reads.
+    """
 
     fused_from: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more of the answer."""
+    """A streamed piece of the final answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class BlendResult:
-    """How it ended: always the last event.
+    """Result of a blend: always the last event.
 
-    answer: text, why it ended, and the fuser's own tokens. seconds: by stage (`generate`, `rank`, `fuse`).
-    degraded: what the answer lacks, and why, a line each.
+    Attributes:
+        blend: Candidates, ranking and fused text.
+        answer: Text, finish reason and the fuser's own token counts.
+        seconds: Duration of each stage (`generate`, `rank`, `fuse`).
+        degraded: What the answer lacks and why, one line each.
     """
 
     blend: Blend
@@ -61,14 +73,14 @@ class BlendResult:
 
     @property
     def prompt_tokens(self) -> int:
-        """Read by all members and the fuser, as far as they tell."""
+        """Prompt tokens of all members and the fuser, where known."""
         return sum(candidate.prompt_tokens or 0 for candidate in self.blend.candidates) + (
             self.answer.prompt_tokens or 0
         )
 
     @property
     def completion_tokens(self) -> int:
-        """Written by all members and the fuser, as far as they tell."""
+        """Completion tokens of all members and the fuser, where known."""
         return sum(candidate.completion_tokens or 0 for candidate in self.blend.candidates) + (
             self.answer.completion_tokens or 0
         )

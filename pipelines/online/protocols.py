@@ -87,7 +87,7 @@ class NoAnswerError(BlendError):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long is waited for what; see `configs.serving.Serving`. Without a deadline everything is waited for."""
+    """Time limits of a blend; see `configs.serving.Serving`. Without a deadline there is no limit."""
 
     deadline_s: float | None = None
     generation_share: float = 0.6
@@ -99,11 +99,18 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class BlendRequest:
-    """One answer that somebody wants.
+    """Request for one answer.
 
-    model: `blend`, `blend-best`, or a member's name. choice: which of several answers, from 0; with a seed each is
-    reproducible. follow: pieces of the answer as they are made; follow_members: of the members' answers, too, and
-    the ranking so far. waited_s: how much of the deadline is over.
+    Attributes:
+        prompt: The prompt.
+        model: `blend`, `blend-best`, or a member's name.
+        given: Existing candidates; a member is called only for the samples that they lack.
+        choice: Index of this answer among several; with a seed each is reproducible.
+        change: Sampling parameters in place of the settings'.
+        follow: Whether to emit the answer's pieces.
+        follow_members: Whether to emit the members' pieces and the ranking after every round.
+        deadline_s: Used in place of `Timeouts.deadline_s`.
+        waited_s: Part of the deadline that has passed already.
     """
 
     prompt: Prompt
@@ -113,5 +120,5 @@ class BlendRequest:
     change: SamplingOverrides | None = None
     follow: bool = False
     follow_members: bool = False
-    deadline_s: float | None = None  # in place of Timeouts.deadline_s
+    deadline_s: float | None = None
     waited_s: float = 0.0

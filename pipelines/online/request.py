@@ -20,8 +20,8 @@ from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest
 _T = TypeVar("_T")
 
 
-class Course:
-    """One request under way."""
+class BlendRun:
+    """Execution of one `BlendRequest`."""
 
     def __init__(self, parts: Parts, ask: BlendRequest) -> None:
         self._parts, self._ask = parts, ask
