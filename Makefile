@@ -25,14 +25,16 @@ check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true no
 	$(BIN)/ruff check $(if $(CI),,--fix) .
 	$(BIN)/mypy
 
-test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray: under 2 minutes (JOBS=2)
+test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray (JOBS=2)
 	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
 
-test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser: under 10 minutes
-	$(PYTEST) -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
+test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
+	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not slow"
 
-test-all: $(VENV)/.installed-dev            ## those and the slow ones: kills, restarts, whole runs of commands
-	$(PYTEST) -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
+test-all: $(VENV)/.installed-dev            ## those and the slow ones
+	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU
 	$(PYTEST) -m "vllm and not gpu"
