@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
 	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not slow"
 
 test-all: $(VENV)/.installed-dev            ## those and the slow ones
-	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
+	$(PYTEST) tests/unit -m "not vllm and not gpu"
 	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU

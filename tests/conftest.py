@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share: one Ray, and an S3 server, both on 127.0.0.1 only."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,10 @@ def s3_environment() -> Iterator[FaultyProxy]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        if (
+            "llm_blender_ray.pipelines.rows.s3" in sys.modules
+        ):  # a file system of an earlier test has no credentials
+            sys.modules["llm_blender_ray.pipelines.rows.s3"].S3.clear_instance_cache()
         yield proxy
 
 
