@@ -16,7 +16,6 @@ Each result has the number of the attempt that made it, and `run.json` that of t
 """
 
 import contextlib
-import hashlib
 import io
 import json
 from collections import Counter
@@ -29,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
 from llm_blender_ray.pipelines.rows.columns import packed, unpacked
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
@@ -81,14 +81,14 @@ class Index:
         before: Counter[tuple[str, str]] = Counter()
         found = []
         for block in self.blocks:
-            found.append(f"{block.digest}-{digest_of([block.ids, before[block.digest, block.ids]])}")
+            found.append(f"{block.digest}-{settings_digest([block.ids, before[block.digest, block.ids]])}")
             before[block.digest, block.ids] += 1
         return tuple(found)
 
     @property
     def digest(self) -> str:
         """Of the content of all rows in order."""
-        return digest_of([block.content for block in self.blocks])
+        return settings_digest([block.content for block in self.blocks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,6 @@ class Result:
 
     table: pa.Table
     account: dict[str, Any]
-
-
-def digest_of(value: Any) -> str:
-    """16 hexadecimal digits of any JSON value."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def folder_of(output: str) -> str:

@@ -18,7 +18,8 @@ import ray
 import ray.data
 
 from llm_blender_ray.actors.records import plain
-from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store, digest_of
+from llm_blender_ray.configs.identity import settings_digest
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
 from llm_blender_ray.pipelines.bulk.tracker import Count, telling
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import look, packed, seen_of, unpacked
@@ -51,10 +52,11 @@ def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str
         fs, path = filesystem(file)
         with told(file, "read it"):
             info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # not of a link
-        versions.append(
-            [file, info.get("size"), info.get("ETag") or info.get("mtime") or str(info.get("LastModified"))]
-        )
-    return digest_of([versions, limit])
+        changed = (
+            info.get("ETag") or info.get("mtime") or info.get("LastModified")
+        )  # a number, a text or a datetime
+        versions.append([file, info.get("size"), changed if isinstance(changed, int | float) else str(changed)])
+    return settings_digest([versions, limit])
 
 
 def read_input(

@@ -17,10 +17,10 @@ from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Capacity, Placement, Plan
 from llm_blender_ray.cluster.replicas import look_for
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
-from llm_blender_ray.configs.identity import deciding, differences
+from llm_blender_ray.configs.identity import deciding, differences, settings_digest
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, digest_of, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, folder_of
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
 from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input
@@ -333,11 +333,11 @@ def _work(
     keys: dict[str, str] = {}
     for placement in plan.placements:
         if placement.name in run.llms:
-            keys[placement.name] = digest_of(deciding(placement.settings))
+            keys[placement.name] = settings_digest(deciding(placement.settings))
     before = [keys[name] for name in run.llms] + [run.prepare.__name__ if run.prepare else ""]
     for placement in plan.placements:
         if placement.name not in run.llms:
-            keys[placement.name] = digest_of([deciding(placement.settings), *before])
+            keys[placement.name] = settings_digest([deciding(placement.settings), *before])
             before.append(keys[placement.name])
     there = store.stages()
 
@@ -370,13 +370,18 @@ def _written(
     """The output of all that was kept, and the manifest."""
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
     layout = Layout.of(index.seen, types, run.keep)
-    mark = digest_of([index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.format])
+    mark = settings_digest(
+        [index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.format]
+    )
     sinks = [Sink(absolute(run.output), BlendShape(layout), mark, run.format)]
     if run.preferences:
         shape = PreferenceShape(run.preferences, layout)
         sinks.append(
             Sink(
-                absolute(run.preferences.output), shape, digest_of([mark, run.preferences.model_dump()]), run.format
+                absolute(run.preferences.output),
+                shape,
+                settings_digest([mark, run.preferences.model_dump(mode="json")]),
+                run.format,
             )
         )
     for sink in sinks:

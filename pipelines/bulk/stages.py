@@ -24,10 +24,10 @@ from llm_blender_ray.actors.stages import (
     with_new,
 )
 from llm_blender_ray.cluster.plan import Placement
-from llm_blender_ray.configs.identity import deciding
+from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
 from llm_blender_ray.pipelines.bulk.accounts import Kind
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store, digest_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
 
@@ -73,7 +73,7 @@ class Step:
     def scorer(self) -> str:
         """What decides a ranker's scores of two answers; its strategy doesn't."""
         settings = {name: value for name, value in deciding(self.placement.settings).items() if name not in _WHICH}
-        return digest_of(settings)
+        return settings_digest(settings)
 
     @property
     def max_error_rate(self) -> float:
