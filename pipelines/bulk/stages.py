@@ -25,13 +25,13 @@ from llm_blender_ray.actors.stages import (
 )
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.identity import deciding, settings_digest
+from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
-from llm_blender_ray.pipelines.bulk.accounts import Kind
 from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
 
-STAGES: dict[Kind, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
+STAGES: dict[Stage, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
 _WHICH = frozenset({"strategy", "top_k"})  # settings of a ranker that say what is compared
 FLOWING = ("id", "instruction", "input", "prompt", "messages", "candidates", *RESULT_COLUMNS, "error")
 
@@ -56,7 +56,7 @@ class Step:
         return self.placement.name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Stage:
         return self.placement.settings.stage
 
     @property
