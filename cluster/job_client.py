@@ -11,6 +11,7 @@ from ray.job_submission import JobSubmissionClient
 
 from llm_blender_ray.cluster.ray_internals import only_errors
 from llm_blender_ray.cluster.session import ClusterError
+from llm_blender_ray.configs.extras import missing_method
 from llm_blender_ray.configs.loading import ConfigError
 
 REQUEST_S = (5.0, 30.0)  # to connect, and between two bytes of a response
@@ -57,7 +58,7 @@ def connect(address: str) -> JobClient:
         ConfigError: The address is malformed.
         ClusterError: The cluster can't be reached.
     """
-    if missing := missing_hooks():
+    if missing := missing_method(JobSubmissionClient, _HOOKS):
         raise ClusterError(f"this Ray's job client has no {missing}; install a tested Ray (constraints.txt)")
     only_errors("ray.dashboard", "ray._private.authentication", "ray._private.runtime_env")
     url = _dashboard(address)
@@ -72,18 +73,6 @@ def connect(address: str) -> JobClient:
         raise ClusterError(f"{url}: what answers there isn't Ray's dashboard (http://HOST:8265)") from error
     finally:
         os.environ.update(set_aside)
-
-
-def missing_hooks(client: type = JobSubmissionClient) -> str | None:
-    """Find what the installed Ray's job client lacks.
-
-    Args:
-        client: Its class.
-
-    Returns:
-        Name of the first private method that it has not; None when all are there.
-    """
-    return next((name for name in _HOOKS if not callable(getattr(client, name, None))), None)
 
 
 def _dashboard(address: str) -> str:

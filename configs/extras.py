@@ -1,4 +1,6 @@
-"""Optional dependencies: which extra of the package installs a missing module."""
+"""Gaps of the installed packages: modules of an extra that is not installed, methods of another release."""
+
+from collections.abc import Sequence
 
 EXTRAS = {
     "fastapi": "serve",
@@ -14,13 +16,18 @@ EXTRAS = {
 }
 
 
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """Describe the extra that installs a missing module; None for a module of no extra.
+def missing_extra(error: Exception) -> str | None:
+    """Describe the extra that installs a missing module; None for a module of no extra, and for other errors.
 
     Args:
-        error: Raised by an import; `name` is the module that was not found.
+        error: Raised by an import; its `name` is the module that was not found.
     """
-    module = (error.name or "").partition(".")[0]
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module not in EXTRAS:
         return None
     return f"{module} is not installed: pip install 'llm-blender-ray[{EXTRAS[module]}]'"
+
+
+def missing_method(owner: type, names: Sequence[str]) -> str | None:
+    """Return the first of these names that is no method of a class; None when all are."""
+    return next((name for name in names if not callable(getattr(owner, name, None))), None)

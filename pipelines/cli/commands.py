@@ -387,10 +387,8 @@ def main() -> None:
         code = _tell(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _tell(how_to_go_on(sys.argv[1:]), 130)
-    except ModuleNotFoundError as error:
-        code = _tell(missing_extra(error) or f"unexpected {one_line(error)} (--debug shows where)", 1)
     except Exception as error:
-        code = _tell(f"unexpected {one_line(error)} (--debug shows where)", 1)
+        code = _tell(missing_extra(error) or f"unexpected {one_line(error)} (--debug shows where)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

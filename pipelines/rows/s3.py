@@ -29,10 +29,12 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
+from llm_blender_ray.configs.extras import missing_method
+
 ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each silence
 MAX_WAIT_S = 20  # between two of them; botocore's own
 UNREADABLE = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
-DENIED = (PermissionError, NoCredentialsError)
+DENIED = (NoCredentialsError,)
 # What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
 BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 
@@ -47,25 +49,13 @@ _HOOKS = (
 )  # s3fs's, overridden or called
 
 
-def missing_hook(file_system: type = S3FileSystem) -> str | None:
-    """Find what the installed s3fs lacks.
-
-    Args:
-        file_system: Its class.
-
-    Returns:
-        Name of the first private method that it has not; None when all are there.
-    """
-    return next((name for name in _HOOKS if not callable(getattr(file_system, name, None))), None)
-
-
 class S3(S3FileSystem):
     """s3fs's file system (arguments as there), made in each process from that process's environment."""
 
     retries = 1  # botocore's are under it
 
     def __init__(self, *, config_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if missing := missing_hook():
+        if missing := missing_method(S3FileSystem, _HOOKS):
             raise ImportError(f"this s3fs has no {missing}; install a tested s3fs (constraints.txt)")
         kwargs.setdefault("use_listings_cache", False)  # others write there too
         kwargs.setdefault("max_concurrency", 1)  # an object is one GET, without a HEAD before it

@@ -35,10 +35,20 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 _S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    """Exceptions of reading or writing a file. S3's own only once S3 is in use: its packages are an extra."""
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    aiohttp.ClientError,
+)  # of opening, reading, writing a file
+DENIED = (PermissionError,)
+
+
+def _with_s3(errors: tuple[type[Exception], ...], name: str) -> tuple[type[Exception], ...]:
+    """Exceptions of any file system, and S3's of that name once S3 is in use: its packages are an extra."""
     s3 = sys.modules.get(_S3_MODULE)
-    return (OSError, EOFError, zlib.error, lzma.LZMAError, aiohttp.ClientError, *(s3.UNREADABLE if s3 else ()))
+    return (*errors, *getattr(s3, name, ()))
 
 
 @contextlib.contextmanager
@@ -48,12 +58,12 @@ def told(uri: str, doing: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise BlendError(f"{uri}: no such file or folder") from error
-    except _unreadable() as error:
+    except _with_s3(UNREADABLE, "UNREADABLE") as error:
         why = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, FSTimeoutError):
             why = "the answer broke off"  # fsspec's error has no message
         why = _clean(why)
-        if uri.startswith(S3_SCHEMES) and isinstance(error, sys.modules[_S3_MODULE].DENIED):
+        if uri.startswith(S3_SCHEMES) and isinstance(error, _with_s3(DENIED, "DENIED")):
             why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
         raise BlendError(f"{uri}: can't {doing}: {why}") from error
 
@@ -85,10 +95,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
             fs = S3()
             fs.connect()
             return fs, S3._strip_protocol(uri)
-    except ModuleNotFoundError as error:
+    except (ImportError, ValueError) as error:  # a package is missing; a bad scheme or endpoint
         raise BlendError(f"{uri}: {missing_extra(error) or _clean(str(error))}") from error
-    except (ImportError, ValueError) as error:  # another file system's package; a bad scheme or endpoint
-        raise BlendError(f"{uri}: {_clean(str(error))}") from error
 
 
 def is_local(fs: Any) -> bool:
@@ -258,7 +266,7 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
                 if not _is_s3(fs) or mark.items() - fs.metadata(path).items():
                     raise
     except BaseException:
-        with contextlib.suppress(*_unreadable()):  # the store may still be down
+        with contextlib.suppress(*_with_s3(UNREADABLE, "UNREADABLE")):  # the store may still be down
             file.discard()
         file.closed = True  # or its finalizer would try to write what was discarded
         raise

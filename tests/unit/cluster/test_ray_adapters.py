@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 from ray._private import ray_constants
+from ray.job_submission import JobSubmissionClient
 
 from llm_blender_ray.cluster import job_client, ray_internals
 from llm_blender_ray.cluster.session import ClusterError, keeping_to_itself
+from llm_blender_ray.configs.extras import missing_method
 
 
 def test_a_local_ray_is_refused_where_it_would_listen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +31,8 @@ def test_without_a_session_folder_there_is_none(worker: object, monkeypatch: pyt
 
 
 def test_a_job_client_without_its_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert job_client.missing_hooks() is None
-    assert job_client.missing_hooks(SimpleNamespace) == "_do_request"
-    monkeypatch.setattr(job_client, "missing_hooks", lambda: "_do_request")
+    assert missing_method(JobSubmissionClient, job_client._HOOKS) is None
+    assert missing_method(SimpleNamespace, job_client._HOOKS) == "_do_request"
+    monkeypatch.setattr(job_client, "JobSubmissionClient", SimpleNamespace)
     with pytest.raises(ClusterError, match="job client has no _do_request"):
         job_client.connect("http://127.0.0.1:1")

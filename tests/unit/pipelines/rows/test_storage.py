@@ -1,8 +1,10 @@
 """Small whole objects, on a disk and in a bucket alike."""
 
 import pytest
+from s3fs import S3FileSystem
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.extras import missing_method
 from llm_blender_ray.pipelines.rows import s3
 from llm_blender_ray.pipelines.rows.s3 import S3
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
@@ -94,8 +96,9 @@ def _replace(uri):
 
 
 def test_s3fs_without_a_hook_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert s3.missing_hook() is None and s3.missing_hook(object) == "_call_s3"
+    names = s3._HOOKS
+    assert missing_method(S3FileSystem, names) is None and missing_method(object, names) == "_call_s3"
     S3.clear_instance_cache()
-    monkeypatch.setattr(s3, "missing_hook", lambda: "_call_s3")
+    monkeypatch.setattr(s3, "S3FileSystem", object)
     with pytest.raises(BlendError, match="this s3fs has no _call_s3"):
         filesystem("s3://bucket/key")
