@@ -1,7 +1,6 @@
 """Fixtures that several packages' tests share: one Ray, and an S3 server, both on 127.0.0.1 only."""
 
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,10 +36,7 @@ def s3_environment() -> Iterator[FaultyProxy]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        if (
-            "llm_blender_ray.pipelines.rows.s3" in sys.modules
-        ):  # a file system of an earlier test has no credentials
-            sys.modules["llm_blender_ray.pipelines.rows.s3"].S3.clear_instance_cache()
+        _forget_s3()  # an earlier test's file system has no credentials
         yield proxy
 
 
@@ -95,8 +91,13 @@ def s3_faults(s3_bucket: str, s3_environment: FaultyProxy) -> Iterator[FaultyPro
 @pytest.fixture
 def new_s3() -> Iterator[None]:
     """File systems of this process that are made in the test know the AWS variables that it sets."""
+    _forget_s3()
+    yield
+    _forget_s3()
+
+
+def _forget_s3() -> None:
+    """Let the next S3 file system of this process be a new one, of the environment as it is then."""
     from llm_blender_ray.pipelines.rows.s3 import S3
 
-    S3.clear_instance_cache()
-    yield
     S3.clear_instance_cache()
