@@ -7,6 +7,7 @@ beside an `error` that says why: a row is never dropped.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
@@ -41,7 +42,7 @@ ROW_SCHEMA = pa.schema(
 )
 INTERNAL = "\0"  # begins the names of keys and columns that are never written
 MADE = f"{INTERNAL}made"  # a key of `extra`: the columns that came in no form of their own, but were made of others
-EXACT_DIGITS = 15  # a decimal number of at most as many characters is the double that is nearest to it alone
+EXACT_DIGITS = 15  # a number of at most as many characters comes back from a normal double as it was
 MAX_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
 _NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
@@ -256,8 +257,9 @@ def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
     def number(digits: str) -> float:
         nonlocal lossy
         value = float(digits)
-        if len(digits) > EXACT_DIGITS or math.isinf(value) or not value:
-            lossy = lossy or math.isinf(value) or Decimal(repr(value)) != Decimal(digits)
+        normal = sys.float_info.min <= abs(value) <= sys.float_info.max
+        if len(digits) > EXACT_DIGITS or not normal:
+            lossy = lossy or Decimal(repr(value)) != Decimal(digits)
         return value
 
     def constant(name: str) -> float:

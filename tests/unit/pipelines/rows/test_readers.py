@@ -147,7 +147,7 @@ def test_nan_is_read_and_written_as_null(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number", ["1e400", "-Infinity", "3.14159265358979323846", "1e-400", "123456789012345678.5"]
+    "number", ["1e400", "-Infinity", "3.14159265358979323846", "1e-400", "1.7e-323", "123456789012345678.5"]
 )
 def test_a_number_that_no_double_holds_keeps_its_text(tmp_path: Path, number: str) -> None:
     line = f'{{"prompt": "p", "x": [{number}]}}'
