@@ -110,7 +110,9 @@ def test_a_handler_that_another_set_is_left_alone_and_ours_comes_back() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(600)
             except KeyboardInterrupt:
-                ready()
+                came.append(2)
+        assert came == [1, 2]
+        ready()
         time.sleep(600)
     """
     with started(*script(text)) as process:
