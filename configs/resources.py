@@ -35,7 +35,7 @@ class Replicas(Settings):
 class Resources(Settings):
     """Resources of one actor, and the number of actors."""
 
-    num_cpus: Annotated[Amount | None, RUNTIME_ONLY] = None  # None: 1 on CPU, 0 with a GPU (RAY.md: the pool hangs)
+    num_cpus: Annotated[Amount | None, RUNTIME_ONLY] = None  # None: 1 on CPU, 0 with a GPU (or pools wait for CPUs)
     num_gpus: Annotated[Amount | None, RUNTIME_ONLY] = None  # None: what the engine needs
     resources: Annotated[dict[str, Amount], RUNTIME_ONLY] = Field(default_factory=dict)  # custom Ray resources
     accelerator_type: Annotated[str | None, RUNTIME_ONLY] = None  # Ray's name of the GPU type, such as H100

@@ -199,13 +199,13 @@ def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
     )
 
 
-def _replicas(placed: Resources, at_once: int, scaling: Scaling) -> dict[str, Any]:
-    if placed.replicas.min == placed.replicas.max:
-        return {"num_replicas": placed.replicas.min}
+def _replicas(resources: Resources, at_once: int, scaling: Scaling) -> dict[str, Any]:
+    if resources.replicas.min == resources.replicas.max:
+        return {"num_replicas": resources.replicas.min}
     return {
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=placed.replicas.min,
-            max_replicas=placed.replicas.max,
+            min_replicas=resources.replicas.min,
+            max_replicas=resources.replicas.max,
             target_ongoing_requests=max(1.0, scaling.load * at_once),
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
