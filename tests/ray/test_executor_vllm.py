@@ -17,8 +17,7 @@ pytestmark = [
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_bulk_run_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+def test_bulk_run_on_vllm(tmp_path: Path) -> None:
     prompts = (PRESETS / "miniature" / "heldout.jsonl").read_text().splitlines()[:40]
     (tmp_path / "in.jsonl").write_text("\n".join(prompts))
     config = load(PRESETS / "demo.yaml", BlendConfig, [f"input={tmp_path / 'in.jsonl'}"])

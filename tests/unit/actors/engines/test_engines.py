@@ -5,7 +5,6 @@ The endpoint engine asks a real HTTP server behind which that model runs. The vL
 
 import asyncio
 import importlib.util
-import os
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing
@@ -51,7 +50,6 @@ def transformers_model(folder: Path, **settings: Any) -> TransformersModel:
 
 
 def start_vllm(folder: Path) -> Engine:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     model = VLLMModel(name="v", engine="vllm", model=str(folder), dtype="float32", sampling=GREEDY)
     return load_engine(model)
 

@@ -6,7 +6,6 @@ Runs on a base LLM of the miniature, on the CPU. The contract's tests (test_engi
 import asyncio
 import importlib.util
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -65,7 +64,6 @@ def runner() -> Iterator[asyncio.Runner]:
 def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
     from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY))
     yield engine
     runner.run(engine.close())

@@ -418,8 +418,7 @@ class TestSampling:
     @pytest.mark.vllm
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # vLLM's own import
     @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed (make test-vllm)")
-    def test_on_vllm(self, chooser: Blender, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    def test_on_vllm(self, chooser: Blender, tokenizer: Any) -> None:
         import vllm
 
         llm = vllm.LLM(str(ALDER), dtype="float32", enforce_eager=True, max_model_len=128, seed=0)
