@@ -3,7 +3,8 @@
 Matchups of all requests wait in one queue. Whenever replicas are free, what waits is cut into as many even shares
 as there are replicas, and each free one takes a share: a request alone is spread over all, many at once are scored
 together. A replica that fails gives its share back and is left alone until it is ready again, so its death costs a
-retry, not a request. Asyncio only: how a replica is reached is not known here.
+retry, not a request. A share that nobody waits for any more is cancelled. Asyncio only: how a replica is reached is
+not known here.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -27,11 +29,20 @@ class PoolError(BlendError):
     """No replica could score a matchup."""
 
 
+class UnavailableError(BlendError):
+    """No replica can be reached, so that trying again is of no use."""
+
+
 class Replica(Protocol):
     """One scorer, wherever it runs."""
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        """As `Scorer.score`; raises whatever it likes when the replica or the way to it is broken."""
+        """As `Scorer.score`.
+
+        Raises:
+            UnavailableError: No replica can be reached; the share fails at once.
+            Exception: The replica or the way to it is broken; the share is tried again.
+        """
         ...
 
     async def ready(self) -> None:
@@ -53,17 +64,40 @@ class Pool:
     def __init__(
         self, replicas: Sequence[Replica], traits: Traits, *, share_characters: int = SHARE_CHARACTERS
     ) -> None:
-        """share_characters: of prompt and answers, in one call of a replica at most (or one matchup)."""
-        if not replicas:
-            raise ValueError("a pool needs at least one replica")
+        """Make a pool of one replica at least.
+
+        Args:
+            replicas: The replicas of the scorer; see `use`.
+            traits: Traits of the scorer.
+            share_characters: Upper limit of the characters of prompts and answers in one call of a replica (or it
+                has one matchup).
+        """
         self.traits = traits
         self._share = share_characters
-        self._idle: deque[Replica] = deque(replicas)
-        self._alive = len(replicas)
+        self._replicas: set[Replica] = set()
+        self._idle: deque[Replica] = deque()
+        self._busy: set[Replica] = set()
         self._waiting: deque[_Waiting] = deque()
         self._dispatching = False
         self._tasks: dict[asyncio.Task[None], list[_Waiting]] = {}  # by what works on it
         self._lost = ""
+        self.use(replicas)
+
+    def use(self, replicas: Sequence[Replica]) -> None:
+        """Use these replicas from the next dispatch on; a busy one that is not among them finishes its share.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if not replicas:
+            raise ValueError("a pool needs at least one replica")
+        if self._replicas == (wanted := set(replicas)):
+            return
+        kept = [replica for replica in self._idle if replica in wanted]
+        new = [each for each in replicas if each not in self._replicas and each not in self._busy]
+        self._replicas, self._idle = wanted, deque([*kept, *new])
+        if self._waiting:
+            self._dispatch_soon()
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
         """As `Scorer.score`. Cancelling the call takes what still waits off the queue. Raises PoolError."""
@@ -76,16 +110,20 @@ class Pool:
         finally:  # whatever ended it: nobody waits for these any more
             for waiting in mine:
                 waiting.score.cancel()
+            for task, share in self._tasks.items():
+                if share and all(waiting.score.done() for waiting in share):
+                    task.cancel()
 
     async def check_health(self) -> None:
         """Raise PoolError when all replicas are lost."""
-        if not self._alive:
+        if not self._replicas:
             raise PoolError(f"all replicas are lost: {self._lost}")
 
     async def close(self) -> None:
         """Calls still open fail, and so do later ones. The replicas belong to others and are left as they are."""
         self._idle.clear()
-        self._alive, self._lost = 0, "the pool is closed"
+        self._replicas.clear()
+        self._lost = "the pool is closed"
         self._fail(self._waiting, self._lost)
         for task, share in self._tasks.items():
             task.cancel()
@@ -101,15 +139,15 @@ class Pool:
     def _dispatch(self) -> None:
         self._dispatching = False
         self._waiting = deque(waiting for waiting in self._waiting if not waiting.score.done())  # cancelled
-        if not self._alive:
+        if not self._replicas:
             self._fail(self._waiting, f"all replicas are lost: {self._lost}")
             self._waiting.clear()
         while self._idle and self._waiting and self._waiting[0].failures >= ALONE_AFTER:
             self._start([self._waiting.popleft()])
         if not self._idle or not self._waiting:
             return
-        head = list(islice(self._waiting, _fitting(self._waiting, self._share * self._alive)))
-        shares = even_shares([waiting.size for waiting in head], self._alive)
+        head = list(islice(self._waiting, _fitting(self._waiting, self._share * len(self._replicas))))
+        shares = even_shares([waiting.size for waiting in head], len(self._replicas))
         taken: set[int] = set()
         for share in shares[: len(self._idle)]:
             self._start([head[i] for i in share])
@@ -118,27 +156,35 @@ class Pool:
         self._waiting = deque([*rest, *islice(self._waiting, len(head), None)])
 
     def _start(self, share: list[_Waiting]) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(self._idle.popleft(), share))
+        replica = self._idle.popleft()
+        self._busy.add(replica)
+        task = asyncio.get_running_loop().create_task(self._score(replica, share))
         self._tasks[task] = share
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(partial(self._release, replica))  # also of a task cancelled before its first step
 
-    async def _run(self, replica: Replica, share: list[_Waiting]) -> None:
+    def _release(self, replica: Replica, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._busy.discard(replica)
+        if replica in self._replicas:
+            self._idle.append(replica)
+        self._dispatch_soon()
+
+    async def _score(self, replica: Replica, share: list[_Waiting]) -> None:
         try:
             scores = await replica.score([waiting.matchup for waiting in share])
             for waiting, score in zip(share, scores, strict=True):
                 if not waiting.score.done():
                     waiting.score.set_result(score)
+        except UnavailableError as error:
+            self._fail(share, one_line(error))
         except Exception as error:  # whatever a replica, or the way to it, raises
             self._give_back(share, error)
+            share.clear()  # it is the queue's again
             try:
                 await replica.ready()
             except Exception as lost:
-                self._alive -= 1
+                self._replicas.discard(replica)
                 self._lost = one_line(lost)
-                self._dispatch_soon()
-                return
-        self._idle.append(replica)
-        self._dispatch_soon()
 
     def _give_back(self, share: list[_Waiting], error: Exception) -> None:
         for waiting in share:

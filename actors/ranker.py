@@ -4,6 +4,7 @@ The `Scorer` is one model in this process, or a pool of replicas that many reque
 on the row alone.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -104,7 +105,9 @@ class Ranker:
     async def _scores(self, asked: Sequence[tuple["_Game", Matchup]], known: Mapping[bytes, float]) -> list[Score]:
         """The scores of what is asked: from what is known or cached where it's there, else from the scorer."""
         matchups = [matchup for _, matchup in asked]
-        had = self._cache.get(matchups) if self._cache else {}
+        had = (
+            await asyncio.to_thread(self._cache.get, matchups) if self._cache else {}
+        )  # a disk's, or another's lock
         self.cache_hits += len(had)
         for i, m in enumerate(matchups if known else ()):
             if (score := known.get(digest(m.prompt, m.left, m.right))) is not None:
@@ -116,7 +119,7 @@ class Ranker:
             game.scored.append(matchup)
         if self._cache:
             numbers = [(matchups[i], score) for i, score in zip(new, made, strict=True) if _is_number(score)]
-            self._cache.put(numbers)
+            await asyncio.to_thread(self._cache.put, numbers)
         scores: dict[int, Score] = {**had}
         scores.update(zip(new, made, strict=True))
         return [scores[i] for i in range(len(asked))]

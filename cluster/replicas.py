@@ -1,5 +1,6 @@
 """Models on a cluster: whether they are there, and a pool of rankers as Ray actors that share one long request."""
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +48,7 @@ def _check_there(weights: Sequence[Weights]) -> None:
 
 
 class ScorerActor:
-    """A scorer in an actor of its own.
+    """A scorer in an actor of its own, to be called through a `Pool`.
 
     It loads at the first call: what a constructor raises, Ray passes on as the text of a traceback only.
     """
@@ -60,12 +61,29 @@ class ScorerActor:
         keep_to_own_gpus()
         return load_scorer(self._settings)
 
+    def load(self) -> None:
+        """Load the scorer: seconds to minutes.
+
+        Raises:
+            ModelLoadError: The scorer cannot be used.
+        """
+        self._scorer  # noqa: B018 (loads)
+
     async def traits(self) -> Traits:
-        """Raises ModelLoadError when the model can't be used."""
+        """Traits of the scorer.
+
+        Raises:
+            ModelLoadError: The scorer cannot be used.
+        """
         return self._scorer.traits
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         return await self._scorer.score(matchups)
+
+    async def check_health(self) -> None:
+        """See `actors.scorers.Scorer`. Ray Serve replaces a replica that raises."""
+        await self._scorer.check_health()
 
 
 class RayReplica:
@@ -75,7 +93,12 @@ class RayReplica:
         self.actor = actor
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        return await self.actor.score.remote(matchups)
+        call = self.actor.score.remote(matchups)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            ray.cancel(call)  # else the actor goes on
+            raise
 
     async def ready(self) -> None:
         # with retries the call waits for a restart, where a plain one would fail at once

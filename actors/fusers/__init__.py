@@ -14,8 +14,8 @@ from llm_blender_ray.actors.records import Prompt, is_blank
 from llm_blender_ray.configs.schema import FuserSettings, SamplingOverrides
 
 
-class Fuser(Protocol):
-    """One model, loaded and ready. It belongs to the event loop of its first call."""
+class FuserPart(Protocol):
+    """The half of a fuser that writes, which a blend needs: a fuser in this process or a handle of replicas."""
 
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
@@ -36,6 +36,10 @@ class Fuser(Protocol):
         does. Closing the iterator stops the work.
         """
         ...
+
+
+class Fuser(FuserPart, Protocol):
+    """One model, loaded and ready. It belongs to the event loop of its first call."""
 
     async def check_health(self) -> None:
         """Raise BlendError when the model can't write any more, so that its actor has to be replaced."""

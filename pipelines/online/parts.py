@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from llm_blender_ray.actors.fusers import FuserPart
 from llm_blender_ray.actors.leaderboard import Leaderboard
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, Circuits
-from llm_blender_ray.pipelines.online.protocols import FuserPart, Member, RankerPart, Timeouts
+from llm_blender_ray.pipelines.online.protocols import Member, RankerPart, Timeouts
 
 NO_TIMEOUTS = Timeouts()
 

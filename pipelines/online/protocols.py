@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
@@ -55,18 +54,6 @@ class RankerPart(Protocol):
     ) -> AsyncGenerator[Ranking, None]:
         """The ranking after every round; the last is the one that counts."""
         ...
-
-
-class FuserPart(Protocol):
-    """The half of `actors.fusers.Fuser` that writes."""
-
-    async def fuse(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> Completion: ...
-
-    def stream(
-        self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Completion, None]: ...
 
 
 class NoAnswerError(BlendError):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from llm_blender_ray.actors.circuit_breaker import Call, NotAskedError
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BLANK, BlendError, one_line
+from llm_blender_ray.actors.fusers import FuserPart
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, is_blank
 from llm_blender_ray.actors.stages import best_readable, missing_samples
@@ -15,7 +16,7 @@ from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, pro
 from llm_blender_ray.pipelines.online.clock import in_time, least, now
 from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
 from llm_blender_ray.pipelines.online.parts import Parts
-from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, FuserPart, Member, NoAnswerError
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, Member, NoAnswerError
 
 _T = TypeVar("_T")
 

@@ -10,11 +10,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.cluster.routing import least_loaded
 from llm_blender_ray.configs.schema import BlendConfig, Resources
 from llm_blender_ray.configs.serving import Scaling
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -24,8 +25,9 @@ from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 from llm_blender_ray.pipelines.serve.connections import server_config
-from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember, RemoteRanker
-from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica, RankerReplica
+from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember
+from llm_blender_ray.pipelines.serve.remote_ranker import RemoteRanker
+from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica, ScorerReplica
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
@@ -46,7 +48,7 @@ class _Gateway:
         fuser: DeploymentHandle | None,
         ballots: DeploymentHandle | None,
     ) -> None:
-        """Raises BlendError when the keys can't be read."""
+        """Raises BlendError when the keys can't be read or the cache of comparisons can't be used."""
         serving = config.serve
         self._serving = serving
         keys = Keys.load(serving.keys_file, os.environ)
@@ -54,7 +56,7 @@ class _Gateway:
         handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
         self._blender = Blender(
             [RemoteMember(model.name, model.samples, handles[model.name]) for model in config.models],
-            RemoteRanker(ranker),
+            RemoteRanker(config.placing_ranker, ranker),
             RemoteFuser(fuser) if fuser else None,
             top_k=config.fuser.top_k if config.fuser else 1,
             timeouts=Timeouts(
@@ -162,7 +164,8 @@ def build(
     by_name = {placement.name: placement for placement in placements}
     serving = config.serve
     members = [_part(MemberReplica, by_name[model.name], serving.scaling) for model in config.models]
-    ranker = _part(RankerReplica, by_name["ranker"], serving.scaling)
+    # a gateway has one call at a time for each replica: the average number of calls is the share of time at work
+    ranker = _part(ScorerReplica, by_name["ranker"], serving.scaling, at_once=1, router=least_loaded("ranker"))
     fuser = _part(FuserReplica, by_name["fuser"], serving.scaling) if config.fuser else None
     ballots = None
     if serving.votes:  # one replica, to which all gateways send: it alone knows what may be voted on
@@ -182,18 +185,34 @@ def build(
     return gateway.bind(*(listen or ()), config, members, ranker, fuser, ballots)
 
 
-def _part(replica: type, placement: Placement, scaling: Scaling) -> Any:
-    """The deployment of a part, bound to its settings."""
-    at_once = placement.model.width
+def _part(
+    replica: type,
+    placement: Placement,
+    scaling: Scaling,
+    *,
+    at_once: int | None = None,
+    router: RequestRouterConfig | None = None,
+) -> Any:
+    """The deployment of a part, bound to its settings.
+
+    Args:
+        replica: Class of its replicas.
+        placement: Where they are placed.
+        scaling: When there are more or fewer.
+        at_once: Calls that make full use of a replica; None: the model's width.
+        router: Which replica a call goes to; None: Ray Serve's choice.
+    """
+    width = placement.model.width
     return (
         serve.deployment(replica)
         .options(
             name=placement.name,
             ray_actor_options=placement.ray_options(),
-            max_ongoing_requests=2 * at_once,  # what waits in a replica is there when something is done
+            max_ongoing_requests=2 * width,  # what waits in a replica is there when something is done
             max_constructor_retry_count=LOADS,
             health_check_period_s=HEALTH_S,
-            **_replicas(placement.model, at_once, scaling),
+            **({"request_router_config": router} if router else {}),
+            **_replicas(placement.model, at_once or width, scaling),
         )
         .bind(placement.settings)
     )
@@ -206,7 +225,7 @@ def _replicas(resources: Resources, at_once: int, scaling: Scaling) -> dict[str,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=resources.replicas.min,
             max_replicas=resources.replicas.max,
-            target_ongoing_requests=max(1.0, scaling.load * at_once),
+            target_ongoing_requests=scaling.load * at_once,
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
             look_back_period_s=max(3.0, scaling.upscale_delay_s),

@@ -15,8 +15,8 @@ from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
+from llm_blender_ray.actors.records import Blend, Candidate, Prompt
+from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.pipelines.serve.ballots import Vote
 
 _T = TypeVar("_T")
@@ -38,45 +38,13 @@ class RemoteMember:
         self._handle = handle
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
-        candidate: Candidate = await _call(self._handle.answer, prompt, sample, change)
+        candidate: Candidate = await call(self._handle.answer, prompt, sample, change)
         return candidate
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
         return _text_stream(self._handle, prompt, sample, change)
-
-
-class RemoteRanker:
-    """See `pipelines.online.protocols.RankerPart`."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def rank_one(
-        self,
-        prompt: Prompt,
-        candidates: Sequence[Candidate],
-        budget_s: float | None = None,
-        comparing: ComparisonSettings | None = None,
-    ) -> Ranking:
-        ranking: Ranking = await _call(self._handle.rank_one, prompt, candidates, budget_s, comparing)
-        return ranking
-
-    async def rounds(
-        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None
-    ) -> AsyncGenerator[Ranking, None]:
-        for left in reversed(range(TRIES)):
-            try:
-                async with contextlib.aclosing(
-                    _stream(self._handle.rounds, prompt, candidates, budget_s)
-                ) as rounds:
-                    async for ranking in rounds:
-                        yield ranking
-                return
-            except LOST as error:
-                if not left:
-                    raise PartError("its replicas died") from error
 
 
 class RemoteFuser:
@@ -88,7 +56,7 @@ class RemoteFuser:
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
-        completion: Completion = await _call(self._handle.fuse, prompt, candidates, change)
+        completion: Completion = await call(self._handle.fuse, prompt, candidates, change)
         return completion
 
     def stream(
@@ -104,14 +72,14 @@ class RemoteBallots:
         self._handle = handle
 
     async def remember(self, request_id: str, blend: Blend) -> None:
-        await _call(self._handle.remember, request_id, blend)
+        await call(self._handle.remember, request_id, blend)
 
     async def cast(self, vote: Vote) -> None:
-        await _call(self._handle.cast, vote)
+        await call(self._handle.cast, vote)
 
 
 @contextlib.contextmanager
-def _as_raised() -> Iterator[None]:
+def as_raised() -> Iterator[None]:
     """What a replica raised comes as it was there: Ray puts a traceback in place of its message."""
     try:
         yield
@@ -121,22 +89,39 @@ def _as_raised() -> Iterator[None]:
         raise
 
 
-async def _call(method: Any, *arguments: Any) -> Any:
-    """What a replica returns. Raises what it raises, PartError when none can be asked."""
+async def call(method: Any, *arguments: Any) -> Any:
+    """What a replica returns; one that dies under the call costs another try.
+
+    Raises:
+        PartError: No replica can be asked.
+        Exception: What the replica raised.
+    """
     for left in reversed(range(TRIES)):
-        response = method.remote(*arguments)
         try:
-            with _as_raised():
-                return await response
-        except asyncio.CancelledError:
-            response.cancel()  # else the replica goes on
-            raise
+            return await call_once(method, *arguments)
         except LOST as error:
             if not left:
                 raise PartError("its replicas died") from error
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            raise PartError(BUSY) from error
     raise AssertionError("unreachable")
+
+
+async def call_once(method: Any, *arguments: Any) -> Any:
+    """What a replica returns. Cancelling the call cancels the replica's work.
+
+    Raises:
+        PartError: No replica can be asked.
+        RayError: One of `LOST`: the replica died.
+        Exception: What the replica raised.
+    """
+    response = method.remote(*arguments)
+    try:
+        with as_raised():
+            return await response
+    except asyncio.CancelledError:
+        response.cancel()  # else the replica goes on
+        raise
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        raise PartError(BUSY) from error
 
 
 async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
@@ -144,7 +129,7 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
     items = method.options(stream=True).remote(*arguments)
     done = False
     try:
-        with _as_raised():
+        with as_raised():
             async for item in items:
                 yield item
         done = True

@@ -13,8 +13,8 @@ import pytest
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import GenerationError
-from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
-from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
+from llm_blender_ray.actors.records import Candidate, Prompt
+from llm_blender_ray.configs.schema import SamplingOverrides
 
 _T = TypeVar("_T")
 
@@ -50,6 +50,8 @@ class Replica:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":
                 await self._wait()
+            case "raise":
+                raise GenerationError("no answer")
         return Candidate("m", f"{prompt.instruction} {sample} {change.seed if change else None}")
 
     async def stream(
@@ -68,25 +70,6 @@ class Replica:
         for word in words[1:]:
             yield word
         yield Completion("".join(words), "stop", 1, 3)
-
-    async def rank_one(
-        self,
-        prompt: Prompt,
-        candidates: Sequence[Candidate],
-        budget_s: float | None,
-        comparing: ComparisonSettings | None,
-    ) -> Ranking:
-        if prompt.instruction == "raise":
-            raise GenerationError("no ranking")
-        return Ranking((0,), (1.0,), ((None,),), 0)
-
-    async def rounds(
-        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None
-    ) -> AsyncGenerator[Ranking, None]:
-        yield Ranking((0,), (1.0,), ((None,),), 1, complete=False)
-        if prompt.instruction == "die once" and self._note("died"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield Ranking((0,), (1.0,), ((None,),), 2)
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +129,10 @@ def test_pieces_and_what_ends_them(handle: Any) -> None:
 
 
 def test_errors_keep_their_type_and_message(handle: Any) -> None:
-    from llm_blender_ray.pipelines.serve.handles import RemoteFuser, RemoteRanker
+    from llm_blender_ray.pipelines.serve.handles import RemoteFuser, RemoteMember
 
-    with pytest.raises(GenerationError, match=r"^no ranking$"):
-        run(RemoteRanker(handle).rank_one(Prompt("p", "raise"), []))
+    with pytest.raises(GenerationError, match=r"^no answer$"):
+        run(RemoteMember("m", 1, handle).answer(Prompt("p", "raise")))
     with pytest.raises(GenerationError, match=r"^it can't be said$"):
         run(listed(RemoteFuser(handle).stream(Prompt("p", "raise"), [])))
 
@@ -163,13 +146,6 @@ def test_a_replica_that_dies_is_asked_again(handle: Any) -> None:
     said = run(listed(RemoteFuser(handle).stream(dies, [])))
     assert "".join(piece for piece in said if isinstance(piece, str)) == "one two three"
     assert isinstance(said[-1], Completion)
-
-
-def test_rounds_begin_again(handle: Any) -> None:
-    from llm_blender_ray.pipelines.serve.handles import RemoteRanker
-
-    rounds = run(listed(RemoteRanker(handle).rounds(Prompt("p", "die once"), [])))
-    assert [one.comparisons for one in rounds] == [1, 1, 2]
 
 
 def test_another_answer_is_no_continuation(handle: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from llm_blender_ray.actors.pool import RETRIES, Pool, PoolError, even_shares
+from llm_blender_ray.actors.pool import RETRIES, Pool, PoolError, UnavailableError, even_shares
 from llm_blender_ray.actors.records import Matchup, Prompt
 from llm_blender_ray.actors.scorers import Score, Traits
 
@@ -174,6 +174,109 @@ def test_a_cancelled_request_leaves_the_queue() -> None:
 
     run(work())
     assert sum(map(len, replica.calls)) < len(large) / 10
+
+
+@pytest.mark.parametrize("after_s", [0, 1])
+def test_work_that_nobody_waits_for_any_more_is_cancelled(after_s: float) -> None:
+    """In the middle of a call, and before a call's first step: the replica is free at once in both cases."""
+    replica = SimulatedReplica()
+    large, small = request("x", 30), request("y", 2)
+
+    async def work() -> float:
+        pool = Pool([replica], PAIRWISE)
+        task = asyncio.ensure_future(pool.score(large))
+        while not pool._tasks:  # dispatched, in the step of the loop before its task's first
+            await asyncio.sleep(0)
+        if after_s:
+            await asyncio.sleep(after_s)
+        assert bool(replica.calls) == bool(after_s)
+        task.cancel()
+        scores, seconds = await timed(pool.score(small))
+        assert scores == [value(matchup) for matchup in small]
+        return seconds
+
+    assert run(work()) == pytest.approx(sum(len(m.left) + len(m.right) for m in small) / 100)
+
+
+def test_a_share_that_another_request_waits_for_goes_on() -> None:
+    replica = SimulatedReplica()
+    leaves, stays = request("x", 4), request("y", 4)
+
+    async def work() -> None:
+        pool = Pool([replica], PAIRWISE)
+        tasks = [asyncio.ensure_future(pool.score(matchups)) for matchups in (leaves, stays)]
+        await asyncio.sleep(1)
+        tasks[0].cancel()
+        assert await tasks[1] == [value(matchup) for matchup in stays]
+
+    run(work())
+    assert len(replica.calls) == 1
+
+
+def test_replicas_come_and_go() -> None:
+    matchups = request("x", 8)
+
+    async def latency(pool: Pool) -> float:
+        scores, seconds = await timed(pool.score(matchups))
+        assert scores == [value(matchup) for matchup in matchups]
+        return seconds
+
+    async def work() -> None:
+        first, second = SimulatedReplica(), SimulatedReplica()
+        pool = Pool([first], PAIRWISE)
+        alone = await latency(pool)
+        pool.use([first, second])
+        assert await latency(pool) < 0.6 * alone
+        busy = asyncio.ensure_future(latency(pool))
+        await asyncio.sleep(0.5)
+        pool.use([second])  # the first one finishes its share
+        pool.use([first, second])  # and gets no second one before that
+        await busy
+        pool.use([second])
+        before = len(first.calls)
+        assert await latency(pool) == pytest.approx(alone)
+        assert len(first.calls) == before
+        with pytest.raises(ValueError, match="at least one replica"):
+            pool.use([])
+
+    run(work())
+
+
+def test_replicas_that_come_while_requests_wait_are_used_at_once() -> None:
+    matchups = request("x", 12)
+
+    async def work() -> tuple[float, float]:
+        pool = Pool([SimulatedReplica()], PAIRWISE, share_characters=5_000)
+        _, alone = await timed(pool.score(matchups))
+        first = SimulatedReplica()
+        pool = Pool([first], PAIRWISE, share_characters=5_000)
+        task = asyncio.ensure_future(timed(pool.score(matchups)))
+        await asyncio.sleep(1)
+        pool.use([first, SimulatedReplica()])
+        return alone, (await task)[1]
+
+    alone, together = run(work())
+    assert together < 0.6 * alone
+
+
+def test_where_no_replica_can_be_reached_nothing_is_tried_again() -> None:
+    class Unreachable(SimulatedReplica):
+        async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+            self.calls.append(list(matchups))
+            if len(self.calls) == 1:
+                raise UnavailableError("it is not up")
+            return [value(matchup) for matchup in matchups]
+
+    replica = Unreachable()
+
+    async def work() -> None:
+        pool = Pool([replica], PAIRWISE)
+        with pytest.raises(PoolError, match="it is not up"):
+            await pool.score(request("x", 3))
+        assert len(replica.calls) == 1
+        await pool.score(request("x", 3))  # later it may be up
+
+    run(work())
 
 
 def test_closing_fails_what_is_open_and_what_comes_later() -> None:

@@ -1,0 +1,99 @@
+"""The ranker of the service: tournaments in the gateway, comparisons on all replicas of the scorer's deployment."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter
+
+from llm_blender_ray.actors.cache import ComparisonCache
+from llm_blender_ray.actors.pool import Pool, UnavailableError
+from llm_blender_ray.actors.ranker import Ranker
+from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
+from llm_blender_ray.actors.scorers import Score, Traits
+from llm_blender_ray.cluster.routing import running_replicas
+from llm_blender_ray.configs.schema import ComparisonSettings, RankerSettings
+from llm_blender_ray.pipelines.serve.handles import PartError, call, call_once
+from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
+
+
+class RemoteRanker:
+    """A `Ranker` over the replicas of a deployment; see `pipelines.online.protocols.RankerPart`.
+
+    The comparisons of a round are cut into a share for each running replica, and requests share calls (`Pool`).
+    Replicas that come and go by autoscaling or death count from the next request on.
+    """
+
+    def __init__(self, settings: RankerSettings, handle: DeploymentHandle) -> None:
+        """Check what can be checked before a replica is up.
+
+        Raises:
+            CacheError: The cache file can't be used.
+        """
+        if settings.cache:
+            ComparisonCache(settings.cache, identity="")
+        self._settings = settings
+        self._handle = handle
+        self._slots: list[_Slot] = []
+        self._pool: Pool | None = None
+        self._ranker: Ranker | None = None
+        self._hits = Counter(CACHE_HITS.name, CACHE_HITS.description)
+        self._counted = 0
+
+    async def rank_one(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Candidate],
+        budget_s: float | None = None,
+        comparing: ComparisonSettings | None = None,
+    ) -> Ranking:
+        """See `RankerPart`."""
+        ranker = await self._connected()
+        try:
+            return await ranker.rank_one(prompt, candidates, budget_s, comparing)
+        finally:
+            self._count(ranker)
+
+    async def rounds(
+        self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None
+    ) -> AsyncGenerator[Ranking, None]:
+        """See `RankerPart`."""
+        ranker = await self._connected()
+        async with contextlib.aclosing(ranker.rounds(prompt, candidates, budget_s)) as rounds:
+            async for ranking in rounds:
+                yield ranking
+                self._count(ranker)
+
+    async def _connected(self) -> Ranker:
+        """The ranker, with a slot in its pool for each running replica. The first call waits until one is up."""
+        traits: Traits | None = None if self._ranker else await call(self._handle.traits)
+        running = max(running_replicas(self._handle), 1)  # a call to none waits until one is up
+        self._slots += [_Slot(self._handle) for _ in range(running - len(self._slots))]
+        if self._ranker is None or self._pool is None:
+            assert traits is not None
+            self._pool = Pool(self._slots[:running], traits)
+            self._ranker = Ranker(self._settings, self._pool)
+        self._pool.use(self._slots[:running])
+        return self._ranker
+
+    def _count(self, ranker: Ranker) -> None:
+        if new := ranker.cache_hits - self._counted:
+            self._counted += new
+            self._hits.inc(new)
+
+
+class _Slot:
+    """One call at a time, to whichever replica has the least to do; as many slots as replicas keep all at work."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        try:
+            scores: list[Score] = await call_once(self._handle.score, matchups)
+        except PartError as error:
+            raise UnavailableError(str(error)) from error
+        return scores
+
+    async def ready(self) -> None:
+        """Ray Serve sends no call to a replica that died, and keeps calls until one is up."""
