@@ -4,14 +4,16 @@ Each benchmark starts `blend serve` as a person does, asks it over HTTP, ends it
 `_latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
 `overload`: the best load, ten times that, and the best load again.
 `kill`: SIGKILL to a replica of each part under load.
+`ranking`: one request of eleven answers by the number of ranker replicas.
 `first-token`: until the first text and the last of a blend, beside each of its models alone.
 
     python -m llm_blender_ray.pipelines.bench.online latency --requests 500
     python -m llm_blender_ray.pipelines.bench.online overload --setting waiting --seconds 60
     python -m llm_blender_ray.pipelines.bench.online kill --rounds 1
+    python -m llm_blender_ray.pipelines.bench.online ranking --requests 10
     python -m llm_blender_ray.pipelines.bench.online first-token --prompts 20
 
-The last line is JSON. Exit code 1: a request failed that must not.
+The last line is JSON. Exit code 1: a request failed that must not, or a target was missed.
 """
 
 import argparse
@@ -42,6 +44,7 @@ from llm_blender_ray.pipelines.bench.online_load import (
     connections,
     milliseconds,
 )
+from llm_blender_ray.pipelines.bench.online_ranking import bench_ranking
 from llm_blender_ray.pipelines.bench.online_service import (
     Running,
     bare_graph,
@@ -269,6 +272,10 @@ def _commands() -> argparse.ArgumentParser:
     command.set_defaults(bench=bench_kill)
     command.add_argument("--rounds", type=int, default=1)
     command.add_argument("--per-s", type=float, default=1.0, help="requests a second")
+    command = commands.add_parser("ranking", help="one request on several replicas of the ranker")
+    command.set_defaults(bench=bench_ranking)
+    command.add_argument("--requests", type=int, default=10, help="one at a time")
+    command.add_argument("--comparison-s", type=float, default=0.01, help="of a simulated replica")
     command = commands.add_parser("first-token", help="the miniature's blend beside each of its models alone")
     command.set_defaults(bench=bench_first_token)
     command.add_argument("--prompts", type=int, default=20)

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -187,7 +188,8 @@ def waiting_models(url: str, models: int, **serve: Any) -> dict[str, Any]:
 def model_server(delay_s: float) -> Iterator[str]:
     """Within the block a process answers any chat after so long, at the URL that this gives.
 
-    With `/unavailable` before `/v1` it answers 503 to all, with `/silent` never.
+    With `/unavailable` before `/v1` it answers 503 to all, with `/silent` never, with `/distinct` otherwise each
+    time, in texts as long as real answers are.
     """
     with subprocess.Popen(
         [sys.executable, "-m", __name__, "--delay-s", str(delay_s)], stdout=subprocess.PIPE, text=True
@@ -199,6 +201,13 @@ def model_server(delay_s: float) -> Iterator[str]:
             process.terminate()
 
 
+def made_answer(number: int) -> str:
+    """A text of its own for each number, of 40 to 160 words of the included prompts."""
+    draw = random.Random(number)
+    words = (PRESETS / "miniature" / "heldout.jsonl").read_text(encoding="utf-8").split()[:2000]
+    return " ".join([str(number), *draw.choices(words, k=draw.randint(40, 160))])
+
+
 async def serve_models(delay_s: float) -> None:
     """Answer until the end; the URL is printed first."""
 
@@ -206,6 +215,13 @@ async def serve_models(delay_s: float) -> None:
         await request.read()
         await asyncio.sleep(delay_s)
         choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+    numbers = itertools.count()
+
+    async def answer_otherwise(request: web.Request) -> web.Response:
+        await request.read()
+        choice = {"message": {"role": "assistant", "content": made_answer(next(numbers))}, "finish_reason": "stop"}
         return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
     async def refuse(request: web.Request) -> web.Response:
@@ -219,6 +235,7 @@ async def serve_models(delay_s: float) -> None:
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/distinct/v1/chat/completions", answer_otherwise)
     app.router.add_post("/unavailable/v1/chat/completions", refuse)
     app.router.add_post("/silent/v1/chat/completions", be_silent)
     runner = web.AppRunner(app, access_log=None)
