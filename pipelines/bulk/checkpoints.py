@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 
 from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
-from llm_blender_ray.pipelines.rows.columns import packed, unpacked
+from llm_blender_ray.pipelines.rows.columns import deserialize_type, serialize_type
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, told
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, translate_errors
 
 FOLDER = ".blend"
 RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"
@@ -148,13 +148,13 @@ class Store:
         if data is None:
             return None
         table, meta = _read(data)
-        seen = unpacked(bytes.fromhex(meta["seen"]))
+        seen = deserialize_type(bytes.fromhex(meta["seen"]))
         return Index(tuple(Block(**row) for row in table.to_pylist()), meta["fingerprint"], seen)
 
     def save_index(self, index: Index) -> None:
         """Keep the input's blocks."""
         table = pa.Table.from_pylist([asdict(block) for block in index.blocks], schema=_INDEX_SCHEMA)
-        meta = {"fingerprint": index.fingerprint, "seen": packed(index.seen).hex()}
+        meta = {"fingerprint": index.fingerprint, "seen": serialize_type(index.seen).hex()}
         self._put(INDEX, _written(table, meta))
 
     def rows(self, fingerprint: str, block: str) -> pa.Table:
@@ -238,7 +238,7 @@ class Store:
         """Make the work folder, on a disk, for this user alone."""
         fs, path = filesystem(self.root)
         if is_local(fs):
-            with told(self.root, "make it"):
+            with translate_errors(self.root, "make it"):
                 Path(path).mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(PermissionError):  # it is somebody else's, who shares it
                     Path(path).chmod(0o700)

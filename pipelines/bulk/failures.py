@@ -6,7 +6,7 @@ All of it comes from the manifest, so a run that was complete already has the sa
 from collections.abc import Iterator, Mapping, Sequence
 
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
-from llm_blender_ray.pipelines.quality.error_kinds import OTHERS
+from llm_blender_ray.pipelines.quality.error_kinds import OTHER_ERRORS
 
 CAUSES = 5  # told of one model, the most frequent ones
 AGAIN = "--retry-failed asks again what failed, and keeps the rest"
@@ -64,7 +64,7 @@ def _causes(kinds: Mapping[str, int]) -> str:
     """The most frequent kinds with their counts; ` 3 x HTTP 503`."""
     if not kinds:
         return ""
-    ordered = sorted(kinds.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
+    ordered = sorted(kinds.items(), key=lambda item: (item[0] == OTHER_ERRORS, -item[1], item[0]))
     told = [f"{count:,} x {kind}" for kind, count in ordered[:CAUSES]]
     if rest := sum(count for _, count in ordered[CAUSES:]):
         told.append(f"{rest:,} x other causes")

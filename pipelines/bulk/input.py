@@ -22,10 +22,10 @@ from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
 from llm_blender_ray.pipelines.bulk.tracker import Count, telling
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
-from llm_blender_ray.pipelines.rows.columns import look, packed, seen_of, unpacked
+from llm_blender_ray.pipelines.rows.columns import deserialize_type, look, seen_of, serialize_type
 from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, list_files, told
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, list_files, translate_errors
 
 READ = "read"
 SEEN_BY_STAGES = ("instruction", "input", "prompt", "messages", "candidates", "ranking", "error")
@@ -50,7 +50,7 @@ def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str
     versions = []
     for file in list_files(uri, without):
         fs, path = filesystem(file)
-        with told(file, "read it"):
+        with translate_errors(file, "read it"):
             info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # not of a link
         changed = (
             info.get("ETag") or info.get("mtime") or info.get("LastModified")
@@ -77,7 +77,7 @@ def read_input(
     found = []
     seen: pa.DataType = pa.null()
     for row in tasks.flat_map(work).iter_rows():
-        seen = seen_of(seen, unpacked(row.pop("seen")))
+        seen = seen_of(seen, deserialize_type(row.pop("seen")))
         found.append(Block(**row))
     if not pa.types.is_struct(seen):
         seen = look(ROW_SCHEMA.empty_table())
@@ -140,5 +140,5 @@ def _entry(name: str, table: pa.Table) -> dict[str, Any]:
         "digest": stages.hexdigest(),
         "content": content.hexdigest(),
         "ids": ids.hexdigest(),
-        "seen": packed(look(table)),
+        "seen": serialize_type(look(table)),
     }

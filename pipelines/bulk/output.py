@@ -17,7 +17,7 @@ from llm_blender_ray.pipelines.bulk.stages import Work
 from llm_blender_ray.pipelines.bulk.tracker import telling
 from llm_blender_ray.pipelines.quality.error_kinds import kind_of
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
-from llm_blender_ray.pipelines.rows.writers import FileRecord, Piece, Sink
+from llm_blender_ray.pipelines.rows.writers import FileRecord, Sink, WrittenRows
 
 _READ_AT_ONCE = 16
 ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
@@ -120,7 +120,7 @@ def assemble(
             account.add(json.loads(row["account"]))
             for one, made, data in zip(written, json.loads(row["pieces"]), row["data"], strict=True):
                 file = FileRecord.model_validate(made["file"]) if made["file"] else None
-                one.add(Piece(made["rows"], data, file))
+                one.add(WrittenRows(made["rows"], data, file))
     return account, [one.files for one in written]
 
 

@@ -9,7 +9,7 @@ from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
 from llm_blender_ray.pipelines.bulk.manifest import OutputRecord
 from llm_blender_ray.pipelines.bulk.stages import Work
 from llm_blender_ray.pipelines.rows.storage import sweep
-from llm_blender_ray.pipelines.rows.uris import filesystem, kind, told
+from llm_blender_ray.pipelines.rows.uris import filesystem, kind, translate_errors
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
 _READ_AT_ONCE = 16
@@ -35,7 +35,7 @@ def damaged_files(output: OutputRecord, uri: str) -> list[str]:
 
     def damaged(file: FileRecord) -> bool:
         there = f"{folder}/{file.path}"
-        with told(f"{uri.rstrip('/')}/{file.path}" if kind(uri) is None else uri, "read it"):
+        with translate_errors(f"{uri.rstrip('/')}/{file.path}" if kind(uri) is None else uri, "read it"):
             if not fs.exists(there) or fs.size(there) != file.bytes:
                 return True
             with fs.open(there, "rb") as source:

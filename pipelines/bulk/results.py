@@ -24,7 +24,7 @@ COLUMNS: dict[Stage, tuple[str, ...]] = {
 }
 TYPES = {"candidates": pa.list_(CANDIDATE_TYPE), **RESULT_COLUMNS, "error": pa.string()}
 # Not in rows:
-REFUSED = "refused"  # of each candidate: `Candidate.refused`
+REFUSALS = "refused"  # of each candidate: `Candidate.refused`
 ANSWERS = "answers"  # digests of the candidates' texts, by which logits are found again
 INPUTS = "inputs"
 FAILED = "failed"
@@ -67,7 +67,7 @@ def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.Chunked
     return pa.table(
         {
             "candidates": pa.array(candidates, TYPES["candidates"]),
-            REFUSED: pa.array(refused, pa.list_(pa.string())),
+            REFUSALS: pa.array(refused, pa.list_(pa.string())),
             ROWS: marks,
         }
     )
@@ -76,7 +76,7 @@ def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.Chunked
 def candidates_of(table: pa.Table) -> list[list[Candidate]]:
     """The candidates that a base LLM has made of each row."""
     lists = table.column("candidates").to_pylist()
-    refused = table.column(REFUSED).to_pylist() if REFUSED in table.column_names else [None] * len(lists)
+    refused = table.column(REFUSALS).to_pylist() if REFUSALS in table.column_names else [None] * len(lists)
     return [
         [
             Candidate(**one, refused=why)

@@ -42,7 +42,7 @@ class Snapshot:
     loaded: dict[str, int] = field(default_factory=dict)
 
 
-class Board:
+class RunTracker:
     """The actor itself. Work is anything hashable that tells one piece of work from others."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Board:
 
     def reset(self) -> None:
         """Forget everything: the run tries again."""
-        Board.__init__(self)
+        RunTracker.__init__(self)
 
     def add(self, stage: str, count: Count) -> None:
         """A stage has done more."""
@@ -122,7 +122,7 @@ def telling(board: Any) -> Iterator[None]:
 def start_board() -> Any:
     """A board's handle, which can be handed to actors; on the driver's node, without which there is no run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(RunTracker).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager

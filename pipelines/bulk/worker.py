@@ -44,7 +44,7 @@ from llm_blender_ray.pipelines.bulk.stages import STAGES, Step, Work
 from llm_blender_ray.pipelines.bulk.tracker import Count, telling
 
 SPLIT = 16  # groups that rows are tried in after a death
-TRIES = 2  # of one row by itself
+ROW_ATTEMPTS = 2  # of one row by itself
 DEATHS = 12  # of a stage's actors in a row: that isn't the rows. Four rows side by side that each kill make 11.
 LOAD_DEATHS = 3  # of one actor in a row, while it loads its model
 # What an actor writes to its log (Ray's `worker-*.err`) of a block that it computes: results' folder, block, what.
@@ -192,7 +192,7 @@ class Worker:
         if kept := await self._board.kept.remote(self._step.name, work):
             return kept
         died = await self._begin(work)
-        if died < (TRIES if high - low == 1 else 1):
+        if died < (ROW_ATTEMPTS if high - low == 1 else 1):
             done = await self._run(blends[low:high], known)
             await self._end(work, done)
             return done

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 MOST = 1000  # kinds held at a time; the texts of others' rows may differ in ways not foreseen here
 LONGEST_ERROR = 160  # characters of a kind
-OTHERS = "others"
+OTHER_ERRORS = "others"
 
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
 _KEPT = re.compile(  # an HTTP status where its place in the text says that it is one
@@ -56,9 +56,9 @@ class Kinds:
         """One more error."""
         kind = kind_of(error)
         if kind not in self.counts and len(self.counts) >= MOST:
-            kind = OTHERS
+            kind = OTHER_ERRORS
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        if kind != OTHERS:
+        if kind != OTHER_ERRORS:
             self.examples.setdefault(kind, error)
 
     @property
@@ -67,10 +67,12 @@ class Kinds:
         return sum(self.counts.values())
 
     def most(self, n: int) -> list[tuple[str, int]]:
-        """The n most frequent kinds, most frequent first; the rest together as `OTHERS`, last."""
-        kinds = sorted(((kind, count) for kind, count in self.counts.items() if kind != OTHERS), key=_by_count)
+        """The n most frequent kinds, most frequent first; the rest together as `OTHER_ERRORS`, last."""
+        kinds = sorted(
+            ((kind, count) for kind, count in self.counts.items() if kind != OTHER_ERRORS), key=_by_count
+        )
         rest = self.total - sum(count for _, count in kinds[:n])
-        return kinds[:n] + ([(OTHERS, rest)] if rest else [])
+        return kinds[:n] + ([(OTHER_ERRORS, rest)] if rest else [])
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

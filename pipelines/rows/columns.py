@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from llm_blender_ray.actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS, plain
 from llm_blender_ray.pipelines.rows.arrow_types import cast, to_python
 from llm_blender_ray.pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
-from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, Given, number_of, readable
+from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, GivenColumns, number_of, readable
 
 # These stand for something else while types are joined; see `stored`.
 JSON = pa.json_()  # JSON text
@@ -26,14 +26,14 @@ LARGE = pa.uint64()  # 64-bit integers, some beyond 2^53: a double can't hold th
 NAN = pa.float16()  # nothing but NaN, which is a missing value for whatever else is there
 MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record
 _NUMBERS = (pa.int64(), LARGE, pa.float64())
-OTHERS = ""  # the field of a row's type that stands for all keys without a column of their own
+OTHER_KEYS = ""  # the field of a row's type that stands for all keys without a column of their own
 _EXACT = 2**53
 _MADE_IDS, _OTHER_IDS = "made", "other"  # in what `look` gives: some ids were made; some aren't in `GIVEN_ID`
-MAX_DEPTH = 16
+MAX_TYPE_DEPTH = 16
 EMPTY = pa.struct([])
 
 
-def infer(value: Any, depth: int = MAX_DEPTH) -> pa.DataType:
+def infer(value: Any, depth: int = MAX_TYPE_DEPTH) -> pa.DataType:
     """The Arrow type of one JSON value; `JSON` where none fits."""
     if value is None:
         return pa.null()
@@ -107,9 +107,9 @@ def fit(value: Any, kind: pa.DataType) -> Any:
 
 
 def infer_row(row: dict[str, Any]) -> pa.DataType:
-    """The type of a row's unknown keys: a field for each that can be a column, `OTHERS` if there are more."""
+    """The type of a row's unknown keys: a field for each that can be a column, `OTHER_KEYS` if there are more."""
     fields = {key: infer(value) for key, value in row.items() if _is_name(key)}
-    return _limited(fields | ({} if len(fields) == len(row) else {OTHERS: JSON}))
+    return _limited(fields | ({} if len(fields) == len(row) else {OTHER_KEYS: JSON}))
 
 
 def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -124,10 +124,10 @@ def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 def _limited(fields: dict[str, pa.DataType]) -> pa.DataType:
     """A row's type of at most `MAX_FIELDS` columns: the same ones, whatever the order of rows."""
-    names = [name for name in fields if name != OTHERS]
+    names = [name for name in fields if name != OTHER_KEYS]
     if len(names) > MAX_FIELDS:
         left_out = sorted(names, key=lambda name: (len(name), name))[MAX_FIELDS:]
-        fields = {name: kind for name, kind in fields.items() if name not in set(left_out)} | {OTHERS: JSON}
+        fields = {name: kind for name, kind in fields.items() if name not in set(left_out)} | {OTHER_KEYS: JSON}
     return pa.struct(fields.items())
 
 
@@ -188,7 +188,7 @@ def _own_types(own: Mapping[str, Any]) -> pa.DataType:
     return pa.struct([(name, infer(value)) for name, value in own.items()])
 
 
-def _ids(table: pa.Table, rows: Sequence[Given]) -> Iterator[str]:
+def _ids(table: pa.Table, rows: Sequence[GivenColumns]) -> Iterator[str]:
     """What there is to know of ids: whether some were made, and whether some aren't in the column `GIVEN_ID`."""
     if any(row.made for row in rows):
         yield _MADE_IDS
@@ -204,8 +204,8 @@ def _candidate_extra(candidate: Mapping[str, Any]) -> tuple[str | None, dict[str
     return candidate["text"] if beside is None else beside, extra
 
 
-def _given(table: pa.Table) -> list[Given]:
-    return [Given.of(row) for row in table.select([*OWN_COLUMNS, EXTRA]).to_pylist()]
+def _given(table: pa.Table) -> list[GivenColumns]:
+    return [GivenColumns.of(row) for row in table.select([*OWN_COLUMNS, EXTRA]).to_pylist()]
 
 
 def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -216,13 +216,13 @@ def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return pa.struct([(field.name, unify_rows(parts[field.name], field.type)) for field in b])
 
 
-def packed(kind: pa.DataType) -> bytes:
+def serialize_type(kind: pa.DataType) -> bytes:
     """A type as bytes, for a file or another process."""
     return pa.schema([("type", kind)]).serialize().to_pybytes()
 
 
-def unpacked(data: bytes) -> pa.DataType:
-    """The type that `packed` made these bytes of."""
+def deserialize_type(data: bytes) -> pa.DataType:
+    """The type that `serialize_type` made these bytes of."""
     return pa.ipc.read_schema(pa.py_buffer(data)).field("type").type
 
 
@@ -266,7 +266,7 @@ class Layout:
         own = {name: kind for name, kind in given.items() if name in OWN_COLUMNS and not pa.types.is_null(kind)}
         unreadable = tuple(name for name, kind in own.items() if not readable(name, kind, JSON))
         if unreadable:
-            extra = unify_rows(extra, pa.struct([(OTHERS, JSON)]))
+            extra = unify_rows(extra, pa.struct([(OTHER_KEYS, JSON)]))
             own |= {name: OWN_TYPES[name] for name in unreadable}
         if "prompt" in unreadable:
             own["messages"] = unify(own.get("messages", pa.null()), OWN_TYPES["messages"])
@@ -339,7 +339,7 @@ class Layout:
                 columns.append(pa.nulls(len(rows), kind))
         return pa.table(columns, schema=schema)
 
-    def _own(self, name: str, given: Sequence[Given], rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+    def _own(self, name: str, given: Sequence[GivenColumns], rows: pa.Table) -> pa.Array | pa.ChunkedArray:
         """A column of ours, its values as they came."""
         kind = {**self.own, **self.kept}[name]
         if kind == OWN_TYPES[name]:
@@ -351,7 +351,7 @@ class Layout:
         values = [one.own.get(name, value if made else None) for one, value in zip(given, held, strict=True)]
         return pa.array([fit(value, kind) for value in values], stored(kind))
 
-    def _extras(self, rows: pa.Table, given: Sequence[Given]) -> list[dict[str, Any]]:
+    def _extras(self, rows: pa.Table, given: Sequence[GivenColumns]) -> list[dict[str, Any]]:
         """Each row's unknown keys, with the values of shared columns."""
         extras = [_unknown(self._others(row), self.extra) for row in given]
         for name in self.shared:
@@ -360,7 +360,7 @@ class Layout:
                     extra[name] = as_json(value)
         return extras
 
-    def _others(self, row: Given) -> dict[str, Any]:
+    def _others(self, row: GivenColumns) -> dict[str, Any]:
         """A row's keys that aren't in columns of ours, some of them because they can't be."""
         odd = {name: row.own[name] for name in (*self.results, "error") if row.own.get(name) is not None}
         moved = {n: row.own[n] for n in self.unreadable if n in row.own and infer(row.own[n]) != OWN_TYPES[n]}
@@ -382,18 +382,18 @@ def _id_type(kind: pa.DataType, *, made: bool) -> pa.DataType:
 
 def others(row: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any] | None:
     """A row's keys that have no column of their own (`kind`: see `infer_row`), for the column `extra`."""
-    if kind.get_field_index(OTHERS) < 0:
+    if kind.get_field_index(OTHER_KEYS) < 0:
         return None
     return {name: value for name, value in row.items() if kind.get_field_index(name) < 0 or name in _NO_COLUMN}
 
 
-_NO_COLUMN = (OTHERS, EXTRA)  # where there are others, a key `extra` of the user's is one of them
+_NO_COLUMN = (OTHER_KEYS, EXTRA)  # where there are others, a key `extra` of the user's is one of them
 
 
 def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
     """The columns of unknown keys."""
     fields = {field.name: field.type for field in kind}
-    if OTHERS in fields:
+    if OTHER_KEYS in fields:
         return {name: t for name, t in fields.items() if name not in _NO_COLUMN} | {EXTRA: JSON}
     return fields
 

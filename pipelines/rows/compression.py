@@ -23,7 +23,7 @@ def ending_of(name: str) -> str | None:
     return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
 
 
-def unpacked(file: IO[bytes], ending: str) -> IO[bytes]:
+def decompressed(file: IO[bytes], ending: str) -> IO[bytes]:
     """What a compressed file holds; closing it closes the file."""
     if ending == ".zst":
         stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
@@ -60,7 +60,7 @@ class _LeftOpen(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def packing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
+def compressing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
     """A file to write to whose content goes compressed into another one."""
     if ending is None:
         yield file

@@ -17,7 +17,7 @@ from llm_blender_ray.pipelines.rows.arrow_types import joined, storable, to_pyth
 from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
 from llm_blender_ray.pipelines.rows.formats.base import Format, Origin
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
-from llm_blender_ray.pipelines.rows.uris import find, open_binary, told
+from llm_blender_ray.pipelines.rows.uris import find, open_binary, translate_errors
 
 ROWS_PER_BLOCK = 256
 _OPEN_AT_ONCE = 16
@@ -93,7 +93,7 @@ def native_schema(files: Sequence[InputFile]) -> pa.Schema:
 
 
 def _native_columns(file: InputFile) -> pa.Schema:
-    with told(file.uri, "read it"), open_binary(file.uri) as source:
+    with translate_errors(file.uri, "read it"), open_binary(file.uri) as source:
         return file.format.native(source, file.origin)
 
 
@@ -105,7 +105,7 @@ def full_schema(native: pa.Schema) -> pa.Schema:
 def read_tables(file: InputFile, native: pa.Schema, rows_per_table: int) -> Iterator[pa.Table]:
     """One file as tables of `full_schema(native)`; one without rows for a file without rows."""
     empty = True
-    with told(file.uri, "read it"), open_binary(file.uri) as source:
+    with translate_errors(file.uri, "read it"), open_binary(file.uri) as source:
         for table in file.format.tables(source, file.origin, native, rows_per_table):
             empty = False
             for one in native:

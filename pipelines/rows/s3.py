@@ -33,8 +33,8 @@ from llm_blender_ray.configs.extras import missing_method
 
 ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each silence
 MAX_WAIT_S = 20  # between two of them; botocore's own
-UNREADABLE = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
-DENIED = (NoCredentialsError,)
+S3_FILE_ERRORS = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
+S3_PERMISSION_ERRORS = (NoCredentialsError,)
 # What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
 BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 

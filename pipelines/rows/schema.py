@@ -43,7 +43,7 @@ ROW_SCHEMA = pa.schema(
 INTERNAL = "\0"  # begins the names of keys and columns that are never written
 MADE = f"{INTERNAL}made"  # a key of `extra`: the columns that came in no form of their own, but were made of others
 EXACT_DIGITS = 15  # a number of at most as many characters comes back from a normal double as it was
-MAX_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
+MAX_JSON_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
 _NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
 
@@ -291,7 +291,7 @@ def not_json(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.pos + 1}"
     if isinstance(error, RecursionError):
-        return f"nested deeper than {MAX_DEPTH} levels"
+        return f"nested deeper than {MAX_JSON_DEPTH} levels"
     return "not JSON: a number of too many digits"  # the one other ValueError: Python's limit of 4,300
 
 
@@ -309,8 +309,8 @@ def read_json_value(
     """
     if not isinstance(value, dict):
         return bad_row(text, f"{where}: expected a JSON object, got {type(value).__name__}")
-    if _deeper(value, MAX_DEPTH):
-        return bad_row(text, f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if _deeper(value, MAX_JSON_DEPTH):
+        return bad_row(text, f"{where}: nested deeper than {MAX_JSON_DEPTH} levels")
     row = read_row({**keys, **value} if keys else value, where)
     if lossy:
         held = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")

@@ -21,7 +21,7 @@ _MADE_DIGITS = 13  # of a made id as a number: below 2^53, so that floats hold i
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenColumns:
     """What came with a row under names of ours, as it came, and what under other names.
 
     Attributes:
@@ -35,7 +35,7 @@ class Given:
     made: bool
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Given":
+    def of(cls, row: Mapping[str, Any]) -> "GivenColumns":
         """Of a row as it travels; result columns only where they came in another form."""
         others = json.loads(row[EXTRA]) if row[EXTRA] else {}
         made = others.pop(MADE, ())

@@ -8,13 +8,20 @@ import errno
 import glob
 from pathlib import Path, PurePosixPath
 
-from llm_blender_ray.pipelines.rows.uris import TEMPORARY, filesystem, is_local, renaming, told, written_told
+from llm_blender_ray.pipelines.rows.uris import (
+    TEMPORARY,
+    filesystem,
+    is_local,
+    renaming,
+    translate_errors,
+    translate_write_errors,
+)
 
 
 def get(uri: str) -> bytes | None:
     """What is in one file; None when it isn't there. Raises BlendError when the storage stays broken."""
     fs, path = filesystem(uri)
-    with told(uri, "read it"):
+    with translate_errors(uri, "read it"):
         try:
             return fs.cat_file(path)
         except FileNotFoundError:
@@ -27,19 +34,19 @@ def put(uri: str, data: bytes) -> None:
     Raises BlendError when the storage stays broken.
     """
     fs, path = filesystem(uri)
-    with told(uri, "write it"):
+    with translate_errors(uri, "write it"):
         if is_local(fs):
             with renaming(path) as file:
                 file.write(data)
         else:
-            with written_told(uri):
+            with translate_write_errors(uri):
                 fs.pipe_file(path, data)
 
 
 def names(uri: str) -> set[str]:
     """The names of the files and folders in one folder; none when it isn't there. Raises BlendError."""
     fs, path = filesystem(uri)
-    with told(uri, "list it"):
+    with translate_errors(uri, "list it"):
         fs.invalidate_cache()
         try:
             found = fs.ls(path, detail=False)
@@ -63,7 +70,7 @@ def sweep(uri: str, target: str = "") -> None:
     fs, path = filesystem(uri)
     if not is_local(fs):
         return  # an upload that isn't committed has no name
-    with told(uri, "clean it"):
+    with translate_errors(uri, "clean it"):
         found = Path(path).glob(f".{glob.escape(target)}*.tmp") if target else Path(path).rglob(".*.tmp")
         for one in found:
             if TEMPORARY.fullmatch(one.name):
@@ -73,7 +80,7 @@ def sweep(uri: str, target: str = "") -> None:
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all that is in it; fine when it isn't there. Raises BlendError."""
     fs, path = filesystem(uri)
-    with told(uri, "remove it"):
+    with translate_errors(uri, "remove it"):
         fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)

@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.pipelines.interruption import undone
-from llm_blender_ray.pipelines.rows.compression import ending_of, packing, unpacked
+from llm_blender_ray.pipelines.rows.compression import compressing, decompressed, ending_of
 from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
 from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
 
@@ -35,14 +35,14 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 _S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
 
 
-UNREADABLE = (
+FILE_ERRORS = (
     OSError,
     EOFError,
     zlib.error,
     lzma.LZMAError,
     aiohttp.ClientError,
 )  # of opening, reading, writing a file
-DENIED = (PermissionError,)
+PERMISSION_ERRORS = (PermissionError,)
 
 
 def _with_s3(errors: tuple[type[Exception], ...], name: str) -> tuple[type[Exception], ...]:
@@ -52,24 +52,24 @@ def _with_s3(errors: tuple[type[Exception], ...], name: str) -> tuple[type[Excep
 
 
 @contextlib.contextmanager
-def told(uri: str, doing: str) -> Iterator[None]:
+def translate_errors(uri: str, doing: str) -> Iterator[None]:
     """Turn what a file system raises into one line: `URI: can't DOING: why`. No credential is in it."""
     try:
         yield
     except FileNotFoundError as error:
         raise BlendError(f"{uri}: no such file or folder") from error
-    except _with_s3(UNREADABLE, "UNREADABLE") as error:
+    except _with_s3(FILE_ERRORS, "S3_FILE_ERRORS") as error:
         why = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, FSTimeoutError):
             why = "the answer broke off"  # fsspec's error has no message
         why = _clean(why)
-        if uri.startswith(S3_SCHEMES) and isinstance(error, _with_s3(DENIED, "DENIED")):
+        if uri.startswith(S3_SCHEMES) and isinstance(error, _with_s3(PERMISSION_ERRORS, "S3_PERMISSION_ERRORS")):
             why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
         raise BlendError(f"{uri}: can't {doing}: {why}") from error
 
 
 @contextlib.contextmanager
-def written_told(uri: str) -> Iterator[None]:
+def translate_write_errors(uri: str) -> Iterator[None]:
     """What an object store doesn't find when an object is written is the bucket, or the upload: it says which."""
     try:
         yield
@@ -87,7 +87,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if "://" not in uri:
         return LocalFileSystem(), os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 (doesn't follow links)
     try:
-        with told(uri, "reach it"):  # an AWS profile that isn't there
+        with translate_errors(uri, "reach it"):  # an AWS profile that isn't there
             if not uri.startswith(S3_SCHEMES):
                 return fsspec.url_to_fs(uri)
             from llm_blender_ray.pipelines.rows.s3 import S3
@@ -120,7 +120,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
         BlendError: Nothing is there to read, or a file named outright has an ending that isn't read.
     """
     fs, path = filesystem(uri)
-    with told(uri, "list it"):
+    with translate_errors(uri, "list it"):
         fs.invalidate_cache()
         if fs.isfile(path):
             if kind(path) is None:
@@ -197,7 +197,7 @@ def open_binary(uri: str) -> IO[bytes]:
     fs, path = filesystem(uri)
     packed = ending_of(path)
     file: IO[bytes] = fs.open(path, "rb")
-    return unpacked(file, packed) if packed and kind(path) else file
+    return decompressed(file, packed) if packed and kind(path) else file
 
 
 @contextlib.contextmanager
@@ -205,7 +205,7 @@ def replacing(uri: str) -> Iterator[IO[bytes]]:
     """A file for writing that gets its name when all of it is written: a killed run leaves no half file."""
     fs, path = filesystem(uri)
     packed = ending_of(path) if kind(path) else None
-    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, packing(file, packed) as sink:
+    with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, compressing(file, packed) as sink:
         yield sink
 
 
@@ -258,7 +258,7 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
     try:
         with undone(file.discard):
             yield file
-        with written_told(uri):
+        with translate_write_errors(uri):
             file.close()
             try:
                 file.commit()
@@ -266,7 +266,7 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
                 if not _is_s3(fs) or mark.items() - fs.metadata(path).items():
                     raise
     except BaseException:
-        with contextlib.suppress(*_with_s3(UNREADABLE, "UNREADABLE")):  # the store may still be down
+        with contextlib.suppress(*_with_s3(FILE_ERRORS, "S3_FILE_ERRORS")):  # the store may still be down
             file.discard()
         file.closed = True  # or its finalizer would try to write what was discarded
         raise

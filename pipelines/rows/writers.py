@@ -22,14 +22,14 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
-from llm_blender_ray.pipelines.rows.columns import OTHERS, Layout
+from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS, Layout
 from llm_blender_ray.pipelines.rows.formats import FORMATS
 from llm_blender_ray.pipelines.rows.formats.base import Shape
 from llm_blender_ray.pipelines.rows.formats.columnar import parquet_bytes
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
 from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
 from llm_blender_ray.pipelines.rows.storage import put, remove
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, told
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, translate_errors
 
 FolderFormat = Literal["parquet", "jsonl"]
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
@@ -67,7 +67,7 @@ class BlendShape:
         """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
         names = self.schema().names
         for out in map(dict, self.objects(rows)):
-            if self.layout.extra.get_field_index(OTHERS) >= 0:
+            if self.layout.extra.get_field_index(OTHER_KEYS) >= 0:
                 rest = {name: value for name, value in out.items() if name not in names or name == EXTRA}
                 out[EXTRA] = rest or None
             yield [_cell(out.get(name)) for name in names]
@@ -103,7 +103,7 @@ def _cell(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WrittenRows:
     """Some rows as they are written: bytes for the driver, or the file that they are already."""
 
     rows: int
@@ -129,11 +129,11 @@ class Sink:
         """The format, as the ending of its files."""
         return kind(self.uri) or f".{self.folder_format}"
 
-    def piece(self, number: int, rows: pa.Table) -> Piece:
+    def piece(self, number: int, rows: pa.Table) -> WrittenRows:
         """The piece of this number, made by a worker."""
         if kind(self.uri) is not None:
             count, data = self._encoded(rows)
-            return Piece(count, data)
+            return WrittenRows(count, data)
         if self.ending == ".parquet":
             table = self.shape.table(rows)
             count, data = len(table), parquet_bytes(table)
@@ -142,7 +142,7 @@ class Sink:
         name = f"part-{number:06}-{self.mark}{self.ending}"
         put(f"{self.uri.rstrip('/')}/{name}", data)
         record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        return Piece(count, b"", record)
+        return WrittenRows(count, b"", record)
 
     def _encoded(self, rows: pa.Table) -> tuple[int, bytes]:
         return FORMATS[self.ending].encoded(self.shape, rows)
@@ -155,10 +155,10 @@ class Sink:
             written.add = lambda piece: written.files.append(piece.file) if piece.file else None
             yield written
             return
-        with told(self.uri, "write it"):
+        with translate_errors(self.uri, "write it"):
             with replacing(self.uri) as file, FORMATS[self.ending].joining(file, self.shape.schema()) as join:
 
-                def add(piece: Piece) -> None:
+                def add(piece: WrittenRows) -> None:
                     join(piece.data, piece.rows)
                     written.rows += piece.rows
 
@@ -174,8 +174,8 @@ class Sink:
         """Remove the parts of a folder that another run, or this one with another config, wrote."""
         if kind(self.uri) is None:
             fs, folder = filesystem(self.uri)
-            with told(self.uri, "list it"):
-                found = parts(fs, folder)
+            with translate_errors(self.uri, "list it"):
+                found = part_files(fs, folder)
             for path in found:
                 name = PurePosixPath(path).name
                 if self.mark not in name:
@@ -186,7 +186,7 @@ class Sink:
 class Written:
     """What a sink is given, and has written."""
 
-    add: Callable[[Piece], None] = lambda piece: None
+    add: Callable[[WrittenRows], None] = lambda piece: None
     rows: int = 0
     files: list[FileRecord] = field(default_factory=list)
 
@@ -196,7 +196,7 @@ def is_part(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 
-def parts(fs: Any, folder: str) -> list[str]:
+def part_files(fs: Any, folder: str) -> list[str]:
     """The files in a folder that a run wrote there."""
     if not fs.isdir(folder):
         return []
@@ -215,7 +215,7 @@ def check_output(uri: str, overwrite: bool) -> bool:
     fs, path = filesystem(uri)
     if glob.has_magic(uri):
         raise BlendError(f"{uri}: an output is one file or folder, not a glob")
-    with told(uri, "write it"):
+    with translate_errors(uri, "write it"):
         fs.invalidate_cache()
         if is_local(fs):
             _check_place(Path(path))
@@ -226,7 +226,7 @@ def check_output(uri: str, overwrite: bool) -> bool:
         if fs.isfile(path):
             raise BlendError(f"{uri}: a file of that name is in the way of the folder")
         found = row_files(fs, path) if fs.isdir(path) else []
-        others = sorted(set(found) - set(parts(fs, path)))
+        others = sorted(set(found) - set(part_files(fs, path)))
         if others and overwrite:
             raise BlendError(f"{uri}: holds {others[0]}, which no run wrote; choose another folder")
         return bool(found)

@@ -37,7 +37,7 @@ from llm_blender_ray.pipelines.bench.faults import (
 from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.tracker import Board
+from llm_blender_ray.pipelines.bulk.tracker import RunTracker
 
 PATIENCE_S = 120.0
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
@@ -183,7 +183,7 @@ def test_a_node_that_goes_without_notice(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_an_actor_dies_once_whatever_it_had_in_hand() -> None:
-    board = Board()
+    board = RunTracker()
     assert [board.begin("llm", block, "first") for block in range(50)] == [0] * 50
     assert [board.begin("llm", block, "second") for block in range(50)] == [1] * 50
     assert board.deaths("llm") == 1

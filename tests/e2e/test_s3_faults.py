@@ -26,7 +26,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.s3 import ATTEMPTS, retry_settings
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
-from llm_blender_ray.pipelines.rows.uris import list_files, open_binary, replacing, told
+from llm_blender_ray.pipelines.rows.uris import list_files, open_binary, replacing, translate_errors
 
 ROWS = [{"id": str(number), "prompt": f"{number} " * 1000} for number in range(3000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -88,13 +88,13 @@ def _list_glob(bucket):
 
 def _open(bucket):
     uri = f"{bucket}/in/a.jsonl"
-    with told(uri, "read it"), open_binary(uri) as file:
+    with translate_errors(uri, "read it"), open_binary(uri) as file:
         assert file.read() == b"rows"
 
 
 def _replace(bucket):
     uri = f"{bucket}/out/b"
-    with told(uri, "write it"), replacing(uri) as file:
+    with translate_errors(uri, "write it"), replacing(uri) as file:
         file.write(b"new")
 
 
@@ -168,7 +168,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_told(s3_bucket):
     with open_binary(uri) as file:
         file.read(1)
         put(uri, bytes(4 * PART + 1))
-        with pytest.raises(BlendError, match=said), told(uri, "read it"):
+        with pytest.raises(BlendError, match=said), translate_errors(uri, "read it"):
             file.read()
 
 

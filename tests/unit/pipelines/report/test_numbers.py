@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.pipelines.quality.error_kinds import LONGEST_ERROR, MOST, OTHERS, Kinds, kind_of
+from llm_blender_ray.pipelines.quality.error_kinds import LONGEST_ERROR, MOST, OTHER_ERRORS, Kinds, kind_of
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality
 from llm_blender_ray.pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
 from llm_blender_ray.pipelines.rows.schema import read_row
@@ -196,7 +196,7 @@ def test_kinds_are_bounded_and_add_up():
     assert len(kinds.counts) <= MOST + 1
     most = kinds.most(3)
     assert most[0] == ("often", MOST + 50)
-    assert most[-1][0] == OTHERS
+    assert most[-1][0] == OTHER_ERRORS
     assert sum(n for _, n in most) == kinds.total == 2 * (MOST + 50)
 
 

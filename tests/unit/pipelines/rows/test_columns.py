@@ -15,10 +15,10 @@ from llm_blender_ray.pipelines.rows.columns import (
     EMPTY,
     JSON,
     LARGE,
-    MAX_DEPTH,
     MAX_FIELDS,
+    MAX_TYPE_DEPTH,
     NAN,
-    OTHERS,
+    OTHER_KEYS,
     as_json,
     fit,
     infer,
@@ -110,7 +110,7 @@ def test_joined_types(one, other, joined):
 
 def test_what_no_column_can_hold_is_json_text():
     deep: object = 1
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_TYPE_DEPTH + 1):
         deep = [deep]
     assert infer(deep) != infer(deep[0])
     assert pa.array([fit(deep, infer(deep))], stored(infer(deep))).to_pylist() != [deep]  # text at the bottom
@@ -136,9 +136,9 @@ def test_an_odd_key_leaves_the_columns_of_the_others_alone(a, b, c):
     one, two, three = map(infer_row, (a, b, c))
     assert unordered(unify_rows(one, two)) == unordered(unify_rows(two, one))
     assert unordered(unify_rows(one, unify_rows(two, three))) == unordered(unify_rows(unify_rows(one, two), three))
-    names = {field.name for field in one} - {OTHERS}
+    names = {field.name for field in one} - {OTHER_KEYS}
     assert names == {key for key in a if key in ("a", "b", "extra", "e.f")}
-    assert (one.get_field_index(OTHERS) >= 0) == (len(names) < len(a))
+    assert (one.get_field_index(OTHER_KEYS) >= 0) == (len(names) < len(a))
 
 
 def test_very_many_keys_leave_the_same_columns_whatever_their_order():

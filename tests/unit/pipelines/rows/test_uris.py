@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.rows.uris import kind, list_files, open_binary, replacing, told
+from llm_blender_ray.pipelines.rows.uris import kind, list_files, open_binary, replacing, translate_errors
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_a_full_disk_is_one_line(tmp_path):
     script = """
 import resource, sys
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.rows.uris import replacing, told
+from llm_blender_ray.pipelines.rows.uris import replacing, translate_errors
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    with told(sys.argv[1], "write it"), replacing(sys.argv[1]) as file:
+    with translate_errors(sys.argv[1], "write it"), replacing(sys.argv[1]) as file:
         file.write(bytes(100_000))
 except BlendError as error:
     print(error)
@@ -73,7 +73,7 @@ except BlendError as error:
 def test_a_path_through_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     target = str(tmp_path / "file" / "a.jsonl")
-    with pytest.raises(BlendError, match="can't write it"), told(target, "write it"), replacing(target):
+    with pytest.raises(BlendError, match="can't write it"), translate_errors(target, "write it"), replacing(target):
         pass
 
 
