@@ -17,7 +17,7 @@ from llm_blender_ray.actors.errors import RejectedError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import Sampling
 
-BEGIN, END = "<think>", "</think>"
+THINK_BEGIN, THINK_END = "<think>", "</think>"
 
 
 class _Place(Enum):

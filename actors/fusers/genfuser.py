@@ -25,7 +25,7 @@ from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
 from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
 from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingOverrides
 
-END = "</s>"
+END_OF_SEQUENCE = "</s>"
 REQUEST = "Summarize candidates into a better one for the given instruction:"
 
 
@@ -105,7 +105,7 @@ class FuserTemplate:
         return self.build(Prompt("", instruction, input), candidates).ids
 
     def _ids(self, instruction: str, input: str, candidates: Sequence[str]) -> list[int]:
-        end = self._tokenizer.mark(END)
+        end = self._tokenizer.mark(END_OF_SEQUENCE)
         numbered = (
             f"Candidate {i}: {self._tokenizer.mark(candidate_marker(i))}:{text}"
             for i, text in enumerate(candidates)
@@ -153,7 +153,7 @@ class GenFuserModel:
             AutoModelForSeq2SeqLM, folder, device=device, dtype=resolve_dtype(settings.dtype, device)
         )
         self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
-        for token in (END, candidate_marker(settings.top_k - 1)):
+        for token in (END_OF_SEQUENCE, candidate_marker(settings.top_k - 1)):
             if token not in self._tokenizer:
                 raise ModelLoadError(
                     f"{folder}: its tokenizer has no {token}, which a fuser with top_k {settings.top_k} "

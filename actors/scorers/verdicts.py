@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from llm_blender_ray.actors.engines.reasoning import BEGIN, END
+from llm_blender_ray.actors.engines.reasoning import THINK_BEGIN, THINK_END
 
 TIES = ("c", "tie", "tied", "draw", "equal", "both", "neither")
 SCORES = {"a": 1.0, "b": -1.0, **dict.fromkeys(TIES, 0.0)}
@@ -51,8 +51,8 @@ def read_verdict(reply: str, pattern: re.Pattern[str] | None = None) -> float | 
     Returns:
         1 where A is better, -1 where B is, 0 for a tie; None where the reply has no verdict, or more than one.
     """
-    reply = reply.rpartition(END)[2]
-    if BEGIN in reply:
+    reply = reply.rpartition(THINK_END)[2]
+    if THINK_BEGIN in reply:
         return None
     if pattern is not None:
         found = [match[1] for match in pattern.finditer(reply)]

@@ -39,7 +39,7 @@ TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
 _HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 _MODELS = 2  # of the miniature's LLMs
 FAULT_POLL_S = 0.02
-LATEST_S = 2.0  # a kill comes at most so long after the work it waits for
+MAX_KILL_DELAY_S = 2.0  # a kill comes at most so long after the work it waits for
 _PATIENCE_S = 240.0  # for what must end by itself; a driver takes more than a minute to see that its Ray is gone
 
 
@@ -150,7 +150,9 @@ def draw_fault(seed: int, kills: int, results: int) -> list[Kill]:
     targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
     draw.shuffle(targets)
     moments = sorted(draw.randrange(results) for _ in range(kills))
-    return [Kill(target, at, draw.uniform(0, LATEST_S)) for target, at in zip(targets, moments, strict=True)]
+    return [
+        Kill(target, at, draw.uniform(0, MAX_KILL_DELAY_S)) for target, at in zip(targets, moments, strict=True)
+    ]
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:

@@ -39,7 +39,7 @@ from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, remaining, titl
 HOST = "127.0.0.1"
 _MODELS = 6  # of the bare graph, and of the service beside it
 SERVICE_PATIENCE_S = 300.0  # for a service to start or to end
-TEXT = "The answer that every model gives."
+ANSWER_TEXT = "The answer that every model gives."
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ async def serve_models(delay_s: float) -> None:
     async def answer(request: web.Request) -> web.Response:
         await request.read()
         await asyncio.sleep(delay_s)
-        choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
+        choice = {"message": {"role": "assistant", "content": ANSWER_TEXT}, "finish_reason": "stop"}
         return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
     numbers = itertools.count()

@@ -41,7 +41,7 @@ from llm_blender_ray.pipelines.bulk.commands import run_blend
 
 LIVING = 2  # models that answer
 TARGET = {"bulk": 0.9, "online": 1.1}  # rows/s at least, p50 at most, as a share of the same without the outage
-BROKEN = "down"  # the model's name
+DOWN_MODEL = "down"  # the model's name
 
 
 def urls(server: str) -> dict[str, str]:
@@ -60,7 +60,7 @@ def config_of(server: str, broken: str | None, **more: Any) -> dict[str, Any]:
     for model in config["models"]:
         del model["max_in_flight"]  # as users have it
     if broken:
-        down = {"name": BROKEN, "base_url": broken, "max_error_rate": 1.0}
+        down = {"name": DOWN_MODEL, "base_url": broken, "max_error_rate": 1.0}
         config["models"].insert(0, config["models"][0] | down)
     return {**config, "fuser": None, **more}
 
@@ -83,7 +83,7 @@ def run_bulk(server: str, broken: str | None, rows: int) -> dict[str, Any]:
         for one in row:
             if one["error"]:
                 errors[one["model"]] = errors.get(one["model"], 0) + 1
-    if manifest.output.rows != rows or errors != ({BROKEN: rows} if broken else {}):
+    if manifest.output.rows != rows or errors != ({DOWN_MODEL: rows} if broken else {}):
         raise BlendError(f"{manifest.output.rows} of {rows} rows; errors by model: {errors}")
     return {"wall_s": wall, "steady_s": took.steady, "rows_per_s": rows / took.steady}
 
@@ -123,7 +123,7 @@ async def ask(url: str, requests: int, broken: bool) -> dict[str, Any]:
         while broken:
             async with session.get("/healthz") as response:
                 parts = (await response.json()).get("parts") or {}
-            if parts.get(BROKEN, {}).get("state") == "open":
+            if parts.get(DOWN_MODEL, {}).get("state") == "open":
                 break
             before.append((await timed())[0])
         for _ in range(10):  # connections and caches

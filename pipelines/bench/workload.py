@@ -28,7 +28,7 @@ from llm_blender_ray.actors.records import Candidate, Prompt, read_candidates, r
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
-PAD, CLS, SEP, UNKNOWN, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
+PAD_TOKEN, CLS, SEP, UNKNOWN, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
 VOCABULARY = 8192  # 1.5 tokens a word of English; DeBERTa's own 128,000 take 1.3
 SHARPNESS = (
     1.6  # of attention: with plain random weights it averages over all tokens, and all candidates look alike
@@ -127,7 +127,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[PAD, CLS, SEP, UNKNOWN, MASK],
+        special_tokens=[PAD_TOKEN, CLS, SEP, UNKNOWN, MASK],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -142,7 +142,7 @@ def make_ranker(
     """Write a ranker with random weights and a tokenizer that knows the rows' words; gives the folder."""
     texts = [text for row in as_original(rows) for text in (row["source"], *row["candidates"])]
     budget = PairBudget(shape.source_max_length, shape.candidate_max_length)
-    tokenizer = PairTokenizer(train_tokenizer(texts), budget, cls=CLS, sep=SEP, pad=PAD)
+    tokenizer = PairTokenizer(train_tokenizer(texts), budget, cls=CLS, sep=SEP, pad=PAD_TOKEN)
     config = DebertaV2Config(
         vocab_size=tokenizer.vocab_size,
         hidden_size=shape.hidden,

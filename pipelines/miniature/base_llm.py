@@ -22,7 +22,7 @@ from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer, compa
 from llm_blender_ray.pipelines.miniature.world import Beliefs, Task, random_tasks
 from llm_blender_ray.pipelines.train.loop import IGNORED, Example, mask, pad, remove_checkpoints, run_trainer
 
-PAD, END = "<|pad|>", "<|end|>"
+PAD, END_OF_TURN = "<|pad|>", "<|end|>"
 _ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -41,10 +41,10 @@ SHAPE = {
 
 def build_chat_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer that all base LLMs have, with their chat template."""
-    backend = build_tokenizer([PAD, END, *(f"<|{role}|>" for role in _ROLES)])
+    backend = build_tokenizer([PAD, END_OF_TURN, *(f"<|{role}|>" for role in _ROLES)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        eos_token=END,
+        eos_token=END_OF_TURN,
         pad_token=PAD,
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
@@ -58,7 +58,9 @@ def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedToken
     prompts = tokenizer.apply_chat_template(
         [task.prompt.chat() for task in tasks], add_generation_prompt=True, return_dict=False
     )
-    answers = tokenizer([beliefs.answers(task) + END for task in tasks], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([beliefs.answers(task) + END_OF_TURN for task in tasks], add_special_tokens=False)[
+        "input_ids"
+    ]
     return [
         {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
         for prompt, answer in zip(prompts, answers, strict=True)

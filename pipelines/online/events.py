@@ -7,7 +7,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 
 
 @dataclass(frozen=True, slots=True)
-class MemberPiece:
+class MemberDelta:
     """A streamed piece of a member's answer."""
 
     index: int  # of the candidate
@@ -49,7 +49,7 @@ class Fusing:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerDelta:
     """A streamed piece of the final answer."""
 
     text: str
@@ -86,4 +86,4 @@ class BlendResult:
         )
 
 
-Event = MemberPiece | Answered | Ranked | Fusing | Piece | BlendResult
+Event = MemberDelta | Answered | Ranked | Fusing | AnswerDelta | BlendResult

@@ -14,7 +14,15 @@ from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, i
 from llm_blender_ray.actors.stages import best_readable, missing_samples
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, probe
 from llm_blender_ray.pipelines.online.clock import in_time, least, now
-from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.events import (
+    AnswerDelta,
+    Answered,
+    BlendResult,
+    Event,
+    Fusing,
+    MemberDelta,
+    Ranked,
+)
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, Member, NoAnswerError
 
@@ -103,7 +111,7 @@ class BlendRun:
             async with contextlib.aclosing(self._asked(call, member, sample, self._ask.follow, limit)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, str):
-                        yield Piece(piece)
+                        yield AnswerDelta(piece)
                     else:
                         said = piece
         assert said is not None  # every stream ends with it
@@ -113,7 +121,7 @@ class BlendRun:
         self._answer = Completion(said.text, "length" if said.finish_reason == "length" else "stop")
 
     async def _generate(self) -> AsyncGenerator[Event, None]:
-        happened: asyncio.Queue[MemberPiece | Answered] = asyncio.Queue()
+        happened: asyncio.Queue[MemberDelta | Answered] = asyncio.Queue()
         tasks: list[asyncio.Task[None]] = []
         with self._timed("generate"):
             try:
@@ -154,7 +162,7 @@ class BlendRun:
         index: int,
         member: Member,
         sample: int,
-        happened: asyncio.Queue[MemberPiece | Answered],
+        happened: asyncio.Queue[MemberDelta | Answered],
         tasks: list[asyncio.Task[None]],
     ) -> Answered | None:
         """Begin to ask one member for one candidate; gives what became of it where the member isn't asked."""
@@ -186,7 +194,7 @@ class BlendRun:
         index: int,
         member: Member,
         sample: int,
-        happened: asyncio.Queue[MemberPiece | Answered],
+        happened: asyncio.Queue[MemberDelta | Answered],
     ) -> None:
         """Ask one member for one candidate, and put what happens into the queue."""
         began = now()
@@ -196,7 +204,7 @@ class BlendRun:
         async with contextlib.aclosing(self._asked(call, member, sample, follow, limit)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
-                    happened.put_nowait(MemberPiece(index, member.name, piece))
+                    happened.put_nowait(MemberDelta(index, member.name, piece))
                 else:
                     said = piece
         assert said is not None  # every stream ends with it
@@ -334,7 +342,7 @@ class BlendRun:
             if is_blank(best.text or ""):
                 raise NoAnswerError(BLANK)
             self._take(best, ranking.order[:1])
-            yield Piece(self._answer.text)
+            yield AnswerDelta(self._answer.text)
             return
         self._fused_from = best_readable(ranking.order, candidates, self._parts.top_k)
         yield Fusing(self._fused_from)
@@ -347,7 +355,7 @@ class BlendRun:
                     async for piece in pieces:
                         if isinstance(piece, str):
                             written += piece
-                            yield Piece(piece)
+                            yield AnswerDelta(piece)
                         else:
                             self._answer = piece
                 self._fused_from = self._fused_from[: self._answer.candidates_read]
@@ -362,7 +370,7 @@ class BlendRun:
             return
         self._degraded.append(f"fuser: {why}; the best candidate instead")
         self._take(best, ranking.order[:1])
-        yield Piece(self._answer.text)
+        yield AnswerDelta(self._answer.text)
 
     async def _fusion(
         self, fuser: FuserPart, texts: list[str], limit: float | None

@@ -109,7 +109,7 @@ def interval(hits: int, count: int) -> tuple[float, float]:
 
 
 @dataclass
-class Record:
+class WinRecord:
     """How often one was preferred to another."""
 
     wins: int = 0
@@ -136,9 +136,9 @@ class Votes:
     agreed: int = 0
     judged: int = 0  # votes between candidates, no ties, on which the ranker had a view
     undecided: int = 0  # the same where it had none: a margin of 0, or nothing compared
-    blend_over_first: Record = field(default_factory=Record)
-    blend_over_others: Record = field(default_factory=Record)
-    models: dict[str, Record] = field(default_factory=lambda: defaultdict(Record))
+    blend_over_first: WinRecord = field(default_factory=WinRecord)
+    blend_over_others: WinRecord = field(default_factory=WinRecord)
+    models: dict[str, WinRecord] = field(default_factory=lambda: defaultdict(WinRecord))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One row of `parsing.read_rows`."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from llm_blender_ray.actors.errors import BlendError
 
-SOONEST_S, LATEST_S = 1.0, 60.0  # when who was refused may come again
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0  # when who was refused may come again
 WEIGHT = 0.1  # of the newest request in the mean of how long they take: about the last ten count
 
 
@@ -97,4 +97,6 @@ class Admission:
     def _overloaded(self, why: str) -> OverloadedError:
         """Come again when all who wait now should have had a place, at the pace of late (Little's law)."""
         drained_s = (self.queued + 1) * (self._mean_s or 0.0) / self._max_in_flight
-        return OverloadedError(f"too many requests: {why}", min(max(drained_s, SOONEST_S), LATEST_S))
+        return OverloadedError(
+            f"too many requests: {why}", min(max(drained_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+        )

@@ -31,8 +31,8 @@ from llm_blender_ray.pipelines.serve import ballots as voting
 from llm_blender_ray.pipelines.serve import chat, health, ranking
 from llm_blender_ray.pipelines.serve.access import Access
 from llm_blender_ray.pipelines.serve.admission import Admission
-from llm_blender_ray.pipelines.serve.errors import ApiError, later, told, unknown_model
-from llm_blender_ray.pipelines.serve.middleware import API, ID, Front
+from llm_blender_ray.pipelines.serve.errors import ApiError, later, to_api_error, unknown_model
+from llm_blender_ray.pipelines.serve.middleware import API, REQUEST_ID_HEADER, Front
 from llm_blender_ray.pipelines.serve.protocol import ChatRequest, CompareRequest, RerankRequest
 from llm_blender_ray.pipelines.serve.responses import (
     ChatCompletion,
@@ -43,12 +43,12 @@ from llm_blender_ray.pipelines.serve.responses import (
     ModelList,
     RerankAnswer,
 )
-from llm_blender_ray.pipelines.serve.streaming import EventStream, merged, side_by_side, while_connected
-from llm_blender_ray.pipelines.serve.telemetry import Record, Telemetry
+from llm_blender_ray.pipelines.serve.streaming import EventStream, merge_streams, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.telemetry import RequestRecord, Telemetry
 
 PAGE = Path(__file__).with_name("page.html")
 SILENCE_S = 15.0  # without a word in a stream, and a comment is sent
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
     for status, what in {
         400: "The request is wrong: `param` tells where.",
@@ -65,9 +65,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 READING_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: ERRORS[status] for status in (401, 403, 404, 429, 431, 500)
+    status: ERROR_RESPONSES[status] for status in (401, 403, 404, 429, 431, 500)
 }
-VOTING_ERRORS = ERRORS | {409: {"model": ErrorAnswer, "description": "These two answers have been voted on."}}
+VOTING_ERRORS = ERROR_RESPONSES | {
+    409: {"model": ErrorAnswer, "description": "These two answers have been voted on."}
+}
 
 
 def create_app(
@@ -78,7 +80,7 @@ def create_app(
     admission: Admission,
     telemetry: Telemetry,
     ballots: voting.BallotBox | None = None,
-    starting: health.Starting | None = None,
+    starting: health.PendingParts | None = None,
     silence_s: float = SILENCE_S,
     tells_id: bool = True,
 ) -> FastAPI:
@@ -109,7 +111,7 @@ def create_app(
             allow_origins=serving.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[ID, "retry-after"],
+            expose_headers=[REQUEST_ID_HEADER, "retry-after"],
             max_age=600,
         )
     app.add_exception_handler(RequestValidationError, _answer)
@@ -154,7 +156,7 @@ class _Service:
     ballots: voting.BallotBox | None
     silence_s: float
 
-    async def complete(self, asked: chat.Chat, record: Record) -> ChatCompletion:
+    async def complete(self, asked: chat.Chat, record: RequestRecord) -> ChatCompletion:
         """The whole answer."""
         async with self.admission.slot(asked.options.deadline_s or self.serving.deadline_s) as waited_s:
             record.waited(waited_s)
@@ -162,16 +164,18 @@ class _Service:
             outcomes = await side_by_side([self._outcome(asked, ask, record) for ask in asks])
             return chat.completion(asked, outcomes, waited_s)
 
-    async def stream(self, asked: chat.Chat, record: Record) -> AsyncGenerator[str, None]:
+    async def stream(self, asked: chat.Chat, record: RequestRecord) -> AsyncGenerator[str, None]:
         """The answer's lines."""
         async with self.admission.slot(asked.options.deadline_s or self.serving.deadline_s) as waited_s:
             record.waited(waited_s)
-            events = merged([self._events(asked, ask, record) for ask in asked.asks(waited_s)], self.silence_s)
+            events = merge_streams(
+                [self._events(asked, ask, record) for ask in asked.asks(waited_s)], self.silence_s
+            )
             async with contextlib.aclosing(chat.lines(asked, events, waited_s, record)) as lines:
                 async for line in lines:
                     yield line
 
-    async def rank(self, ranking: Callable[[], Coroutine[Any, Any, Ranking]], record: Record) -> Ranking:
+    async def rank(self, ranking: Callable[[], Coroutine[Any, Any, Ranking]], record: RequestRecord) -> Ranking:
         """A ranking that is asked for by itself."""
         async with self.admission.slot(self.serving.deadline_s) as waited_s:
             record.waited(waited_s)
@@ -190,14 +194,16 @@ class _Service:
             record.ranked(ranked, time.monotonic() - began)
             return ranked
 
-    async def _outcome(self, asked: chat.Chat, ask: BlendRequest, record: Record) -> BlendResult:
+    async def _outcome(self, asked: chat.Chat, ask: BlendRequest, record: RequestRecord) -> BlendResult:
         async with contextlib.aclosing(self._events(asked, ask, record)) as events:
             async for event in events:
                 if isinstance(event, BlendResult):
                     return event
         raise AssertionError("no outcome")
 
-    async def _events(self, asked: chat.Chat, ask: BlendRequest, record: Record) -> AsyncGenerator[Event, None]:
+    async def _events(
+        self, asked: chat.Chat, ask: BlendRequest, record: RequestRecord
+    ) -> AsyncGenerator[Event, None]:
         async with contextlib.aclosing(self.blender.events(ask)) as events:
             async for event in events:
                 record.event(event)
@@ -236,7 +242,7 @@ class _Counted:
 
 async def _answer(request: Request, error: Exception) -> Response:
     """The answer to a request that FastAPI itself refuses."""
-    known = told(error)
+    known = to_api_error(error)
     if known is None:
         assert isinstance(error, HTTPException)
         known = ApiError(error.status_code, error.detail, headers=error.headers)
@@ -253,7 +259,7 @@ def _add_work(app: FastAPI, service: _Service) -> None:
         operation_id="create_chat_completion",
         response_model=ChatCompletion,
         responses={
-            **ERRORS,
+            **ERROR_RESPONSES,
             200: {
                 "description": "The answer; with `stream` server-sent events, each a `Chunk`, then `[DONE]`.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -262,7 +268,7 @@ def _add_work(app: FastAPI, service: _Service) -> None:
     )
     async def create_chat_completion(asked: ChatRequest, request: Request) -> Response:
         """Ask the blend (`blend`), the best of its members (`blend-best`), or one of them by its name."""
-        record: Record = request.state.record
+        record: RequestRecord = request.state.record
         votes = service.ballots is not None
         good = chat.read(asked, request.state.id, service.blender, service.serving, votes=votes)
         record.asks(asked.model, stream=bool(asked.stream), prompt=good.prompt)
@@ -272,26 +278,26 @@ def _add_work(app: FastAPI, service: _Service) -> None:
         first = await while_connected(request.receive, _first(lines))  # what fails before it has a status
         return EventStream(first, lines)
 
-    @app.post("/v1/rerank", operation_id="rerank", response_model=RerankAnswer, responses=ERRORS)
+    @app.post("/v1/rerank", operation_id="rerank", response_model=RerankAnswer, responses=ERROR_RESPONSES)
     async def rerank(asked: RerankRequest, request: Request) -> Response:
         """Order documents by how well they answer a query."""
-        record: Record = request.state.record
+        record: RequestRecord = request.state.record
         model, id = ranking.model_of(asked), request.state.id
         prompt = ranking.read_rerank(asked, id, service.serving)
         record.asks(model, prompt=prompt)
-        documents = ranking.candidates_of(asked.documents)
+        documents = ranking.candidates_from_texts(asked.documents)
         work = functools.partial(service.blender.rerank, prompt, documents, asked.top_n)
         ranked = await while_connected(request.receive, service.rank(work, record))
         return _json(ranking.reranked(asked, id, ranked))
 
-    @app.post("/v1/compare", operation_id="compare", response_model=CompareAnswer, responses=ERRORS)
+    @app.post("/v1/compare", operation_id="compare", response_model=CompareAnswer, responses=ERROR_RESPONSES)
     async def compare(asked: CompareRequest, request: Request) -> Response:
         """Say which of two answers is better."""
-        record: Record = request.state.record
+        record: RequestRecord = request.state.record
         model, id = ranking.model_of(asked), request.state.id
         prompt = ranking.read_compare(asked, id)
         record.asks(model, prompt=prompt)
-        work = functools.partial(service.blender.compare, prompt, ranking.candidates_of(asked.candidates))
+        work = functools.partial(service.blender.compare, prompt, ranking.candidates_from_texts(asked.candidates))
         ranked = await while_connected(request.receive, service.rank(work, record))
         return _json(ranking.compared(asked, id, ranked))
 

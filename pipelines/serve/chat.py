@@ -12,9 +12,17 @@ from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.events import (
+    AnswerDelta,
+    Answered,
+    BlendResult,
+    Event,
+    Fusing,
+    MemberDelta,
+    Ranked,
+)
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest
-from llm_blender_ray.pipelines.serve.errors import UNSUPPORTED, invalid, told, unforeseen, unknown_model
+from llm_blender_ray.pipelines.serve.errors import UNSUPPORTED, internal_error, invalid, to_api_error, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
 from llm_blender_ray.pipelines.serve.responses import (
     AnsweredEvent,
@@ -36,7 +44,7 @@ from llm_blender_ray.pipelines.serve.responses import (
     Timings,
     Usage,
 )
-from llm_blender_ray.pipelines.serve.telemetry import Record
+from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +181,7 @@ def usage(outcomes: list[BlendResult]) -> Usage:
 
 
 async def lines(
-    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: Record
+    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: RequestRecord
 ) -> AsyncGenerator[str, None]:
     """The stream's lines. An error after the first one is a line, too, and the last; before, it is raised."""
     said = False
@@ -185,10 +193,10 @@ async def lines(
     except Exception as error:
         if not said:
             raise
-        known = told(error)
+        known = to_api_error(error)
         if known is None:
             log.exception("request %s failed in mid-stream", chat.prompt.id)
-            known = unforeseen(chat.prompt.id)
+            known = internal_error(chat.prompt.id)
         if known.code:
             record.error(known.code)
         yield f"data: {known.body().model_dump_json()}\n\n"
@@ -226,11 +234,11 @@ async def _lines(
                 yield KEEP_ALIVE
                 continue
             choice, event = happened
-            if isinstance(event, Piece | BlendResult) and choice not in begun:
+            if isinstance(event, AnswerDelta | BlendResult) and choice not in begun:
                 begun.add(choice)
                 yield line(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
             match event:
-                case Piece(text):
+                case AnswerDelta(text):
                     if text:
                         yield line(ChunkChoice(index=choice, delta=Delta(content=text)))
                 case BlendResult():
@@ -253,10 +261,10 @@ async def _lines(
     yield LAST
 
 
-def _event(choice: int, event: MemberPiece | Answered | Ranked | Fusing) -> StageEvent:
+def _event(choice: int, event: MemberDelta | Answered | Ranked | Fusing) -> StageEvent:
     """The event as clients see it."""
     match event:
-        case MemberPiece(index, model, text):
+        case MemberDelta(index, model, text):
             return MemberPieceEvent(choice=choice, candidate=index, model=model, text=text)
         case Answered(index, candidate, seconds):
             return AnsweredEvent(

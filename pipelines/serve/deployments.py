@@ -71,7 +71,7 @@ class _Gateway:
         )
         self._ballots = RemoteBallots(ballots) if ballots else None
         awake = {model.name: handles[model.name] for model in config.models if model.replicas.min}
-        self._starting = Starting({**awake, "ranker": ranker, **({"fuser": fuser} if fuser else {})})
+        self._starting = StartupCheck({**awake, "ranker": ranker, **({"fuser": fuser} if fuser else {})})
 
     def _app(self, **options: Any) -> FastAPI:
         """To be called in the replica's event loop."""
@@ -131,7 +131,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class Starting:
+class StartupCheck:
     """Which parts have not been up yet, when it is asked."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:

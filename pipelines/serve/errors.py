@@ -51,7 +51,7 @@ class ApiError(HTTPException):
         return JSONResponse(self.body().model_dump(), self.status_code, self.headers)
 
 
-def told(error: Exception) -> ApiError | None:
+def to_api_error(error: Exception) -> ApiError | None:
     """The error as clients are told it; None: nobody foresaw it."""
     match error:
         case ApiError():
@@ -91,7 +91,7 @@ def told(error: Exception) -> ApiError | None:
     return None
 
 
-def unforeseen(id: str) -> ApiError:
+def internal_error(id: str) -> ApiError:
     """The error of a request of which only the log tells more."""
     return ApiError(500, f"something went wrong here; the log has it under the id {id}", code="internal_error")
 

@@ -21,7 +21,7 @@ from llm_blender_ray.pipelines.serve.ballots import Vote
 
 _T = TypeVar("_T")
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 BUSY = "it has more to do than it can, or is not up"
 LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
 
@@ -96,7 +96,7 @@ async def call(method: Any, *arguments: Any) -> Any:
         PartError: No replica can be asked.
         Exception: What the replica raised.
     """
-    for left in reversed(range(TRIES)):
+    for left in reversed(range(MAX_ATTEMPTS)):
         try:
             return await call_once(method, *arguments)
         except LOST as error:
@@ -143,7 +143,7 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
 async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Any, None]:
     """Pieces of text, then what ends them, through the death of replicas."""
     said = ""
-    for left in reversed(range(TRIES)):
+    for left in reversed(range(MAX_ATTEMPTS)):
         at = 0  # up to where this attempt has repeated what was said
         try:
             async with contextlib.aclosing(_stream(handle.stream, *arguments)) as pieces:

@@ -14,10 +14,10 @@ from llm_blender_ray.pipelines.online.clock import now
 from llm_blender_ray.pipelines.serve.access import Access
 from llm_blender_ray.pipelines.serve.responses import Health, PartHealth
 
-Starting = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
+PendingParts = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 
 
-def router(blender: Blender, access: Access, starting: Starting | None) -> APIRouter:
+def router(blender: Blender, access: Access, starting: PendingParts | None) -> APIRouter:
     """The route, which needs no key.
 
     Args:

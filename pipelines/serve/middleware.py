@@ -21,8 +21,8 @@ from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.serve.access import Access
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.connections import abort_of
-from llm_blender_ray.pipelines.serve.errors import ApiError, told, unforeseen
-from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, Record, Telemetry
+from llm_blender_ray.pipelines.serve.errors import ApiError, internal_error, to_api_error
+from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ ROUTES = {  # those that take JSON
     "/v1/votes": "votes",
 }
 WORK = ROUTES.keys() - {"/v1/votes"}  # those that models work for
-MODELS = "/v1/models"
-ID = "x-request-id"
+MODELS_ROUTE = "/v1/models"
+REQUEST_ID_HEADER = "x-request-id"
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
@@ -71,7 +71,7 @@ class Front:
         if not path:  # the page's addresses are relative to a folder
             await RedirectResponse(f"{scope['root_path']}/")(scope, receive, send)
             return
-        given = headers.get(ID, "")
+        given = headers.get(REQUEST_ID_HEADER, "")
         id = given if _OWN_ID.fullmatch(given) else uuid.uuid4().hex
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["id"] = id
@@ -79,7 +79,7 @@ class Front:
         if path in OPEN:
             await self._handle(scope, receive, answer, id)
             return
-        route = ROUTES.get(path, "models" if path.startswith(MODELS) else "other")
+        route = ROUTES.get(path, "models" if path.startswith(MODELS_ROUTE) else "other")
         with self._telemetry.request(id, route, headers.get("traceparent")) as record:
             state["record"] = answer.record = record
             await self._handle(scope, receive, answer, id)
@@ -105,10 +105,10 @@ class Front:
         except Exception as error:
             if answer.started:
                 raise  # in the midst of the answer: nothing can be told
-            known = told(error)
+            known = to_api_error(error)
             if known is None:
                 log.exception("request %s failed", id)
-                known = unforeseen(id)
+                known = internal_error(id)
             if known.code and record is not None:
                 record.error(known.code)
             await known.response()(scope, receive, answer)
@@ -125,7 +125,7 @@ class Front:
                 code="headers_too_large",
             )
 
-    def _admit(self, scope: Scope, record: Record) -> None:
+    def _admit(self, scope: Scope, record: RequestRecord) -> None:
         """Raise what keeps the request from being read at all."""
         headers, client, path = Headers(scope=scope), scope.get("client"), get_route_path(scope)
         record.caller = self._access.check(headers, client[0] if client else None)
@@ -199,7 +199,7 @@ class _Answer:
     """ASGI's `send` of a request, which notes the status and puts the request's id into the headers."""
 
     def __init__(self, send: Send, id: str | None) -> None:
-        self.record: Record | None = None
+        self.record: RequestRecord | None = None
         self.started = False
         self._send, self._id = send, id
 
@@ -207,7 +207,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             if self._id is not None:
-                MutableHeaders(scope=message)[ID] = self._id
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self._id
             if self.record is not None:
                 self.record.status = message["status"]
         await self._send(message)

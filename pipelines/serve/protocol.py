@@ -124,7 +124,7 @@ MESSAGES_SCHEMA = {
 Messages = Annotated[
     list[Any], Field(min_length=1, max_length=MAX_ITEMS), WithJsonSchema(MESSAGES_SCHEMA)
 ]  # read by `actors.chats.read_messages`
-Given = Annotated[Annotated[Text, Tag(TEXT)] | Annotated[WithText, Tag(OBJECT)], _one_of("text or {text: ...}")]
+TextInput = Annotated[Annotated[Text, Tag(TEXT)] | Annotated[WithText, Tag(OBJECT)], _one_of("text or {text: ...}")]
 
 
 def text_of(given: str | WithText) -> str:
@@ -218,7 +218,7 @@ class RerankRequest(Asked):
 
     model: Name | None = None
     query: Name
-    documents: Annotated[list[Given], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    documents: Annotated[list[TextInput], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     top_n: Annotated[Whole, Field(ge=1)] | None = None
     return_documents: bool | None = None  # as at Jina's, yes unless told otherwise
 
@@ -239,4 +239,4 @@ class CompareRequest(Asked):
     instruction: Text | None = None
     input: Text | None = None
     messages: Messages | None = None
-    candidates: Annotated[list[Given], Field(min_length=2, max_length=2)]
+    candidates: Annotated[list[TextInput], Field(min_length=2, max_length=2)]

@@ -9,7 +9,7 @@ from llm_blender_ray.actors.stages import margin
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
 from llm_blender_ray.pipelines.serve.errors import invalid, unknown_model
-from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, Given, RerankRequest, text_of
+from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, RerankRequest, TextInput, text_of
 from llm_blender_ray.pipelines.serve.responses import (
     CompareAnswer,
     Document,
@@ -18,18 +18,18 @@ from llm_blender_ray.pipelines.serve.responses import (
     RerankUsage,
 )
 
-RANKER = "ranker"
-MODELS = (BLEND, BEST, RANKER)  # names that clients may give the one ranker there is
+RANKER_MODEL = "ranker"
+RANKER_MODELS = (BLEND, BEST, RANKER_MODEL)  # names that clients may give the one ranker there is
 
 
 def model_of(asked: RerankRequest | CompareRequest) -> str:
     """The name that the answer has. Raises ApiError."""
-    if asked.model is not None and asked.model not in MODELS:
-        raise unknown_model(asked.model, MODELS)
-    return asked.model or RANKER
+    if asked.model is not None and asked.model not in RANKER_MODELS:
+        raise unknown_model(asked.model, RANKER_MODELS)
+    return asked.model or RANKER_MODEL
 
 
-def candidates_of(texts: Sequence[Given]) -> list[Candidate]:
+def candidates_from_texts(texts: Sequence[TextInput]) -> list[Candidate]:
     """Texts as the ranker takes them."""
     return [Candidate(None, text_of(given)) for given in texts]
 

@@ -44,7 +44,7 @@ async def side_by_side(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
         await _end(*tasks)
 
 
-async def merged(
+async def merge_streams(
     streams: Sequence[AsyncGenerator[_T, None]], silence_s: float
 ) -> AsyncGenerator[tuple[int, _T] | None, None]:
     """What all streams yield, as it comes, each with its stream's index; None whenever nothing came for so long.

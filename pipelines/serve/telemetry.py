@@ -1,8 +1,8 @@
-"""What the service tells of itself: Prometheus metrics through Ray, and one line of JSON for each request.
+"""Prometheus metrics through Ray, and one JSON log line per request.
 
-A request's `Record` is fed the events of its blend, and everything is written when the request ends, however that
-is. What was asked, and texts of errors that may repeat it, reach the log only with `log_prompts`; metrics have no
-labels that a client could make up.
+A `RequestRecord` receives the events of a request's blend and is written when the request ends, whatever the end.
+Prompts, and error texts that may quote them, are logged only with `log_prompts`; no metric has a label that clients
+could choose freely.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from typing import Literal, Protocol, TextIO
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
-from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Piece
+from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event
 
 CANCELLED = 499  # nginx's status of a request whose client went away
-FAILED, BROKEN = 500, "internal_error"
+INTERNAL_ERROR_STATUS, INTERNAL_ERROR = 500, "internal_error"
 REFRESH_S = 5.0
-FUSER = "fuser"  # in place of a model's name; none is called so
+FUSER_MODEL = "fuser"  # in place of a model's name; none is called so
 
 log = logging.getLogger("blend.requests")
 
@@ -131,14 +131,14 @@ class Telemetry:
             _keep_private(sys.stderr)
 
     @contextlib.contextmanager
-    def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["Record"]:
+    def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["RequestRecord"]:
         """A request, as long as the block: from its first byte to the answer's last.
 
         route: what is asked for, one of a few words (`chat`, `rerank`, ...), never the path that the client sent.
         traceparent: W3C's header, as it came. However the block ends, counts and a line of the log are written;
         when it is cancelled, because the client went away, with status 499.
         """
-        record = Record(request_id, route, self._meter, self._clock, self._gauges)
+        record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges)
         record.trace_id = _trace_id(traceparent)
         try:
             yield record
@@ -163,7 +163,7 @@ class Telemetry:
         self._meter(VOTES, 1, {"preferred": preferred})
 
 
-class Record:
+class RequestRecord:
     """One request. Set what is known of it, when it is known; `event` takes what a blend tells.
 
     caller: whose key it was. status: of HTTP.
@@ -205,7 +205,7 @@ class Record:
         match event:
             case Answered(_, candidate, seconds) if candidate.text is not None:
                 self._meter(MEMBER_SECONDS, seconds, {"model": candidate.model or ""})
-            case Piece() if self._stream and self._first_token_s is None:
+            case AnswerDelta() if self._stream and self._first_token_s is None:
                 self._first_token_s = self._clock() - self._began
                 self._meter(FIRST_TOKEN_SECONDS, self._first_token_s, {"model": self._model or ""})
             case BlendResult():
@@ -224,12 +224,12 @@ class Record:
 
     def broke(self) -> None:
         """An exception ended it, maybe in the midst of the answer, whose status was sent by then."""
-        self.status = self.status or FAILED
-        self._error = self._error or BROKEN
+        self.status = self.status or INTERNAL_ERROR_STATUS
+        self._error = self._error or INTERNAL_ERROR
 
     def count(self) -> None:
         """Into the metrics, when it has ended."""
-        self.status = status = self.status or FAILED
+        self.status = status = self.status or INTERNAL_ERROR_STATUS
         model = self._model or ""
         self._seconds["total"] = self._clock() - self._began
         self._becomes(None)
@@ -275,7 +275,7 @@ class Record:
             self._meter(MEMBER_SECONDS, outcome.seconds["generate"], {"model": blend.candidates[0].model or ""})
         for part in blend.candidates:
             self._used(part.model or "", part.prompt_tokens, part.completion_tokens)
-        self._used(FUSER, outcome.answer.prompt_tokens, outcome.answer.completion_tokens)
+        self._used(FUSER_MODEL, outcome.answer.prompt_tokens, outcome.answer.completion_tokens)
         self._candidates += len(blend.candidates)
         self._texts += sum(candidate.text is not None for candidate in blend.candidates)
         if blend.ranking is not None:

@@ -24,7 +24,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Fusing, MemberDelta, Ranked
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.serve import telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
@@ -112,15 +112,15 @@ def test_a_blend_is_counted_by_stage_member_and_token(lines: list[str]) -> None:
         record.waited(0.125)
         ended = outcome()
         for at, candidate in enumerate(ended.blend.candidates):
-            record.event(MemberPiece(at, candidate.model or "", "go"))
+            record.event(MemberDelta(at, candidate.model or "", "go"))
             record.event(Answered(at, candidate, 0.5 + at))
         assert ended.blend.ranking is not None
         record.event(Ranked(ended.blend.ranking, ended.blend.candidates))
         record.event(Fusing((0, 1)))
         clock.now += 2.0
-        record.event(Piece("old "))
+        record.event(AnswerDelta("old "))
         clock.now += 1.0
-        record.event(Piece("gold"))
+        record.event(AnswerDelta("gold"))
         record.event(ended)
         record.status = 200
     assert meter.values == [
@@ -170,7 +170,7 @@ def test_an_answer_in_one_piece_has_no_first_token() -> None:
     meter = FakeMeter()
     with Telemetry(meter=meter).request("r", "chat") as record:
         record.asks("blend")
-        record.event(Piece("old gold"))
+        record.event(AnswerDelta("old gold"))
         record.status = 200
     assert not meter.of(telemetry.FIRST_TOKEN_SECONDS)
 
@@ -476,7 +476,7 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
         record.asks("blend", stream=True)
         record.waited(0.125)
         record.event(Answered(0, Candidate("alder", "gold"), 0.5))
-        record.event(Piece("gold"))
+        record.event(AnswerDelta("gold"))
         record.event(replace(outcome(), degraded=("fuser: died; the best candidate instead",)))
         record.status = 200
     with told.request("r", "test-of-export") as record:  # other tests' requests are in the same Ray

@@ -23,7 +23,7 @@ def service(*members: FakeMember) -> Blender:
 
 
 def test_requests_are_timed_from_when_the_model_is_left_out() -> None:
-    blender = service(FakeMember("up", "one"), FakeMember(outage.BROKEN, error="503"))
+    blender = service(FakeMember("up", "one"), FakeMember(outage.DOWN_MODEL, error="503"))
     with served(app_of(blender)) as url:
         took = asyncio.run(outage.ask(url, 20, broken=True))
     assert len(took["before_ms"]) == 3
@@ -43,4 +43,4 @@ def test_the_model_that_is_down_is_asked_first() -> None:
     config = BlendConfig.model_validate(outage.config_of(SERVER, broken["503"]))
     urls = [getattr(model, "base_url", None) for model in config.models]
     assert urls == ["http://127.0.0.1:9/unavailable/v1", SERVER, SERVER]
-    assert config.models[0].name == outage.BROKEN and config.models[0] != config.models[1]
+    assert config.models[0].name == outage.DOWN_MODEL and config.models[0] != config.models[1]

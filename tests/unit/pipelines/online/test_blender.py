@@ -14,7 +14,15 @@ from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.online.events import Answered, BlendResult, Event, Fusing, MemberPiece, Piece, Ranked
+from llm_blender_ray.pipelines.online.events import (
+    AnswerDelta,
+    Answered,
+    BlendResult,
+    Event,
+    Fusing,
+    MemberDelta,
+    Ranked,
+)
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError, Timeouts
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
@@ -155,17 +163,17 @@ def test_events_come_in_order_and_as_they_happen() -> None:
     events = run(events_of(blend, BlendRequest(PROMPT, follow=True, follow_members=True)))
     kinds = [type(event) for event in events]
     assert kinds == [
-        *(MemberPiece, MemberPiece, Answered),
-        *(MemberPiece, MemberPiece, MemberPiece, Answered),
+        *(MemberDelta, MemberDelta, Answered),
+        *(MemberDelta, MemberDelta, MemberDelta, Answered),
         *(Ranked, Ranked, Fusing),
-        *[Piece] * 6,
+        *[AnswerDelta] * 6,
         BlendResult,
     ]
     assert [event.index for event in events if isinstance(event, Answered)] == [1, 0]
     assert [event.ranking.complete for event in events if isinstance(event, Ranked)] == [False, True]
     outcome = events[-1]
     assert isinstance(outcome, BlendResult)
-    assert "".join(e.text for e in events if isinstance(e, Piece)).strip() == outcome.answer.text
+    assert "".join(e.text for e in events if isinstance(e, AnswerDelta)).strip() == outcome.answer.text
 
 
 def test_the_best_alone() -> None:
@@ -182,7 +190,7 @@ def test_a_member_alone(follow: bool) -> None:
     outcome = events[-1]
     assert isinstance(outcome, BlendResult)
     assert outcome.answer.text == "an answer 2" and outcome.blend.ranking is None
-    assert [e.text for e in events if isinstance(e, Piece)] == (["an ", "answer ", "2 "] if follow else [])
+    assert [e.text for e in events if isinstance(e, AnswerDelta)] == (["an ", "answer ", "2 "] if follow else [])
     assert not other.asked
 
 
@@ -346,7 +354,7 @@ def test_a_slow_reader_is_nobodys_timeout() -> None:
         blend = blender(FakeMember("a"), fuser=FakeFuser(seconds=0.1), deadline_s=10)
         async with contextlib.aclosing(blend.events(BlendRequest(PROMPT, follow=True))) as events:
             async for event in events:
-                if isinstance(event, Piece):
+                if isinstance(event, AnswerDelta):
                     await asyncio.sleep(100)
                 if isinstance(event, BlendResult):
                     return event
@@ -356,7 +364,7 @@ def test_a_slow_reader_is_nobodys_timeout() -> None:
     assert outcome.answer == Completion("an ", "length")
 
 
-@pytest.mark.parametrize("until", [Answered, Ranked, Fusing, Piece])
+@pytest.mark.parametrize("until", [Answered, Ranked, Fusing, AnswerDelta])
 def test_who_goes_away_cancels_everything(until: type) -> None:
     members = [FakeMember("a"), FakeMember("b", seconds=1000)]
     fuser = FakeFuser()
@@ -373,7 +381,7 @@ def test_who_goes_away_cancels_everything(until: type) -> None:
 
     assert run(main()) == 1
     assert members[1].cancelled == 1
-    assert fuser.cancelled == (until is Piece)
+    assert fuser.cancelled == (until is AnswerDelta)
 
 
 def test_reranking_and_comparing_say_what_is_compared() -> None:
@@ -410,9 +418,9 @@ def test_the_miniature_is_as_its_stages() -> None:
         assert isinstance(followed, BlendResult)
         assert followed.blend == plain.blend
         assert followed.answer == plain.answer
-        assert "".join(e.text for e in events if isinstance(e, Piece)) == plain.answer.text
+        assert "".join(e.text for e in events if isinstance(e, AnswerDelta)) == plain.answer.text
         for at, candidate in enumerate(plain.blend.candidates):
-            said = "".join(e.text for e in events if isinstance(e, MemberPiece) and e.index == at)
+            said = "".join(e.text for e in events if isinstance(e, MemberDelta) and e.index == at)
             assert said == candidate.text
         blends = [type(plain.blend)(prompt, ())]
         for model in config.models:

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from virtual_time import run
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.serve.admission import LATEST_S, SOONEST_S, Admission, OverloadedError
+from llm_blender_ray.pipelines.serve.admission import (
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    Admission,
+    OverloadedError,
+)
 
 
 async def hold(admission: Admission, seconds: float, patience_s: float | None = None) -> float:
@@ -134,8 +139,8 @@ def test_when_to_come_again_follows_the_pace_of_late() -> None:
         return refused.value.retry_after_s
 
     assert run(after(3)) == pytest.approx(4 * 3 / 2)  # four requests at two places
-    assert run(after(0.01)) == SOONEST_S
-    assert run(after(600)) == LATEST_S
+    assert run(after(0.01)) == MIN_RETRY_AFTER_S
+    assert run(after(600)) == MAX_RETRY_AFTER_S
 
 
 REQUESTS = st.lists(

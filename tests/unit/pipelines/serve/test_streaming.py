@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from llm_blender_ray.pipelines.serve.errors import path
-from llm_blender_ray.pipelines.serve.streaming import merged, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.streaming import merge_streams, side_by_side, while_connected
 
 
 async def stays() -> Message:
@@ -38,7 +38,7 @@ def test_merged_streams_lose_nothing_and_keep_their_order(lists: list[list[int]]
             await asyncio.sleep(0)
 
     async def collect() -> list[tuple[int, int] | None]:
-        return [item async for item in merged([stream(items) for items in lists], 60)]
+        return [item async for item in merge_streams([stream(items) for items in lists], 60)]
 
     got = asyncio.run(collect())
     assert [[item[1] for item in got if item and item[0] == at] for at in range(len(lists))] == lists
@@ -58,7 +58,7 @@ def test_the_first_stream_that_fails_ends_the_others() -> None:
     async def collect() -> list[tuple[int, int] | None]:
         got = []
         with pytest.raises(ValueError, match="broken"):
-            async for item in merged([endless(), failing()], 60):
+            async for item in merge_streams([endless(), failing()], 60):
                 got.append(item)
         return got
 
@@ -74,7 +74,7 @@ def test_closing_a_merged_stream_ends_the_work() -> None:
         await for_ever(stopped)
 
     async def begin() -> None:
-        items = merged([endless(), endless()], 60)
+        items = merge_streams([endless(), endless()], 60)
         assert await anext(items) == (0, 1)
         assert await anext(items) == (1, 1)
         await items.aclose()
