@@ -267,8 +267,8 @@ def plan(
     show_plan(settings, gpus)
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="The page; default: URI.report.html, beside the rows.")
@@ -276,7 +276,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """One HTML page of a run: quality, who wins, comparisons, lengths, errors, time; tables and plots."""
-    from llm_blender_ray.pipelines.report import report as write_report
+    from llm_blender_ray.pipelines.report import write_report
 
     typer.echo(write_report(uri, output))
 
@@ -349,8 +349,8 @@ def bench_pool(
     measure(settings, input, replicas=replicas, limit=limit, simulated_s=simulated_s)
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also tell the first N rows as prose.")] = 0,

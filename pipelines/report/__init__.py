@@ -29,7 +29,7 @@ from llm_blender_ray.pipelines.rows.uris import filesystem
 LONGEST_TEXT = 600  # characters of a text in an example
 
 
-def report(uri: str, output: str | None = None) -> str:
+def write_report(uri: str, output: str | None = None) -> str:
     """Make the page of a file, folder or glob of rows; returns where it is.
 
     output: default is beside the rows, `NAME.report.html`. Not in a folder of them: who reads that as Parquet would
@@ -43,7 +43,7 @@ def report(uri: str, output: str | None = None) -> str:
             raise BlendError(f"{uri}: has no name to put the page beside; give --output FILE.html")
         output = f"{uri.rstrip('/')}.report.html"
     numbers = count(read_rows(uri))
-    page = render(uri, numbers, manifest_of(uri), datetime.now(UTC))
+    page = render_page(uri, numbers, manifest_of(uri), datetime.now(UTC))
     put(output, page.encode("utf-8", "replace"))
     return output
 
@@ -62,7 +62,7 @@ def manifest_of(uri: str) -> Manifest | None:
         return None
 
 
-def render(uri: str, numbers: Numbers, manifest: Manifest | None, made: datetime) -> str:
+def render_page(uri: str, numbers: Numbers, manifest: Manifest | None, made: datetime) -> str:
     """The page as HTML text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -9,7 +9,7 @@ from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
 from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
 
-METRICS = 6  # given scores at most
+MAX_SCORES = 6  # given scores at most
 
 
 def headline(numbers: Numbers) -> tuple[str, str, str] | None:
@@ -29,7 +29,7 @@ def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
     """One for references and one for each given score, about the LLMs of these names."""
     quality = numbers.sample.quality
     references = {name: tally for name, tally in _references(numbers) if tally.models}
-    scores = sorted((name, tally) for name, tally in quality.scores.items() if tally.models)[:METRICS]
+    scores = sorted((name, tally) for name, tally in quality.scores.items() if tally.models)[:MAX_SCORES]
     found = []
     if references:
         found.append(_quality_of("Quality against references", references, numbers, names, "r"))

@@ -139,7 +139,7 @@ class StreamOptions(Asked):
     include_obfuscation: Off = None
 
 
-class TextFormat(Asked):
+class TextResponseFormat(Asked):
     """The one form of answers there is."""
 
     type: Literal["text"]
@@ -193,7 +193,7 @@ class ChatRequest(Asked):
     logit_bias: EmptyObject = None
     logprobs: Off = None
     top_logprobs: Zero = None
-    response_format: Annotated[TextFormat | None, ASKS_NOTHING] = None
+    response_format: Annotated[TextResponseFormat | None, ASKS_NOTHING] = None
     tools: Empty = None
     tool_choice: Annotated[Literal["none", "auto"] | None, ASKS_NOTHING] = None
     functions: Empty = None

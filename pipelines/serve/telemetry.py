@@ -35,7 +35,7 @@ _FINE = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class ServiceMetric:
     """One metric as Ray declares it; Ray's exporter puts `ray_` before its name.
 
     boundaries: upper bounds of a histogram's buckets, in the metric's unit.
@@ -48,37 +48,41 @@ class Metric:
     boundaries: tuple[float, ...] = _FINE
 
 
-REQUESTS = Metric("counter", "blend_requests_total", "Requests by how they ended.", ("route", "model", "status"))
-ERRORS = Metric("counter", "blend_errors_total", "Requests that ended with an error, by kind.", ("kind",))
-IN_FLIGHT = Metric("gauge", "blend_requests_in_flight", "Requests that are worked on.")
-QUEUED = Metric("gauge", "blend_requests_queued", "Requests that wait to be worked on.")
-REQUEST_SECONDS = Metric(
+REQUESTS = ServiceMetric(
+    "counter", "blend_requests_total", "Requests by how they ended.", ("route", "model", "status")
+)
+ERRORS = ServiceMetric("counter", "blend_errors_total", "Requests that ended with an error, by kind.", ("kind",))
+IN_FLIGHT = ServiceMetric("gauge", "blend_requests_in_flight", "Requests that are worked on.")
+QUEUED = ServiceMetric("gauge", "blend_requests_queued", "Requests that wait to be worked on.")
+REQUEST_SECONDS = ServiceMetric(
     "histogram", "blend_request_duration_seconds", "Answered requests, from first to last byte.", ("route", "model")
 )
-FIRST_TOKEN_SECONDS = Metric(
+FIRST_TOKEN_SECONDS = ServiceMetric(
     "histogram", "blend_first_token_seconds", "Until a streamed answer's first text.", ("model",)
 )
-STAGE_SECONDS = Metric(
+STAGE_SECONDS = ServiceMetric(
     "histogram", "blend_stage_duration_seconds", "By stage: queue, generate, rank, fuse.", ("stage",)
 )
-MEMBER_SECONDS = Metric("histogram", "blend_member_duration_seconds", "Until a member's whole answer.", ("model",))
-TOKENS = Metric("counter", "blend_tokens_total", "Tokens by who read or wrote them.", ("model", "kind"))
-COMPARISONS = Metric("counter", "blend_comparisons_total", "Forwards that the ranker made.")
-CACHE_HITS = Metric("counter", "blend_cache_hits_total", "Comparisons that the ranker's cache knew.")
-DEGRADATIONS = Metric(
+MEMBER_SECONDS = ServiceMetric(
+    "histogram", "blend_member_duration_seconds", "Until a member's whole answer.", ("model",)
+)
+TOKENS = ServiceMetric("counter", "blend_tokens_total", "Tokens by who read or wrote them.", ("model", "kind"))
+COMPARISONS = ServiceMetric("counter", "blend_comparisons_total", "Forwards that the ranker made.")
+CACHE_HITS = ServiceMetric("counter", "blend_cache_hits_total", "Comparisons that the ranker's cache knew.")
+DEGRADATIONS = ServiceMetric(
     "counter",
     "blend_degradations_total",
     "What answers lacked: a member, the ranker or the fuser.",
     ("step", "model"),
 )
-CIRCUIT_OPEN = Metric(
+CIRCUIT_OPEN = ServiceMetric(
     "gauge",
     "blend_circuit_open",
     "1 while a model, the ranker or the fuser is left out, since it failed in a row.",
     ("model",),
 )
-VOTES = Metric("counter", "blend_votes_total", "People's votes, by what they preferred.", ("preferred",))
-METRICS = (
+VOTES = ServiceMetric("counter", "blend_votes_total", "People's votes, by what they preferred.", ("preferred",))
+SERVICE_METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
     TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
 )  # fmt: skip
@@ -87,7 +91,7 @@ METRICS = (
 class Meter(Protocol):
     """Where values go."""
 
-    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+    def __call__(self, metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Add to a counter (only more than 0), set a gauge, or observe a histogram's value."""
         ...
 
@@ -99,7 +103,7 @@ class RayMeter:
         from ray.util import metrics  # a second to import
 
         self._record: dict[str, Callable[[float, Mapping[str, str] | None], None]] = {}
-        for metric in METRICS:
+        for metric in SERVICE_METRICS:
             about = (metric.name, metric.description)
             if metric.kind == "counter":
                 self._record[metric.name] = metrics.Counter(*about, tag_keys=metric.labels).inc
@@ -109,7 +113,7 @@ class RayMeter:
                 bounds = list(metric.boundaries)
                 self._record[metric.name] = metrics.Histogram(*about, bounds, tag_keys=metric.labels).observe
 
-    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+    def __call__(self, metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
         """See `Meter`."""
         self._record[metric.name](value, labels)
 
@@ -177,7 +181,7 @@ class RequestRecord:
         self.status: int | None = None
         self.trace_id: str | None = None
         self._id, self._route, self._meter, self._clock, self._gauges = request_id, route, meter, clock, gauges
-        self._part_of: Metric | None = None  # queued, in flight, or neither
+        self._part_of: ServiceMetric | None = None  # queued, in flight, or neither
         self._began = clock()
         self._model: str | None = None
         self._stream = False
@@ -285,7 +289,7 @@ class RequestRecord:
             self._lacks.append(model or step)
             self._meter(DEGRADATIONS, 1, {"step": step, "model": model})
 
-    def _becomes(self, gauge: Metric | None) -> None:
+    def _becomes(self, gauge: ServiceMetric | None) -> None:
         for metric, change in ((self._part_of, -1), (gauge, 1)):
             if metric is not None:
                 self._gauges.change(metric, change)
@@ -316,21 +320,21 @@ class _Gauges:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._numbers: dict[tuple[Metric, str | None], int] = {(QUEUED, None): 0, (IN_FLIGHT, None): 0}
+        self._numbers: dict[tuple[ServiceMetric, str | None], int] = {(QUEUED, None): 0, (IN_FLIGHT, None): 0}
         self._timer: asyncio.TimerHandle | None = None
 
-    def change(self, gauge: Metric, by: int) -> None:
+    def change(self, gauge: ServiceMetric, by: int) -> None:
         """So many more."""
         self.set(gauge, self._numbers[gauge, None] + by)
 
-    def set(self, gauge: Metric, number: int, model: str | None = None) -> None:
+    def set(self, gauge: ServiceMetric, number: int, model: str | None = None) -> None:
         """The gauge, that of the model where it has one of each, is so from now on."""
         self._numbers[gauge, model] = number
         self._tell(gauge, model)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REFRESH_S, self._refresh)
 
-    def _tell(self, gauge: Metric, model: str | None) -> None:
+    def _tell(self, gauge: ServiceMetric, model: str | None) -> None:
         self._meter(gauge, self._numbers[gauge, model], None if model is None else {"model": model})
 
     def _refresh(self) -> None:

@@ -30,7 +30,7 @@ from llm_blender_ray.pipelines.serve import telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
-from llm_blender_ray.pipelines.serve.telemetry import METRICS, Metric, Telemetry
+from llm_blender_ray.pipelines.serve.telemetry import SERVICE_METRICS, ServiceMetric, Telemetry
 
 PROMPT = Prompt("p", "Where is the treasure?")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -46,13 +46,13 @@ class FakeMeter:
     def __init__(self) -> None:
         self.values: Values = []
 
-    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
-        assert metric in METRICS
+    def __call__(self, metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
+        assert metric in SERVICE_METRICS
         assert set(labels or {}) == set(metric.labels)
         assert metric.kind != "counter" or value > 0
         self.values.append((metric.name, value, dict(labels or {})))
 
-    def of(self, metric: Metric) -> list[tuple[float, dict[str, str]]]:
+    def of(self, metric: ServiceMetric) -> list[tuple[float, dict[str, str]]]:
         return [(value, labels) for name, value, labels in self.values if name == metric.name]
 
 
@@ -457,8 +457,8 @@ def test_votes_are_counted_by_what_was_preferred() -> None:
 
 
 def test_metrics_are_named_by_prometheus_conventions() -> None:
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
-    for metric in METRICS:
+    assert len({metric.name for metric in SERVICE_METRICS}) == len(SERVICE_METRICS)
+    for metric in SERVICE_METRICS:
         assert metric.name.startswith("blend_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert metric.name.endswith("_seconds") == (metric.kind == "histogram")
@@ -484,7 +484,9 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
         record.status = 503
     (node,) = ray.nodes()
     page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    names = {f"ray_{metric.name}" for metric in METRICS if metric is not telemetry.CACHE_HITS}  # the ranker's own
+    names = {
+        f"ray_{metric.name}" for metric in SERVICE_METRICS if metric is not telemetry.CACHE_HITS
+    }  # the ranker's own
     until = time.monotonic() + 60
     while True:  # processes tell the node's exporter every few seconds
         with urllib.request.urlopen(page, timeout=10) as answer:
@@ -494,7 +496,7 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
         if (told_too and names <= types.keys()) or time.monotonic() > until:
             break
         time.sleep(0.1)
-    for metric in METRICS:
+    for metric in SERVICE_METRICS:
         if metric is not telemetry.CACHE_HITS:
             assert types.get(f"ray_{metric.name}") == metric.kind
     (requests,) = [line for line in exported.splitlines() if 'route="test-of-export"' in line]

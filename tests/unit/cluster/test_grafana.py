@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from llm_blender_ray.pipelines.serve.telemetry import METRICS
+from llm_blender_ray.pipelines.serve.telemetry import SERVICE_METRICS
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana.json").read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
@@ -30,7 +30,7 @@ SELECTOR = re.compile(r"ray_(\w+)(?:\{([^{}]*)\})?")
 def labels() -> dict[str, set[str]]:
     """The labels of every series, by its name without `ray_`."""
     known = {name: set(names) for name, names in SERVE.items()}
-    for metric in METRICS:
+    for metric in SERVICE_METRICS:
         if metric.kind == "histogram":
             known |= {f"{metric.name}_bucket": {*metric.labels, "le"}, f"{metric.name}_count": set(metric.labels)}
         else:
@@ -60,7 +60,7 @@ def test_every_query_is_of_metrics_and_labels_that_exist(query: str) -> None:
 
 def test_every_metric_is_shown() -> None:
     shown = " ".join(queries())
-    assert [metric.name for metric in METRICS if f"ray_{metric.name}" not in shown] == []
+    assert [metric.name for metric in SERVICE_METRICS if f"ray_{metric.name}" not in shown] == []
 
 
 @functools.cache

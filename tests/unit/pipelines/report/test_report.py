@@ -11,7 +11,7 @@ import pytest
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
-from llm_blender_ray.pipelines.report import manifest_of, render, report
+from llm_blender_ray.pipelines.report import manifest_of, render_page, write_report
 from llm_blender_ray.pipelines.report.numbers import count
 from llm_blender_ray.pipelines.report.plots import short
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -84,7 +84,7 @@ def written(folder, rows, name="run.jsonl"):
 
 def made(folder, rows):
     """The page of rows without a manifest."""
-    return checked(render("run", count(read_rows(written(folder, rows))), None, NOON))
+    return checked(render_page("run", count(read_rows(written(folder, rows))), None, NOON))
 
 
 def blended(models, rows=30, seed=0):
@@ -143,7 +143,7 @@ def manifest(rows=30, **stage):
 
 def test_a_whole_run(tmp_path):
     uri = written(tmp_path, blended(["alder", "birch", "cedar"]))
-    text = render(uri, count(read_rows(uri)), manifest(), NOON)
+    text = render_page(uri, count(read_rows(uri)), manifest(), NOON)
     page = checked(text)
     for heading in (
         "Quality against references",
@@ -172,7 +172,7 @@ def test_a_whole_run(tmp_path):
         "The blend is",
     ):
         assert told in page.text
-    assert text == render(uri, count(read_rows(uri)), manifest(), NOON)
+    assert text == render_page(uri, count(read_rows(uri)), manifest(), NOON)
 
 
 def test_what_is_in_the_manifest_and_not_in_rows(tmp_path):
@@ -181,11 +181,11 @@ def test_what_is_in_the_manifest_and_not_in_rows(tmp_path):
     ]
     uri = written(tmp_path, rows)
     numbers = count(read_rows(uri))
-    page = checked(render(uri, numbers, manifest(seconds=0.0), NOON))
+    page = checked(render_page(uri, numbers, manifest(seconds=0.0), NOON))
     assert "both orders prefer the same answer (ranker) 75.0%" in page.text
     assert "The manifest counts 30 rows, 3 were read" in page.text
     assert "generate m/t 0 1 30 1 0.0 90 600" in page.text  # no rate without seconds
-    assert "No agreement of both orders" in checked(render(uri, numbers, None, NOON)).text
+    assert "No agreement of both orders" in checked(render_page(uri, numbers, None, NOON)).text
 
 
 def test_what_comes_from_rows_stays_text(tmp_path):
@@ -244,17 +244,17 @@ def test_the_page_lies_beside_the_rows(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     one = written(folder, [{"prompt": "p"}], "part-0.jsonl")
-    assert report(one) == f"{one}.report.html"
-    assert report(f"{folder}/") == f"{folder}.report.html"
+    assert write_report(one) == f"{one}.report.html"
+    assert write_report(f"{folder}/") == f"{folder}.report.html"
     elsewhere = str(tmp_path / "pages" / "index.html")
-    assert report(f"{folder}/*.jsonl", elsewhere) == elsewhere
+    assert write_report(f"{folder}/*.jsonl", elsewhere) == elsewhere
     for file in (f"{one}.report.html", f"{folder}.report.html", elsewhere):
         checked(Path(file).read_text("utf-8"))
     for nameless in (f"{folder}/*.jsonl", ".", "..", "s3://bucket/"):
         with pytest.raises(BlendError, match="give --output"):
-            report(nameless)
+            write_report(nameless)
     with pytest.raises(BlendError, match="no such file"):
-        report(str(tmp_path / "nothing.jsonl"))
+        write_report(str(tmp_path / "nothing.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["out", "run.jsonl"])

@@ -16,7 +16,7 @@ from serving import HELLO, app_of, served
 
 from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
-from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, Metric
+from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, ServiceMetric
 
 HURRIED = Limits(header_s=0.3, body_s=0.3, send_s=0.3, keep_alive_s=0.3, header_bytes=4096, headers=20)
 KEYS = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery"})
@@ -206,7 +206,7 @@ def test_there_are_no_websockets() -> None:
 def test_streams_that_nobody_reads_leave_their_places_at_the_deadline() -> None:
     load: queue.Queue[float] = queue.Queue()
 
-    def meter(metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+    def meter(metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
         if metric == IN_FLIGHT:
             load.put(value)
 

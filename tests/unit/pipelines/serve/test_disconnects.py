@@ -13,7 +13,7 @@ from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, event_loop, served
 
 from llm_blender_ray.configs.serving import GatewaySettings, Serving
-from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, QUEUED, Metric
+from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, QUEUED, ServiceMetric
 
 
 def asked(url: str, **fields: Any) -> http.client.HTTPConnection:
@@ -53,11 +53,11 @@ def test_who_leaves_the_queue_leaves_its_place() -> None:
     member.hold()
     load: queue.Queue[tuple[str, float]] = queue.Queue()
 
-    def meter(metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+    def meter(metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
         if metric in (IN_FLIGHT, QUEUED):
             load.put((metric.name, value))
 
-    def wait_for(metric: Metric, value: float) -> None:
+    def wait_for(metric: ServiceMetric, value: float) -> None:
         while load.get(timeout=60) != (metric.name, value):
             pass
 
