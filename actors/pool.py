@@ -29,7 +29,7 @@ class PoolError(BlendError):
     """No replica could score a matchup."""
 
 
-class UnavailableError(BlendError):
+class NoReplicaError(BlendError):
     """No replica can be reached, so that trying again is of no use."""
 
 
@@ -40,7 +40,7 @@ class Replica(Protocol):
         """As `Scorer.score`.
 
         Raises:
-            UnavailableError: No replica can be reached; the share fails at once.
+            NoReplicaError: No replica can be reached; the share fails at once.
             Exception: The replica or the way to it is broken; the share is tried again.
         """
         ...
@@ -175,7 +175,7 @@ class Pool:
             for waiting, score in zip(share, scores, strict=True):
                 if not waiting.score.done():
                     waiting.score.set_result(score)
-        except UnavailableError as error:
+        except NoReplicaError as error:
             self._fail(share, one_line(error))
         except Exception as error:  # whatever a replica, or the way to it, raises
             self._give_back(share, error)

@@ -7,7 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 
 from llm_blender_ray.actors.cache import ComparisonCache
-from llm_blender_ray.actors.pool import Pool, UnavailableError
+from llm_blender_ray.actors.pool import NoReplicaError, Pool
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, Traits
@@ -92,7 +92,7 @@ class _Slot:
         try:
             scores: list[Score] = await call_once(self._handle.score, matchups)
         except PartError as error:
-            raise UnavailableError(str(error)) from error
+            raise NoReplicaError(str(error)) from error
         return scores
 
     async def ready(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from llm_blender_ray.actors.pool import RETRIES, Pool, PoolError, UnavailableError, even_shares
+from llm_blender_ray.actors.pool import RETRIES, NoReplicaError, Pool, PoolError, even_shares
 from llm_blender_ray.actors.records import Matchup, Prompt
 from llm_blender_ray.actors.scorers import Score, Traits
 
@@ -264,7 +264,7 @@ def test_where_no_replica_can_be_reached_nothing_is_tried_again() -> None:
         async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
             self.calls.append(list(matchups))
             if len(self.calls) == 1:
-                raise UnavailableError("it is not up")
+                raise NoReplicaError("it is not up")
             return [value(matchup) for matchup in matchups]
 
     replica = Unreachable()
