@@ -4,12 +4,12 @@
 `kind`, or text: `swiss`, or with options `swiss:rounds=4,orders=one`.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import BeforeValidator, Discriminator, Field, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field
 
 from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.shorthand import read_shorthand
 
 Aggregation = Literal["max-logits", "max-wins", "borda", "least-squares", "bradley-terry"]
 Reference = Literal["longest", "shortest", "median", "first", "last"]
@@ -101,28 +101,10 @@ def _from_text(value: object) -> object:
     """`kind` or `kind:option=value,...` as settings, the values being YAML; anything but text as it is."""
     if not isinstance(value, str):
         return value
-    kind, colon, options = value.partition(":")
-    schema = _SCHEMAS.get(kind)
-    if schema is None:
+    kind = value.partition(":")[0]
+    if kind not in _SCHEMAS:
         raise ValueError(f"unknown strategy {kind!r}, expected one of {', '.join(_SCHEMAS)}")
-    given: dict[str, Any] = {}
-    for option in options.split(",") if colon else []:
-        name, equals, text = option.partition("=")
-        if name not in schema.model_fields or name == "kind":
-            takes = ", ".join(field for field in schema.model_fields if field != "kind")
-            raise ValueError(f"{kind} has no option {name!r}, it takes {takes}")
-        if not equals or name in given:
-            raise ValueError(f"{value}: expected {kind}:option=value,..., each option once")
-        try:
-            given[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{kind}: {name}={text} is not a YAML value") from error
-    try:
-        return schema(**given)
-    except ValidationError as error:
-        mistake = error.errors()[0]
-        expected = mistake["msg"].replace("Input should be", "expected")
-        raise ValueError(f"{kind}: {mistake['loc'][0]}: {expected}, got {mistake['input']!r}") from error
+    return read_shorthand(value, _SCHEMAS[kind])
 
 
 Strategy = Annotated[Annotated[_Kind, Discriminator("kind")], BeforeValidator(_from_text)]
