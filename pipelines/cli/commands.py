@@ -354,12 +354,21 @@ def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also tell the first N rows as prose.")] = 0,
+    metric: Annotated[
+        list[str],
+        typer.Option(
+            metavar="M",
+            help="A metric against references, with options as in rouge_l:stemmer=true; repeatable, the first one "
+            "ranks. Default: all that need no model.",
+        ),
+    ] = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Quality against references (`output`) or given scores (`candidates[].scores`); people's votes."""
     from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
+    from llm_blender_ray.pipelines.quality.metrics import read_metric
 
-    evaluate_rows(uri, as_json=as_json, examples=examples)
+    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=[read_metric(one) for one in metric] or None)
 
 
 def _show(summary: "Summary") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_blender_ray.pipelines.miniature.world import SORT, TABLES, Question, Task, numbered
-from llm_blender_ray.pipelines.quality.evaluation import numbered_parts, parts
+from llm_blender_ray.pipelines.quality.metrics import numbered_parts, parts_right
 
 METRIC = "parts"  # key of candidates[].scores
 
@@ -22,7 +22,7 @@ def candidate_rows(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequ
         {
             **row,
             "candidates": [
-                {"model": name, "text": texts[i], "scores": {METRIC: parts(row["output"], texts[i])}}
+                {"model": name, "text": texts[i], "scores": {METRIC: parts_right(row["output"], texts[i])}}
                 for name, texts in answers.items()
             ],
         }

@@ -13,7 +13,7 @@ from llm_blender_ray.actors.records import read_candidates, read_prompt
 from llm_blender_ray.configs import schema
 from llm_blender_ray.pipelines.miniature.data import METRIC
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES
-from llm_blender_ray.pipelines.quality.evaluation import parts
+from llm_blender_ray.pipelines.quality.metrics import parts_right
 
 _Row = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def fuse_heldout(fuser: Path, rows: Sequence[_Row], texts: Sequence[Sequence[str
 
 def score(texts: Sequence[str], rows: Sequence[_Row]) -> dict[str, float]:
     """Mean share of parts right (`parts`), and of rows with every part right (`exact`)."""
-    right = [parts(row["output"], text) for text, row in zip(texts, rows, strict=True)]
+    right = [parts_right(row["output"], text) for text, row in zip(texts, rows, strict=True)]
     return {"parts": mean(right), "exact": mean(share == 1 for share in right)}
 
 

@@ -1,18 +1,14 @@
 """Quality of a run: each base LLM, random choice, the best candidate, the ranker's choice, the blend.
 
-Against references (the column `output`; of several the one that an answer is nearest to): exact match, BLEU
-(sacrebleu, mean of sentences with effective order), ROUGE-L (rouge-score, F1), and for answers like `1) Paris
-2) went` the fraction of parts that are right. Against
-scores that candidates came with: those. Higher is better everywhere. A metric is looked at row by row, so that
-random choice is an expectation, not a draw, and the oracle takes the best of each row. What people's votes tell is
-`pipelines.quality.votes`.
+Against references (the column `output`): the registered metrics (`quality.metrics`). Against scores that candidates
+came with: those, higher is better. Every row is compared by itself, so that random choice is an expectation, not a
+draw, and the oracle takes the best of each row. People's votes: `quality.votes`.
 """
 
 import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from typing import Any, Self
@@ -20,67 +16,22 @@ from typing import Any, Self
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
-from llm_blender_ray.pipelines.quality.segmentation import WordTokenizer, spaced
+from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import references_of
 
-PART = re.compile(r"(?:^|\s)(\d+)\)")
-HEADINGS = {"parts": "parts right", "exact": "exact", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
 LINES = {
     "random": "random choice",
     "oracle": "best candidate (oracle)",
     "ranker": "ranker's choice",
     "blend": "blend",
 }
-_bleu = BLEU(effective_order=True)
-_rouge = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
-
-
-def exact(reference: str, text: str) -> float:
-    """1 if the text is the reference, but for white space around it."""
-    return float(text.strip() == reference.strip())
-
-
-def bleu(reference: str, text: str) -> float:
-    """Sentence BLEU from 0 to 1."""
-    return float(_bleu.sentence_score(spaced(text), [spaced(reference)]).score / 100)
-
-
-def rouge_l(reference: str, text: str) -> float:
-    """F1 of the longest common subsequence of words (`segmentation.words`), from 0 to 1."""
-    return float(_rouge.score(reference, text)["rougeL"].fmeasure)
-
-
-def numbered_parts(text: str) -> list[str] | None:
-    """The parts of `1) Paris 2) fox goat 3) went`; None for a text that isn't a list numbered from 1."""
-    before, *found = PART.split(text.strip())
-    numbers, parts = found[::2], [part.strip() for part in found[1::2]]
-    if before or not parts or numbers != [str(i) for i in range(1, len(parts) + 1)]:
-        return None
-    return parts
-
-
-def parts(reference: str, text: str) -> float:
-    """The fraction of the reference's parts that the text has under the same number."""
-    wanted = numbered_parts(reference) or []
-    given = numbered_parts(text) or []
-    return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted) if wanted else 0.0
-
-
-# In the order in which they are told; the first that rows have is the one that places are counted by.
-METRICS: dict[str, Callable[[str, str], float]] = {
-    "parts": parts,
-    "exact": exact,
-    "bleu": bleu,
-    "rouge_l": rouge_l,
-}
+_BATCH = 64  # rows of which metrics score all texts at once
 
 
 @dataclass
@@ -131,10 +82,14 @@ def _means() -> Any:
 class Tally:
     """One metric over all rows.
 
-    gains: by how much a system beat each model and the ranker's choice (None), row by row: what makes a row
-    hard for everyone cancels, so that the interval is narrower than those of the two means suggest.
+    Attributes:
+        gains: By how much a system beat each model and the ranker's choice (None), row by row: the difficulty of a
+            row cancels, so that the interval is narrower than those of the two means suggest.
+        pairwise: Share of pairs of different quality that the ranker orders right.
+        sign: 1 where higher is better, else -1. Means are of the values as the metric gives them.
     """
 
+    sign: int = 1
     rows: int = 0
     models: Means = field(default_factory=_means)
     systems: Means = field(default_factory=_means)
@@ -149,32 +104,36 @@ class Tally:
         values = list(known.values())
         if not values:
             return
-        top = max(values)
+        top = max(values) if self.sign > 0 else min(values)
         chosen = known.get(row["ranking"][0]) if row["ranking"] else None
         self.rows += 1
         for index, value in known.items():
             name = name_of(row["candidates"][index], index)
             model = self.models[name]
             model["mean"].add(value)
-            model["rank"].add(_rank(value, values))
+            model["rank"].add(self._rank(value, values))
             model["best_share"].add((value == top) / values.count(top))
             if chosen is not None:
-                self.gains["ranker"][name].add(chosen - value)
+                self.gains["ranker"][name].add(self.sign * (chosen - value))
             if blend is not None:
-                self.gains["blend"][name].add(blend - value)
+                self.gains["blend"][name].add(self.sign * (blend - value))
         self.systems["random"]["mean"].add(sum(values) / len(values))
         self.systems["random"]["rank"].add((len(values) + 1) / 2)
         self.systems["oracle"]["mean"].add(top)
         if chosen is not None and blend is not None:
-            self.gains["blend"][None].add(blend - chosen)
+            self.gains["blend"][None].add(self.sign * (blend - chosen))
         if chosen is not None:
             self.systems["ranker"]["mean"].add(chosen)
-            self.systems["ranker"]["rank"].add(_rank(chosen, values))
+            self.systems["ranker"]["rank"].add(self._rank(chosen, values))
             self.systems["ranker"]["is_best"].add(chosen == top)
         for (i, a), (j, b) in combinations(known.items(), 2):
             margin = margin_between(row, i, j)
             if margin is not None and a != b:
-                self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (a > b))
+                self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (self.sign * (a - b) > 0))
+
+    def _rank(self, value: float, values: Sequence[float]) -> float:
+        """1 is the best; values that tie take the mean of the ranks they span."""
+        return 1 + sum(self.sign * (other - value) > 0 for other in values) + (values.count(value) - 1) / 2
 
     def merge(self, other: Self) -> None:
         """The rows of another tally of the same metric."""
@@ -201,63 +160,100 @@ class Tally:
 
 
 class Quality:
-    """All metrics of rows under way. Rows with an error are left out.
+    """Quality of a stream of rows by several metrics. Rows with an error are left out.
 
-    references: a tally per metric against the rows' references; scores: one per metric that candidates came with.
+    Attributes:
+        scores: A tally for each metric that candidates came with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[Metric] | None = None) -> None:
+        """Start without rows.
+
+        Args:
+            metrics: Metrics against references; None: `quality.metrics.default_metrics`.
+        """
         self.scores: dict[str, Tally] = defaultdict(Tally)
-        self._references: dict[str, Tally] = defaultdict(Tally)
-        self._numbered = True  # all references so far are numbered lists
+        self._metrics = {metric.key: metric for metric in default_metrics() if metrics is None}
+        self._metrics |= {metric.key: metric for metric in metrics or ()}
+        self._tallies = {
+            key: Tally(sign=1 if metric.higher_is_better else -1) for key, metric in self._metrics.items()
+        }
+        self._pending: list[tuple[Mapping[str, Any], list[str]]] = []
 
     @property
     def references(self) -> dict[str, Tally]:
-        """`parts` is for rows whose references are all numbered lists."""
-        return {name: one for name, one in self._references.items() if self._numbered or name != "parts"}
+        """A tally for each metric against references; a metric that doesn't apply to some row isn't there."""
+        self._score_pending()
+        return {key: self._tallies[key] for key in self._metrics if self._tallies[key].systems}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row of `parsing.read_rows`; a candidate with an error is worth 0 against a reference."""
+        """Add a row of `rows.readers.read_rows`."""
         if row["error"] is not None:
             return
-        candidates, references, fused = row["candidates"] or (), references_of(row), row["fused"]
-        if references and (candidates or fused is not None):
-            self._numbered = self._numbered and all(numbered_parts(one) is not None for one in references)
-            texts = {one["text"] for one in candidates} | {fused}
-            for name, metric in METRICS.items():
-                if name != "parts" or self._numbered:
-                    worth = {
-                        text: max(metric(reference, text) for reference in references)
-                        for text in texts
-                        if text is not None
-                    }
-                    quality = [worth.get(one["text"], 0.0) for one in candidates]
-                    self._references[name].add(row, quality, worth.get(fused))
+        candidates, references = row["candidates"] or (), references_of(row)
+        if references and (candidates or row["fused"] is not None):
+            self._pending.append((row, references))
+            if len(self._pending) == _BATCH:
+                self._score_pending()
         for name, given in given_scores(candidates).items():
             self.scores[name].add(row, given)
 
     def merge(self, other: Self) -> None:
-        """The rows of another."""
-        self._numbered = self._numbered and other._numbered
-        for ours, theirs in ((self._references, other._references), (self.scores, other.scores)):
-            for name, tally in theirs.items():
-                ours[name].merge(tally)
+        """Add the rows of another."""
+        for one in (self, other):
+            one._score_pending()
+        self._metrics = {key: metric for key, metric in self._metrics.items() if key in other._metrics}
+        for key, tally in other._tallies.items():
+            self._tallies[key].merge(tally)
+        for name, tally in other.scores.items():
+            self.scores[name].merge(tally)
+
+    def _score_pending(self) -> None:
+        rows, self._pending = self._pending, []
+        if not rows:
+            return
+        self._metrics = {
+            key: metric
+            for key, metric in self._metrics.items()
+            if all(metric.applies(references) for _, references in rows)
+        }
+        texts = [
+            list(dict.fromkeys(text for text in (*_texts_of(row), row["fused"]) if text is not None))
+            for row, _ in rows
+        ]
+        batch = [references for (_, references), some in zip(rows, texts, strict=True) for _ in some]
+        for key, metric in self._metrics.items():
+            scores = iter(metric.checked_score(batch, [text for some in texts for text in some]))
+            for (row, _), some in zip(rows, texts, strict=True):
+                by_text = {text: next(scores) for text in some}
+                quality = [by_text.get(text, metric.score_without_text) for text in _texts_of(row)]
+                self._tallies[key].add(row, quality, by_text.get(row["fused"]))
 
 
-def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The quality of rows (as `parsing.read_rows` gives them) as plain data, ready for JSON.
+def _texts_of(row: Mapping[str, Any]) -> list[str | None]:
+    return [one["text"] for one in row["candidates"] or ()]
 
-    {"rows", "errors", "error_rate", "comparisons", "references": {metric: table}, "scores": {metric: table},
-    "votes"}; a table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker",
-    "blend", "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best
-    share it. "pairwise" is the share of pairs of different quality that the ranker tells apart. "votes" is
-    `Votes.report`, None where nobody voted. Rows with an error are counted and left out; a candidate with an error
-    is worth 0 against a reference.
 
-    Raises BlendError when no row can be evaluated.
+def evaluate(rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric] | None = None) -> dict[str, Any]:
+    """Evaluate rows.
+
+    Args:
+        rows: Rows of `rows.readers.read_rows`. Those with an error are counted and left out.
+        metrics: Metrics against references; None: `quality.metrics.default_metrics`.
+
+    Returns:
+        Plain data, ready for JSON: {"rows", "errors", "error_rate", "comparisons", "references": {metric: table},
+        "scores": {metric: table}, "votes"}. A table is {"rows", "models": {name: {"mean", "rank", "best_share"}},
+        "random", "oracle", "ranker", "blend", "pairwise"}. Rank 1 is the best, ties take the mean of their ranks;
+        models that tie for a row's best share it. "pairwise" is the share of pairs of different quality that the
+        ranker orders right. "votes" is `Votes.report`, None without votes. A candidate without text has the
+        metric's worst score.
+
+    Raises:
+        BlendError: No row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
-    quality, votes = Quality(), Votes()
+    quality, votes = Quality(metrics), Votes()
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
@@ -280,14 +276,14 @@ def evaluate(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def evaluate_uri(uri: str, limit: int | None = None) -> dict[str, Any]:
-    """`evaluate` of the rows of a file, folder or glob."""
-    return evaluate(read_rows(uri, limit))
+def evaluate_uri(uri: str, limit: int | None = None, metrics: Sequence[Metric] | None = None) -> dict[str, Any]:
+    """`evaluate` the rows of a file, folder or glob."""
+    return evaluate(read_rows(uri, limit), metrics)
 
 
-def main(uri: str, *, as_json: bool = False, examples: int = 0) -> None:
+def main(uri: str, *, as_json: bool = False, examples: int = 0, metrics: Sequence[Metric] | None = None) -> None:
     """Print the report of a URI's rows, as JSON or as tables with the first `examples` rows as prose."""
-    report = evaluate_uri(uri)
+    report = evaluate_uri(uri, metrics=metrics)
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -328,7 +324,7 @@ def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(metrics.values()))
     table = Table(title=Text(f"{title} ({first['rows']} rows)"), title_justify="left")
     table.add_column("", no_wrap=True)
-    for heading in (*(HEADINGS.get(name, name) for name in metrics), "mean rank", "best"):
+    for heading in (*(metric_label(name) for name in metrics), "mean rank", "best"):
         table.add_column(Text(heading), justify="right")
     for name in first["models"]:
         _line(table, name, [one["models"].get(name, {}) for one in metrics.values()])
@@ -357,11 +353,6 @@ def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _rank(value: float, values: Sequence[float]) -> float:
-    """1 is the best; values that tie take the mean of the ranks they span."""
-    return 1 + sum(other > value for other in values) + (values.count(value) - 1) / 2
 
 
 def _values(means: Mapping[str, Mean]) -> dict[str, float | None]:

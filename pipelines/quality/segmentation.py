@@ -1,7 +1,8 @@
 """Words of a text in any script, for metrics that compare words.
 
-In scripts that are written without spaces each character is a word. By itself `rouge-score` keeps ASCII letters and
-digits only, so that two equal Chinese texts have nothing in common, and BLEU takes a whole sentence for a word.
+In scripts that are written without spaces each character is a word. Google's `rouge-score` keeps ASCII
+letters and digits only, so that two equal Chinese texts have nothing in common; BLEU reads a whole sentence as one
+word.
 """
 
 import regex
@@ -13,6 +14,7 @@ _UNSPACED = (
 _WORD = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*", regex.V1
 )
+_ASCII_WORD = regex.compile("[a-z0-9]+")
 _APART = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*|[\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]", regex.V1
 )
@@ -23,14 +25,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def ascii_words(text: str) -> list[str]:
+    """Runs of ASCII letters and digits in lower case, as `rouge-score` splits a text."""
+    return _ASCII_WORD.findall(text.lower())
+
+
 def spaced(text: str) -> str:
     """The text with spaces around each character of an unspaced script and its punctuation; others as they are."""
     return regex.sub(r" {2,}", " ", _APART.sub(r" \g<0> ", text)).strip() if _APART.search(text) else text
-
-
-class WordTokenizer:
-    """`words` as `rouge-score` takes a tokenizer."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """See `words`."""
-        return words(text)

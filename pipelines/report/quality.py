@@ -1,10 +1,11 @@
 """How good the answers are: the sections about references and given scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from llm_blender_ray.pipelines.quality.evaluation import HEADINGS, LINES, Mean, Tally
+from llm_blender_ray.pipelines.quality.evaluation import LINES, Mean, Tally
+from llm_blender_ray.pipelines.quality.metrics import metric_class, metric_label
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
 from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
@@ -16,11 +17,11 @@ def headline(numbers: Numbers) -> tuple[str, str, str] | None:
     """(metric, how good the blend or choice was, how good the best LLM) of the first metric; None without one."""
     given = sorted(numbers.sample.quality.scores.items())
     for name, tally in [*_references(numbers), *given]:
-        best = max(tally.models, key=lambda one: tally.models[one]["mean"].value or 0.0, default=None)
+        best = max(tally.models, key=lambda one: _mean_of(tally, tally.models[one]), default=None)
         system = next((one for one in ("blend", "ranker") if one in tally.systems), None)
         if best is not None and system is not None:
             value, of_best = tally.systems[system]["mean"].value, tally.models[best]["mean"].value
-            label = f"{LINES[system]}: {HEADINGS.get(name, name)}"
+            label = f"{LINES[system]}: {metric_label(name)}"
             return label, f"{value:.3f}", f"best LLM, {plots.short(best)}: {of_best:.3f}"
     return None
 
@@ -39,19 +40,28 @@ def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
 
 
 def _references(numbers: Numbers) -> list[tuple[str, Tally]]:
-    """The metrics against references, the telling one first; `exact` where 1% of something is."""
-    metrics = numbers.sample.quality.references
-    found = [(name, metrics[name]) for name in ("parts", "rouge_l", "bleu", "exact") if name in metrics]
-    return [(name, tally) for name, tally in found if name != "exact" or _best(tally) >= 0.01]
+    """The metrics against references in the report's order, without those below their threshold."""
+    tallies = numbers.sample.quality.references
+    metrics = sorted(map(metric_class, tallies), key=lambda metric: metric.report_order)
+    return [
+        (metric.name, tallies[metric.name])
+        for metric in metrics
+        if metric.report_from is None or _best(tallies[metric.name]) >= metric.report_from
+    ]
 
 
 def _best(tally: Tally) -> float:
     return max(tally.systems[name]["mean"].value or 0.0 for name in ("oracle", "blend") if name in tally.systems)
 
 
+def _mean_of(tally: Tally, means: Mapping[str, Mean]) -> float:
+    """The mean, turned so that higher is better."""
+    return tally.sign * (means["mean"].value or 0.0)
+
+
 def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: Sequence[str], key: str) -> Section:
     first_name, first = next(iter(metrics.items()))
-    heading = HEADINGS.get(first_name, first_name)
+    heading = metric_label(first_name)
     lines = _lines(first, names)
     sampled = numbers.sample.rows < numbers.rows
     of_rows = f"{first.rows:,} rows" + (
@@ -65,7 +75,7 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
         + (f" Differences are of the same rows, by {heading}." if against else ""),
         head=(
             "",
-            *(HEADINGS.get(name, name) for name in metrics),
+            *(metric_label(name) for name in metrics),
             "mean rank",
             "best",
             *([against] if against else []),
@@ -85,9 +95,9 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
     )
     figures = [
         Figure(
-            HEADINGS.get(name, name),
-            Markup(plots.means(_points(tally, lines), f"mean {HEADINGS.get(name, name)}", f"q{key}{i}")),
-            f"Mean {HEADINGS.get(name, name)} of each LLM and of the blend, best first: " + _told(tally, lines),
+            metric_label(name),
+            Markup(plots.means(_points(tally, lines), f"mean {metric_label(name)}", f"q{key}{i}")),
+            f"Mean {metric_label(name)} of each LLM and of the blend, best first: " + _told(tally, lines),
         )
         for i, (name, tally) in enumerate(metrics.items())
     ]
@@ -104,7 +114,7 @@ def _lines(tally: Tally, names: Sequence[str]) -> list[_Line]:
     lines += [(LINES[role], role, "") for role in roles if role in tally.systems]
 
     def order(line: _Line) -> tuple[float, str]:
-        return -(_means_of(tally, line[1], line[2])["mean"].value or 0.0), line[0]
+        return -_mean_of(tally, _means_of(tally, line[1], line[2])), line[0]
 
     return sorted(lines, key=order)
 
@@ -137,7 +147,7 @@ def _gain(tally: Tally, system: str, role: plots.PointRole, name: str) -> str:
 def _findings(tally: Tally, heading: str) -> list[str]:
     """What the table says, in words; a difference is one when its interval doesn't hold 0."""
     found = []
-    best = max(tally.models, key=lambda name: (tally.models[name]["mean"].value or 0.0, name))
+    best = max(tally.models, key=lambda name: (_mean_of(tally, tally.models[name]), name))
     name = plots.short(best, 40)
     for system in ("blend", "ranker"):
         gain = tally.gains[system].get(best) if system in tally.gains else None

@@ -1,4 +1,4 @@
-"""An engine that another package brings, installed and named in a config."""
+"""An engine and a metric of another package, installed."""
 
 import json
 import os
@@ -54,3 +54,18 @@ def test_an_engine_of_another_package_is_planned_and_runs(environment: dict[str,
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert [one["text"] for one in row["candidates"]] == ["SAY IT?!", "Say it"]
     assert row["error"] is None and sorted(row["ranking"]) == [0, 1]
+
+
+def test_a_metric_of_another_package_is_evaluated_and_reported(environment: dict[str, str], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    answers = [{"model": "loud", "text": "YES"}, {"model": "quiet", "text": "yes"}]
+    rows.write_text(json.dumps({"prompt": "p", "output": "yes", "candidates": answers}) + "\n")
+    report = json.loads(blend(environment, "evaluate", rows, "--json").stdout)
+    models = report["references"]["capitals"]["models"]
+    assert {name: model["mean"] for name, model in models.items()} == {"loud": 1, "quiet": 0}
+    assert "CAPITALS" in blend({**environment, "COLUMNS": "120"}, "evaluate", rows).stdout
+    only = json.loads(blend(environment, "evaluate", rows, "--json", "--metric", "capitals:letters=abcY").stdout)
+    assert only["references"]['capitals:letters="abcY"']["models"]["loud"]["mean"] == 1
+    assert len(only["references"]) == 1
+    blend(environment, "report", rows, "--output", tmp_path / "page.html")
+    assert "CAPITALS" in (tmp_path / "page.html").read_text()

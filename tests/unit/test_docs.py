@@ -17,6 +17,7 @@ from llm_blender_ray.configs.llms import ENGINES
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
+from llm_blender_ray.pipelines.quality.metrics import METRICS
 
 PAGES = [
     ROOT / "README.md",
@@ -115,7 +116,7 @@ def test_names_occur_in_the_source(page: Path) -> None:
 @pages
 def test_modules_exist(page: Path) -> None:
     """Modules, names in them, and entry point groups of registries."""
-    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS)}
+    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS, METRICS)}
     for module, name in re.findall(r"\b(llm_blender_ray(?:\.\w+)*)(?::(\w+))?", page.read_text(encoding="utf-8")):
         if module in groups:
             continue

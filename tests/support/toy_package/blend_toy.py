@@ -1,12 +1,13 @@
-"""A package of somebody else's, in one file: an engine that answers in capitals, with its settings."""
+"""Another package in one file: an engine that answers in capitals, with its settings, and a metric."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar, Literal
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.sampling import Sampling
+from llm_blender_ray.pipelines.quality.metrics import Metric
 
 
 class ToyModel(BaseLLM):
@@ -39,3 +40,18 @@ class ToyEngine:
 
     async def close(self) -> None:
         pass
+
+
+class CapitalsMetric(Metric):
+    """Share of capital letters, whatever the references."""
+
+    name = "capitals"
+    label = "CAPITALS"
+
+    letters: str = ""  # those that count; all without
+
+    def score(self, references: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
+        counted = [
+            "".join(one for one in text if one.isalpha() and one in (self.letters or text)) for text in texts
+        ]
+        return [sum(map(str.isupper, text)) / max(len(text), 1) for text in counted]

@@ -23,7 +23,7 @@ from llm_blender_ray.pipelines.miniature.evaluation import (
 )
 from llm_blender_ray.pipelines.miniature.recipe import Miniature
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
-from llm_blender_ray.pipelines.quality.evaluation import parts as parts_of
+from llm_blender_ray.pipelines.quality.metrics import parts_right
 
 SHIPPED = PRESETS / "miniature"
 PROMPTS = 200
@@ -60,7 +60,7 @@ def test_base_llms_say_what_they_believe(rows: list[dict[str, Any]]) -> None:
     for i, name in enumerate(LLM_NAMES):
         beliefs = Beliefs(name, 0)
         agreed = [
-            parts_of(beliefs.answers(task), row["candidates"][i]["text"])
+            parts_right(beliefs.answers(task), row["candidates"][i]["text"])
             for row, task in zip(rows, tasks, strict=True)
         ]
         assert sum(agreed) / len(agreed) > 0.95, name

@@ -25,7 +25,7 @@ from llm_blender_ray.pipelines.miniature.world import (
     random_question,
     random_tasks,
 )
-from llm_blender_ray.pipelines.quality.evaluation import numbered_parts, parts
+from llm_blender_ray.pipelines.quality.metrics import numbered_parts, parts_right
 
 seeds = st.integers(0, 2**32)
 
@@ -60,7 +60,7 @@ def test_questions_read_and_are_answered_as_expected() -> None:
 @given(tasks())
 def test_a_task_has_distinct_skills_and_its_reference_is_all_right(task: Task) -> None:
     assert len({question.skill for question in task.questions}) == 3
-    assert parts(task.output, task.output) == 1.0
+    assert parts_right(task.output, task.output) == 1.0
     assert len(numbered_parts(task.input) or ()) == 3
 
 
@@ -127,7 +127,7 @@ def test_counterfactual_rows_keep_what_is_right_and_who_agrees(seed: int) -> Non
         assert scores == sorted(scores, reverse=True)
         texts = {candidate["model"]: candidate["text"] for candidate in original["candidates"]}
         for candidate in row["candidates"]:
-            assert parts(row["output"], candidate["text"]) == pytest.approx(candidate["scores"]["parts"])
+            assert parts_right(row["output"], candidate["text"]) == pytest.approx(candidate["scores"]["parts"])
         here = [numbered_parts(candidate["text"]) for candidate in row["candidates"]]
         before = [numbered_parts(texts[candidate["model"]]) for candidate in row["candidates"]]
         for part in range(3):
@@ -142,7 +142,7 @@ def test_half_of_the_parts_are_counterfactual() -> None:
     answers = {llm: [beliefs_of(llm).answers(task) for task in drawn] for llm in LLM_NAMES}
     rows = candidate_rows([task.to_row() for task in drawn], answers)
     told = list(fuser_rows(drawn, rows, rng, top_k=3, copies=1))
-    kept = sum(parts(task.output, row["output"]) for row, task in zip(told, drawn, strict=True)) / len(drawn)
+    kept = sum(parts_right(task.output, row["output"]) for row, task in zip(told, drawn, strict=True)) / len(drawn)
     assert 0.45 < kept < 0.55
 
 

@@ -2,24 +2,14 @@
 
 import io
 import json
+from typing import ClassVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.quality.evaluation import (
-    bleu,
-    evaluate,
-    evaluate_uri,
-    exact,
-    main,
-    numbered_parts,
-    parts,
-    render,
-    rouge_l,
-)
+from llm_blender_ray.pipelines.quality.evaluation import Quality, evaluate, evaluate_uri, main, render
+from llm_blender_ray.pipelines.quality.metrics import METRICS, Metric, read_metric
 from llm_blender_ray.pipelines.rows.schema import read_row, write_row
 
 
@@ -36,40 +26,6 @@ def scored(*scores, **columns):
     """A row with one candidate for each value of the metric x."""
     candidates = [{"model": f"m{i}", "text": "t", "scores": {"x": value}} for i, value in enumerate(scores)]
     return read_row({"prompt": "p", "candidates": candidates, **columns}, "test")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1) Paris 2) fox goat lamp 3) went", ["Paris", "fox goat lamp", "went"]),
-        (" 1) Paris\n2)fox ", ["Paris", "fox"]),
-        ("1) 2) b", ["", "b"]),
-        ("2) b 1) a", None),
-        ("1) a 3) b", None),
-        ("So: 1) a", None),
-        ("f(1) a", None),
-        ("", None),
-    ],
-)
-def test_numbered_parts(text, expected):
-    assert numbered_parts(text) == expected
-
-
-@given(st.lists(st.from_regex(r"[a-z]+( [a-z]+)?", fullmatch=True), min_size=1, max_size=12))
-def test_numbered_parts_are_found_again(items):
-    text = " ".join(f"{i}) {item}" for i, item in enumerate(items, 1))
-    assert numbered_parts(text) == items
-    assert parts(text, text) == 1
-
-
-def test_metrics():
-    assert parts("1) a 2) b 3) c 4) d", "1) a 2) x 3) c") == 0.5
-    assert parts("1) a", "a") == parts("a", "a") == 0
-    assert (exact(" a b\n", "a b"), exact("a b", "a B")) == (1, 0)
-    assert bleu("the cat sat on the mat", "the cat sat on the mat") == pytest.approx(1)
-    assert bleu("the cat", "a dog") == 0
-    assert rouge_l("a b c d", "a c") == pytest.approx(2 / 3)  # precision 1, recall 1/2
-    assert bleu("the cat", "") == rouge_l("the cat", "") == 0
 
 
 def test_every_system_against_references():
@@ -149,6 +105,64 @@ def test_nothing_to_evaluate_is_one_line(rows):
     with pytest.raises(BlendError, match=f"nothing to evaluate: of {len(rows)} rows, . with an error") as caught:
         evaluate(rows)
     assert "\n" not in str(caught.value)
+
+
+class WordErrors(Metric):
+    """Words of the text that no reference has; lower is better. Records its batches."""
+
+    name = "word_errors"
+    label = "wrong words"
+    higher_is_better = False
+    upper_bound = 9.0
+    batches: ClassVar[list[int]] = []
+
+    def score(self, references, texts):
+        self.batches.append(len(texts))
+        known = [{word for one in several for word in one.split()} for several in references]
+        return [float(len(set(text.split()) - words)) for text, words in zip(texts, known, strict=True)]
+
+
+def test_a_registered_metric_scores_batches_and_may_be_better_when_lower(monkeypatch):
+    monkeypatch.setattr(METRICS, "_added", {"word_errors": WordErrors})
+    monkeypatch.setattr(WordErrors, "batches", [])
+    one = row("a b", "a x", None, output="a b", ranking=[1, 0], scores=[0, 1, None], fused="y z")
+    report = evaluate([one] * 70)
+    assert WordErrors.batches == [64 * 3, 6 * 3]
+    table = report["references"]["word_errors"]
+    assert [table["models"][f"m{i}"]["mean"] for i in range(3)] == [0, 1, 9]
+    assert [table["models"][f"m{i}"]["rank"] for i in range(3)] == [1, 2, 3]
+    assert (table["oracle"]["mean"], table["ranker"]["is_best"], table["blend"]["mean"]) == (0, 0, 2)
+    assert table["pairwise"] == 0  # the ranker puts the worse of the two first
+    quality = Quality()
+    quality.add(one)
+    assert quality.references["word_errors"].gains["blend"]["m0"].value == -2
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render(report))
+    assert "wrong words" in shown.getvalue()
+
+
+def test_a_metric_that_cannot_be_used_is_one_line(monkeypatch):
+    monkeypatch.setattr(METRICS, "_added", {"broken": object})
+    with pytest.raises(BlendError, match="metric 'broken': expected a subclass of Metric with that name, got"):
+        evaluate([row("a", output="a")])
+
+
+def test_named_metrics_are_computed_alone_and_the_first_ranks():
+    first = row("running fast", "he ran", output="runs fast", ranking=[0, 1], scores=[1, 0])
+    report = evaluate([first], [read_metric("rouge_l:stemmer=true"), read_metric("rouge_l")])
+    assert list(report["references"]) == ["rouge_l:stemmer=true", "rouge_l"]
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render(report))
+    assert "ROUGE-L (stemmer=true)" in shown.getvalue()
+    assert [one["models"]["m0"]["mean"] for one in report["references"].values()] == [1, 0.5]
+
+
+def test_a_metric_not_by_default_is_computed_when_named(monkeypatch):
+    monkeypatch.setattr(WordErrors, "by_default", False)
+    monkeypatch.setattr(METRICS, "_added", {"word_errors": WordErrors})
+    one = row("a b", output="a b")
+    assert "word_errors" not in evaluate([one])["references"]
+    assert list(evaluate([one], [read_metric("word_errors")])["references"]) == ["word_errors"]
 
 
 VOTE = {"left": 1, "right": 0, "preferred": "left", "at": "2026-11-22T12:00:00+00:00"}

@@ -17,7 +17,7 @@ from llm_blender_ray.actors.tables import to_blends, with_blends
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import PairRanker, Sampling, TransformersModel
-from llm_blender_ray.pipelines.quality.evaluation import parts
+from llm_blender_ray.pipelines.quality.metrics import parts_right
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, write_row
@@ -235,7 +235,7 @@ def test_best_of_n_of_one_llm() -> None:
     assert len(pairs) > 30
     references = {row["id"]: row["output"] for row in rows}
     right = {
-        side: sum(parts(references[pair["id"]], pair[side][0]["content"]) for pair in pairs)
+        side: sum(parts_right(references[pair["id"]], pair[side][0]["content"]) for pair in pairs)
         for side in ("chosen", "rejected")
     }
     assert right["chosen"] > 1.5 * right["rejected"]
