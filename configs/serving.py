@@ -17,7 +17,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Scaling(Settings):
     """Autoscaling by Ray Serve, between a part's `replicas.min` and `replicas.max`."""
 
-    load: Annotated[float, Field(gt=0, le=1)] = 0.7  # average share of a replica's width
+    load: Annotated[float, Field(gt=0, le=1)] = 0.7  # average share of a replica's width in use
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
 
