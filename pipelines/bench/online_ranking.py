@@ -19,10 +19,10 @@ from llm_blender_ray.pipelines.bench.online_load import ANSWERED, ChatClient, cl
 from llm_blender_ray.pipelines.bench.online_service import Running, blend_service, miniature, model_server
 
 CANDIDATES = 11  # as in the paper
-COMPARISONS = CANDIDATES * (CANDIDATES - 1)
+RANKED_PAIRS = CANDIDATES * (CANDIDATES - 1)
 TARGET_SHARE = 0.8  # of as many times faster as there are replicas
 TARGET_TIMES = 1.6  # faster on two replicas with a model, on a CPU each
-WARM = 3  # requests before anything counts
+WARM_RANKINGS = 3  # requests before anything counts
 
 
 def ranking_config(url: str, ranker: Mapping[str, Any], replicas: int) -> dict[str, Any]:
@@ -42,10 +42,10 @@ async def _latency(running: Running, requests: int) -> float:
         body = {"model": "blend-best", "messages": [{"role": "user", "content": "Hi"}], "blend": {"details": True}}
         async with session.post("/v1/chat/completions", json=body) as response:
             answer = await response.json()
-        if (made := (answer.get("blend") or {}).get("comparisons")) != COMPARISONS:
-            raise BlendError(f"a request took {made} comparisons, not {COMPARISONS}: {str(answer)[:300]}")
+        if (made := (answer.get("blend") or {}).get("comparisons")) != RANKED_PAIRS:
+            raise BlendError(f"a request took {made} comparisons, not {RANKED_PAIRS}: {str(answer)[:300]}")
         chat = ChatClient(session, ["Say something."], "blend-best")
-        await closed_loop(chat, 1, requests=WARM)
+        await closed_loop(chat, 1, requests=WARM_RANKINGS)
         load = await closed_loop(chat, 1, requests=requests)
     if wrong := {outcome: count for outcome, count in load.outcomes.items() if outcome != ANSWERED}:
         raise BlendError(f"requests that weren't answered: {wrong}")
@@ -87,5 +87,5 @@ def bench_ranking(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     Console(width=100).print(table)
     good = all(line["share_of_ideal"] >= TARGET_SHARE for line in found["simulated"])
     good = good and found["model"][-1]["times_faster"] >= TARGET_TIMES
-    report = {"comparisons": COMPARISONS, "comparison_s": given.comparison_s, **found}
+    report = {"comparisons": RANKED_PAIRS, "comparison_s": given.comparison_s, **found}
     return {**report, "target": {"share_of_ideal": TARGET_SHARE, "times_faster": TARGET_TIMES}}, good

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
 from llm_blender_ray.actors.errors import BlendError
@@ -245,17 +244,3 @@ def id_of(caller: str | None, request_id: str) -> str:
         `NAME/ID`, or the request's id alone where there are no keys.
     """
     return request_id if caller in (None, LOCAL) else f"{caller}/{request_id}"
-
-
-def router(ballots: BallotBox) -> APIRouter:
-    """`POST /v1/votes`."""
-    routes = APIRouter()
-
-    @routes.post("/v1/votes", status_code=201, operation_id="cast_vote")
-    async def cast_vote(vote: Vote, request: Request) -> Kept:
-        """Say which of two answers to a request of the same API key is better."""
-        id = id_of(getattr(request.state, "caller", None), vote.id)
-        await ballots.cast(vote.model_copy(update={"id": id}))
-        return Kept(id=vote.id)
-
-    return routes

@@ -28,6 +28,7 @@ from llm_blender_ray.pipelines.serve.connections import server_config
 from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember
 from llm_blender_ray.pipelines.serve.remote_ranker import RemoteRanker
 from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica, ScorerReplica
+from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
@@ -76,16 +77,16 @@ class _Gateway:
     def _app(self, **options: Any) -> FastAPI:
         """To be called in the replica's event loop."""
         gateway = self._serving.gateway
-        return create_app(
+        service = Service(
             self._blender,
             self._serving,
-            access=self._access,
-            admission=Admission(gateway.max_in_flight, gateway.max_queued),
-            telemetry=Telemetry(log_prompts=self._serving.log_prompts),
-            ballots=self._ballots,
-            starting=self._starting,
-            **options,
+            self._access,
+            Admission(gateway.max_in_flight, gateway.max_queued),
+            Telemetry(log_prompts=self._serving.log_prompts),
+            self._ballots,
+            self._starting,
         )
+        return create_app(service, **options)
 
 
 @serve.ingress()

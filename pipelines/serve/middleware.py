@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from starlette._utils import get_route_path  # the router's own: paths are checked as they are routed
@@ -17,28 +17,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_blender_ray.configs.serving import Serving
-from llm_blender_ray.pipelines.serve.access import Access
-from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.connections import abort_of
 from llm_blender_ray.pipelines.serve.errors import ApiError, internal_error, to_api_error
-from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord, Telemetry
+from llm_blender_ray.pipelines.serve.service import Endpoint, Service
+from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord
 
 log = logging.getLogger(__name__)
 
 API = "/v1/"
-OPEN = frozenset(
-    {"/", "/healthz", "/openapi.json"}
-)  # all else needs a key, whether it exists or not, and is counted
+DOCUMENT = "/openapi.json"  # open, as the endpoints that say so; all else needs a key, whether it exists or not
 SLACK_S = 1.0  # from a request's deadline, when the best answer so far is given, until the connection is cut
-ROUTES = {  # those that take JSON
-    "/v1/chat/completions": "chat",
-    "/v1/rerank": "rerank",
-    "/v1/compare": "compare",
-    "/v1/votes": "votes",
-}
-WORK = ROUTES.keys() - {"/v1/votes"}  # those that models work for
-MODELS_ROUTE = "/v1/models"
+OTHER = "other"  # label of requests that no endpoint takes
 REQUEST_ID_HEADER = "x-request-id"
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
@@ -48,17 +37,19 @@ class Front:
     """Gives each request an id, asks who it is from, bounds its size and time, and turns errors into answers."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        access: Access,
-        admission: Admission,
-        telemetry: Telemetry,
-        serving: Serving,
-        tells_id: bool = True,
+        self, app: ASGIApp, service: Service, endpoints: Sequence[Endpoint], tells_id: bool = True
     ) -> None:
-        """tells_id: put the id into answers' headers."""
-        self._app, self._access, self._admission, self._telemetry = app, access, admission, telemetry
-        self._limits, self._deadline_s, self._tells_id = serving.limits, serving.deadline_s, tells_id
+        """Put the middleware in front of an application.
+
+        Args:
+            app: The application.
+            service: The access, queue, telemetry and limits of its requests.
+            endpoints: The endpoints of the application.
+            tells_id: Put the request's id into the headers of answers.
+        """
+        self._app, self._endpoints, self._tells_id = app, endpoints, tells_id
+        self._access, self._admission, self._telemetry = service.access, service.admission, service.telemetry
+        self._limits, self._deadline_s = service.serving.limits, service.serving.deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,20 +67,21 @@ class Front:
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["id"] = id
         answer = _Answer(send, id if self._tells_id else None)
-        if path in OPEN:
-            await self._handle(scope, receive, answer, id)
+        endpoint = next((each for each in self._endpoints if each.matches(path)), None)
+        if endpoint.open if endpoint else path == DOCUMENT:
+            await self._handle(scope, receive, answer, endpoint)
             return
-        route = ROUTES.get(path, "models" if path.startswith(MODELS_ROUTE) else "other")
-        with self._telemetry.request(id, route, headers.get("traceparent")) as record:
+        label = endpoint.name if endpoint else OTHER
+        with self._telemetry.request(id, label, headers.get("traceparent")) as record:
             state["record"] = answer.record = record
-            await self._handle(scope, receive, answer, id)
+            await self._handle(scope, receive, answer, endpoint)
 
-    async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer", id: str) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, answer: "_Answer", endpoint: Endpoint | None) -> None:
         record = answer.record
         try:
             self._check_head(scope)
             if record is not None:
-                self._admit(scope, record)
+                self._admit(scope, record, endpoint)
             await self._within_time(scope, receive, answer)
         except ClientDisconnect:
             if record is not None:
@@ -107,6 +99,7 @@ class Front:
                 raise  # in the midst of the answer: nothing can be told
             known = to_api_error(error)
             if known is None:
+                id = scope["state"]["id"]
                 log.exception("request %s failed", id)
                 known = internal_error(id)
             if known.code and record is not None:
@@ -125,12 +118,12 @@ class Front:
                 code="headers_too_large",
             )
 
-    def _admit(self, scope: Scope, record: RequestRecord) -> None:
+    def _admit(self, scope: Scope, record: RequestRecord, endpoint: Endpoint | None) -> None:
         """Raise what keeps the request from being read at all."""
-        headers, client, path = Headers(scope=scope), scope.get("client"), get_route_path(scope)
+        headers, client = Headers(scope=scope), scope.get("client")
         record.caller = self._access.check(headers, client[0] if client else None)
         scope["state"]["caller"] = record.caller
-        if scope["method"] != "POST" or path not in ROUTES:
+        if scope["method"] != "POST" or not (endpoint and endpoint.reads_json):
             return
         if not _JSON.fullmatch(headers.get("content-type", "")):
             raise ApiError(415, "send JSON, with Content-Type: application/json", code="unsupported_media_type")
@@ -146,7 +139,7 @@ class Front:
         length = headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > 18 or int(length) > self._limits.body_bytes):
             raise self._too_large()
-        if path in WORK:
+        if endpoint.uses_models:
             self._admission.check()  # what there will be no place for isn't worth reading
 
     async def _within_time(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:

@@ -301,3 +301,27 @@ class ErrorAnswer(Answer):
     """An error, as OpenAI has it."""
 
     error: Problem
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": what}
+    for status, what in {
+        400: "The request is wrong: `param` tells where.",
+        401: "No API key, or an unknown one.",
+        403: "There are no API keys, and the request comes from another machine.",
+        404: "There is no such model or answer.",
+        408: "The body did not come in time.",
+        413: "The body is too long.",
+        415: "The body is not JSON, or compressed.",
+        429: "Too many requests: `Retry-After` tells when to come again.",
+        431: "The headers are too long.",
+        500: "Something went wrong that nobody foresaw.",
+        503: "No model answered, or none can be asked.",
+    }.items()
+}
+READING_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: ERROR_RESPONSES[status] for status in (401, 403, 404, 429, 431, 500)
+}
+VOTING_ERRORS = ERROR_RESPONSES | {
+    409: {"model": ErrorAnswer, "description": "These two answers have been voted on."}
+}

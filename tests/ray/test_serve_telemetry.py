@@ -30,6 +30,7 @@ from llm_blender_ray.pipelines.serve import telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
+from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.telemetry import SERVICE_METRICS, ServiceMetric, Telemetry
 
 PROMPT = Prompt("p", "Where is the treasure?")
@@ -507,13 +508,8 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
 
 def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list[str]) -> None:
     meter, key = FakeMeter(), "alices-long-secret-0001"
-    app = create_app(
-        demo_blender(),
-        Serving(),
-        access=Access(Keys.load(None, {"BLEND_API_KEYS": f"alice={key}"})),
-        admission=Admission(1, 1),
-        telemetry=Telemetry(meter=meter),
-    )
+    access = Access(Keys.load(None, {"BLEND_API_KEYS": f"alice={key}"}))
+    app = create_app(Service(demo_blender(), Serving(), access, Admission(1, 1), Telemetry(meter=meter)))
     body = {"model": "blend", "messages": [{"role": "user", "content": PROMPT.instruction}]}
     with served(app) as url, httpx2.Client(base_url=url) as client:
         traced = {"authorization": f"Bearer {key}", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -23,6 +23,8 @@ from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.connections import server_config
+from llm_blender_ray.pipelines.serve.endpoints import ENDPOINTS
+from llm_blender_ray.pipelines.serve.service import Endpoint, Service
 from llm_blender_ray.pipelines.serve.telemetry import Meter, Telemetry
 
 QUESTION = "1) What is the capital of France? 2) What is the capital of Japan? 3) What is the capital of Egypt?"
@@ -48,19 +50,21 @@ def app_of(
     keys: Keys | None = None,
     meter: Meter | None = None,
     ballots: Any = None,
+    endpoints: Sequence[Endpoint] = ENDPOINTS,
     **options: Any,
 ) -> FastAPI:
-    """The service over the miniature, unless another `blender` is given. `options` go to `create_app`."""
+    """The service over the miniature, unless another `blender` is given. `options` go to `Service`."""
     gateway = serving.gateway
-    return create_app(
+    service = Service(
         blender or demo_blender(),
         serving,
-        access=Access(keys, serving.requests_per_minute, origins=serving.allowed_origins),
-        admission=Admission(gateway.max_in_flight, gateway.max_queued),
-        telemetry=Telemetry(serving.log_prompts, meter),
-        ballots=ballots,
+        Access(keys, serving.requests_per_minute, origins=serving.allowed_origins),
+        Admission(gateway.max_in_flight, gateway.max_queued),
+        Telemetry(serving.log_prompts, meter),
+        ballots,
         **options,
     )
+    return create_app(service, endpoints=endpoints)
 
 
 @contextlib.contextmanager

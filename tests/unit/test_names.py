@@ -10,7 +10,7 @@ FOLDERS = ("actors", "cluster", "configs", "pipelines")
 SHARED = {
     "log": "the logger of a module",
     "main": "the entry point of a module that is run",
-    "router": "FastAPI's word for the routes that a module adds",
+    "ENDPOINT": "the one endpoint that a module of `pipelines.serve.endpoints` adds",
     "Blender": "the class of the public API, and the one that the drop-in for `llm_blender` has to have",
 }
 

@@ -8,12 +8,13 @@ import stat
 from datetime import datetime
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
-from fastapi import FastAPI
+from fake_parts import fake_blender
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from serving import app_of, served
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Message, Prompt, Ranking
@@ -26,7 +27,6 @@ from llm_blender_ray.pipelines.serve.ballots import (
     VotedBeforeError,
     VoteError,
     VoteLostError,
-    router,
 )
 
 LOGITS = ((None, 2.0, None), (-1.0, None, None), (None, None, None))
@@ -277,14 +277,9 @@ def test_errors_travel_between_processes(kind: type[BlendError]) -> None:
 
 
 def test_over_http(file: Path) -> None:
-    async def post() -> httpx.Response:
-        ballots = Ballots(str(file))
-        await ballots.remember("r1", blend())
-        app = FastAPI()
-        app.include_router(router(ballots))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.post("/v1/votes", json=vote().model_dump())
-
-    answer = asyncio.run(post())
+    ballots = Ballots(str(file))
+    asyncio.run(ballots.remember("r1", blend()))
+    with served(app_of(fake_blender(), ballots=ballots)) as url:
+        answer = httpx2.post(f"{url}/v1/votes", json=vote().model_dump())
     assert (answer.status_code, answer.json()) == (201, {"object": "vote", "id": "r1"})
     assert lines(file)[0]["vote"]["preferred"] == "left"

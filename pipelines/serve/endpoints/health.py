@@ -3,29 +3,20 @@
 It stays 200 as long as one model can be asked: who looks at it must not take a service away that still answers.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request, Response
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
-from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.clock import now
-from llm_blender_ray.pipelines.serve.access import Access
 from llm_blender_ray.pipelines.serve.responses import Health, PartHealth
+from llm_blender_ray.pipelines.serve.service import Endpoint, Service
 
-PendingParts = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
 
-
-def router(blender: Blender, access: Access, starting: PendingParts | None) -> APIRouter:
-    """The route, which needs no key.
-
-    Args:
-        blender: Whose parts they are.
-        access: Says who may know the causes.
-        starting: Says which parts aren't up yet; None: all are.
-    """
+def _routes(service: Service) -> APIRouter:
     router = APIRouter()
+    circuits, members, access = service.blender.circuits, service.blender.members, service.access
 
     @router.head("/healthz", include_in_schema=False)
     @router.get(
@@ -36,17 +27,19 @@ def router(blender: Blender, access: Access, starting: PendingParts | None) -> A
 
         `parts` tells which are left out of requests, since when and why.
         """
-        missing = await starting() if starting else ()
+        missing = await service.starting() if service.starting else ()
         if missing:
             response.status_code = 503
             return Health(status="starting", missing=list(missing))
-        circuits = blender.circuits
-        down = not any(circuits[name].status.can_answer for name in blender.members)
+        down = not any(circuits[name].status.can_answer for name in members)
         response.status_code = 503 if down else 200
         known = access.knows(request.headers, request.client.host if request.client else None)
         return Health(status="down" if down else "ok", parts=part_health(circuits.status(), known))
 
     return router
+
+
+ENDPOINT = Endpoint("health", "/healthz", _routes, open=True)
 
 
 def part_health(parts: Mapping[str, CircuitStatus], known: bool) -> dict[str, PartHealth] | None:

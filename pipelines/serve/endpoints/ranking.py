@@ -1,0 +1,152 @@
+"""`POST /v1/rerank` and `/v1/compare`: the ranker by itself, over what the client brings."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+
+from llm_blender_ray.actors.circuit_breaker import NotAskedError
+from llm_blender_ray.actors.errors import PromptError, RowError, one_line
+from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, read_prompt
+from llm_blender_ray.actors.stages import margin
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
+from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, later, unknown_model
+from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, RerankRequest, TextInput, text_of
+from llm_blender_ray.pipelines.serve.responses import (
+    ERROR_RESPONSES,
+    CompareAnswer,
+    Document,
+    RerankAnswer,
+    RerankResult,
+    RerankUsage,
+)
+from llm_blender_ray.pipelines.serve.service import Endpoint, Service, json_response
+from llm_blender_ray.pipelines.serve.streaming import while_connected
+from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
+
+RANKER_MODEL = "ranker"
+RANKER_MODELS = (BLEND, BEST, RANKER_MODEL)  # names that clients may give the one ranker there is
+
+
+def _rerank_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/rerank", operation_id="rerank", response_model=RerankAnswer, responses=ERROR_RESPONSES)
+    async def rerank(asked: RerankRequest, request: Request) -> Response:
+        """Order documents by how well they answer a query."""
+        record: RequestRecord = request.state.record
+        model, id = model_of(asked), request.state.id
+        prompt = read_rerank(asked, id, service.serving)
+        record.asks(model, prompt=prompt)
+        documents = candidates_from_texts(asked.documents)
+        work = functools.partial(service.blender.rerank, prompt, documents, asked.top_n)
+        ranked = await while_connected(request.receive, _ranked(service, work, record))
+        return json_response(reranked(asked, id, ranked))
+
+    return router
+
+
+def _compare_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/compare", operation_id="compare", response_model=CompareAnswer, responses=ERROR_RESPONSES)
+    async def compare(asked: CompareRequest, request: Request) -> Response:
+        """Say which of two answers is better."""
+        record: RequestRecord = request.state.record
+        model, id = model_of(asked), request.state.id
+        prompt = read_compare(asked, id)
+        record.asks(model, prompt=prompt)
+        work = functools.partial(service.blender.compare, prompt, candidates_from_texts(asked.candidates))
+        ranked = await while_connected(request.receive, _ranked(service, work, record))
+        return json_response(compared(asked, id, ranked))
+
+    return router
+
+
+RERANK = Endpoint("rerank", "/v1/rerank", _rerank_routes, reads_json=True, uses_models=True)
+COMPARE = Endpoint("compare", "/v1/compare", _compare_routes, reads_json=True, uses_models=True)
+
+
+async def _ranked(
+    service: Service, ranking: Callable[[], Coroutine[Any, Any, Ranking]], record: RequestRecord
+) -> Ranking:
+    """A ranking that is asked for by itservice."""
+    async with service.admission.slot(service.serving.deadline_s) as waited_s:
+        record.waited(waited_s)
+        began = time.monotonic()
+        try:
+            ranked = await ranking()
+        except (RowError, PromptError):
+            raise
+        except TimeoutError as error:
+            raise ApiError(503, "no ranking in time", code="no_ranking") from error
+        except NotAskedError as error:
+            wait = later(error.retry_after_s)
+            raise ApiError(503, f"no ranking: {error}", code="no_ranking", headers=wait) from error
+        except Exception as error:  # whatever the ranker, or the way to it, raises
+            raise ApiError(503, f"no ranking: {one_line(error)}", code="no_ranking") from error
+        record.ranked(ranked, time.monotonic() - began)
+        return ranked
+
+
+def model_of(asked: RerankRequest | CompareRequest) -> str:
+    """The name that the answer has. Raises ApiError."""
+    if asked.model is not None and asked.model not in RANKER_MODELS:
+        raise unknown_model(asked.model, RANKER_MODELS)
+    return asked.model or RANKER_MODEL
+
+
+def candidates_from_texts(texts: Sequence[TextInput]) -> list[Candidate]:
+    """Texts as the ranker takes them."""
+    return [Candidate(None, text_of(given)) for given in texts]
+
+
+def read_rerank(asked: RerankRequest, id: str, serving: Serving) -> Prompt:
+    """What the documents are to answer. Raises ApiError."""
+    if len(asked.documents) > serving.limits.candidates:
+        raise invalid("documents", f"at most {serving.limits.candidates} (serve.limits.candidates)")
+    if not asked.query.strip():
+        raise invalid("query", "nothing is asked")
+    return Prompt(id, instruction=asked.query)
+
+
+def reranked(asked: RerankRequest, id: str, ranking: Ranking) -> RerankAnswer:
+    """The documents as the ranking has them."""
+    shown = asked.return_documents is not False
+    results = [
+        RerankResult(
+            index=at,
+            relevance_score=_logistic(ranking.scores[at] or 0.0),
+            document=Document(text=text_of(asked.documents[at])) if shown else None,
+        )
+        for at in ranking.order[: asked.top_n]
+    ]
+    usage = RerankUsage(comparisons=ranking.comparisons)
+    return RerankAnswer(id=f"rerank-{id}", model=model_of(asked), results=results, usage=usage)
+
+
+def _logistic(score: float) -> float:
+    return 0.5 * (1 + math.tanh(score / 2))  # of no score does it overflow
+
+
+def read_compare(asked: CompareRequest, id: str) -> Prompt:
+    """What both candidates answer. Raises RowError."""
+    row = asked.model_dump(include={"prompt", "instruction", "input", "messages"})
+    return read_prompt({**row, "id": id}, most=MAX_ITEMS)
+
+
+def compared(asked: CompareRequest, id: str, ranking: Ranking) -> CompareAnswer:
+    """Which candidate is better, in numbers that `blend compare` gives, too."""
+    difference = margin(ranking)
+    better: Literal[0, 1] = 0 if difference > 0 else 1
+    return CompareAnswer(
+        id=f"compare-{id}",
+        model=model_of(asked),
+        preference=better if difference else None,
+        margin=difference,
+        comparisons=ranking.comparisons,
+    )

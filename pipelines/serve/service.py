@@ -1,0 +1,74 @@
+"""What the endpoints of the service work with, and how each of them describes itself."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.blender import Blender
+from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.admission import Admission
+from llm_blender_ray.pipelines.serve.ballots import BallotBox
+from llm_blender_ray.pipelines.serve.telemetry import Telemetry
+
+SILENCE_S = 15.0  # without a word in a stream, and a comment is sent
+PendingParts = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """State that all requests of a gateway share.
+
+    Attributes:
+        blender: Members, ranker and fuser.
+        serving: Settings of the service.
+        access: API keys and rate limits.
+        admission: Queue before the models.
+        telemetry: Metrics and log.
+        ballots: Keeps answers that may be voted on; None: no votes are kept.
+        starting: Names the parts that aren't up yet; None: all are.
+        silence_s: Seconds without a word in a stream until a comment is sent.
+    """
+
+    blender: Blender
+    serving: Serving
+    access: Access
+    admission: Admission
+    telemetry: Telemetry
+    ballots: BallotBox | None = None
+    starting: PendingParts | None = None
+    silence_s: float = SILENCE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint of the service, with what is decided about a request before its route is called.
+
+    Attributes:
+        name: Label in metrics and in the log.
+        path: Path of its requests; with `/*` at its end all paths that begin so, and the path before it.
+        routes: Makes its routes.
+        open: Whether it needs no key, and is neither counted nor logged.
+        reads_json: Whether its POST requests have a body of JSON.
+        uses_models: Whether models work for it, so that it is refused while the queue is full.
+    """
+
+    name: str
+    path: str
+    routes: Callable[[Service], APIRouter]
+    open: bool = False
+    reads_json: bool = False
+    uses_models: bool = False
+
+    def matches(self, path: str) -> bool:
+        """Whether requests of this path are the endpoint's."""
+        if self.path.endswith("/*"):
+            return path.startswith(self.path.removesuffix("/*"))
+        return path == self.path
+
+
+def json_response(answer: BaseModel) -> Response:
+    """The answer as it is: FastAPI would validate it again."""
+    return Response(answer.model_dump_json(), media_type="application/json")
