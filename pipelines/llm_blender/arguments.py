@@ -1,4 +1,4 @@
-"""What the methods of `Blender` are given as rows, and what comes of rows as arrays."""
+"""Arguments of `Blender`'s methods, read into rows, and results of rows, stacked into arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,13 +22,25 @@ REFERENCES: dict[str, Reference] = {  # the original's names for them
     "first": "first",
     "last": "last",
 }
-CONVERSATION = (  # as PairRM was trained on, slip of the pen included
+CONVERSATION = (  # as in PairRM's training data, misspelling included
     "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
 )
 
 
 def texts(name: str, values: Sequence[str], count: int | None = None) -> list[str]:
-    """`values` if they are `count` texts. Raises ValueError, which calls them `name`."""
+    """Check a list of texts.
+
+    Args:
+        name: Name of the argument, for messages.
+        values: The texts.
+        count: Expected number; None: any.
+
+    Returns:
+        The texts as Python's `str`.
+
+    Raises:
+        ValueError: A value is no text, or the number differs.
+    """
     if isinstance(values, str):
         raise ValueError(f"{name}: expected a list of texts, got one text")
     if count is not None and len(values) != count:
@@ -47,12 +59,16 @@ def prompts(inputs: Sequence[str], instructions: Sequence[str] | None) -> list[P
 
 
 def sources(inputs: Sequence[str], instructions: Sequence[str] | None) -> list[Prompt]:
-    """Prompts as rankers read them: instruction and input in one, with nothing between."""
+    """Prompts as rankers read them: instruction and input concatenated."""
     return [Prompt("", "".join(prompt.texts())) for prompt in prompts(inputs, instructions)]
 
 
 def rows(prompts: Sequence[Prompt], candidates: Candidates) -> Rows:
-    """Every prompt with its candidates, of which it needs one at least."""
+    """Pair every prompt with its candidates, at least one.
+
+    Raises:
+        ValueError: A prompt has no candidates, or one is no text.
+    """
     if len(candidates) != len(prompts):
         raise ValueError(f"candidates: there are {len(candidates)} lists of them, for {len(prompts)} inputs")
     read = [texts(f"candidates[{i}]", values) for i, values in enumerate(candidates)]
@@ -63,7 +79,15 @@ def rows(prompts: Sequence[Prompt], candidates: Candidates) -> Rows:
 
 
 def reference(candidates: Sequence[str], ref_mode: str) -> str:
-    """The candidate that the others are compared with. Lengths are characters; of equal ones the first counts."""
+    """Candidate that the others are compared with.
+
+    Args:
+        candidates: The candidates of a row.
+        ref_mode: One of `REFERENCES`. Lengths are characters; of equal lengths the first counts.
+
+    Raises:
+        ValueError: `ref_mode` is unknown.
+    """
     if ref_mode not in REFERENCES:
         raise ValueError(f"ref_mode {ref_mode!r}: expected one of {', '.join(REFERENCES)}")
     wanted = ToReference(reference=REFERENCES[ref_mode])
@@ -71,7 +95,11 @@ def reference(candidates: Sequence[str], ref_mode: str) -> str:
 
 
 def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:
-    """What the user asked, and what was answered. Raises ValueError unless they take turns."""
+    """Split a conversation into the user's turns and the assistant's.
+
+    Raises:
+        ValueError: The roles do not alternate.
+    """
     roles = [turn["role"] for turn in conversation]
     if len(roles) % 2 or roles != ["USER", "ASSISTANT"] * (len(roles) // 2):
         raise ValueError(f"{name}: expected turns of USER and ASSISTANT in alternation, got {', '.join(roles)}")
@@ -80,7 +108,7 @@ def turns(name: str, conversation: Conversation) -> tuple[list[str], list[str]]:
 
 
 def stacked(arrays: Sequence[NDArray[Any]], dtype: DTypeLike) -> Arrays:
-    """One array where all have one length, of shape [0, 0] where there are none; else a list of them."""
+    """One array if all have the same length, of shape [0, 0] for none; else a list of arrays."""
     if not arrays:
         return np.empty((0, 0), dtype)
     if len({len(array) for array in arrays}) > 1:
@@ -96,9 +124,18 @@ def ranks(scores: NDArray[Any]) -> NDArray[np.int32]:
 def get_topk_candidates_from_ranks(
     ranks: Sequence[Sequence[int]] | Arrays, candidates: Candidates, top_k: int | None
 ) -> Arrays:
-    """The `top_k` best candidates of every row (None: all), best first; of equal ranks the first goes first.
+    """Select the best candidates of every row, best first; of equal ranks the first comes first.
 
-    An array of Python's own texts: numpy's would take the longest's memory for each and lose a NUL at an end.
+    Args:
+        ranks: Each row's ranks; 1 is the best.
+        candidates: Each row's candidates.
+        top_k: How many; None: all.
+
+    Returns:
+        Arrays of Python strings: numpy's own would take the longest's memory for each, and lose a trailing NUL.
+
+    Raises:
+        ValueError: Ranks and candidates differ in number.
     """
     if len(ranks) != len(candidates):
         raise ValueError(f"ranks: there are {len(ranks)}, for {len(candidates)} lists of candidates")

@@ -1,6 +1,6 @@
-"""The original's config classes, and the settings of this project that they stand for.
+"""The original's config classes, translated into settings of this project.
 
-They can be changed after they were made, as users of the original do; what was loaded doesn't change with them.
+They are mutable, like the original's; a later change does not affect loaded models.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ LocalRanker = PairRanker | RewardModel
 
 @dataclass
 class BlenderConfig:
-    """What holds for ranker and fuser where nothing else is said."""
+    """Defaults of ranker and fuser."""
 
     device: str | None = None  # any device of torch: cpu, cuda, cuda:1, mps; None: the GPU where there is one
-    use_tqdm: bool = True  # no effect: there are no bars
+    use_tqdm: bool = True  # no effect
 
 
 @dataclass
 class RankerConfig:
-    """How a ranker is loaded. Its types and the number of its tasks are told by the checkpoint, not read here."""
+    """How a ranker is loaded. `ranker_type`, `model_type` and `n_tasks` are read from the checkpoint instead."""
 
     ranker_type: str | None = None
     model_type: str | None = None
     model_name: str | None = None
-    cache_dir: str | None = None  # a folder in which the model may lie; downloads go to the hub's cache (HF_HOME)
+    cache_dir: str | None = None  # a folder that may hold the model; downloads go to the hub's cache (HF_HOME)
     load_checkpoint: str | None = None  # folder or hub id; None: `model_name`
     source_maxlength: int | None = None  # tokens; None: the checkpoint's own
     candidate_maxlength: int | None = None
@@ -52,17 +52,23 @@ class GenFuserConfig:
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = (
         None  # None: bfloat16 on a GPU, float32 on a CPU
     )
-    load_in_4bit: bool = False  # refused: not supported
+    load_in_4bit: bool = False  # not supported
     load_in_8bit: bool = False
     device: str | None = None
 
 
 def local_ranker(path: str, config: RankerConfig, *devices: Device) -> LocalRanker:
-    """Settings for the checkpoint at `path`, a PairRanker unless its config.json says sequence classification.
+    """Settings for a checkpoint: a PairRanker unless its config.json names a sequence classification model.
 
-    devices: the first that is given counts. Raises ModelLoadError.
+    Args:
+        path: Folder or hub id.
+        config: The original's settings.
+        *devices: Devices by priority; the first that is not None counts.
+
+    Raises:
+        ModelLoadError: The checkpoint cannot be found.
     """
-    device, path = _device(*devices), _kept(path, config.cache_dir)
+    device, path = _device(*devices), _downloaded(path, config.cache_dir)
     file = locate(path) / "config.json"
     architectures = (read_json(file).get("architectures") if file.is_file() else None) or ()
     settings: LocalRanker = PairRanker(model=path, device=device)
@@ -73,7 +79,7 @@ def local_ranker(path: str, config: RankerConfig, *devices: Device) -> LocalRank
 
 
 def with_lengths(settings: LocalRanker, source: int | None, candidate: int | None) -> LocalRanker:
-    """The settings with these token lengths where they are given; a reward model takes the sum of both."""
+    """Settings with these token lengths where given; a reward model takes the sum of both."""
     if isinstance(settings, RewardModel):
         update = {"max_length": source + candidate} if source and candidate else {}
     else:
@@ -83,14 +89,23 @@ def with_lengths(settings: LocalRanker, source: int | None, candidate: int | Non
 
 
 def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> GenFuser:
-    """Settings for the fuser at `path`. devices: the first that is given counts."""
+    """Settings for a fuser.
+
+    Args:
+        path: Folder or hub id.
+        config: The original's settings.
+        *devices: Devices by priority; the first that is not None counts.
+
+    Raises:
+        ValueError: Quantized loading is asked for.
+    """
     if config.load_in_4bit or config.load_in_8bit:
         raise ValueError("load_in_4bit, load_in_8bit: not supported; use torch_dtype='bfloat16'")
     device = _device(*devices)
     on_gpu = torch.cuda.is_available() if device == "auto" else not device.startswith("cpu")
     return GenFuser(
-        model=_kept(path, config.cache_dir),
-        top_k=1,  # how many there are is told by every call
+        model=_downloaded(path, config.cache_dir),
+        top_k=1,  # every call gives its own
         max_length=config.max_length,
         candidate_max_length=config.candidate_maxlength,
         dtype=config.torch_dtype or ("bfloat16" if on_gpu else "float32"),
@@ -99,13 +114,13 @@ def fuser_settings(path: str, config: GenFuserConfig, *devices: Device) -> GenFu
 
 
 def _device(*given: Device) -> str:
-    """The first device that is given, by its name in torch; `auto` where none is."""
+    """Torch name of the first device that is not None, else `auto`."""
     device = next((device for device in given if device is not None), "auto")
     return f"cuda:{device}" if isinstance(device, int) else str(device)
 
 
-def _kept(path: str, cache_dir: str | None) -> str:
-    """`path`, or the folder in `cache_dir` where the original put its download of it."""
-    if cache_dir is None or Path(path).is_dir() or not (kept := Path(cache_dir) / path).is_dir():
+def _downloaded(path: str, cache_dir: str | None) -> str:
+    """`path`, or the folder in `cache_dir` to which the original downloaded it."""
+    if cache_dir is None or Path(path).is_dir() or not (folder := Path(cache_dir) / path).is_dir():
         return path
-    return str(kept)
+    return str(folder)

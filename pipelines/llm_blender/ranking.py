@@ -22,36 +22,48 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-ROWS_AT_A_TIME = 256  # enough pairs to sort by length; those of a million rows would not fit in memory
+ROWS_AT_A_TIME = 256  # enough pairs to sort by length; the pairs of a million rows do not fit in memory
 PAIRS_AT_A_TIME = 32768
 BOTH_ORDERS = "[A,B]+[B,A]"
 MODES = ("[A,B]", "[B,A]", BOTH_ORDERS)
 
 
 class LoadedRanker:
-    """A PairRanker or a reward model."""
+    """A loaded PairRanker or reward model."""
 
     def __init__(self, settings: LocalRanker) -> None:
-        """Raises ModelLoadError."""
+        """Load the model.
+
+        Raises:
+            ModelLoadError: It cannot be used.
+        """
         self._given = self._settings = settings
         self._scorer: Scorer | None = load_scorer(settings)
 
     def use_lengths(self, source: int | None, candidate: int | None) -> None:
-        """Cut texts to so many tokens from now on; None: to those it was made with. Raises ModelLoadError."""
+        """Set the token lengths; other lengths than the last call's reload the model.
+
+        Args:
+            source: Tokens of a prompt; None: as loaded.
+            candidate: Tokens of a candidate; None: as loaded.
+
+        Raises:
+            ModelLoadError: The model cannot be used.
+        """
         settings = with_lengths(self._given, source, candidate)
         if settings != self._settings:
-            self._scorer = None  # its memory goes first
+            self._scorer = None  # frees its memory first
             self._scorer, self._settings = load_scorer(settings), settings
 
     @property
     def scorer(self) -> Scorer:
-        """What scores pairs, loaded anew if the last attempt at that failed."""
+        """The scorer, reloaded if the last attempt failed."""
         if self._scorer is None:
             self._scorer = load_scorer(self._settings)
         return self._scorer
 
     def scores(self, rows: Rows) -> list[Sequence[float | None]]:
-        """Every row's scores from all pairs in both orders, as the original has them; a reward model's rewards."""
+        """Every row's scores from all pairs in both orders, like the original's; a reward model's rewards."""
         scorer = self.scorer
         if not isinstance(scorer, RewardScorer):
             return [ranking.scores for ranking in self.rankings(rows, Full())]
@@ -59,7 +71,16 @@ class LoadedRanker:
         return [[next(rewards) for _ in texts] for _, texts in rows]
 
     def rankings(self, rows: Rows, strategy: Strategy, *, worst_first: bool = False) -> list[Ranking]:
-        """Every row's ranking. Raises BlendError when a row has none."""
+        """Rank every row.
+
+        Args:
+            rows: Prompts and their candidates.
+            strategy: Which pairs are compared.
+            worst_first: Reverse every comparison.
+
+        Raises:
+            BlendError: A row cannot be ranked.
+        """
         scorer = _Reversed(self.scorer) if worst_first else self.scorer
         ranker = Ranker(self._settings.model_copy(update={"strategy": strategy}), scorer)
         rankings: list[Ranking] = []
@@ -74,19 +95,27 @@ class LoadedRanker:
         return rankings
 
     def compare(self, matchups: Sequence[Matchup], mode: str) -> NDArray[np.float32]:
-        """What `Blender.compare` gives with `return_logits`, A being on the left of the matchups."""
+        """Logits of `Blender.compare`; A is on the left of the matchups.
+
+        Raises:
+            ValueError: `mode` is unknown.
+        """
         if mode not in MODES:
             raise ValueError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
-        turned = [Matchup(matchup.prompt, matchup.right, matchup.left) for matchup in matchups]
+        swapped = [Matchup(matchup.prompt, matchup.right, matchup.left) for matchup in matchups]
         if mode == "[A,B]" or self.scorer.traits.pointwise:
             return self._logits(matchups)
         if mode == "[B,A]":
-            return self._logits(turned)
-        left, right = np.split(self._logits([*matchups, *turned]), 2)
+            return self._logits(swapped)
+        left, right = np.split(self._logits([*matchups, *swapped]), 2)
         return left - right
 
     def _logits(self, matchups: Sequence[Matchup]) -> NDArray[np.float32]:
-        """One logit per matchup; equal ones are scored once. Raises ScoringError."""
+        """One logit per matchup; equal matchups are scored once.
+
+        Raises:
+            ScoringError: A matchup cannot be scored.
+        """
         distinct = list(dict.fromkeys(matchups))
         scores: list[float] = []
         for start in range(0, len(distinct), PAIRS_AT_A_TIME):
@@ -97,7 +126,7 @@ class LoadedRanker:
 
 
 class _Reversed:
-    """A scorer turned round: what loses wins, so that rankings begin with the worst."""
+    """Scorer with negated scores: rankings begin with the worst."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -115,7 +144,11 @@ class _Reversed:
 
 
 def _floats(scores: Sequence[Score]) -> list[float]:
-    """The scores. Raises the first ScoringError among them."""
+    """The scores.
+
+    Raises:
+        ScoringError: The first error among them.
+    """
     known: list[float] = []
     for score in scores:
         if isinstance(score, ScoringError):
@@ -125,7 +158,7 @@ def _floats(scores: Sequence[Score]) -> list[float]:
 
 
 def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """The coroutine's result; where a loop runs already (in a notebook, say), from a loop in another thread."""
+    """Result of a coroutine; inside a running loop (a notebook), computed by a loop in another thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

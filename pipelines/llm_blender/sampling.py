@@ -1,6 +1,6 @@
-"""Several answers of one LLM to each prompt, to choose the best of: transformers' `generate` or vLLM's.
+"""Several answers of one LLM to each prompt, by transformers' `generate` or by vLLM, for best-of-n.
 
-The LLM is the caller's, loaded already, so this is not one of `actors.engines`.
+The caller has loaded the LLM, so this is not one of `actors.engines`.
 """
 
 import sys
@@ -14,7 +14,7 @@ DEFAULTS: dict[str | None, dict[str, Any]] = {
     "top_k_sampling": {"do_sample": True, "top_k": 50, "temperature": 0.7},
     None: {},
 }
-UNLIMITED = 10**9  # tokens; transformers writes 10**30 where a tokenizer doesn't say
+UNLIMITED = 10**9  # tokens; transformers gives 10**30 for a tokenizer without a limit
 
 
 def sample(
@@ -26,11 +26,11 @@ def sample(
     batch_size: int,
     options: Mapping[str, Any],
 ) -> list[list[str]]:
-    """n answers to each prompt. See `Blender.n_generate`."""
+    """Generate n answers to each prompt. See `Blender.n_generate`."""
     if sampling_mode not in DEFAULTS:
         raise ValueError(f"sampling_mode {sampling_mode!r}: expected one of {', '.join(map(str, DEFAULTS))}")
     options = {**DEFAULTS[sampling_mode], **options}
-    vllm = sys.modules.get("vllm")  # whoever has an LLM of it has imported it
+    vllm = sys.modules.get("vllm")  # imported, if the caller has an LLM of it
     if vllm is not None and isinstance(model, vllm.LLM):
         return _with_vllm(model, prompts, n, options)
     batches = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
@@ -40,8 +40,10 @@ def sample(
 def _with_transformers(
     model: Any, tokenizer: Any, prompts: Sequence[str], n: int, options: Mapping[str, Any]
 ) -> list[list[str]]:
-    """n answers to each of B prompts, decoded together. A causal model's are padded on the left, whichever side its
-    tokenizer would take: it goes on from the last token."""
+    """Generate n answers to each of B prompts, decoded together.
+
+    Prompts of a causal model are padded on the left, whatever its tokenizer's setting: it continues the last token.
+    """
     seq2seq = model.config.is_encoder_decoder
     limit = tokenizer.model_max_length if tokenizer.model_max_length < UNLIMITED else None
     room = (
@@ -52,10 +54,10 @@ def _with_transformers(
     options = dict(options)
     if "max_new_tokens" not in options:
         if "max_length" in options:
-            options["max_new_tokens"] = None  # the model's own would go before it
+            options["max_new_tokens"] = None  # the model's own would take precedence
         elif model.generation_config.max_new_tokens is None:
             if room is None:
-                raise ValueError("give max_new_tokens: neither tokenizer nor model says how long a text may be")
+                raise ValueError("give max_new_tokens: neither tokenizer nor model limits the length of a text")
             options["max_length"] = room
     rows = [tokenizer(prompt, truncation=limit is not None)["input_ids"] for prompt in prompts]
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)  # masked
@@ -76,7 +78,7 @@ def _smaller(a: int | None, b: int | None) -> int | None:
 
 
 def _with_vllm(llm: Any, prompts: Sequence[str], n: int, options: Mapping[str, Any]) -> list[list[str]]:
-    """vLLM's names for transformers' arguments; without a length, an answer may fill the model's context."""
+    """Translate transformers' arguments to vLLM's; without a length, an answer may fill the model's context."""
     from vllm import SamplingParams
 
     options = dict(options)

@@ -1,7 +1,6 @@
-"""Trains a GenFuser: a seq2seq LLM learns to write the reference from the prompt and its best candidates.
+"""Training of a GenFuser: a seq2seq LLM learns to write the reference from the prompt and its best candidates.
 
-The input is built by the code that builds it when fusing (`actors.fusers.genfuser.FuserTemplate`); the loss is
-on the reference alone.
+The input is built as for fusion (`actors.fusers.genfuser.FuserTemplate`); the loss covers the reference alone.
 """
 
 import shutil
@@ -32,9 +31,10 @@ from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:
-    """The candidates' texts by the row's `ranking`, else by `metric`, else as given.
+    """Candidate texts by the row's `ranking`, else by `metric`, else as given.
 
-    Raises BlendError when a candidate lacks the metric.
+    Raises:
+        BlendError: A candidate lacks the metric.
     """
     order: Sequence[int] = range(len(row.texts))
     if row.ranking is not None:
@@ -46,13 +46,23 @@ def best_first(row: TrainingRow, metric: str | None) -> list[str]:
 
 
 class FusionDataset(Dataset[Example]):
-    """Fuser inputs and references as token ids, made when asked for."""
+    """Data set of fuser inputs and references; rows are tokenized on access."""
 
     def __init__(
         self, rows: Sequence[TrainingRow], tokenizer: LiteralTokenizer, eos_id: int, config: FuserTraining
     ) -> None:
-        """Raises BlendError when a row lacks a reference, a candidate, or the score that orders them, and when
-        the tokenizer lacks the separators of the input template."""
+        """Check every row before training starts.
+
+        Args:
+            rows: The rows to learn from.
+            tokenizer: The fuser's tokenizer.
+            eos_id: Token id that ends a reference.
+            config: Lengths, `top_k` and the metric that orders candidates.
+
+        Raises:
+            BlendError: A row lacks a reference, a candidate or the score that orders them, or the tokenizer lacks
+                the separators of the input template.
+        """
         for separator in ("</s>", *(f"<extra_id_{i}>" for i in range(config.top_k))):
             try:
                 tokenizer.id_of(separator)
@@ -87,16 +97,21 @@ class FusionDataset(Dataset[Example]):
 
 
 def token_is_right(logits: Any, labels: Tensor) -> Tensor:
-    """Per position of the references: 1 the likeliest token is the reference's, 0 it isn't, -1 padding."""
-    scores = logits[0] if isinstance(logits, tuple) else logits  # the encoder's states come along
+    """Per position of the references: 1 for a correct most likely token, 0 for a wrong one, -1 for padding."""
+    scores = logits[0] if isinstance(logits, tuple) else logits  # the rest are the encoder's states
     return torch.where(labels == IGNORED, -1, (scores.argmax(dim=-1) == labels).int())
 
 
 @quiet()
 def run_fuser_training(config: FuserTraining) -> dict[str, float]:
-    """Train and save the fuser in `config.output`; the last held-out loss and token accuracy.
+    """Train a fuser and save it in `config.output`.
 
-    Raises BlendError when rows can't be learnt from, ModelLoadError when the model can't be used.
+    Returns:
+        The last held-out loss and token accuracy; empty without held-out rows.
+
+    Raises:
+        BlendError: A row cannot be learnt from.
+        ModelLoadError: The model cannot be used.
     """
     rows = read_training_rows(config.train)
     heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None
@@ -138,7 +153,7 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
 
 
 def _copy_tokenizer(source: Path, output: Path) -> None:
-    """Byte for byte: transformers 5 writes T5's tokenizer without its normalizer (see `actors.tokens`)."""
+    """Copy the files: transformers 5 writes T5's tokenizer without its normalizer (see `actors.tokens`)."""
     for name in (
         "tokenizer_config.json",
         "special_tokens_map.json",

@@ -1,7 +1,7 @@
-"""The training loop that all models share: transformers' Trainer with our settings and a progress line.
+"""Training loop shared by all models: transformers' Trainer with this project's settings and a progress line.
 
-The Trainer brings what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
-checkpoints with optimizer and random state); this module only decides its settings and how it speaks.
+The Trainer provides what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
+checkpoints with optimizer and random state); this module decides its settings and its output.
 `torchrun --nproc-per-node N -m llm_blender_ray train ...` trains on N GPUs.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import accelerate  # noqa: F401 (the Trainer needs it: without it, end before data is read)
+import accelerate  # noqa: F401 (the Trainer needs it: fail before data is read)
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,7 +29,7 @@ Example = Mapping[str, Any]
 
 
 class Examples(Protocol):
-    """What the Trainer takes as a data set: a list, or something that makes an example when asked for it."""
+    """Data set of the Trainer: a list, or a sequence that makes an example on access."""
 
     def __len__(self) -> int: ...
 
@@ -42,15 +42,24 @@ IGNORED = -100  # label of positions without a loss, torch's default
 
 
 class Accuracy:
-    """The share of right predictions, added up over evaluation batches.
+    """Share of correct predictions, accumulated over evaluation batches.
 
-    A batch's logits must have gone through `right_or_not`: 1 right, 0 wrong, -1 not to be counted.
+    A batch's logits must have passed `right_or_not`: 1 correct, 0 wrong, -1 not counted.
     """
 
     def __init__(self) -> None:
         self._right = self._counted = 0
 
     def __call__(self, prediction: Any, compute_result: bool) -> dict[str, float]:
+        """Add a batch; called by the Trainer.
+
+        Args:
+            prediction: The batch's `predictions`.
+            compute_result: Whether it is the last batch.
+
+        Returns:
+            `accuracy` after the last batch, else nothing.
+        """
         marks = prediction.predictions
         self._right += int((marks == 1).sum())
         self._counted += int((marks >= 0).sum())
@@ -62,19 +71,19 @@ class Accuracy:
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-    """The sequences as one matrix, filled up with `value` on the right."""
+    """Matrix of the sequences, padded with `value` on the right."""
     return nn.utils.rnn.pad_sequence(
         [torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value
     )
 
 
 def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """1 where `pad` has a token, 0 where it filled up."""
+    """Attention mask of `pad`: 1 for a token, 0 for padding."""
     return pad([[1] * len(ids) for ids in sequences], 0)
 
 
 class ProgressLines(TrainerCallback):
-    """One line per log interval: steps, loss, held-out accuracy, speed. A live bar where a person watches."""
+    """One line per log interval (steps, loss, held-out accuracy, speed); a live bar on a terminal."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -85,6 +94,7 @@ class ProgressLines(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """See base class."""
         self._began = (time.monotonic(), state.global_step)
         console = Console(stderr=True)
         if console.is_terminal:
@@ -100,6 +110,7 @@ class ProgressLines(TrainerCallback):
             self._bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """See base class."""
         if self._bar:
             news = f"{self._loss}{self._heldout}"
             self._bar.update(self._bar.task_ids[0], completed=state.global_step, news=news)
@@ -112,6 +123,7 @@ class ProgressLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        """See base class."""
         if logs and "loss" in logs:
             self._loss = f"loss {float(logs['loss']):.3f}"
             began, step = self._began
@@ -126,11 +138,13 @@ class ProgressLines(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        """See base class."""
         if metrics and "eval_accuracy" in metrics:
             self._heldout = f"  held-out accuracy {metrics['eval_accuracy']:.3f}"
             self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """See base class."""
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -156,14 +170,24 @@ def run_trainer(
     run: Settings | None = None,
     right_or_not: Callable[[Any, Any], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Train `model` in place. Returns the last evaluation (`eval_loss`, `eval_accuracy`), empty without one.
+    """Train a model in place.
 
-    model: its forward takes what `collate` returns and gives a mapping with `loss` and `logits`.
-    right_or_not: (logits, labels) of a held-out batch to 1 right, 0 wrong, -1 not counted.
-    output: checkpoints go to `output/checkpoints`; a run that finds some there goes on from the last one.
-    run: all settings of the run, by which it is known that checkpoints are its own.
+    Args:
+        model: Its forward takes what `collate` returns and gives a mapping with `loss` and `logits`.
+        train: Examples to learn from.
+        heldout: Examples to evaluate on; None: no evaluation.
+        collate: Makes a batch of tensors of examples.
+        settings: Optimizer, schedule, batch sizes, checkpoints.
+        output: Checkpoints go to `output/checkpoints`; a run resumes from the last one there.
+        title: Name of the model in progress lines.
+        run: All settings of the run, by which its own checkpoints are recognised; None: `settings`.
+        right_or_not: (logits, labels) of a held-out batch to 1 correct, 0 wrong, -1 not counted.
 
-    Raises BlendError when a checkpoint is of a run with other settings.
+    Returns:
+        The last evaluation (`eval_loss`, `eval_accuracy`); empty without one.
+
+    Raises:
+        BlendError: A checkpoint belongs to a run with other settings.
     """
     checkpoints = output / "checkpoints"
     arguments = TrainingArguments(
@@ -223,7 +247,7 @@ def _bf16(settings: Optimization) -> bool:
 
 
 def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
-    """The checkpoint to go on from. Settings are kept beside them: mixing two runs' states gives neither."""
+    """Checkpoint to resume from. Settings are stored beside them: a mix of two runs' states is neither."""
     record = folder / "settings.json"
     text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
     if record.is_file() and record.read_text() != text and get_last_checkpoint(str(folder)):
@@ -236,16 +260,16 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
 
 
 def is_main_process() -> bool:
-    """Whether this process saves and speaks: the only one, or torchrun's first."""
+    """Whether this process saves and prints: the only one, or torchrun's first."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def print_results(title: str, output: Path, measured: Mapping[str, float]) -> None:
-    """Say on stdout where the trained model lies and how good it is."""
+    """Print the folder of the trained model and its held-out accuracy."""
     accuracy = f", held-out accuracy {measured['eval_accuracy']:.3f}" if "eval_accuracy" in measured else ""
     print(f"{title} saved in {output}{accuracy}", flush=True)
 
 
 def remove_checkpoints(output: Path) -> None:
-    """Free the space of the checkpoints of a finished run."""
+    """Remove the checkpoints of a finished run."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)

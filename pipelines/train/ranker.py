@@ -1,7 +1,7 @@
-"""Trains a PairRanker on rows with scored candidates, as LLM-Blender does (arXiv 2306.02561, section 3).
+"""Training of a PairRanker on rows with scored candidates, as in LLM-Blender (arXiv 2306.02561, section 3).
 
 Pairs of a row's candidates, each on a random side; the loss is InstructGPT's, -log sigmoid of how much higher
-the better one is scored. What the auxiliary losses are for stands at `configs.training.AuxiliaryLosses`.
+the better one is scored. `configs.training.AuxiliaryLosses` describes the auxiliary losses.
 Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
 """
 
@@ -37,7 +37,14 @@ from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 @dataclass(frozen=True, slots=True)
 class TrainingPair:
-    """Two candidates of a row on their sides, and by how much left is better in each metric."""
+    """Two candidates of a row.
+
+    Attributes:
+        row: Index of the row.
+        left: Index of the left candidate.
+        right: Index of the right candidate.
+        lead: By how much left is better, per metric.
+    """
 
     row: int
     left: int
@@ -52,9 +59,17 @@ def sample_pairs(
     rng: random.Random,
     row: int = 0,
 ) -> list[TrainingPair]:
-    """Pairs of different texts and different scores, sides at random; none when all are equal.
+    """Sample pairs of different texts and different scores, on random sides.
 
-    A text that several candidates have counts once, with the first one's score.
+    Args:
+        texts: The candidates of a row. A text that several have counts once, with the first one's score.
+        scores: Each candidate's score by each metric.
+        settings: Which pairs, and how many.
+        rng: Decides pairs and sides.
+        row: Index that the pairs carry.
+
+    Returns:
+        The pairs; none when all texts or all scores are equal.
     """
     first: dict[str, int] = {}
     for i, text in enumerate(texts):
@@ -74,7 +89,7 @@ def sample_pairs(
 
 
 class PairDataset(Dataset[Example]):
-    """Pairs as token ids, made when asked for: a large set of rows isn't held in memory as tokens."""
+    """Data set of pairs, tokenized on access: the tokens of a large set do not fit in memory."""
 
     def __init__(
         self,
@@ -84,7 +99,18 @@ class PairDataset(Dataset[Example]):
         pairs: PairSampling,
         seed: int,
     ) -> None:
-        """Raises BlendError when a score is missing or no two candidates of any row differ."""
+        """Sample the pairs of all rows.
+
+        Args:
+            rows: The rows to learn from.
+            metrics: Names of the scores.
+            tokenizer: The ranker's tokenizer.
+            pairs: How pairs are sampled.
+            seed: Decides pairs and sides.
+
+        Raises:
+            BlendError: A score is missing, or no two candidates of any row differ.
+        """
         rng = random.Random(seed)
         self._rows = rows
         self._tokenizer = tokenizer
@@ -113,14 +139,14 @@ class PairDataset(Dataset[Example]):
 
 
 def _aligned(candidate: list[int], reference: list[int]) -> list[int]:
-    """The reference's id at each text token of the candidate; IGNORED at markers, and where they don't align."""
+    """Reference ids at each text token of the candidate; IGNORED at markers, and everywhere if lengths differ."""
     if len(candidate) != len(reference):
         return [IGNORED] * len(candidate)
     return [IGNORED, IGNORED, *reference[2:-1], IGNORED]
 
 
 class RankerLoss(nn.Module):
-    """A PairRanker with its losses, as the Trainer wants it: tensors in, `loss` and the pairs' logits out."""
+    """A PairRanker with its losses in the Trainer's interface: tensors in, `loss` and the pairs' logits out."""
 
     def __init__(self, network: PairRMNetwork, auxiliary: AuxiliaryLosses) -> None:
         super().__init__()
@@ -133,13 +159,23 @@ class RankerLoss(nn.Module):
         self.right_head = nn.Linear(config.hidden_size, 1) if auxiliary.token_is_right else None
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """What the Trainer calls when settings ask for it."""
+        """Enable gradient checkpointing; called by the Trainer."""
         self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference_ids: Tensor
     ) -> dict[str, Tensor]:
-        """input_ids, attention_mask, reference_ids: B x L. labels: B x T, by how much left is better."""
+        """Compute loss and logits.
+
+        Args:
+            input_ids: B x L.
+            attention_mask: B x L.
+            labels: B x T, by how much left is better.
+            reference_ids: B x L, the reference's token at each position, or IGNORED.
+
+        Returns:
+            `loss` (scalar) and `logits` (B).
+        """
         hidden_BLH = self.network.encode(input_ids, attention_mask)
         left_BT, right_BT = self.network.score(hidden_BLH, input_ids)
         score_gap_BT = left_BT - right_BT
@@ -148,25 +184,31 @@ class RankerLoss(nn.Module):
         if aligned.any():
             hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
             if self.reference_head:
-                told = functional.cross_entropy(self.reference_head(hidden), expected)
-                loss = loss + self.auxiliary.reference_token * told
+                cross_entropy = functional.cross_entropy(self.reference_head(hidden), expected)
+                loss = loss + self.auxiliary.reference_token * cross_entropy
             if self.right_head:
                 is_right = (input_ids[aligned] == expected).to(hidden.dtype)
-                judged = functional.binary_cross_entropy_with_logits(self.right_head(hidden).squeeze(-1), is_right)
-                loss = loss + self.auxiliary.token_is_right * judged
+                logits = self.right_head(hidden).squeeze(-1)
+                cross_entropy = functional.binary_cross_entropy_with_logits(logits, is_right)
+                loss = loss + self.auxiliary.token_is_right * cross_entropy
         return {"loss": loss, "logits": score_gap_BT.mean(dim=-1)}
 
 
 def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the ranker prefers the candidate whose mean score is higher, else 0; B."""
+    """1 where the ranker prefers the candidate with the higher mean score, else 0; B."""
     return ((logits > 0) == (labels.mean(dim=-1) > 0)).int()
 
 
 @quiet()
 def run_ranker_training(config: RankerTraining) -> dict[str, float]:
-    """Train and save the ranker in `config.output`; the last held-out loss and pairwise accuracy.
+    """Train a ranker and save it in `config.output`.
 
-    Raises BlendError when rows can't be learnt from, ModelLoadError when the backbone can't be used.
+    Returns:
+        The last held-out loss and pairwise accuracy; empty without held-out rows.
+
+    Raises:
+        BlendError: A row cannot be learnt from.
+        ModelLoadError: The backbone cannot be used.
     """
     rows = read_training_rows(config.train)
     heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None

@@ -1,4 +1,4 @@
-"""What a trainer needs of a row. A blend passes a bad row by; in a training set it is a mistake that stops."""
+"""Training rows. A bulk run keeps a bad row with its error; in a training set it stops the training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,28 @@ from llm_blender_ray.pipelines.rows.readers import read_rows
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A prompt, its candidates that have a text, and, where given, the reference and the candidates' order."""
+    """One row to learn from.
+
+    Attributes:
+        prompt: The prompt.
+        texts: Texts of the candidates that have one.
+        metrics: Each candidate's scores by metric.
+        reference: The row's `output`, if given.
+        ranking: Indexes of `texts`, best first, if given.
+    """
 
     prompt: Prompt
     texts: tuple[str, ...]
-    metrics: tuple[Mapping[str, float], ...]  # each candidate's scores by the metric's name
+    metrics: tuple[Mapping[str, float], ...]
     reference: str | None
-    ranking: tuple[int, ...] | None  # indexes of `texts`, best first
+    ranking: tuple[int, ...] | None
 
     def scores(self, metrics: Sequence[str]) -> list[tuple[float, ...]]:
-        """Every candidate's scores, in the order of `metrics`. Raises BlendError when one is missing."""
+        """Every candidate's scores, in the order of `metrics`.
+
+        Raises:
+            BlendError: A score is missing.
+        """
         for i, given in enumerate(self.metrics):
             for metric in metrics:
                 if metric not in given:
@@ -31,7 +43,11 @@ class TrainingRow:
 
 
 def read_training_rows(uri: str, limit: int | None = None) -> list[TrainingRow]:
-    """The rows at `uri`. Raises BlendError when there are none, or one is malformed."""
+    """Read the rows at `uri`.
+
+    Raises:
+        BlendError: There are no rows, or one is malformed.
+    """
     rows = [_training_row(row) for row in read_rows(uri, limit)]
     if not rows:
         raise BlendError(f"{uri}: no rows")

@@ -1,4 +1,4 @@
-"""The original's module path of `Blender`: `llm_blender.blender`."""
+"""Module path of `Blender` in the original: `llm_blender.blender`."""
 
 from llm_blender_ray.pipelines.llm_blender.blender.blender import Blender
 

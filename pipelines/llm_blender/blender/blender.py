@@ -1,7 +1,6 @@
-"""The class itself. What it does differently from the original is told in the package's docstring.
+"""`Blender`, in one process without Ray. The package's docstring lists the differences from the original.
 
-Pairs are scored by `actors.ranker` and `actors.scorers`, answers written by `actors.fusers.genfuser`: one
-process, no Ray.
+`actors.ranker` and `actors.scorers` score pairs, `actors.fusers.genfuser` writes answers.
 """
 
 import logging
@@ -39,7 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 class Blender:
-    """Ranks candidates and fuses the best of them. Synchronous; works inside a running event loop too."""
+    """Ranks candidates and fuses the best of them. Synchronous; works inside a running event loop too.
+
+    Arguments shared by its methods: `inputs` and `instructions` (one text per row; a ranker reads them
+    concatenated), `candidates` (a list of texts per row). `batch_size` of ranking methods and `disable_tqdm` have
+    no effect. Wrong arguments raise ValueError, a missing ranker or fuser BlendError.
+    """
 
     def __init__(
         self,
@@ -47,7 +51,11 @@ class Blender:
         ranker_config: RankerConfig | None = None,
         fuser_config: GenFuserConfig | None = None,
     ) -> None:
-        """Loads what has a config; `loadranker` and `loadfuser` load the rest. Raises ModelLoadError."""
+        """Load the models that have a config; `loadranker` and `loadfuser` load others.
+
+        Raises:
+            ModelLoadError: A model cannot be used.
+        """
         self.blender_config = blender_config or BlenderConfig()
         self.ranker_config: RankerConfig | None = None
         self.fuser_config: GenFuserConfig | None = None
@@ -64,17 +72,32 @@ class Blender:
     def loadranker(self, ranker_path: str, device: Device = None, **kwargs: Any) -> None:
         """Load a PairRanker in any published layout, or a reward model (sequence classification, one label).
 
-        ranker_path: a folder or hub id. kwargs: fields of RankerConfig. Raises ModelLoadError.
+        Args:
+            ranker_path: Folder or hub id.
+            device: Torch device; None: the config's, else the GPU if there is one.
+            **kwargs: Fields of RankerConfig.
+
+        Raises:
+            ModelLoadError: The model cannot be used.
         """
         config = RankerConfig(**kwargs | {"load_checkpoint": str(ranker_path)})
         settings = local_ranker(str(ranker_path), config, device, config.device, self.blender_config.device)
-        self._ranker = None  # the old one's memory goes first
+        self._ranker = None  # frees its memory first
         self._ranker = LoadedRanker(settings)
         self.ranker_config = config
         _log.info("loaded ranker %s", ranker_path)
 
     def loadfuser(self, fuser_path: str, device: Device = None, **kwargs: Any) -> None:
-        """Load a fuser: a folder or hub id. kwargs: fields of GenFuserConfig. Raises ModelLoadError."""
+        """Load a fuser.
+
+        Args:
+            fuser_path: Folder or hub id.
+            device: Torch device; None: the config's, else the GPU if there is one.
+            **kwargs: Fields of GenFuserConfig.
+
+        Raises:
+            ModelLoadError: The model cannot be used.
+        """
         config = GenFuserConfig(**kwargs | {"model_name": str(fuser_path)})
         settings = fuser_settings(str(fuser_path), config, device, config.device, self.blender_config.device)
         self._fuser = None
@@ -94,11 +117,13 @@ class Blender:
         source_max_length: int | None = None,
         candidate_max_length: int | None = None,
     ) -> Arrays:
-        """Ranks from all pairs in both orders: int32 [rows, n], 1 is the best, equal scores share the better rank.
+        """Rank by all pairs in both orders: int32 [rows, n], 1 is the best, equal scores share the better rank.
 
-        return_scores: instead float32 scores, higher is better: the mean over j of logit(i, j) - logit(j, i), and
-            of a reward model its rewards.
-        source_max_length, candidate_max_length: tokens; others than the last call's load the ranker anew.
+        Args:
+            return_scores: Return float32 scores instead, higher is better: the mean over j of
+                logit(i, j) - logit(j, i); for a reward model its rewards.
+            source_max_length: Tokens; a value other than the last call's reloads the ranker.
+            candidate_max_length: Likewise.
         """
         ranker = self._loaded(source_max_length, candidate_max_length)
         rows = arguments.rows(arguments.sources(inputs, instructions), candidates)
@@ -121,12 +146,13 @@ class Blender:
         source_max_length: int | None = None,
         candidate_max_length: int | None = None,
     ) -> Arrays:
-        """Ranks as `rank` has them, from comparisons with one reference each: n of them, not n(n-1).
+        """Rank like `rank`, from n comparisons with one reference instead of n(n-1).
 
-        return_scores: instead float64 scores, how much better than the reference (0).
-        ref_mode: longest, shortest, median_length (in characters), first or last candidate.
-        ref_candidates: the references themselves, one per input; goes before `ref_mode`.
-        mode: a mode of `compare`, the reference being A; or a `ref_mode`, as the original's README calls it.
+        Args:
+            return_scores: Return float64 scores instead: how much better than the reference (0).
+            ref_mode: longest, shortest, median_length (in characters), first or last candidate.
+            ref_candidates: The references themselves, one per input; override `ref_mode`.
+            mode: A mode of `compare`, the reference being A; or a `ref_mode`, as in the original's README.
         """
         if mode in REFERENCES:
             ref_mode, mode = str(mode), None
@@ -161,10 +187,11 @@ class Blender:
     ) -> NDArray[Any]:
         """Whether A is better than B: bool [rows].
 
-        return_logits: instead float32 logits, positive where A is better.
-        mode: which stands left: "[A,B]" gives logit(A, B); "[A,B]+[B,A]" gives logit(A, B) - logit(B, A); "[B,A]"
-            gives logit(B, A), so that here, as in the original, B is what is better. For a reward model all are
-            reward(A) - reward(B).
+        Args:
+            return_logits: Return float32 logits instead, positive where A is better.
+            mode: Which is left: "[A,B]" gives logit(A, B); "[A,B]+[B,A]" gives logit(A, B) - logit(B, A); "[B,A]"
+                gives logit(B, A), so that, as in the original, B is the better one. For a reward model all are
+                reward(A) - reward(B).
         """
         ranker = self._loaded()
         prompts = arguments.sources(inputs, instructions)
@@ -181,7 +208,7 @@ class Blender:
         return_logits: bool = False,
         mode: str = "[A,B]+[B,A]",
     ) -> NDArray[Any]:
-        """`compare` for conversations: turns `{"role": ..., "content": ...}`, USER and ASSISTANT taking turns.
+        """`compare` for conversations: turns `{"role": ..., "content": ...}`, USER and ASSISTANT alternating.
 
         Both conversations of a pair have the same USER turns.
         """
@@ -213,8 +240,9 @@ class Blender:
     ) -> list[str] | list[list[str]]:
         """The best candidate of every row.
 
-        pairrm_cmp_type: "bubble" compares n - 1 pairs one after the other; "full" compares all, as `rank` does.
-        return_all: instead all candidates of every row, best first; bubble then takes as many pairs as full.
+        Args:
+            pairrm_cmp_type: "bubble" compares n - 1 pairs one after the other; "full" compares all, like `rank`.
+            return_all: Return all candidates of every row, best first; bubble then compares as many pairs as full.
         """
         return self._of_n(inputs, candidates, instructions, pairrm_cmp_type, return_all, worst=False)
 
@@ -227,7 +255,7 @@ class Blender:
         return_all: bool = False,
         batch_size: int = 8,
     ) -> list[str] | list[list[str]]:
-        """The worst candidate of every row, or with `return_all` all, worst first; else as `get_best_of_n`."""
+        """The worst candidate of every row, or with `return_all` all, worst first; else like `get_best_of_n`."""
         return self._of_n(inputs, candidates, instructions, pairrm_cmp_type, return_all, worst=True)
 
     def fuse(
@@ -238,11 +266,12 @@ class Blender:
         batch_size: int = 4,
         **generate_kwargs: Any,
     ) -> list[str]:
-        """One answer per row, written from its candidates, which come best first.
+        """Write one answer per row from its candidates, which come best first.
 
-        batch_size: inputs decoded together; it decides memory and speed, not the answers of greedy or beam search.
-        generate_kwargs: `candidate_max_length` (tokens), and arguments of transformers' `generate` (4 beams and
-            `candidate_max_length` new tokens unless they say otherwise).
+        Args:
+            batch_size: Inputs decoded together; affects memory and speed, not the answers of greedy or beam search.
+            **generate_kwargs: `candidate_max_length` (tokens), and arguments of transformers' `generate`. Default:
+                4 beams and `candidate_max_length` new tokens.
         """
         fuser = self._loaded_fuser()
         rows = arguments.rows(arguments.prompts(inputs, instructions), candidates)
@@ -263,8 +292,12 @@ class Blender:
         top_k: int = 3,
         **generate_kwargs: Any,
     ) -> tuple[list[str], Arrays]:
-        """Answers written from the `top_k` best candidates of every row, and what `rank` returns."""
-        self._loaded_fuser()  # said before the ranker works, not after
+        """Rank, then write answers from the `top_k` best candidates of every row.
+
+        Returns:
+            The answers, and what `rank` returns.
+        """
+        self._loaded_fuser()  # fails before the ranker works
         ranked = self.rank(inputs, candidates, instructions, return_scores=return_scores)
         ranks = [-row for row in ranked] if return_scores else ranked
         best = arguments.get_topk_candidates_from_ranks(ranks, candidates, top_k)
@@ -281,14 +314,15 @@ class Blender:
         batch_size: int = 4,
         **generate_kwargs: Any,
     ) -> list[list[str]]:
-        """n answers of one LLM to every input; an instruction goes before its input on a line of its own.
+        """N answers of one LLM to every input; an instruction precedes its input on a line of its own.
 
-        model: a transformers model that generates, causal or encoder-decoder, or a `vllm.LLM`.
-        sampling_mode: "top_p_sampling", "top_k_sampling" (both at temperature 0.7), or None: generate_kwargs alone.
-        batch_size: inputs decoded together, n answers each; vLLM batches by itself.
-        generate_kwargs: arguments of `generate` (of vLLM: of SamplingParams, max_new_tokens being max_tokens).
-            Without max_new_tokens or max_length the model's generation config says how long an answer may be, or
-            what it has room for.
+        Args:
+            model: A transformers model that generates, causal or encoder-decoder, or a `vllm.LLM`.
+            sampling_mode: "top_p_sampling", "top_k_sampling" (both at temperature 0.7), or None: generate_kwargs
+                alone.
+            batch_size: Inputs decoded together, n answers each; vLLM batches by itself.
+            **generate_kwargs: Arguments of `generate` (of vLLM: of SamplingParams, max_new_tokens being
+                max_tokens). Default length: the model's generation config, else the model's context.
         """
         prompts = arguments.prompts(inputs, instructions)
         written = [prompt.input if instructions is None else "\n".join(prompt.texts()) for prompt in prompts]
@@ -309,7 +343,7 @@ class Blender:
     ) -> list[str] | list[list[str]]:
         """The best of n answers of one LLM to every input: `n_generate`, then `get_best_of_n`."""
         if n > 1:
-            self._loaded()  # said before the LLM works, not after
+            self._loaded()  # fails before the LLM works
         sampled = self.n_generate(
             model, model_tokenizer, inputs, instructions, n, sampling_mode, batch_size, **generate_kwargs
         )
@@ -341,7 +375,12 @@ class Blender:
     def _loaded(
         self, source_max_length: int | None = None, candidate_max_length: int | None = None
     ) -> LoadedRanker:
-        """The ranker with these lengths; None: those it was loaded with. Raises BlendError, ModelLoadError."""
+        """The ranker with these token lengths; None: those it was loaded with.
+
+        Raises:
+            BlendError: No ranker is loaded.
+            ModelLoadError: It cannot be reloaded.
+        """
         if self._ranker is None:
             raise BlendError("no ranker is loaded: call loadranker(path) first")
         self._ranker.use_lengths(source_max_length, candidate_max_length)

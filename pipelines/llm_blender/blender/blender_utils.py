@@ -1,4 +1,4 @@
-"""The original's module path of its helpers: `llm_blender.blender.blender_utils`."""
+"""Module path of its helpers in the original: `llm_blender.blender.blender_utils`."""
 
 from llm_blender_ray.pipelines.llm_blender.arguments import get_topk_candidates_from_ranks
 
