@@ -1,7 +1,7 @@
-"""`blend report`: one HTML page of a run, which needs nothing else: no script, no file beside it, no network.
+"""`blend report`: one self-contained HTML page of a run, without scripts, files beside it or network access.
 
-The numbers come from the rows (`numbers`), the times from the run's manifest where there is one. The same rows give
-the same page, but for the time at which it was made.
+The numbers come from the rows (`numbers`), the times from the run's manifest if there is one. The same rows give
+the same page, except for its creation time.
 """
 
 import glob
@@ -30,13 +30,19 @@ LONGEST_TEXT = 600  # characters of a text in an example
 
 
 def write_report(uri: str, output: str | None = None) -> str:
-    """Make the page of a file, folder or glob of rows; returns where it is.
+    """Write the page of a file, folder or glob of rows.
 
-    output: default is beside the rows, `NAME.report.html`. Not in a folder of them: who reads that as Parquet would
-    stumble over it.
+    Args:
+        uri: The rows.
+        output: Path of the page; None: beside the rows, `NAME.report.html`. Not inside a folder of them, which
+            readers of Parquet folders take as a whole.
 
-    Raises BlendError when there are no files to read, the page can't be written, or (for a glob, `.` or a bucket)
-    it has no place of its own.
+    Returns:
+        Path of the page.
+
+    Raises:
+        BlendError: There are no files to read, the page cannot be written, or (for a glob, `.` or a bucket) it
+            has no default path.
     """
     if output is None:
         if glob.has_magic(uri) or PurePosixPath(uri).name in ("", "..") or "/" not in filesystem(uri)[1]:
@@ -49,9 +55,9 @@ def write_report(uri: str, output: str | None = None) -> str:
 
 
 def manifest_of(uri: str) -> Manifest | None:
-    """The manifest of the run that wrote these rows; None when there is none, or it isn't one of ours.
+    """Manifest of the run that wrote these rows; None if there is none, or it is not one of ours.
 
-    Its checksum isn't asked for: one of an earlier version has none, and a report decides nothing.
+    Its checksum is not required: one of an earlier version has none, and nothing is decided by a report.
     """
     if glob.has_magic(uri):
         return None
@@ -87,7 +93,7 @@ def render_page(uri: str, numbers: Numbers, manifest: Manifest | None, made: dat
 
 
 def _facts(numbers: Numbers) -> list[tuple[str, str, str]]:
-    """The few figures on top: what, how much, and what to know about it."""
+    """The key figures on top: label, value, note."""
     errors = numbers.errors.total
     facts = [("rows", f"{numbers.rows:,}", f"{numbers.fused:,} with a fused answer" if numbers.fused else "")]
     facts.append(("rows with an error", f"{errors:,}", share(errors, numbers.rows)))
@@ -105,7 +111,7 @@ def _facts(numbers: Numbers) -> list[tuple[str, str, str]]:
 
 
 def _run(manifest: Manifest | None) -> list[tuple[str, str]]:
-    """What ran, when and on what."""
+    """The run's command, times, input and output."""
     if manifest is None:
         return []
     seconds = (manifest.finished - manifest.started).total_seconds()

@@ -1,8 +1,8 @@
-"""What a report says, as numbers: one pass over a run's rows, which may be millions, in little memory.
+"""Numbers of a report: one pass over a run's rows, which may be millions, in little memory.
 
-Counts and means are of all rows. What costs much (comparing texts with references) or must be held (lengths, for
-their quantiles; example rows) is of a random sample once there are more than `SAMPLE` rows. A row is in the sample
-by a hash of its id, so the same rows give the same report, however they lie in files.
+Counts and means cover all rows. What is expensive (comparing texts with references) or must be held in memory
+(lengths, for their quantiles; example rows) covers a random sample once there are more than `SAMPLE` rows. Hashes
+of ids choose the sample, so the same rows give the same report, however they are split into files.
 """
 
 import hashlib
@@ -15,17 +15,24 @@ from typing import Any, Self
 from llm_blender_ray.pipelines.quality.error_kinds import Kinds
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality, name_of
 
-SAMPLE = 5_000  # rows of the sample at most, and about half as many at least, where there are more
+SAMPLE = 5_000  # most rows of the sample; of more rows it holds at least about half as many
 EXAMPLES = 3
 
 
 @dataclass
 class OfModel:
-    """One LLM. Shares are counted per row, and split among answers that tie.
+    """One LLM. Shares are counted per row, and split among tied answers.
 
-    answers, failed: candidates with a text and with an error. finish: by finish_reason, '' where it isn't told.
-    rank: 1 is the best. first: share of the rows that rank it in which it is the best. fused: share of the fused
-    rows with an answer of this LLM in which the fuser got that. characters, tokens: of its answers.
+    Attributes:
+        answers: Candidates with a text.
+        failed: Candidates with an error.
+        finish: Answers by finish_reason, '' if unknown.
+        characters: Length of an answer.
+        tokens: Length of an answer.
+        rank: 1 is the best.
+        first: Share of the rows that rank it in which it is the best.
+        fused: Share of the fused rows with an answer of this LLM in which the fuser got that answer.
+        errors: Errors by kind.
     """
 
     answers: int = 0
@@ -43,10 +50,12 @@ class OfModel:
 class Orders:
     """Pairs of different answers with a logit in both orders.
 
-    agreeing: pairs of which both orders prefer the same answer (a tie must be one in both).
-    bias: half of logit(i, j) + logit(j, i), what standing on the left is worth; margin: half of
-    |logit(i, j) - logit(j, i)|, what the answers' difference is worth. mirrored: pairs whose two logits are each
-    other's negative: one forward told both, as a reward model's does.
+    Attributes:
+        pairs: Number of pairs.
+        agreeing: Pairs of which both orders prefer the same answer (a tie must be one in both).
+        mirrored: Pairs whose two logits are each other's negative: one forward gave both, as for a reward model.
+        bias: Half of logit(i, j) + logit(j, i), the advantage of the left position.
+        margin: Half of |logit(i, j) - logit(j, i)|, the difference of the answers.
     """
 
     pairs: int = 0
@@ -57,7 +66,7 @@ class Orders:
 
 
 class Sample:
-    """The quality and the lengths of some rows; lengths in characters by LLM, of the fused ones under None."""
+    """Quality and lengths of some rows; lengths in characters by LLM, of the fused answers under None."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -65,7 +74,7 @@ class Sample:
         self.lengths: dict[str | None, list[int]] = defaultdict(list)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One more row."""
+        """Add one row."""
         self.rows += 1
         self.quality.add(row)
         for index, one in enumerate(row["candidates"] or ()):
@@ -75,7 +84,7 @@ class Sample:
             self.lengths[None].append(len(row["fused"]))
 
     def merge(self, other: Self) -> None:
-        """The rows of another."""
+        """Add the rows of another sample."""
         self.rows += other.rows
         self.quality.merge(other.quality)
         for name, lengths in other.lengths.items():
@@ -83,10 +92,10 @@ class Sample:
 
 
 class RowSampling:
-    """A sample of a stream of unknown length.
+    """Sample of a stream of unknown length.
 
-    Every row has a level: half of them 0, a quarter 1, an eighth 2, ... Each level is summed up by itself, and when
-    together they hold too many rows, the lowest is dropped and its rows are passed over from then on.
+    Every row has a level: half of them 0, a quarter 1, an eighth 2, ... Each level is summed up by itself. When
+    together they hold too many rows, the lowest is dropped, and its rows are skipped from then on.
     """
 
     def __init__(self, most: int) -> None:
@@ -94,7 +103,12 @@ class RowSampling:
         self._levels: dict[int, Sample] = defaultdict(Sample)
 
     def add(self, row: Mapping[str, Any], key: int) -> None:
-        """One row; `key`: 64 random bits, the same for the same row."""
+        """Add one row.
+
+        Args:
+            row: The row.
+            key: 64 random bits, the same for the same row.
+        """
         level = 64 - key.bit_length()
         if level < self._floor:
             return
@@ -105,7 +119,7 @@ class RowSampling:
             self._floor = lowest + 1
 
     def result(self) -> Sample:
-        """All rows that are left."""
+        """Sample of all remaining levels."""
         whole = Sample()
         for _, sample in sorted(self._levels.items()):
             whole.merge(sample)
@@ -114,12 +128,17 @@ class RowSampling:
 
 @dataclass
 class Numbers:
-    """All that rows tell.
+    """All numbers of a run's rows.
 
-    above: how often an answer of the first LLM is ranked above one of the second, ties not counted; met: how often
-    both are ranked. compared: rows that tell how many forwards they took; forwards: those; full: those of comparing
-    all pairs of their different answers in both orders. longest_first: share of rows in which the best is the
-    longest, by_chance: if length didn't matter; longer_above: share of pairs in which the longer is ranked above.
+    Attributes:
+        above: How often an answer of the first LLM is ranked above one of the second, ties not counted.
+        met: How often both are ranked.
+        compared: Rows with a number of forwards.
+        forwards: Sum of these numbers.
+        full: Forwards that comparing all pairs of their different answers in both orders would take.
+        longest_first: Share of rows in which the best answer is the longest.
+        by_chance: The same share if length did not matter.
+        longer_above: Share of pairs in which the longer answer is ranked above.
     """
 
     rows: int = 0
@@ -147,7 +166,7 @@ class Numbers:
         return self.above[one, other] / met if met else None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row of `parsing.read_rows`, all but the sample."""
+        """Add one row of `read_rows`, to all numbers but the sample."""
         self.rows += 1
         if row["error"] is not None:
             self.errors.add(row["error"])
@@ -192,7 +211,7 @@ class Numbers:
         order: Sequence[int],
         scores: Sequence[float | None] | None,
     ) -> None:
-        """Who is above whom. Equal answers and equal scores tie, whichever `order` names first."""
+        """Count which LLM is above which. Equal answers and equal scores tie, whatever their order."""
         rank = dict.fromkeys(order, 1.0)
         for i, j in combinations(order, 2):  # i stands before j
             tied = texts[i] == texts[j] or (scores is not None and scores[i] is not None and scores[i] == scores[j])
@@ -232,7 +251,12 @@ class Numbers:
 
 
 def count(rows: Iterable[Mapping[str, Any]], sample: int = SAMPLE) -> Numbers:
-    """The numbers of rows as `parsing.read_rows` gives them. `sample`: rows held for what isn't of all of them."""
+    """Numbers of rows as `read_rows` gives them.
+
+    Args:
+        rows: The rows.
+        sample: Most rows of the sample.
+    """
     numbers, sampling = Numbers(), RowSampling(sample)
     examples: list[tuple[int, dict[str, Any]]] = []
     for row in rows:
@@ -247,7 +271,7 @@ def count(rows: Iterable[Mapping[str, Any]], sample: int = SAMPLE) -> Numbers:
 
 
 def by_standing(numbers: Numbers) -> list[str]:
-    """The LLMs' names, best mean rank first; those that were never ranked last, by name."""
+    """Names of the LLMs, best mean rank first; those never ranked last, by name."""
 
     def standing(name: str) -> tuple[float, str]:
         rank = numbers.models[name].rank.value

@@ -1,4 +1,4 @@
-"""What a page is made of, and how numbers are written on it."""
+"""Parts of a page, and the format of numbers on it."""
 
 from dataclasses import dataclass
 
@@ -6,22 +6,22 @@ from markupsafe import Markup
 
 from llm_blender_ray.pipelines.quality.evaluation import Mean
 
-SHOWN = 24  # LLMs and the like at most; more would be read by nobody
+SHOWN = 24  # most LLMs of a table or figure
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells of text; the first column is what the line is about."""
+    """Table of texts; the first column names the line."""
 
     caption: str
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
-    texts: tuple[int, ...] = ()  # columns that hold text, not numbers
+    texts: tuple[int, ...] = ()  # columns of text; others are numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot, what it shows for who can't see it, and what to know beside it."""
+    """A plot with its alternative text and a note."""
 
     title: str
     svg: Markup
@@ -32,7 +32,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of the page."""
+    """A section of the page."""
 
     title: str
     texts: tuple[str, ...] = ()
@@ -41,19 +41,22 @@ class Section:
 
 
 def share(part: float, whole: float) -> str:
-    """A share in percent."""
+    """A share in percent; empty for a share of nothing."""
     return "" if not whole else f"{100 * part / whole:.1f}%"
 
 
 def value_of(mean: Mean | None, form: str) -> str:
+    """The mean by a format; empty without a value."""
     return "" if mean is None or mean.value is None else format(mean.value, form)
 
 
 def percent(mean: Mean | None) -> str:
+    """The mean as a percentage; empty without a value."""
     return "" if mean is None or mean.value is None else f"{100 * mean.value:.1f}%"
 
 
 def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str:
+    """The mean and half the width of its 95% interval; empty without a value."""
     if mean is None or mean.value is None:
         return ""
     value = f"{mean.value:{'+' if sign else ''},.{digits}f}"
@@ -61,6 +64,7 @@ def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str
 
 
 def percent_plus_minus(mean: Mean) -> str:
+    """The same as a percentage."""
     if mean.value is None:
         return ""
     return (

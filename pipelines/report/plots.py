@@ -1,8 +1,8 @@
-"""The figures of a report, as SVG to put into the page.
+"""Figures of a report, as SVG to put into the page.
 
-Made for paper first: dark on white, the difference is told by a place, a shape, a hatch or a number and never by a
-hue alone. Text stays text, so it is small, is found by a search and read aloud; its widths are laid out with DejaVu
-Sans, the widest of the fonts that a browser will take.
+Made for paper first: dark on white; place, shape, hatch or number carry each difference, never hue alone. Text
+stays text, which is small, searchable and readable aloud; layout assumes DejaVu Sans, the widest of the fonts
+that a browser will take.
 """
 
 import io
@@ -18,13 +18,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 4.4  # inches, of most figures: a phone's screen shows it in about its own size
+WIDTH = 4.4  # inches, of most figures: about a phone's screen
 WIDE = 7.5
-INK, BLUE, ORANGE, PALE = "#222222", "#0072b2", "#e69f00", "#cfe3f1"  # Okabe and Ito: told apart by everyone
+INK, BLUE, ORANGE, PALE = "#222222", "#0072b2", "#e69f00", "#cfe3f1"  # Okabe and Ito: safe for colour-blind readers
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "blend",  # ids come from the content, not from chance
-    "text.parse_math": False,  # a model's name is no formula
+    "svg.hashsalt": "blend",  # ids depend on the content alone
+    "text.parse_math": False,  # names are no formulas
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana"],
     "font.size": 8.5,
@@ -67,7 +67,7 @@ class Point:
 
 
 def short(text: str, most: int = 20) -> str:
-    """A name as a label: printable characters in one line; of a long one the beginning and the end."""
+    """A name as a label: printable characters in one line; the middle of a long one is cut."""
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split()) or "(no name)"
     if len(text) > most and _HUB_ID.fullmatch(text):
@@ -77,7 +77,7 @@ def short(text: str, most: int = 20) -> str:
 
 
 def means(points: Sequence[Point], label: str, key: str) -> str:
-    """A dot for each mean with its interval; `label` names the axis."""
+    """A dot for each mean, with its interval; `label` names the axis."""
     with _figure(key, len(points), 0.23) as (axes, svg):
         _rows(axes, [point.label for point in points])
         for role, marker in _MARKERS.items():
@@ -97,12 +97,12 @@ def means(points: Sequence[Point], label: str, key: str) -> str:
 
 
 def is_wide(n: int) -> bool:
-    """Whether a matrix of so many lines takes the page's whole width."""
+    """Whether a matrix of `n` lines takes the page's whole width."""
     return n > 12
 
 
 def matrix(names: Sequence[str], shares: Sequence[Sequence[float | None]], key: str) -> str:
-    """A square of shares with the number in each cell; None is left blank. Columns have the lines' numbers."""
+    """Square of shares with the number in each cell; None is left blank. Columns have the lines' numbers."""
     n = len(names)
     width = WIDE if is_wide(n) else WIDTH
     side = min(0.42, (width - 1.5) / n)
@@ -119,7 +119,7 @@ def matrix(names: Sequence[str], shares: Sequence[Sequence[float | None]], key: 
                     va="center",
                     color="white" if value > 0.7 else "black",
                     fontsize=min(8.5, 34 * side),
-                    in_layout=False,  # measuring hundreds of them would take most of the time
+                    in_layout=False,  # measuring hundreds of texts would take most of the time
                 )
         axes.set(xlim=(0, n), ylim=(n, 0))
         axes.set_yticks(np.arange(n) + 0.5, [f"{short(name)}  {i}" for i, name in enumerate(names, 1)])
@@ -130,7 +130,7 @@ def matrix(names: Sequence[str], shares: Sequence[Sequence[float | None]], key: 
 
 
 def chosen(names: Sequence[str], first: Sequence[float], fused: Sequence[float | None], key: str) -> str:
-    """Bars: how often each is the best (full), and how often it is fused (hatched, behind)."""
+    """Bars: how often each LLM is the best (full), and how often it is fused (hatched, behind)."""
     with _figure(key, len(names), 0.27, extra=0.7) as (axes, svg):
         _rows(axes, names)
         rows = np.arange(len(names))
@@ -163,7 +163,7 @@ def chosen(names: Sequence[str], first: Sequence[float], fused: Sequence[float |
 def spread(names: Sequence[str], lengths: Sequence[Sequence[int]], key: str) -> str:
     """Boxes: median and quartiles, whiskers from the 5th to the 95th percentile, on a logarithmic axis.
 
-    Every list holds at least one length; 0 is drawn as 1.
+    Every list has at least one length; 0 is drawn as 1.
     """
     with _figure(key, len(names), 0.25) as (axes, svg):
         _rows(axes, names)
@@ -198,7 +198,7 @@ def spread(names: Sequence[str], lengths: Sequence[Sequence[int]], key: str) -> 
 
 
 def bars(names: Sequence[str], values: Sequence[float], label: str, key: str) -> str:
-    """Plain bars with their values beside them; `label` names the axis."""
+    """Bars with their values; `label` names the axis."""
     with _figure(key, len(names), 0.25) as (axes, svg):
         _rows(axes, names)
         axes.barh(range(len(names)), values, height=0.6, color=PALE, edgecolor=INK, linewidth=0.8)
@@ -212,7 +212,7 @@ def bars(names: Sequence[str], values: Sequence[float], label: str, key: str) ->
 
 
 def _log_ticks(low: float, high: float) -> list[int]:
-    """Round numbers from `low` to `high`, as many as have room."""
+    """Round numbers from `low` to `high`, as many as fit."""
     for steps in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10**power for power in range(12) for step in steps if low <= step * 10**power <= high]
         if len(ticks) <= 6:
@@ -236,13 +236,13 @@ def _aside(axes: Axes, y: float, text: str) -> None:
 def _figure(
     key: str, lines: int, each: float, extra: float = 0.5, width: float = WIDTH
 ) -> Iterator[tuple[Axes, list[str]]]:
-    """One pair of axes, `each` inches high for each of `lines`; afterwards the list holds the SVG.
+    """One pair of axes, `each` inches high for each of `lines`; after the block the list holds the SVG.
 
-    key: unlike any other figure's of the page, whose ids must not meet.
+    `key` distinguishes the ids of the SVG from those of the page's other figures.
     """
     svg: list[str] = []
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # The page's own font has the characters that DejaVu Sans lacks; only their widths are guessed.
+        # The page's own font has the characters that DejaVu Sans lacks; only their widths are estimated.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, each * lines + extra), layout="constrained")
         yield figure.subplots(), svg

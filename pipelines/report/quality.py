@@ -1,4 +1,4 @@
-"""How good the answers are: the sections about references and given scores."""
+"""Sections about the quality of answers: references and given scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
 from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
 
-MAX_SCORES = 6  # given scores at most
+MAX_SCORES = 6  # sections of given scores
 
 
 def headline(numbers: Numbers) -> tuple[str, str, str] | None:
-    """(metric, how good the blend or choice was, how good the best LLM) of the first metric; None without one."""
+    """(metric, value of the blend or choice, value of the best LLM) of the first metric; None without one."""
     given = sorted(numbers.sample.quality.scores.items())
     for name, tally in [*_references(numbers), *given]:
         best = max(tally.models, key=lambda one: _mean_of(tally, tally.models[one]), default=None)
@@ -27,7 +27,7 @@ def headline(numbers: Numbers) -> tuple[str, str, str] | None:
 
 
 def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
-    """One for references and one for each given score, about the LLMs of these names."""
+    """A section for references and one for each given score, about the LLMs of these names."""
     quality = numbers.sample.quality
     references = {name: tally for name, tally in _references(numbers) if tally.models}
     scores = sorted((name, tally) for name, tally in quality.scores.items() if tally.models)[:MAX_SCORES]
@@ -40,7 +40,7 @@ def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
 
 
 def _references(numbers: Numbers) -> list[tuple[str, Tally]]:
-    """The metrics against references in the report's order, without those below their threshold."""
+    """Metrics against references in the report's order, without those below their threshold."""
     tallies = numbers.sample.quality.references
     metrics = sorted(map(metric_class, tallies), key=lambda metric: metric.report_order)
     return [
@@ -55,7 +55,7 @@ def _best(tally: Tally) -> float:
 
 
 def _mean_of(tally: Tally, means: Mapping[str, Mean]) -> float:
-    """The mean, turned so that higher is better."""
+    """The mean, with its sign such that higher is better."""
     return tally.sign * (means["mean"].value or 0.0)
 
 
@@ -97,7 +97,7 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
         Figure(
             metric_label(name),
             Markup(plots.means(_points(tally, lines), f"mean {metric_label(name)}", f"q{key}{i}")),
-            f"Mean {metric_label(name)} of each LLM and of the blend, best first: " + _told(tally, lines),
+            f"Mean {metric_label(name)} of each LLM and of the blend, best first: " + _described(tally, lines),
         )
         for i, (name, tally) in enumerate(metrics.items())
     ]
@@ -133,7 +133,7 @@ def _points(tally: Tally, lines: Sequence[_Line]) -> list[plots.Point]:
     return found
 
 
-def _told(tally: Tally, lines: Sequence[_Line]) -> str:
+def _described(tally: Tally, lines: Sequence[_Line]) -> str:
     return ", ".join(f"{point.label} {point.mean:.3f}" for point in _points(tally, lines))
 
 
@@ -145,7 +145,7 @@ def _gain(tally: Tally, system: str, role: plots.PointRole, name: str) -> str:
 
 
 def _findings(tally: Tally, heading: str) -> list[str]:
-    """What the table says, in words; a difference is one when its interval doesn't hold 0."""
+    """The table in words; a difference counts when its interval excludes 0."""
     found = []
     best = max(tally.models, key=lambda name: (_mean_of(tally, tally.models[name]), name))
     name = plots.short(best, 40)

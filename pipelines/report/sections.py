@@ -1,7 +1,7 @@
-"""What a report says, as sections of text, figures and tables: numbers in, plain data out for `page.html`.
+"""Sections of a report: numbers in; texts, figures and tables for `page.html` out.
 
-Every text is plain and gets escaped by the template; only the figures are markup. A section whose numbers aren't
-there is left out, and `missing` says why.
+Every text is plain and gets escaped by the template; only figures are markup. A section without numbers is left
+out, and `missing` gives the reason.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from llm_blender_ray.pipelines.report.quality import quality_sections
 
 
 def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:
-    """All sections that the numbers give something for, in the page's order."""
+    """All sections that there are numbers for, in the page's order."""
     names = by_standing(numbers)
     if len(names) > SHOWN:
         often = sorted(names, key=lambda name: -numbers.models[name].answers)[:SHOWN]
@@ -42,28 +42,28 @@ def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:
 
 
 def missing(numbers: Numbers, manifest: Manifest | None) -> list[str]:
-    """What the page can't say, and what it would take."""
-    quality, said = numbers.sample.quality, []
+    """What the page lacks, and what would provide it."""
+    quality, notes = numbers.sample.quality, []
     if not numbers.rows:
-        said.append("There are no rows.")
+        notes.append("There are no rows.")
     elif not numbers.with_candidates:
-        said.append("No row has candidates, so there is nothing to say about LLMs.")
+        notes.append("No row has candidates, so there is nothing to say about LLMs.")
     elif not quality.references and not quality.scores:
-        said.append("No quality: no row without an error has a reference (output), and no candidate has scores.")
+        notes.append("No quality: no row without an error has a reference (output), and no candidate has scores.")
     if numbers.with_candidates and not numbers.ranked:
-        said.append("Nothing about ranking: no row is ranked.")
+        notes.append("Nothing about ranking: no row is ranked.")
     elif numbers.ranked and not numbers.orders.pairs and not _rankers(manifest):
-        said.append("No agreement of both orders: rows have no logits (matrix: true, or blend rank --matrix).")
+        notes.append("No agreement of both orders: rows have no logits (matrix: true, or blend rank --matrix).")
     if manifest is None:
-        said.append("No times, versions and settings: there is no manifest of a finished run beside these rows.")
+        notes.append("No times, versions and settings: there is no manifest of a finished run beside these rows.")
     elif manifest.output.rows != numbers.rows:
-        said.append(
+        notes.append(
             f"The manifest counts {manifest.output.rows:,} rows, {numbers.rows:,} were read: "
             "these aren't the rows that the run wrote."
         )
     if len(numbers.models) > SHOWN:
-        said.append(f"Of {len(numbers.models):,} LLMs the {SHOWN} with the most answers are shown.")
-    return said
+        notes.append(f"Of {len(numbers.models):,} LLMs the {SHOWN} with the most answers are shown.")
+    return notes
 
 
 # ---- ranking
@@ -158,7 +158,7 @@ def _comparisons(numbers: Numbers, manifest: Manifest | None) -> Section | None:
         texts.append("More forwards were made than all pairs need: their rows have candidates that came later.")
     if orders.pairs and orders.mirrored == orders.pairs:
         texts.append(
-            "One forward told both orders of every pair (the scorer looks at one answer at a time), so they agree."
+            "One forward gave both orders of every pair (the scorer looks at one answer at a time), so they agree."
         )
     table = Table(
         caption="Counted are the forwards that a ranking took, none for what a cache knew. The worth of "
@@ -213,11 +213,11 @@ def _lengths(numbers: Numbers, names: Sequence[str]) -> Section | None:
     ]
     if numbers.fused:
         lines.append(("fused", f"{numbers.fused:,}", plus_minus(numbers.fused_characters, digits=0), ""))
-    told = 4 if any(line[3] for line in lines) else 3  # columns: without tokens where no row tells them
+    columns = 4 if any(line[3] for line in lines) else 3  # without tokens if no row has them
     table = Table(
         "Mean length ± half its 95% interval.",
-        ("", "answers", "characters", "completion tokens")[:told],
-        tuple(line[:told] for line in lines),
+        ("", "answers", "characters", "completion tokens")[:columns],
+        tuple(line[:columns] for line in lines),
     )
     return Section("Length of the answers", tuple(texts), (figure,), (table,))
 
@@ -264,7 +264,7 @@ def _errors(numbers: Numbers, names: Sequence[str]) -> Section | None:
                     "",
                     "rows",
                     *({"length": "cut off (length)"}.get(reason, reason) for reason in reasons),
-                    "not told",
+                    "unknown",
                     "failed",
                 ),
                 tuple(
