@@ -1,1 +1,1 @@
-"""How fast ranking is, by itself and beside the original package, and what a strategy's fewer comparisons cost."""
+"""Benchmarks: speed of ranking, bulk runs and the service, and behaviour under faults, outages and overload."""

@@ -2,11 +2,11 @@
 
     python -m llm_blender_ray.pipelines.bench.bitflips --flips 1500
 
-A small run is brought to its end: two echoes, a ranker, an output in one file. Then one bit after the other is
-flipped, drawn with a seed over all bytes of all kept files and of the output, and everything is read as the next
-session of the run would read it: the record, the manifest, the index, all rows, all results, and the output. A flip
-is noticed when the session's own checks name the file, and silent when something is read that is other than before.
-At last some flips are left in, together, and the same command must give the same output.
+A small run is completed: two echoes, a ranker, an output in one file. Then single bits are flipped, drawn with a
+seed over all bytes of all stored files and of the output, and everything is read as the next session of the run
+would read it: the record, the manifest, the index, all rows, all results, and the output. A flip is noticed when
+the session's own checks name the file, and silent when something read differs from before. Finally some flips are
+left in, together, and the same command must produce the same output.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _ROWS = 96
 
 
 def blended(folder: Path, *, seed: int = 0) -> BlendConfig:
-    """Finish the run in an empty folder; gives its config."""
+    """Complete the run in an empty folder; returns its config."""
     draw = random.Random(seed)
     source, words = folder / "in.jsonl", ["one", "two", "three", "four", "five", "six"]
     lines = [{"id": f"r{i}", "prompt": f"{i} {' '.join(draw.choices(words, k=6))}"} for i in range(_ROWS)]
@@ -56,7 +56,7 @@ def blended(folder: Path, *, seed: int = 0) -> BlendConfig:
 
 
 class Session:
-    """What a session of the run reads, without Ray and models."""
+    """Everything that a session of the run reads, without Ray and models."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -69,13 +69,13 @@ class Session:
         self._stages = sorted(self.store.stages())
 
     def noticed(self) -> list[str]:
-        """The files that the checks of a session name."""
+        """Files that the checks of a session name."""
         results = [f"results/{s}/{digest}.parquet" for s in self._stages for digest in self.store.done(s)]
         found = [*self.store.damaged(), *self.store.lost_rows(self._index), *self.store.damaged(results)]
         return [*found, *damaged_files(self._manifest.output, str(self.output))]
 
     def read(self) -> dict[str, Any]:
-        """Everything that is kept, by what it is; what is missing or damaged is left out."""
+        """Everything stored, by name; missing and damaged parts are left out."""
         store = self.store
         found: dict[str, Any] = {"record": store.run(), "manifest": store.manifest(), "index": store.index()}
         for name, block in zip(self._index.names, self._index.blocks, strict=True):
@@ -98,7 +98,7 @@ def flip(file: Path, bit: int) -> None:
 
 
 def draw_flips(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path, int]]:
-    """Files and bits, each bit as likely as any other."""
+    """Draw files and bits, each bit with the same probability."""
     draw = random.Random(seed)
     ends = list(accumulate(8 * file.stat().st_size for file in files))
     found = []
@@ -110,16 +110,16 @@ def draw_flips(files: Sequence[Path], flips: int, seed: int) -> list[tuple[Path,
 
 
 def measure_bitflips(config: BlendConfig, flips: int, seed: int, left_in: int) -> dict[str, Any]:
-    """Flip, read, and flip back; at last leave some flips in and give the command again.
+    """Flip a bit, read, and flip it back; finally leave some flips in and repeat the command.
 
     Args:
-        config: of a finished run.
-        flips: how many bits, one at a time.
-        seed: of the draw.
-        left_in: how many of them are left in together.
+        config: Of a completed run.
+        flips: Number of bits, one at a time.
+        seed: Seed of the draw.
+        left_in: How many of them are left in together.
 
     Returns:
-        What was counted. silent: flips after which something else was read; unnoticed: those that no check named.
+        The counts. silent: flips after which something read differed; unnoticed: those that no check named.
     """
     output = Path(config.output or "")
     session, expected = Session(output), output.read_bytes()
@@ -155,7 +155,7 @@ def measure_bitflips(config: BlendConfig, flips: int, seed: int, left_in: int) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what was counted, JSON last. Exit code 1: a flip was silent or unnoticed, or the output is another."""
+    """Print the counts, JSON last. Exit code 1: a flip was silent or unnoticed, or the output differs."""
     parser = argparse.ArgumentParser(prog="python -m llm_blender_ray.pipelines.bench.bitflips", description=__doc__)
     parser.add_argument("--flips", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)

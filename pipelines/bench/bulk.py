@@ -1,7 +1,7 @@
-"""What the bulk path costs by itself: whole runs without any LLM, and vLLM in a run against vLLM alone.
+"""Overhead of the bulk path: whole runs without an LLM, and vLLM in a run against vLLM alone.
 
-`noop` does whole runs of made rows with an engine that answers at once: how many rows a second pass, and what the
-driver's memory does while they do. Each is a process of its own, so that its memory says nothing of another's.
+`noop` does whole runs of generated rows with an engine that answers at once: rows a second, and the driver's
+memory meanwhile. Each is a process of its own, so that runs do not share memory.
 `vllm` has the same prompts answered by the bare engine and by the generate stage of a run, in turns.
 
     python -m llm_blender_ray.pipelines.bench.bulk noop --rows 10000 100000
@@ -51,10 +51,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Seconds of a run's parts, told from what it left in its work folder.
+    """Seconds of a run's phases, from its work folder.
 
-    reading: the input into blocks. loading: until the first block is at a model. stages: from then until the last
-    block has passed all stages. writing: the output and its manifest.
+    Attributes:
+        reading: The input into blocks.
+        loading: Until the first block is at a model.
+        stages: From then until the last block has passed all stages.
+        writing: The output and its manifest.
     """
 
     reading: float
@@ -64,13 +67,13 @@ class Phases:
 
     @property
     def steady(self) -> float:
-        """All but what doesn't grow with the rows: Ray's start, and the models'."""
+        """All phases whose time grows with the rows: without the start of Ray and the models."""
         return self.reading + self.stages + self.writing
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """At the time `at`: the driver's resident memory, and the CPU seconds that it and all it started have taken."""
+    """Resident memory of the driver, and CPU seconds of it and all its descendants, at a time."""
 
     at: float
     driver_mib: float
@@ -79,9 +82,9 @@ class MemorySample:
 
 @contextmanager
 def watching(samples: list[MemorySample]) -> Iterator[None]:
-    """Append samples of this process and those below it within the block, a few times a second."""
+    """Append samples of this process and its descendants within the block, a few times a second."""
     over, driver = threading.Event(), psutil.Process()
-    cpu: dict[tuple[int, float], float] = {}  # of processes that have ended too
+    cpu: dict[tuple[int, float], float] = {}  # including processes that have ended
 
     def watch() -> None:
         while not over.wait(SAMPLE_EVERY_S):
@@ -101,7 +104,7 @@ def watching(samples: list[MemorySample]) -> Iterator[None]:
 
 
 def spans(store: Store) -> dict[str, list[tuple[float, float]]]:
-    """By the folder of a stage's results: when work on each block started and ended."""
+    """Start and end of the work on each block, by the folder of a stage's results."""
     found: dict[str, list[tuple[float, float]]] = {}
     for stage in sorted(store.stages()):
         folder = Path(store.root) / "results" / stage
@@ -111,7 +114,7 @@ def spans(store: Store) -> dict[str, list[tuple[float, float]]]:
 
 
 def phases(store: Store) -> Phases:
-    """Of a finished run, all of it done in one session."""
+    """Phases of a run that was completed in one session."""
     manifest = Manifest.parse(store.manifest() or b"")
     began, ended = manifest.started.timestamp(), manifest.finished.timestamp()
     read = (Path(store.root) / "index.parquet").stat().st_mtime
@@ -121,7 +124,7 @@ def phases(store: Store) -> Phases:
 
 
 def make_bulk_rows(count: int, file: Path) -> None:
-    """The included held-out prompts over and over, each with a number of its own: equal blocks are made once."""
+    """Write rows: the included prompts repeated, each with a number, since equal blocks are computed once."""
     prompts = [json.loads(line) for line in (MINIATURE / "heldout.jsonl").read_text("utf-8").splitlines()]
     with file.open("w", encoding="utf-8") as lines:
         for number in range(count):
@@ -131,7 +134,7 @@ def make_bulk_rows(count: int, file: Path) -> None:
 
 
 def bench_noop(count: int) -> dict[str, Any]:
-    """One whole run of `count` rows: rows a second, its phases, and this process's memory.
+    """Measure one whole run of `count` rows: rows a second, its phases, and this process's memory.
 
     One LLM that answers with the prompt, and a ranker that has nothing to compare.
     """
@@ -162,7 +165,7 @@ def bench_noop(count: int) -> dict[str, Any]:
 
 
 def _config(scratch: str, count: int, model: dict[str, Any]) -> BlendConfig:
-    """A blend of one model on made rows; `full` asks nothing of a ranker that has one candidate."""
+    """A blend of one model on generated rows; `full` compares nothing when there is one candidate."""
     given = Path(scratch) / "in.jsonl"
     make_bulk_rows(count, given)
     ranker = {"model": str(MINIATURE / "ranker"), "device": "cpu", "num_cpus": 0, "strategy": "full"}
@@ -177,7 +180,11 @@ def _store(config: BlendConfig) -> Store:
 
 
 def _run(config: BlendConfig) -> Manifest:
-    """The manifest of the whole run. Raises BlendError when a row has an error: then nothing was measured."""
+    """Manifest of the whole run.
+
+    Raises:
+        BlendError: A row has an error, so nothing was measured.
+    """
     manifest = run_blend(config).manifest
     failed = manifest.output.errors + sum(stage.failed for stage in manifest.stages)
     if failed or manifest.output.rows != manifest.input.rows:
@@ -188,7 +195,7 @@ def _run(config: BlendConfig) -> Manifest:
 
 
 def bare_rate(model: VLLMModel, count: int) -> float:
-    """Tokens a second of the engine alone, started for this; it has all prompts at once and queues them itself."""
+    """Tokens a second of the engine alone; it has all prompts at once and queues them itself."""
     engine = load_engine(model)
 
     async def answers(prompts: Sequence[Prompt]) -> list[Completion]:
@@ -229,13 +236,13 @@ def bench_vllm(folder: str, count: int, *, turns: int, max_tokens: int) -> dict[
 
 
 def _alone(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `measure` gives in a new process."""
+    """Result of `measure` in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *args, **kwargs).result()
 
 
 def main() -> None:
-    """Print what was measured: a table, and everything as JSON in the last line."""
+    """Print the measurements: a table, and everything as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     noop = commands.add_parser("noop", help="whole runs without any LLM")
@@ -258,7 +265,7 @@ def main() -> None:
         Console(width=120).print(table)
         print(json.dumps({"runs": runs}))
     else:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # what Ray gives an actor; both sides are to have the same
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in Ray's actors: both sides must have the same
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
         result = bench_vllm(given.model, given.rows, turns=given.turns, max_tokens=given.max_tokens)
         table = Table("turn", "alone, tokens/s", "in a run, tokens/s", "ratio")

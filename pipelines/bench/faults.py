@@ -3,8 +3,8 @@
     python -m llm_blender_ray.pipelines.bench.faults --rows 2000 --kills 10
 
 The miniature blends the same rows three times: undisturbed; while SIGKILL ends its driver, its actors or all of its
-Ray at moments drawn with a seed, and the same command is given again after each death of the driver; and on a
-cluster of several Ray nodes, one of which goes without notice. Counted are rows lost and doubled (by the input's
+Ray at moments drawn with a seed, with the same command repeated after each death of the driver; and on a cluster of
+several Ray nodes, one of which is removed without notice. Counted are rows lost and duplicated (by the input's
 ids), rows that differ from the undisturbed run's (it decodes greedily, so none may), and, by what actors write to
 Ray's logs, blocks computed again.
 """
@@ -39,17 +39,17 @@ TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
 _HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 _MODELS = 2  # of the miniature's LLMs
 FAULT_POLL_S = 0.02
-MAX_KILL_DELAY_S = 2.0  # a kill comes at most so long after the work it waits for
-_PATIENCE_S = 240.0  # for what must end by itself; a driver takes more than a minute to see that its Ray is gone
+MAX_KILL_DELAY_S = 2.0  # between the work that a kill waits for, and the kill
+_PATIENCE_S = 240.0  # for processes to end by themselves; a driver notices the loss of its Ray after a minute
 
 
 class FaultError(Exception):
-    """The run didn't do what was to be measured."""
+    """The run did not do what was to be measured."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, and when: `delay_s` after so many results (of a stage for a block) were kept."""
+    """Kill of a target `delay_s` after a number of results (of a stage for a block) were stored."""
 
     target: Target
     results: int
@@ -58,10 +58,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Counted:
-    """What became of the rows, and what it took.
+    """Fate of the rows, and the work for them.
 
-    begun: computations of a block by a stage that an actor began; in_flight: those of them that were not kept,
-    because something was killed; again: those that had been begun before. saved_twice: kept more than once.
+    begun: computations of a block by a stage that an actor began; in_flight: those of them that were not stored,
+    because something was killed; again: those that had been begun before. saved_twice: stored more than once.
     """
 
     rows: int
@@ -77,7 +77,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Job:
-    """One `blend run`. Its Ray keeps its session in `folder`, which must have a short path."""
+    """One `blend run`. Its Ray has its session in `folder`, which must have a short path."""
 
     folder: Path
     config: Path
@@ -86,15 +86,16 @@ class Job:
 
     @property
     def output(self) -> Path:
+        """Folder of the output."""
         return self.folder / "out"
 
     @property
     def results(self) -> Path:
-        """Where each stage's results of each block appear as files."""
+        """Folder of each stage's results of each block."""
         return self.output / ".blend" / "results"
 
     def start(self) -> subprocess.Popen[Any]:
-        """Give the command; what it writes goes to `log`."""
+        """Start the command; its output goes to `log`."""
         command = [sys.executable, "-m", "llm_blender_ray", "run", str(self.config)]
         command += ["--input", str(self.input), "--output", str(self.output)]
         environment = os.environ | {"RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
@@ -106,25 +107,26 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """File of the command's output."""
         return self.folder / "log"
 
     def kept(self) -> int:
-        """How many results there are."""
+        """Number of results."""
         return sum(1 for _ in self.results.glob("*/*.parquet"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was written."""
+        """The rows written."""
         return list(pyarrow.dataset.dataset(self.output, format="parquet").to_table().to_pylist())
 
     def events(self) -> Iterator[tuple[str, str, str]]:
-        """What actors wrote to their logs: stage, block, what."""
+        """Events in the actors' logs: stage, block, event."""
         for file in self.folder.glob("ray/session_2*/logs/worker-*.err"):
             for event in EVENT.finditer(file.read_text(errors="replace")):
                 yield event["stage"], event["block"], event["what"]
 
 
 def _count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | None = None) -> Counted:
-    """Compare what a finished job wrote with its input's ids, and with another run's rows."""
+    """Compare a finished job's rows with its input's ids and with another run's rows."""
     rows = job.rows()
     found = Counter(row["id"] for row in rows)
     expected = {row["id"]: row for row in reference or rows}
@@ -145,7 +147,7 @@ def _count(job: Job, ids: Sequence[str], reference: Sequence[dict[str, Any]] | N
 
 
 def draw_fault(seed: int, kills: int, results: int) -> list[Kill]:
-    """Kills spread over a run that keeps so many results: each third of them of one target, in any order."""
+    """Draw kills spread over a run of `results` results: a third of them of each target, in random order."""
     draw = random.Random(seed)
     targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
     draw.shuffle(targets)
@@ -156,7 +158,7 @@ def draw_fault(seed: int, kills: int, results: int) -> list[Kill]:
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
-    """Wait for something that a process is to bring about; False when it ended before."""
+    """Wait for something that a process brings about; False when the process ended before."""
     while not true():
         if process.poll() is not None:
             return true()
@@ -165,34 +167,35 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool
 
 
 def under(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
-    """The processes that a process started, and those that these did."""
+    """Descendants of a process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(process if isinstance(process, int) else process.pid).children(recursive=True)
     return []
 
 
 def worker_actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those of them that are actors of a stage; Ray gives its processes titles."""
+    """Those of the processes that are actors of a stage, by the titles that Ray gives them."""
     return [one for one in processes if "(Worker)" in title(one)]
 
 
 def title(process: psutil.Process) -> str:
-    """A process's command line; empty when it is gone."""
+    """Command line of a process; empty when it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""
 
 
 def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that don't end by themselves. Ray's agents do, but take a minute to see that the rest is gone."""
+    """Processes that do not end by themselves. Ray's agents do, but notice the end of the others after a minute."""
     _, left = psutil.wait_procs([one for one in processes if "Agent" not in title(one)], timeout=_PATIENCE_S)
     return list(left)
 
 
 def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) -> bool:
-    """Kill; False when the run ended before there was anything to kill.
+    """Kill a target; False when the run ended before.
 
-    Raises FaultError when a driver whose Ray is gone doesn't end, or processes stay behind.
+    Raises:
+        FaultError: A driver without its Ray does not end, or processes stay behind.
     """
     there: list[psutil.Process] = []
 
@@ -220,22 +223,34 @@ def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) 
 
 
 def undisturbed(job: Job) -> float:
-    """Run it once; seconds. Raises FaultError when it fails."""
+    """Run the job once; seconds.
+
+    Raises:
+        FaultError: It fails.
+    """
     begin = time.perf_counter()
     finish(job, job.start())
     return time.perf_counter() - begin
 
 
 def finish(job: Job, process: subprocess.Popen[Any]) -> None:
-    """Wait for a driver's end. Raises FaultError unless it ended well."""
+    """Wait for the end of a driver.
+
+    Raises:
+        FaultError: It failed.
+    """
     if process.wait() != 0:
         raise FaultError(f"exit {process.returncode}: {job.log.read_text(errors='replace')[-2000:]}")
 
 
 def disturbed(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target], int]:
-    """Run it to its end through kills; gives what was killed, and how often the command was given.
+    """Complete the job through kills.
 
-    Raises FaultError when it ends otherwise than by a kill or by being done.
+    Returns:
+        The kills, and the number of commands.
+
+    Raises:
+        FaultError: A command ended other than by a kill or by completing.
     """
     draw = random.Random(seed)
     process, starts = job.start(), 1
@@ -274,31 +289,31 @@ def nodes(cpus: Sequence[int]) -> Iterator[Any]:
 
 
 def raylet_of(node: Any) -> int:
-    """The process id of a node's raylet, under which its workers are."""
+    """Process id of a node's raylet, the parent of its workers."""
     (raylet,) = node.all_processes["raylet"]
     return int(raylet.process.pid)
 
 
 def remove_busiest(cluster: Any) -> int:
-    """Take away the worker node with most actors of stages, without notice; gives how many it had."""
+    """Remove the worker node with most actors of stages, without notice; returns their number."""
     busy = {node: len(worker_actors(under(raylet_of(node)))) for node in cluster.worker_nodes}
     busiest = max(busy, key=lambda node: busy[node])
     workers = under(raylet_of(busiest))
     cluster.remove_node(busiest, allow_graceful=False)
-    for one in workers:  # a machine that is gone takes them with it
+    for one in workers:  # lost together with the machine
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     return busy[busiest]
 
 
 def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]]:
-    """The config, the input, and the input's ids: held-out prompts, in another order each time they come again."""
+    """Write the config and the input: held-out prompts, repeated in other orders; returns the input's ids too."""
     config = load(PRESETS / "demo.yaml", BlendConfig)
     config = config.model_copy(update={"models": config.models[:_MODELS]})
     given = [json.loads(line) for line in _HELDOUT.read_text(encoding="utf-8").splitlines()]
     draw = random.Random(seed)
     made: list[dict[str, Any]] = []
-    while len(made) < rows:  # equal blocks would be computed once
+    while len(made) < rows:  # in another order: equal blocks would be computed once
         made += [row | {"id": f"{row['id']}-{len(made)}"} for row in given]
         draw.shuffle(given)
     made = made[:rows]
@@ -308,14 +323,14 @@ def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do all three runs, print what was counted, JSON last. Exit code 1: rows are lost, doubled or different."""
+    """Do all three runs, print the counts, JSON last. Exit code 1: rows are lost, duplicated or different."""
     parser = argparse.ArgumentParser(prog="python -m llm_blender_ray.pipelines.bench.faults", description=__doc__)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    # a short path: Ray's sockets are in it, and may have 107 characters
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child processes
+    # a short path: the paths of Ray's sockets may have 107 characters
     with tempfile.TemporaryDirectory(prefix="bf", ignore_cleanup_errors=True) as name:
         report = measure_faults(Path(name), given.rows, given.kills, given.seed)
     for part in ("kills", "node_removed"):
@@ -326,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure_faults(folder: Path, rows: int, kills: int, seed: int) -> dict[str, Any]:
-    """All three runs, and what was counted of them."""
+    """Do all three runs and count."""
     config, source, ids = write_job(folder, rows, seed)
 
     def job(name: str, address: str | None = None) -> Job:
@@ -352,7 +367,7 @@ def measure_faults(folder: Path, rows: int, kills: int, seed: int) -> dict[str, 
 
     print(f"kills: {report['kills']}", file=sys.stderr)
 
-    os.environ["RAY_TMPDIR"] = str(folder / "c")  # of the cluster's nodes
+    os.environ["RAY_TMPDIR"] = str(folder / "c")  # for the cluster's nodes
     with nodes((1, 1, 1)) as cluster:
         spread = job("c", cluster.address)
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: the measure against which a forward is held."""
+"""Speed of this machine's matrix products: the reference for the speed of a forward."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ def _rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the work takes, the device's own included."""
+    """Seconds that the work takes, including the device's."""
     _finish(device)
     begin = time.perf_counter()
     work()

@@ -1,11 +1,11 @@
-"""What the service takes by itself, and what becomes of it under too much load and when its processes are killed.
+"""Overhead of the service, and its behaviour under overload and when its processes are killed.
 
-Each benchmark starts `blend serve` as a person does, asks it over HTTP, ends it, and looks that nothing is left.
-`_latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
+Each benchmark starts `blend serve` as a process, queries it over HTTP, ends it, and checks that nothing is left.
+`latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
 `overload`: the best load, ten times that, and the best load again.
 `kill`: SIGKILL to a replica of each part under load.
 `ranking`: one request of eleven answers by the number of ranker replicas.
-`first-token`: until the first text and the last of a blend, beside each of its models alone.
+`first-token`: time to the first text and the last of a blend, beside each of its models alone.
 
     python -m llm_blender_ray.pipelines.bench.online latency --requests 500
     python -m llm_blender_ray.pipelines.bench.online overload --setting waiting --seconds 60
@@ -57,9 +57,9 @@ from llm_blender_ray.pipelines.bench.online_service import (
 
 _HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 TARGET_MS = {"p50": 15.0, "p99": 40.0}  # of a blend without work, one request at a time
-WARM = 50  # requests before anything counts: connections, routers and caches are made by them
+WARM = 50  # requests before anything counts: they set up connections, routers and caches
 SETTLING_S = 5.0  # of a load, before anything counts
-TIMES = 10.0  # an overload is so much of the best
+TIMES = 10.0  # overload, as a multiple of the best load
 QUORUM = 5  # of the miniature's six models
 
 
@@ -85,7 +85,11 @@ async def _latency(running: Running, requests: int, concurrency: int) -> dict[st
 
 
 async def whole_blend(running: Running, models: int) -> None:
-    """Raises BlendError unless an answer says that all models answered, nothing was compared, and it was fused."""
+    """Check that one answer has all models, no comparison, and a fusion.
+
+    Raises:
+        BlendError: It has not.
+    """
     body = {"model": "blend", "messages": [{"role": "user", "content": "Hello"}], "blend": {"details": True}}
     async with connections(running.url) as session, session.post("/v1/chat/completions", json=body) as response:
         answer = await response.json()
@@ -96,7 +100,7 @@ async def whole_blend(running: Running, models: int) -> None:
 
 
 def bench_latency(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The service and the bare graph, one after the other, as often as wanted."""
+    """Measure the service and the bare graph, in turns."""
     turns: list[dict[str, Any]] = []
     config = without_models()
     for _ in range(given.turns):
@@ -122,7 +126,7 @@ def bench_latency(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def failures(outcomes: dict[str, int], but: Sequence[str] = (ANSWERED,)) -> int:
-    """How many requests ended otherwise than these."""
+    """Number of requests with other outcomes than these."""
     return sum(count for outcome, count in outcomes.items() if outcome not in but)
 
 
@@ -154,7 +158,7 @@ async def overload(running: Running, levels: Sequence[int], step_s: float, secon
 
 
 def bench_overload(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """Models that only take time, and the miniature, whose models take all there is of this machine's CPUs."""
+    """Overload models that only wait, and the miniature, whose models use all CPUs of this machine."""
     gateway = {"max_in_flight": given.in_flight, "max_queued": given.queued}
     levels = sorted({max(1, given.in_flight // 4), given.in_flight // 2 or 1, given.in_flight, 2 * given.in_flight})
     levels = [level for level in levels if level <= given.in_flight + given.queued]
@@ -177,7 +181,7 @@ def bench_overload(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def bench_kill(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The miniature with two gateways, rankers and fusers; each part loses a replica in each round."""
+    """Kill a replica of each part of the miniature in each round; it has two gateways, rankers and fusers."""
     config = miniature(quorum=QUORUM, gateway={"num_cpus": 0.1, "replicas": 2})
     for name in ("ranker", "fuser"):
         config[name] = {**config[name], "replicas": 2}
@@ -205,7 +209,7 @@ def bench_kill(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 async def first_tokens(running: Running, models: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Shot]]:
-    """Every model is asked every prompt, one at a time; who is first goes round."""
+    """Send every prompt to every model, one at a time; the first model changes from prompt to prompt."""
     loop = asyncio.get_running_loop()
     found: dict[str, list[Shot]] = {model: [] for model in models}
     async with connections(running.url) as session:
@@ -222,7 +226,7 @@ async def first_tokens(running: Running, models: Sequence[str], prompts: Sequenc
 
 
 def bench_first_token(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The miniature; its fuser decodes greedily, so that it streams."""
+    """Measure the miniature; its fuser decodes greedily, so that it streams."""
     config = miniature()
     members = [model["name"] for model in config["models"]]
     with blend_service(config, "fuser.num_beams=1") as running:
@@ -283,9 +287,9 @@ def _commands() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what was measured: a table, and everything as JSON in the last line."""
+    """Print the measurements: a table, and everything as JSON in the last line."""
     given = _commands().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child processes
     load = os.getloadavg()[0]
     report, good = given.bench(given)
     print(json.dumps({**report, "load_before": load}))

@@ -1,8 +1,8 @@
-"""SIGKILL to one replica of each part of a service under load, one after the other, and what its clients see of it.
+"""SIGKILL to one replica of each part of a service under load, one after the other, and its effect on clients.
 
 The load comes from OpenAI's own client with its own retries (two, after about half a second and a second): a
-connection that breaks with its gateway can be tried again by nobody else. What a part's death did is told of all
-requests that were under way at any moment from then until Ray Serve had the part whole again.
+connection that breaks with its gateway can be retried by nothing else. The effect of a part's death is counted over
+all requests that were under way at any moment from then until Ray Serve had replaced the replica.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from llm_blender_ray.pipelines.bench.online_load import (
 from llm_blender_ray.pipelines.bench.online_service import SERVICE_PATIENCE_S, Running
 
 _POLL_S = 0.1
-RECOVERY_S = 120.0  # a part that isn't whole by then doesn't come back
+RECOVERY_S = 120.0  # after that a part counts as lost
 STEADY = 5  # answers before the first kill
 _APPLICATION = "blend"
 GATEWAY_NAME = "gateway"
@@ -48,13 +48,14 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 
 class Client:
-    """OpenAI's client, as anybody uses it; see `online_load`."""
+    """OpenAI's client with its defaults; see `online_load`."""
 
     def __init__(self, url: str, prompts: Sequence[str]) -> None:
         self._client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=SERVICE_PATIENCE_S)
         self._prompts = prompts
 
     async def __call__(self, number: int) -> Reply:
+        """See `online_load.ChatClient`."""
         prompt = f"{number}. {self._prompts[number % len(self._prompts)]}"
         try:
             response = await self._client.chat.completions.with_raw_response.create(
@@ -67,17 +68,24 @@ class Client:
         return Reply(describe_load(json.loads(response.content)), retries=response.retries_taken)
 
     async def aclose(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
 
 @dataclass
 class Deaths:
-    """Of one part: seconds until it was whole again (None: it wasn't), and the requests under way meanwhile."""
+    """Deaths of one part's replicas.
+
+    Attributes:
+        recovery_s: Seconds until each was replaced; None: it was not.
+        shots: Requests under way meanwhile.
+    """
 
     recovery_s: list[float | None] = field(default_factory=list)
     shots: list[Shot] = field(default_factory=list)
 
     def account(self) -> dict[str, Any]:
+        """Everything as plain numbers."""
         outcomes = Counter(shot.reply.outcome for shot in self.shots)
         return {
             "killed": len(self.recovery_s),
@@ -91,12 +99,12 @@ class Deaths:
 
 
 def answered(shot: Shot) -> bool:
-    """Whether it got an answer. With a quorum those that didn't wait for the last model are degraded."""
+    """Whether the request was answered. With a quorum, answers without the last model are degraded."""
     return shot.reply.outcome in (ANSWERED, DEGRADED)
 
 
 def replicas(running: Running, part: str) -> list[psutil.Process]:
-    """The processes that hold a part; Ray gives them titles."""
+    """Processes of a part, by the titles that Ray gives them."""
     name = f"ray::ServeReplica:{_APPLICATION}:{part}"
     return [one for one in under(running.pid) if re.match(rf"{re.escape(name)}(\W|$)", title(one))]
 
@@ -104,7 +112,7 @@ def replicas(running: Running, part: str) -> list[psutil.Process]:
 def whole(running: Running, part: str, count: int) -> bool:
     """Whether a part has all its replicas.
 
-    Ray Serve takes a while to see that one is gone, so its word counts only with as many processes.
+    Ray Serve notices a lost one late, so its count is trusted only if there are as many processes.
     """
     from ray import serve
 
@@ -114,7 +122,7 @@ def whole(running: Running, part: str, count: int) -> bool:
 
 
 async def _until(true: Callable[[], bool]) -> float | None:
-    """Look again and again: seconds until it was so, or None when that took too long."""
+    """Poll: seconds until it was so, or None after the time limit."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     while not await asyncio.to_thread(true):
@@ -127,14 +135,24 @@ async def _until(true: Callable[[], bool]) -> float | None:
 def kill_each(
     running: Running, parts: Sequence[tuple[str, int]], prompts: Sequence[str], per_s: float
 ) -> tuple[dict[str, Deaths], Sequence[Shot]]:
-    """Kill a replica of each part in turn, at so many requests a second; parts: with how many replicas they have.
+    """Kill a replica of each part in turn, under a steady load.
 
-    Gives what each did, and every request that was sent; a part that doesn't come back is the last. Raises
-    BlendError when nothing is answered to begin with. It is done in a new process, a driver of the service's own
-    Ray, so that Ray Serve can be asked.
+    It happens in a new process, which is a driver of the service's Ray.
+
+    Args:
+        running: The service.
+        parts: Names of the parts, with their numbers of replicas.
+        prompts: The prompts to send.
+        per_s: Requests a second.
+
+    Returns:
+        The deaths by part, and every request sent. A part that is not replaced is the last.
+
+    Raises:
+        BlendError: Nothing is answered before the first kill.
     """
     before = os.environ.get(AUTH_MODE)
-    os.environ[AUTH_MODE] = before or "token"  # as a Ray on one machine has it; read only when Ray is imported
+    os.environ[AUTH_MODE] = before or "token"  # of a Ray on one machine; read when Ray is imported
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_connected, running, parts, prompts, per_s).result()

@@ -1,9 +1,8 @@
-"""Load on a chat completions service, and what came of it: closed loops, open loops, and accounts of both.
+"""Load on a chat completions service and its results: closed loops, open loops, and accounts of both.
 
-A closed loop asks when its last question is answered, so it never asks more than the service can take. An open loop
-asks when its schedule says so, as many people do who don't know of each other; its latencies count from when a
-request was due, since a generator that comes late would make a slow service look fast. How late it came, and how
-much of a CPU it took, is told beside them.
+A closed loop sends a request when the last one is answered, so it never exceeds the service's capacity. An open
+loop sends requests on a schedule, like many independent users; latencies count from when a request was due, since
+a late generator would make a slow service look fast. Its lateness and CPU share are reported too.
 """
 
 import asyncio
@@ -22,16 +21,18 @@ import aiohttp
 import numpy as np
 
 ANSWERED, DEGRADED, REFUSED = "answered", "degraded", "refused"
-KEPT_OPEN_S = 2.0  # an unused connection; less than servers keep it, so that none is closed while it is used again
+KEPT_OPEN_S = 2.0  # an unused connection; shorter than servers' limits, so that none is closed while it is reused
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How one request ended.
+    """End of one request.
 
-    outcome: `answered`; `degraded`: answered, but as its field `blend` says not by all; `refused`: 429 with
-    Retry-After; else what went wrong: `HTTP 503`, or the name of an exception. first: when the first text came, on
-    the loop's clock, where it was streamed. retries: made by the client before this came.
+    Attributes:
+        outcome: `answered`; `degraded`: answered, but not by all, according to its field `blend`; `refused`: 429
+            with Retry-After; else the error: `HTTP 503`, or the name of an exception.
+        first: When the first text of a stream came, on the loop's clock.
+        retries: Made by the client before.
     """
 
     outcome: str
@@ -49,14 +50,14 @@ class Shot:
     reply: Reply
 
 
-_Ask = Callable[[int], Awaitable[Reply]]  # the request of this number
+_Ask = Callable[[int], Awaitable[Reply]]  # sends the request of this number
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What was sent, and what counts of it: the time from `begin` to `end`, when the load was steady.
+    """Requests sent, and the time that counts, from `begin` to `end`, when the load was steady.
 
-    cpu_share: of one CPU, taken by this process.
+    `cpu_share` is of one CPU, taken by this process.
     """
 
     shots: tuple[Shot, ...]
@@ -66,21 +67,21 @@ class Load:
 
     @property
     def goodput(self) -> float:
-        """Whole answers a second that came in the time that counts."""
+        """Whole answers a second in the time that counts."""
         good = sum(shot.reply.outcome == ANSWERED and self.begin <= shot.ended < self.end for shot in self.shots)
         return good / (self.end - self.begin)
 
     @property
     def outcomes(self) -> Counter[str]:
-        """Of every request that was ever sent."""
+        """Outcomes of all requests."""
         return Counter(shot.reply.outcome for shot in self.shots)
 
     def latencies(self, outcome: str) -> list[float]:
-        """Seconds from when they were due of the requests that ended so, in the order in which they ended."""
+        """Seconds from when requests with this outcome were due, in the order in which they ended."""
         return [shot.ended - shot.due for shot in self.shots if shot.reply.outcome == outcome]
 
     def account(self) -> dict[str, Any]:
-        """All of it as plain numbers."""
+        """Everything as plain numbers."""
         return {
             "seconds": round(self.end - self.begin, 2),
             "sent": len(self.shots),
@@ -99,7 +100,7 @@ class Load:
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Percentiles: of the measured values the least that so many percent don't exceed. Of nothing, none."""
+    """Percentiles: the least measured value that so many percent do not exceed; none for no values."""
     if not seconds:
         return {}
     p50, p95, p99 = np.percentile(seconds, [50, 95, 99], method="inverted_cdf")
@@ -108,12 +109,12 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def overlapping(shots: Iterable[Shot], begin: float, end: float) -> list[Shot]:
-    """Those that were under way at any moment from `begin` to `end`."""
+    """Requests that were under way at any moment from `begin` to `end`."""
     return [shot for shot in shots if shot.sent <= end and shot.ended >= begin]
 
 
 def arrivals(per_s: float, seconds: float, seed: int = 0) -> Iterator[float]:
-    """When requests are due, in seconds from the start: a Poisson process of this rate, the same each time."""
+    """Times of requests, in seconds from the start: a Poisson process of this rate, the same for the same seed."""
     draw = random.Random(seed)
     at = draw.expovariate(per_s)
     while at < seconds:
@@ -124,9 +125,14 @@ def arrivals(per_s: float, seconds: float, seed: int = 0) -> Iterator[float]:
 async def closed_loop(
     ask: _Ask, concurrency: int, *, requests: int | None = None, seconds: float = math.inf, settling_s: float = 0.0
 ) -> Load:
-    """Keep so many requests under way: for so long, or until so many are answered.
+    """Keep `concurrency` requests under way, for a time or until a number is answered.
 
-    settling_s: at the start, that don't count; `seconds` begin then. One of requests and seconds must be given.
+    Args:
+        ask: Sends a request.
+        concurrency: Requests under way.
+        requests: How many count; None: see `seconds`.
+        seconds: How long, after `settling_s`; None: see `requests`.
+        settling_s: Seconds at the start that do not count.
     """
     loop = asyncio.get_running_loop()
     numbers = iter(range(requests)) if requests is not None else itertools.count()
@@ -149,24 +155,31 @@ async def closed_loop(
 
 
 class OpenLoop:
-    """Requests that are sent when they are due, whatever became of the earlier ones.
+    """Requests sent when they are due, whatever the state of earlier ones.
 
-    shots: what has ended so far. under_way: what hasn't.
+    Attributes:
+        shots: Requests that have ended.
+        under_way: Requests that have not.
     """
 
     def __init__(self, ask: _Ask, due: Iterable[float]) -> None:
-        """due: in seconds from the start, none before the one ahead of it."""
+        """Set the schedule.
+
+        Args:
+            ask: Sends a request.
+            due: Seconds from the start, in order.
+        """
         self._ask, self._due = ask, due
         self._stopped = False
         self.shots: list[Shot] = []
         self.under_way: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
-        """Send no more. What is under way ends by itself."""
+        """Send no more requests; those under way end by themselves."""
         self._stopped = True
 
     async def run(self, settling_s: float = 0.0) -> Load:
-        """Send everything, and wait for every answer. What counts ends with the sending."""
+        """Send everything, and wait for every answer. The time that counts ends with the last sending."""
         loop = asyncio.get_running_loop()
         cpu, began = time.process_time(), loop.time()
         async with asyncio.TaskGroup() as requests:
@@ -191,18 +204,25 @@ class OpenLoop:
 
 
 class ChatClient:
-    """Asks one model of one service over connections that are kept open."""
+    """Client of one model of one service, with connections that are kept open."""
 
     def __init__(
         self, session: aiohttp.ClientSession, prompts: Sequence[str], model: str = "blend", stream: bool = False
     ) -> None:
-        """prompts: asked in turns, each time with the request's number, so that no two are the same."""
+        """Configure the client.
+
+        Args:
+            session: Connections to the service.
+            prompts: Sent in turns, each with the request's number, so that no two requests are the same.
+            model: Name of the model.
+            stream: Whether to stream.
+        """
         self._session, self._prompts = session, prompts
         self._fields = {"model": model, "stream": stream}
         self._read = _streamed if stream else _whole
 
     async def __call__(self, number: int) -> Reply:
-        """See `_Ask`. Raises nothing that a request may end with."""
+        """See `_Ask`. Errors are outcomes; none is raised."""
         prompt = f"{number}. {self._prompts[number % len(self._prompts)]}"
         body = {**self._fields, "messages": [{"role": "user", "content": prompt}]}
         try:
@@ -219,7 +239,7 @@ class ChatClient:
 
 @asynccontextmanager
 async def connections(url: str, patience_s: float = 300.0) -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """Connections to a service, as many as there are requests; each request may take so long."""
+    """Connections to a service, as many as there are requests, with a time limit for each request."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_OPEN_S)
     timeout = aiohttp.ClientTimeout(total=patience_s)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
@@ -227,7 +247,7 @@ async def connections(url: str, patience_s: float = 300.0) -> AsyncGenerator[aio
 
 
 def describe_load(answer: Any) -> str:
-    """Whether an answer's body is a whole answer, a degraded one, or none."""
+    """Outcome by an answer's body: whole, degraded, or no answer."""
     match answer:
         case {"choices": [{"message": {"content": str()}}, *_]}:
             return DEGRADED if (answer.get("blend") or {}).get("degraded") else ANSWERED
@@ -239,7 +259,7 @@ async def _whole(response: aiohttp.ClientResponse) -> Reply:
 
 
 async def _streamed(response: aiohttp.ClientResponse) -> Reply:
-    """Of server-sent events; an answer without `[DONE]` was cut off."""
+    """Outcome of server-sent events; an answer without `[DONE]` was cut off."""
     loop = asyncio.get_running_loop()
     first: float | None = None
     degraded = False

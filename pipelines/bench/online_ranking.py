@@ -1,8 +1,7 @@
-"""How much sooner a request to the service is answered when its comparisons are spread over ranker replicas.
+"""Latency of a request whose comparisons are spread over several ranker replicas.
 
 One request at a time, of eleven different answers, every pair in both orders. More replicas than this machine has
-CPUs for are simulated: a comparison takes a set time in them, while queueing, sharing and Ray Serve's calls are the
-real ones.
+CPUs are simulated: a comparison takes a fixed time in them, while queueing, sharing and Ray Serve's calls are real.
 """
 
 import argparse
@@ -20,24 +19,28 @@ from llm_blender_ray.pipelines.bench.online_service import Running, blend_servic
 
 CANDIDATES = 11  # as in the paper
 RANKED_PAIRS = CANDIDATES * (CANDIDATES - 1)
-TARGET_SHARE = 0.8  # of as many times faster as there are replicas
-TARGET_TIMES = 1.6  # faster on two replicas with a model, on a CPU each
+TARGET_SHARE = 0.8  # of the ideal speedup, which is the number of replicas
+TARGET_TIMES = 1.6  # speedup of two replicas with a model, on a CPU each
 WARM_RANKINGS = 3  # requests before anything counts
 
 
 def ranking_config(url: str, ranker: Mapping[str, Any], replicas: int) -> dict[str, Any]:
-    """A service of one endpoint with many answers, and so many replicas of this ranker."""
+    """A service of one endpoint with many answers, and a number of replicas of this ranker."""
     llm = {"engine": "endpoint", "base_url": url, "model": "waiting", "name": "waiting"}
     return {
         "models": [{**llm, "samples": CANDIDATES, "sampling": {"temperature": 1.0}, "num_cpus": 0.1}],
         "ranker": {**ranker, "strategy": {"kind": "full"}, "replicas": replicas},
         "serve": {"gateway": {"num_cpus": 0.1}},
-        "ray": {**miniature()["ray"], "num_cpus": 4},  # Ray's count; what runs at once is this machine's matter
+        "ray": {**miniature()["ray"], "num_cpus": 4},  # Ray's count, whatever this machine has
     }
 
 
 async def _latency(running: Running, requests: int) -> float:
-    """Median seconds of a request, one at a time. Raises BlendError."""
+    """Median seconds of a request, one at a time.
+
+    Raises:
+        BlendError: A request fails.
+    """
     async with connections(running.url) as session:
         body = {"model": "blend-best", "messages": [{"role": "user", "content": "Hi"}], "blend": {"details": True}}
         async with session.post("/v1/chat/completions", json=body) as response:
@@ -53,7 +56,7 @@ async def _latency(running: Running, requests: int) -> float:
 
 
 def _measure(url: str, ranker: Mapping[str, Any], counts: list[int], requests: int) -> list[dict[str, float]]:
-    """Latency by the number of replicas, and what share it is of the ideal."""
+    """Latency by the number of replicas, and its share of the ideal speedup."""
     lines: list[dict[str, float]] = []
     for count in counts:
         with blend_service(ranking_config(url, ranker, count)) as running:
@@ -71,7 +74,7 @@ def _measure(url: str, ranker: Mapping[str, Any], counts: list[int], requests: i
 
 
 def bench_ranking(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """Simulated replicas, then the miniature's PairRanker on one replica and on two, of a CPU each."""
+    """Measure simulated replicas, then the miniature's PairRanker on one replica and on two, of a CPU each."""
     simulated = {"kind": "echo", "comparison_s": given.comparison_s, "num_cpus": 0.1}
     with model_server(0.0) as url:
         url = url.replace("/v1", "/distinct/v1")

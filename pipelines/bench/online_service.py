@@ -1,8 +1,7 @@
-"""What the benchmarks of the service run: `blend serve` as a process, a bare Ray Serve graph, and a model server.
+"""Processes of the service's benchmarks: `blend serve`, a bare Ray Serve graph, and a model server.
 
-The bare graph has the same calls as a blend of six models, no work in them, and nothing around them: what Ray Serve
-takes by itself. The model server answers anything after a set time, without taking a CPU as models do, so that the
-service's own limits decide what it can do.
+The bare graph has the same calls as a blend of six models, without any work: Ray Serve's own overhead. The model
+server answers anything after a fixed time and takes little CPU, so that the service's own limits decide its rate.
 """
 
 import argparse
@@ -37,14 +36,17 @@ from llm_blender_ray.configs.schema import BlendConfig, RayCluster
 from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, remaining, title, under
 
 HOST = "127.0.0.1"
-_MODELS = 6  # of the bare graph, and of the service beside it
+_MODELS = 6  # of the bare graph, and of the service compared with it
 SERVICE_PATIENCE_S = 300.0  # for a service to start or to end
 ANSWER_TEXT = "The answer that every model gives."
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service that answers. pid: of the process under which all of it is."""
+    """A service that answers.
+
+    `pid` is the ancestor of all its processes.
+    """
 
     pid: int
     url: str
@@ -58,7 +60,7 @@ class Running:
         return False
 
     def cpu_s(self) -> float:
-        """CPU seconds that its processes have taken, those that have ended left out."""
+        """CPU seconds of its processes, except those that have ended."""
         taken = 0.0
         for one in under(self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -69,7 +71,15 @@ class Running:
 
 @contextlib.contextmanager
 def blend_service(config: Mapping[str, Any], *changes: str) -> Iterator[Running]:
-    """`blend serve` of this config within the block; changes: as `--set` takes them. Raises BlendError."""
+    """`blend serve` of a config, within the block.
+
+    Args:
+        config: The config.
+        *changes: As for `--set`.
+
+    Raises:
+        BlendError: It does not start.
+    """
     with tempfile.TemporaryDirectory(prefix="bo", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
@@ -82,7 +92,11 @@ def blend_service(config: Mapping[str, Any], *changes: str) -> Iterator[Running]
 
 @contextlib.contextmanager
 def bare_graph() -> Iterator[Running]:
-    """A Ray Serve graph without work, started by the same means. Raises BlendError."""
+    """A Ray Serve graph without work, started by the same means.
+
+    Raises:
+        BlendError: It does not start.
+    """
     with tempfile.TemporaryDirectory(prefix="bo", ignore_cleanup_errors=True) as folder:
         port = free_port()
         with _started(["-m", __name__, "--port", str(port)], port, Path(folder)) as running:
@@ -91,9 +105,9 @@ def bare_graph() -> Iterator[Running]:
 
 @contextlib.contextmanager
 def _started(command: Sequence[str], port: int, folder: Path) -> Iterator[Running]:
-    """Python with these arguments, from when it answers; at the end it gets SIGINT, and nothing of it may stay."""
+    """A Python process, once it answers; after the block it gets SIGINT and must leave nothing behind."""
     log = folder / "log"
-    environment = os.environ | {"RAY_TMPDIR": str(folder)}  # a short path: Ray's sockets are in it
+    environment = os.environ | {"RAY_TMPDIR": str(folder)}  # a short path, for Ray's sockets
     environment.pop("RAY_ADDRESS", None)
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=environment)
@@ -117,7 +131,11 @@ def _last_line(log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """End it as a person does. Raises BlendError when it has to be killed, or leaves processes behind."""
+    """End the process like Ctrl-C does.
+
+    Raises:
+        BlendError: It has to be killed, or leaves processes behind.
+    """
     started = under(process)
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
@@ -139,7 +157,7 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens, nor is likely to before a service does.
+    """A port of this machine that is free, and unlikely to be taken before a service listens on it.
 
     Systems give outgoing connections, and Ray its processes, ports above and below these.
     """
@@ -151,13 +169,13 @@ def free_port() -> int:
 
 
 def miniature(**serve: Any) -> dict[str, Any]:
-    """The included miniature's config; serve: its settings of the service."""
+    """Config of the included miniature with these settings of the service."""
     config = load(PRESETS / "demo.yaml", BlendConfig).model_dump(mode="json", exclude_unset=True)
     return {**config, "serve": serve}
 
 
 def without_models() -> dict[str, Any]:
-    """The service around nothing: six models and a fuser that answer at once, and a ranker with nothing to compare.
+    """A service without work: six models and a fuser that answer at once, and a ranker with nothing to compare.
 
     All answers are the same text, which is one answer to the ranker.
     """
@@ -172,7 +190,7 @@ def without_models() -> dict[str, Any]:
 
 
 def waiting_models(url: str, models: int, **serve: Any) -> dict[str, Any]:
-    """A blend of models and a fuser that a model server answers for; no part of it takes a CPU for long."""
+    """A blend of models and a fuser behind a model server; no part of it takes much CPU."""
     llm = {"engine": "endpoint", "base_url": url, "model": "waiting", "max_in_flight": 1000, "num_cpus": 0.1}
     config = miniature()
     return {
@@ -186,10 +204,10 @@ def waiting_models(url: str, models: int, **serve: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def model_server(delay_s: float) -> Iterator[str]:
-    """Within the block a process answers any chat after so long, at the URL that this gives.
+    """A process that answers any chat after `delay_s`, within the block; yields its URL.
 
-    With `/unavailable` before `/v1` it answers 503 to all, with `/silent` never, with `/distinct` otherwise each
-    time, in texts as long as real answers are.
+    With `/unavailable` before `/v1` it answers 503 to all, with `/silent` never, with `/distinct` a different text
+    each time, as long as real answers are.
     """
     with subprocess.Popen(
         [sys.executable, "-m", __name__, "--delay-s", str(delay_s)], stdout=subprocess.PIPE, text=True
@@ -202,14 +220,14 @@ def model_server(delay_s: float) -> Iterator[str]:
 
 
 def made_answer(number: int) -> str:
-    """A text of its own for each number, of 40 to 160 words of the included prompts."""
+    """A different text for each number, of 40 to 160 words of the included prompts."""
     draw = random.Random(number)
     words = (PRESETS / "miniature" / "heldout.jsonl").read_text(encoding="utf-8").split()[:2000]
     return " ".join([str(number), *draw.choices(words, k=draw.randint(40, 160))])
 
 
 async def serve_models(delay_s: float) -> None:
-    """Answer until the end; the URL is printed first."""
+    """Serve until the process ends; the URL is printed first."""
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
@@ -247,7 +265,7 @@ async def serve_models(delay_s: float) -> None:
 
 
 def serve_bare(port: int) -> None:
-    """Serve the bare graph until SIGINT; its gateway listens itself, as the service's does."""
+    """Serve the bare graph until SIGINT; its gateway listens itself, like the service's."""
     os.environ |= {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
@@ -287,7 +305,7 @@ def serve_bare(port: int) -> None:
         members = [nothing.options(name=f"member{number}").bind() for number in range(_MODELS)]
         parts = [nothing.options(name=name).bind() for name in ("ranker", "fuser")]
         graph = serve.deployment(Gateway).options(**options).bind(members, *parts)
-        proxy = {"host": HOST, "port": free_port()}  # Ray Serve starts one, but nobody asks it
+        proxy = {"host": HOST, "port": free_port()}  # Ray Serve starts one; it is not used
         serve.start(http_options=proxy, logging_config=quiet)
         serve.run(graph, logging_config=quiet)
         try:
@@ -297,7 +315,7 @@ def serve_bare(port: int) -> None:
 
 
 def main() -> None:
-    """Be one of the processes that a benchmark needs."""
+    """Run one of the processes that a benchmark needs."""
     parser = argparse.ArgumentParser(
         prog="python -m llm_blender_ray.pipelines.bench.online_service", description=__doc__
     )

@@ -1,11 +1,11 @@
-"""The original package as a worker: ranks rows with llm-blender 0.0.2, and tells how long it took.
+"""The original package as a worker: ranks rows with llm-blender 0.0.2, timed.
 
 Run by the interpreter of an environment of its own (`requirements-original.txt`), since the original imports only
-under transformers 4; so this file uses nothing of this project. What is timed is the original's own
-`Blender.rank`: its collator, its batching over rows, its n(n-1) comparisons. This file only looks on.
+under transformers 4; so this file imports nothing of this project. What is timed is the original's own
+`Blender.rank`: its collator, its batching over rows, its n(n-1) comparisons.
 
-One JSON object a line on stdin, one on stdout for each; the original's own prints go to stderr. `{"error": text}`
-is the answer to a request that failed.
+One JSON object a line on stdin, one on stdout for each; the original's own prints go to stderr. The response to a
+request that failed is `{"error": text}`.
 
     {"do": "load", "ranker": folder, "threads": 2}      -> {"llm_blender", "transformers", "torch"}
     {"do": "calibrate", "rows": rows}                   -> {"batch_size", "forwards_per_s": {"1": ..., ...}}
@@ -29,11 +29,11 @@ from typing import Any, TextIO, TypedDict
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows, as the original counts them
 PASSES = 2
-AS_FAST = 0.97  # of the best rate: closer ones can't be told apart
+AS_FAST = 0.97  # of the best rate: closer ones are within noise
 
 
 class ComparedRow(TypedDict):
-    """What is ranked: a source and its candidates."""
+    """A source and its candidates."""
 
     source: str
     candidates: list[str]
@@ -43,11 +43,15 @@ class ComparedRow(TypedDict):
 class Measured:
     """One call of the original's `rank`.
 
-    seconds: of the whole call. network_seconds: of it, without tokenization and collation.
-    cpu_seconds: of all threads; much less than seconds x threads where others had the machine.
-    forwards: pairs read. tokens: of these pairs. positions: the same with padding.
-    logits: rows x n x n, the left candidate first, zeros on the diagonal.
-    scores: rows x n, higher is better.
+    Attributes:
+        seconds: Of the whole call.
+        network_seconds: Of it, without tokenization and collation.
+        cpu_seconds: Of all threads; much less than seconds x threads if other processes had the CPUs.
+        forwards: Pairs read.
+        tokens: Of these pairs.
+        positions: Tokens and padding.
+        logits: Rows x n x n, the left candidate first, zeros on the diagonal.
+        scores: Rows x n, higher is better.
     """
 
     seconds: float
@@ -68,8 +72,8 @@ class Original:
         import torch
 
         torch.set_num_threads(threads)
-        # The original reads a relative model_name from the working directory, and picks the tokenizer's settings by
-        # what the name holds ("phi", "llama"): a whole path could hold anything.
+        # The original reads a relative model_name from the working directory, and chooses a tokenizer's settings by
+        # words in the name ("phi", "llama"), which a whole path could contain.
         os.chdir(ranker)
         self._blender = llm_blender.Blender()
         self._blender.loadranker(".", device="cpu")
@@ -127,7 +131,7 @@ def one_pair_each(rows: Sequence[ComparedRow]) -> list[ComparedRow]:
 
 
 def best_of(rates: dict[int, float]) -> int:
-    """The fastest size, or the smallest that is as fast: it pads least, and larger ones cut candidates shorter."""
+    """The fastest size, or the smallest within noise: it pads least, and larger ones cut candidates shorter."""
     return min(size for size, rate in rates.items() if rate >= AS_FAST * max(rates.values()))
 
 
@@ -136,9 +140,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """The batch size with the most forwards/s, and forwards/s of each that the rows can fill.
 
-    Each size ranks one pair of each row: a batch of them costs what any batch of that size costs, and all pairs of
-    so many rows would take minutes. The sizes take turns twice, and the better time of each counts, which leaves
-    out what else the machine does.
+    Each size ranks one pair of each row: a batch of them costs as much as any batch of that size, and all pairs of
+    the rows would take minutes. The sizes take turns twice, and the better time of each counts, to exclude other
+    load of the machine.
     """
     pairs = one_pair_each(rows)
     rank(pairs[:2], 1)  # the first calls compile parts of DeBERTa
@@ -170,16 +174,16 @@ def serve_original(requests: Iterable[str], answers: TextIO) -> None:
                 answer = asdict(original.rank(request["rows"], request["batch_size"]))
             else:
                 raise ValueError(f"unknown request {request['do']!r}")
-        except Exception as error:  # whatever the original raises; the other side tells it
+        except Exception as error:  # whatever the original raises; the caller reports it
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def main() -> None:
-    """Serve stdin and stdout, with the hub's cache in a folder that goes away, since the original writes there."""
+    """Serve stdin and stdout, with the hub's cache in a temporary folder, since the original writes there."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # from here on a print is no answer
+    os.dup2(2, 1)  # from here on prints go to stderr
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
         serve_original(sys.stdin, answers)

@@ -1,8 +1,8 @@
-"""What one endpoint that is down costs: a bulk run its rows/s, and online requests their time.
+"""Cost of one endpoint that is down: rows/s of a bulk run, latency of online requests.
 
-`bulk`: the same rows with models that answer after a while, and with one more that is down: nobody listens on its
-port, or it answers 503. `online`: `blend serve` of the same models, all up, and with one that is down or never
-answers; requests are timed once its circuit breaker is open, and those before are told apart.
+`bulk`: the same rows with models that answer after a fixed time, and with one more that is down: its port is
+closed, or it answers 503. `online`: `blend serve` of the same models, all up, and with one that is down or never
+answers; requests are timed once its circuit breaker is open, and those before are counted separately.
 
     python -m llm_blender_ray.pipelines.bench.outage bulk --rows 10000
     python -m llm_blender_ray.pipelines.bench.outage online --requests 200
@@ -45,7 +45,7 @@ DOWN_MODEL = "down"  # the model's name
 
 
 def urls(server: str) -> dict[str, str]:
-    """Base URLs of endpoints that are down, by what is wrong with them."""
+    """Base URLs of endpoints that are down, by the kind of failure."""
     root = server.removesuffix("/v1")
     return {
         "refused": f"http://{HOST}:{free_port()}/v1",
@@ -55,10 +55,10 @@ def urls(server: str) -> dict[str, str]:
 
 
 def config_of(server: str, broken: str | None, **more: Any) -> dict[str, Any]:
-    """A blend of the living models and of the one that is down at this URL, which is asked first."""
+    """A blend of the living models and of the one that is down at this URL, which comes first."""
     config = waiting_models(server, LIVING)
     for model in config["models"]:
-        del model["max_in_flight"]  # as users have it
+        del model["max_in_flight"]  # the default
     if broken:
         down = {"name": DOWN_MODEL, "base_url": broken, "max_error_rate": 1.0}
         config["models"].insert(0, config["models"][0] | down)
@@ -66,7 +66,11 @@ def config_of(server: str, broken: str | None, **more: Any) -> dict[str, Any]:
 
 
 def run_bulk(server: str, broken: str | None, rows: int) -> dict[str, Any]:
-    """One whole run. Raises BlendError unless each model did, on all rows, as it is expected to."""
+    """Do one whole run.
+
+    Raises:
+        BlendError: A model succeeded or failed on a row where the opposite is expected.
+    """
     with tempfile.TemporaryDirectory(prefix="bo") as scratch:
         given, output = Path(scratch) / "in.jsonl", Path(scratch) / "out"
         make_bulk_rows(rows, given)
@@ -89,11 +93,9 @@ def run_bulk(server: str, broken: str | None, rows: int) -> dict[str, Any]:
 
 
 def bench_bulk(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The run without the model, and with it down in each way."""
+    """Measure the run without the model, and with it down in each way."""
     with model_server(given.delay_s) as server:
-        broken = {
-            name: url for name, url in urls(server).items() if name != "silent"
-        }  # its timeouts are the user's
+        broken = {name: url for name, url in urls(server).items() if name != "silent"}  # timeouts: the defaults
         runs = {"without it": run_bulk(server, None, given.rows)}
         runs |= {name: run_bulk(server, url, given.rows) for name, url in broken.items()}
     best = runs["without it"]["rows_per_s"]
@@ -107,7 +109,11 @@ def bench_bulk(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 async def ask(url: str, requests: int, broken: bool) -> dict[str, Any]:
-    """Times of requests one after the other; where a model is down, from when it is left out. Raises BlendError."""
+    """Latencies of requests one after the other; if a model is down, from when its circuit is open.
+
+    Raises:
+        BlendError: A request fails.
+    """
     async with connections(url) as session:
         chat = ChatClient(session, read_prompts())
         before: list[float] = []
@@ -126,7 +132,7 @@ async def ask(url: str, requests: int, broken: bool) -> dict[str, Any]:
             if parts.get(DOWN_MODEL, {}).get("state") == "open":
                 break
             before.append((await timed())[0])
-        for _ in range(10):  # connections and caches
+        for _ in range(10):  # set up connections and caches
             await timed()
         shots = [await timed() for _ in range(requests)]
     outcomes = {outcome for _, outcome in shots}
@@ -143,7 +149,7 @@ async def ask(url: str, requests: int, broken: bool) -> dict[str, Any]:
 
 
 def bench_online(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The service with all models up, and with one down in each way."""
+    """Measure the service with all models up, and with one down in each way."""
     runs: dict[str, Any] = {}
     with model_server(given.delay_s) as server:
         for name, url in {"all up": server, **urls(server)}.items():

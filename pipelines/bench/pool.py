@@ -1,8 +1,8 @@
-"""`blend bench pool`: how much sooner one request is ranked when its comparisons are spread over replicas.
+"""`blend bench pool`: latency of one request whose comparisons are spread over replicas.
 
 Every pair in both orders, one request at a time, on one replica and on several in turns. More replicas than this
-machine has room for are simulated: their comparisons take a set time, as an LLM judge's do, while queueing, sharing
-and Ray's calls are the real ones.
+machine has room for are simulated: their comparisons take a fixed time, like an LLM judge's, while queueing,
+sharing and Ray's calls are real.
 """
 
 import asyncio
@@ -30,31 +30,33 @@ from llm_blender_ray.pipelines.bench.rank import read_workload
 from llm_blender_ray.pipelines.bulk.executor import running
 
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
-PROCESSES = 2  # that simulate replicas: they only wait
+PROCESSES = 2  # that simulate replicas, which only wait
 TURNS = 3
 
 
 class SimulatedScorer:
-    """In place of a model: every comparison takes the same time, one after the other in a call."""
+    """Scorer without a model: every comparison takes the same time, one after the other in a call."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
     async def traits(self) -> Traits:
+        """See `ScorerActor.traits`."""
         return Traits(pointwise=False)
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         await asyncio.sleep(self._seconds * len(matchups))
         return [0.0] * len(matchups)
 
 
 @contextmanager
 def simulated_pool(count: int, seconds: float) -> Iterator[Pool]:
-    """`count` replicas that take `seconds` for a comparison, in a few actors."""
+    """Pool of `count` replicas that take `seconds` for a comparison, in a few actors."""
     remote = ray.remote(SimulatedScorer).options(num_cpus=0, max_concurrency=count)
     actors = [remote.remote(seconds) for _ in range(min(PROCESSES, count))]
     try:
-        ray.get([actor.traits.remote() for actor in actors])  # they run
+        ray.get([actor.traits.remote() for actor in actors])  # wait for their start
         yield Pool([RayReplica(actors[i % len(actors)]) for i in range(count)], Traits(pointwise=False))
     finally:
         for actor in actors:
@@ -62,7 +64,11 @@ def simulated_pool(count: int, seconds: float) -> Iterator[Pool]:
 
 
 def _latency(settings: RankerSettings, pool: Pool, rows: Sequence[CandidateRow]) -> float:
-    """Seconds from a request to its ranking, the median over rows, one at a time. Raises what a row gives."""
+    """Seconds from a request to its ranking, the median over rows, one at a time.
+
+    Raises:
+        Exception: A row cannot be ranked.
+    """
     ranker = RowRanker(settings.model_copy(update={"strategy": Full(), "cache": None}), pool)
 
     async def each_alone() -> list[float]:
@@ -88,7 +94,7 @@ def measure_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, repl
     with ranker_pool(placed(1)) as one, ranker_pool(placed(replicas)) as many:
         pools = {"one": one, "many": many}
         for pool in pools.values():
-            _latency(settings, pool, rows[:1])  # kernels are chosen
+            _latency(settings, pool, rows[:1])  # warm up: chooses kernels
         turns = [{name: _latency(settings, pool, rows) for name, pool in pools.items()} for _ in range(TURNS)]
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in pools}
     ratio = statistics.median(turn["one"] / turn["many"] for turn in turns)
@@ -96,7 +102,7 @@ def measure_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, repl
 
 
 def bench_simulated(settings: RankerSettings, row: CandidateRow, seconds: float) -> list[dict[str, float]]:
-    """The latency of one request by the number of replicas, when a comparison takes `seconds`."""
+    """Latency of one request by the number of replicas, when a comparison takes `seconds`."""
     lines: list[dict[str, float]] = []
     for count in SIMULATED:
         with simulated_pool(count, seconds) as pool:
@@ -107,7 +113,7 @@ def bench_simulated(settings: RankerSettings, row: CandidateRow, seconds: float)
 
 
 def main(settings: RankerSettings, uri: str, *, replicas: int, limit: int, simulated_s: float) -> None:
-    """Measure, print tables for people, and everything as JSON in the last line."""
+    """Measure; print tables, and everything as JSON in the last line."""
     rows = read_workload(uri, limit).rows
     with running(RayCluster(num_cpus=replicas + 1)):  # Ray's count; each is an actor of one thread
         real = measure_pool(settings, rows, replicas=replicas)

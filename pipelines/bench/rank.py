@@ -1,8 +1,7 @@
-"""`blend bench rank`: how fast a ranker is on this machine, and what fewer comparisons cost and lose.
+"""`blend bench rank`: speed of a ranker on this machine, and the savings and losses of strategies.
 
-Every pair of every row is scored once, timed. Strategies are then replayed on these scores: what they would have
-asked for is known already, so that their agreement with the full comparison takes no more forwards; the default one
-is run and timed as well.
+Every pair of every row is scored once, timed. Strategies are then replayed on these scores, so that measuring their
+agreement with the full comparison takes no more forwards; the default one is run and timed as well.
 """
 
 import asyncio
@@ -48,14 +47,18 @@ STRATEGIES = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Rows to rank, and per row and metric the scores that candidates came with."""
+    """Rows to rank, and the given scores of their candidates by row and metric."""
 
     rows: list[CandidateRow]
     scores: list[dict[str, list[float | None]]]
 
 
 def read_workload(uri: str, limit: int | None) -> Workload:
-    """The rows of a URI that have at least two candidates. Raises BlendError when there are none."""
+    """Read the rows of a URI that have at least two candidates.
+
+    Raises:
+        BlendError: There are none.
+    """
     rows: list[CandidateRow] = []
     scores: list[dict[str, list[float | None]]] = []
     for row in read_rows(uri):
@@ -72,7 +75,7 @@ def read_workload(uri: str, limit: int | None) -> Workload:
 
 
 class Watch:
-    """A scorer looked at: the same scores, the calls and matchups counted."""
+    """Scorer that passes calls on, and counts calls and matchups."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -81,19 +84,22 @@ class Watch:
         self.calls = 0
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         self.matchups += matchups
         self.calls += 1
         return await self._scorer.score(matchups)
 
     async def check_health(self) -> None:
+        """See `actors.scorers.Scorer`."""
         await self._scorer.check_health()
 
     async def close(self) -> None:
+        """See `actors.scorers.Scorer`."""
         await self._scorer.close()
 
 
 class Replay:
-    """Scores of a full comparison, given again."""
+    """Scorer that gives the scores of a full comparison again."""
 
     def __init__(self, traits: Traits, rows: Sequence[CandidateRow], rankings: Sequence[Ranking]) -> None:
         self.traits = replace(traits, identity=None)
@@ -106,19 +112,27 @@ class Replay:
         }
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.scorers.Scorer`."""
         return [self._scores[matchup.prompt.texts(), matchup.left, matchup.right] for matchup in matchups]
 
     async def check_health(self) -> None:
-        """Numbers are always healthy."""
+        """Always healthy."""
 
     async def close(self) -> None:
-        """There is nothing to free."""
+        """Nothing to free."""
 
 
 def measure_ranker(
     settings: RankerSettings, workload: Workload, *, top_k: int, strategies: Iterable[Strategy]
 ) -> dict[str, Any]:
-    """All that is measured, as plain data (docs/ranking.md). Raises BlendError."""
+    """Do all measurements (docs/ranking.md).
+
+    Returns:
+        Plain data.
+
+    Raises:
+        BlendError: A row cannot be ranked.
+    """
     settings = settings.model_copy(update={"top_k": top_k, "cache": None})
     scorer = load_scorer(settings)
     warm_up(scorer, workload.rows)
@@ -142,22 +156,27 @@ def measure_ranker(
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """Rankings, and what it took to make them."""
+    """Rankings, and the work for them."""
 
     rankings: list[Ranking]
     matchups: list[Matchup]
-    rounds: float  # in the mean over batches of rows
+    rounds: float  # mean over batches of rows
     seconds: float
 
     @property
     def forwards(self) -> int:
+        """Forwards of all rankings."""
         return sum(ranking.comparisons for ranking in self.rankings)
 
 
 def play(
     settings: RankerSettings, strategy: Strategy | None, scorer: Scorer, rows: Sequence[CandidateRow]
 ) -> Played:
-    """Rank the rows, as many at a time as a bulk run's first blocks have. Raises what ranking a row gives."""
+    """Rank the rows, in batches of the size of a bulk run's first blocks.
+
+    Raises:
+        Exception: A row cannot be ranked.
+    """
     watch = Watch(scorer)
     ranker = RowRanker(settings.model_copy(update={"strategy": strategy}), watch)
     batches = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
@@ -176,14 +195,14 @@ def play(
 
 
 def warm_up(scorer: Scorer, rows: Sequence[CandidateRow]) -> None:
-    """Let kernels be chosen and memory be taken before anything is timed."""
+    """Let kernels be chosen and memory be allocated before anything is timed."""
     prompt, candidates = rows[0]
     texts = [candidate.text for candidate in candidates if candidate.text is not None][:2]
     asyncio.run(scorer.score([Matchup(prompt, texts[0], texts[1])] * 8))
 
 
 def speed(scorer: Scorer, played: Played) -> dict[str, float | None]:
-    """Rates of a run; of a PairRanker also what it read, and how much of the machine's arithmetic that took."""
+    """Rates of a run; of a PairRanker also tokens read, and the share of the machine's FLOP/s used."""
     rates: dict[str, float | None] = {
         "forwards_per_s": played.forwards / played.seconds,
         "prompts_per_s": len(played.rankings) / played.seconds,
@@ -202,9 +221,9 @@ def speed(scorer: Scorer, played: Played) -> dict[str, float | None]:
 
 
 def quality(played: Played, full: Played, workload: Workload, top_k: int) -> dict[str, Any]:
-    """What a strategy asked for, how far its top k is the full comparison's, and what given scores say of it.
+    """A strategy's forwards, its agreement with the full comparison's top k, and the given scores of its choice.
 
-    same_best: the share of rows with the same first. scores: by metric the mean score of the first, of the top k.
+    same_best: share of rows with the same first. scores: by metric the mean score of the first, of the top k.
     """
     pairs = list(zip(played.rankings, full.rankings, strict=True))
     return {
@@ -217,7 +236,7 @@ def quality(played: Played, full: Played, workload: Workload, top_k: int) -> dic
 
 
 def agreement(played: Played, full: Played, top_k: int) -> float:
-    """The share of the full comparison's top k that is in the other's, in the mean over rows."""
+    """Share of the full comparison's top k that is in the other's, mean over rows."""
     return mean(
         len(set(ours.order[:top_k]) & set(theirs.order[:top_k])) / min(top_k, len(theirs.order))
         for ours, theirs in zip(played.rankings, full.rankings, strict=True)
@@ -239,7 +258,7 @@ def _by_given_scores(rankings: Sequence[Ranking], workload: Workload, top_k: int
 
 
 def describe_rank(strategy: Strategy) -> str:
-    """A strategy as the command line has it: what differs from the defaults of its kind."""
+    """A strategy in the syntax of the command line: fields that differ from the defaults of its kind."""
     options = strategy.model_dump(exclude_defaults=True, exclude={"kind"})
     return strategy.kind + "".join(
         f"{',' if i else ':'}{name}={value}" for i, (name, value) in enumerate(options.items())
@@ -249,12 +268,12 @@ def describe_rank(strategy: Strategy) -> str:
 def main(
     settings: RankerSettings, uri: str, *, limit: int | None, top_k: int, strategies: Sequence[Strategy]
 ) -> None:
-    """Measure, print tables for people, and everything as JSON in the last line."""
+    """Measure; print tables, and everything as JSON in the last line."""
     strategies = strategies or TypeAdapter(list[Strategy]).validate_python(STRATEGIES)
     result = measure_ranker(settings, read_workload(uri, limit), top_k=top_k, strategies=strategies)
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file or pipe is not 80 columns wide
+        console.width = 120  # of a file or pipe, for which rich takes 80
     console.print(speed_table(result))
     console.print(strategy_table(result))
     print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""`make bench-original`: the original package and ours rank the same rows with the same weights, in turns.
+"""`make bench-original`: the original package and this one rank the same rows with the same weights, in turns.
 
 A machine's speed drifts, so every round measures both sides and the machine's own matrix rate. The original runs in
 a process and an environment of its own (`original.py`).
@@ -27,8 +27,8 @@ from llm_blender_ray.pipelines.bench.rank import Replay, agreement, play, speed,
 from llm_blender_ray.pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
 
 _TOP_K = 3
-CALIBRATION_ROWS = 32  # the original's best batch is far smaller
-_BUSY = 0.85  # of the threads' time; a round in which the original got less was disturbed
+CALIBRATION_ROWS = 32  # far more than the original's best batch
+_BUSY = 0.85  # of the threads' time; a round with less for the original was disturbed
 WORKER = Path(__file__).parent / "original.py"
 
 _Ask = Callable[..., dict[str, Any]]
@@ -36,7 +36,11 @@ _Ask = Callable[..., dict[str, Any]]
 
 @contextmanager
 def original(python: str, threads: int) -> Iterator[_Ask]:
-    """The original as a function of requests (see `original.py`). Raises BlendError for what it can't do."""
+    """The original as a function of requests (see `original.py`).
+
+    Raises:
+        BlendError: A request fails.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     command = [python, "-I", str(WORKER)]
     with subprocess.Popen(
@@ -68,7 +72,7 @@ def compare_side_by_side(
     rounds: int,
     threads: int,
 ) -> dict[str, Any]:
-    """Rates of both sides on the rows, cut into at most `rounds` parts that fill the original's batches."""
+    """Rates of both sides on the rows, in at most `rounds` parts that fill the original's batches."""
     torch.set_num_threads(threads)
     versions = ask(do="load", ranker=str(folder), threads=threads)
     calibration = ask(do="calibrate", rows=as_original(calibration_rows))
@@ -85,7 +89,7 @@ def compare_side_by_side(
         if theirs["cpu_seconds"] < _BUSY * theirs["seconds"] * threads:
             print("the machine is busy with something else: this round tells little", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
-        default = play(settings, None, scorers["bfloat16"], rows)  # a bulk run has 32 rows in hand, not two
+        default = play(settings, None, scorers["bfloat16"], rows)  # all rows at once: a bulk run has 32 in hand
         lines.append(
             {
                 "forwards_per_s": {
@@ -119,7 +123,7 @@ def compare_side_by_side(
 
 
 def _over_rounds(measure: str, lines: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of rates the harmonic mean, which is all work over all time, since rounds are of one size; else the mean."""
+    """Harmonic mean of rates, which is all work over all time, since rounds are of one size; else the mean."""
     mean = statistics.harmonic_mean if measure.endswith("_per_s") else statistics.mean
     return {side: mean([line[side] for line in lines]) for side in lines[0]}
 
@@ -132,7 +136,7 @@ def logit_difference(ask: _Ask, folder: Path, row: CandidateRow) -> float:
     """The largest difference between both sides' float32 logits of one row, ranked by itself.
 
     In a batch the original cuts candidates by the longest source of the batch, so that a row's logits differ from
-    what it gets alone.
+    those that it gets alone.
     """
     theirs = ask(do="rank", rows=as_original([row]), batch_size=1)["logits"][0]
     settings = PairRanker(model=str(folder), device="cpu", dtype="float32")
@@ -146,7 +150,7 @@ def logit_difference(ask: _Ask, folder: Path, row: CandidateRow) -> float:
 
 
 def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, float]:
-    """How much of the full comparison's top 3 others find, in bfloat16, replayed on the scores of one."""
+    """Agreement of others with the full comparison's top 3, in bfloat16, replayed on the scores of one."""
     settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=_TOP_K)
     scorer = PairwiseScorer(settings)
     full = play(settings, Full(), scorer, rows)
@@ -159,7 +163,7 @@ def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, floa
 
 
 def main() -> None:
-    """Print what was measured as JSON, the last line."""
+    """Print the measurements as JSON, the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True, help="interpreter of the original's environment")
     parser.add_argument("--rows", help="rows with candidates (MixInstruct's layout); default: made on the spot")

@@ -1,8 +1,8 @@
-"""What `make bench-original` measures both sides on: rows, and a ranker in the layout that the original reads.
+"""Workload of `make bench-original`: rows, and a ranker in the layout that the original reads.
 
-Where none are given, both are made on the spot. The ranker has the shape of DeBERTa-v3-xsmall (12 layers, 384 wide,
-6 heads) with random weights: time doesn't depend on what weights know. The rows are the included prompts' words
-in texts as long as real ones, so that batches of them are padded as real ones are.
+Where none are given, both are generated. The ranker has the shape of DeBERTa-v3-xsmall (12 layers, 384 wide,
+6 heads) with random weights, whose values do not affect the time. The rows are the included prompts' words in texts
+as long as real ones, so that their batches are padded like real ones.
 """
 
 import json
@@ -29,17 +29,15 @@ from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 PAD_TOKEN, CLS, SEP, UNKNOWN, MASK = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
-VOCABULARY = 8192  # 1.5 tokens a word of English; DeBERTa's own 128,000 take 1.3
-SHARPNESS = (
-    1.6  # of attention: with plain random weights it averages over all tokens, and all candidates look alike
-)
+VOCABULARY = 8192  # 1.5 tokens a word of English; DeBERTa's 128,000 take 1.3
+SHARPNESS = 1.6  # of attention: plain random weights average over all tokens, and all candidates look alike
 HEAD_SCALE = 60.0  # gives margins of about 1
 HELDOUT = Path(configs.__file__).parent / "miniature" / "heldout.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long texts are, in tokens: log-normal, and longer together where a prompt asks for more.
+    """Lengths of texts in tokens: log-normal, and longer together where a prompt asks for more.
 
     The figures are those of the answers of 11 LLMs to AlpacaEval's 805 instructions.
     """
@@ -53,7 +51,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadShape:
-    """Of a ranker to make. Its budgets give pairs of 230 tokens in the mean, on real rows and on made ones."""
+    """Shape of a generated ranker. Its budgets give pairs of 230 tokens on average, on all rows."""
 
     layers: int = 12
     hidden: int = 384
@@ -73,7 +71,7 @@ class OriginalRow(TypedDict):
 def make_rows(
     count: int, *, seed: int = 0, candidates: int = 11, lengths: Lengths = Lengths()
 ) -> list[CandidateRow]:
-    """Rows whose texts are words of the included held-out prompts in random order."""
+    """Generate rows whose texts are words of the included held-out prompts in random order."""
     given = [json.loads(line) for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
     words = [word for row in given for word in f"{row['input']} {row['output']}".split() if word.isalpha()]
     rng = random.Random(f"bench rows {seed}")
@@ -91,10 +89,13 @@ def make_rows(
 
 
 def take_rows(uri: str, count: int, *, seed: int = 0) -> list[CandidateRow]:
-    """Up to `count` rows of a file that the original can rank too, drawn at random, in the file's order.
+    """Draw up to `count` rows of a file that the original can rank too, in the file's order.
 
-    The original wants the same number of candidates in every row (that of the first here), a text in each, and no
-    marker in any. Raises BlendError when no row is left.
+    The original requires the same number of candidates in every row (that of the first here), a text in each, and
+    no marker in any.
+
+    Raises:
+        BlendError: No row is left.
     """
     usable: list[CandidateRow] = []
     for given in read_rows(uri):
@@ -113,7 +114,7 @@ def take_rows(uri: str, count: int, *, seed: int = 0) -> list[CandidateRow]:
 
 
 def as_original(rows: Iterable[CandidateRow]) -> list[OriginalRow]:
-    """The rows as the original's worker takes them; the original puts nothing between instruction and input."""
+    """The rows as the original's worker takes them; the original concatenates instruction and input."""
     return [
         {"source": "".join(prompt.texts()), "candidates": [candidate.text or "" for candidate in candidates]}
         for prompt, candidates in rows
@@ -121,7 +122,7 @@ def as_original(rows: Iterable[CandidateRow]) -> list[OriginalRow]:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE of the texts with DeBERTa's special tokens and PairRanker's markers."""
+    """Train a byte-level BPE on the texts, with DeBERTa's special tokens and PairRanker's markers."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -139,7 +140,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 def make_ranker(
     rows: Sequence[CandidateRow], folder: Path, *, seed: int = 0, shape: WorkloadShape = WorkloadShape()
 ) -> Path:
-    """Write a ranker with random weights and a tokenizer that knows the rows' words; gives the folder."""
+    """Write a ranker with random weights and a tokenizer that knows the rows' words; returns the folder."""
     texts = [text for row in as_original(rows) for text in (row["source"], *row["candidates"])]
     budget = PairBudget(shape.source_max_length, shape.candidate_max_length)
     tokenizer = PairTokenizer(train_tokenizer(texts), budget, cls=CLS, sep=SEP, pad=PAD_TOKEN)
@@ -154,7 +155,7 @@ def make_ranker(
         type_vocab_size=0,
         pad_token_id=tokenizer.pad_id,
         layer_norm_eps=1e-7,
-        # what DeBERTa-v3 has beyond transformers' defaults
+        # where DeBERTa-v3 differs from transformers' defaults
         relative_attention=True,
         position_buckets=256,
         norm_rel_ebd="layer_norm",
@@ -176,9 +177,17 @@ def make_ranker(
 
 
 def copy_ranker(model: str, folder: Path) -> Path:
-    """Write the ranker `model` (local folder or hub id, any published layout) in the original's; gives the folder.
+    """Write a ranker in the original's layout.
 
-    Raises ModelLoadError.
+    Args:
+        model: Local folder or hub id, in any published layout.
+        folder: Where to write it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelLoadError: The ranker cannot be loaded.
     """
     return _save(*load_pairrm(model), folder)
 
@@ -186,11 +195,11 @@ def copy_ranker(model: str, folder: Path) -> Path:
 def _save(network: PairRMNetwork, tokenizer: PairTokenizer, folder: Path) -> Path:
     """Write the original's layout, all of it in one folder: `config.json`, `model.safetensors`, `backbone/`.
 
-    transformers 4 has to read it, so the tokenizer's class is the one that both versions know.
+    transformers 4 has to read it, so the tokenizer's class is one that both versions have.
     """
     backbone = folder / "backbone"
     encoder = network.pretrained_model
-    with quiet():  # it draws a progress bar
+    with quiet():  # hides a progress bar
         encoder.save_pretrained(backbone)
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     backend.post_processor = processors.TemplateProcessing(
