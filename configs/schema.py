@@ -44,6 +44,7 @@ __all__ = [
     "EchoModel",
     "EchoRanker",
     "EndpointModel",
+    "FolderFormat",
     "FuserSettings",
     "GenFuser",
     "Judge",
@@ -63,6 +64,8 @@ __all__ = [
     "TransformersModel",
     "VLLMModel",
 ]
+
+FolderFormat = Literal["parquet", "jsonl"]  # formats of `pipelines.rows.formats` that a folder of parts may have
 
 
 class RankerSection(BaseModel):
@@ -111,7 +114,7 @@ class BlendConfig(Settings):
     matrix: bool = False  # also write every row's logits
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = MAX_ERROR_RATE  # of all rows; more: a run's exit 1
     rows_per_block: Annotated[int, Field(ge=1)] = 1024  # rows that are worked on and kept together, at most
-    format: Literal["parquet", "jsonl"] = "parquet"  # of the parts of an output that is a folder
+    format: FolderFormat = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers
     serve: Serving = Serving()
     ray: RayCluster = RayCluster()

@@ -6,32 +6,44 @@ would be lost without a word.
 
 import bz2
 import contextlib
+import functools
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-_STDLIB: dict[str, Any] = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
-ENDINGS = (".gz", ".zst", ".bz2", ".xz")
+
+class Codec(NamedTuple):
+    """Streams of one compression over an opened file."""
+
+    reader: Callable[[IO[bytes]], Any]
+    writer: Callable[[IO[bytes]], Any]
+
+
+CODECS = {
+    ".gz": Codec(
+        lambda file: gzip.GzipFile(fileobj=file), lambda file: gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
+    ),
+    ".zst": Codec(
+        lambda file: pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"),
+        lambda file: pa.CompressedOutputStream(pa.PythonFile(_LeftOpen(file), mode="w"), "zstd"),
+    ),
+    ".bz2": Codec(bz2.BZ2File, functools.partial(bz2.BZ2File, mode="wb")),
+    ".xz": Codec(lzma.LZMAFile, functools.partial(lzma.LZMAFile, mode="wb")),
+}
 
 
 def ending_of(name: str) -> str | None:
     """How a file of this name is compressed; None when it isn't."""
-    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
+    return next((ending for ending in CODECS if name.lower().endswith(ending)), None)
 
 
 def decompressed(file: IO[bytes], ending: str) -> IO[bytes]:
     """What a compressed file holds; closing it closes the file."""
-    if ending == ".zst":
-        stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    elif ending == ".gz":
-        stream = gzip.GzipFile(fileobj=file)
-    else:
-        stream = _STDLIB[ending](file)
-    return _Unpacked(stream, file)
+    return _Unpacked(CODECS[ending].reader(file), file)
 
 
 class _Unpacked(io.BufferedReader):
@@ -65,11 +77,5 @@ def compressing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
     if ending is None:
         yield file
         return
-    if ending == ".zst":
-        stream: Any = pa.CompressedOutputStream(pa.PythonFile(_LeftOpen(file), mode="w"), "zstd")
-    elif ending == ".gz":
-        stream = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
-    else:
-        stream = _STDLIB[ending](file, "wb")
-    with stream:
+    with CODECS[ending].writer(file) as stream:
         yield stream

@@ -29,7 +29,6 @@ from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
 from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
 
 S3_SCHEMES = ("s3://", "s3a://")
-KINDS = tuple(FORMATS)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
 _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 _S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
@@ -124,7 +123,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
         fs.invalidate_cache()
         if fs.isfile(path):
             if kind(path) is None:
-                raise BlendError(f"{uri}: not a file of rows; expected {', '.join(KINDS)}")
+                raise BlendError(f"{uri}: not a file of rows; expected {', '.join(FORMATS)}")
             found = Found([path])
         elif fs.isdir(path):
             found = walk(fs, path, without)
@@ -134,7 +133,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
             raise FileNotFoundError(path)
     if not found.files:
         passed = f"; {found.left_out_text()}" if found.left_out else ""
-        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(KINDS)}{passed}")
+        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(FORMATS)}{passed}")
     if is_local(fs):
         return found
     unstripped = fs.unstrip_protocol

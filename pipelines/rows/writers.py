@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -21,19 +21,18 @@ from pydantic import BaseModel, ConfigDict
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import FolderFormat
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS, Layout
 from llm_blender_ray.pipelines.rows.formats import FORMATS
 from llm_blender_ray.pipelines.rows.formats.base import Shape
-from llm_blender_ray.pipelines.rows.formats.columnar import parquet_bytes
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
 from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
 from llm_blender_ray.pipelines.rows.storage import put, remove
 from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, translate_errors
 
-FolderFormat = Literal["parquet", "jsonl"]
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
-_PART = re.compile(r"part-\d{6}-[0-9a-f]{16}\.(parquet|jsonl)")
+_PART = re.compile(r"part-\d{6}-[0-9a-f]{16}(\.\w+)")
 
 
 class FileRecord(BaseModel):
@@ -132,20 +131,12 @@ class Sink:
     def piece(self, number: int, rows: pa.Table) -> WrittenRows:
         """The piece of this number, made by a worker."""
         if kind(self.uri) is not None:
-            count, data = self._encoded(rows)
-            return WrittenRows(count, data)
-        if self.ending == ".parquet":
-            table = self.shape.table(rows)
-            count, data = len(table), parquet_bytes(table)
-        else:
-            count, data = self._encoded(rows)
+            return WrittenRows(*FORMATS[self.ending].encoded(self.shape, rows))
+        count, data = FORMATS[self.ending].part(self.shape, rows)
         name = f"part-{number:06}-{self.mark}{self.ending}"
         put(f"{self.uri.rstrip('/')}/{name}", data)
         record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         return WrittenRows(count, b"", record)
-
-    def _encoded(self, rows: pa.Table) -> tuple[int, bytes]:
-        return FORMATS[self.ending].encoded(self.shape, rows)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Written"]:
@@ -193,7 +184,8 @@ class Written:
 
 def is_part(name: str) -> bool:
     """Whether a file of this name is one that a run wrote into a folder."""
-    return _PART.fullmatch(name) is not None
+    match = _PART.fullmatch(name)
+    return match is not None and match[1] in FORMATS
 
 
 def part_files(fs: Any, folder: str) -> list[str]:

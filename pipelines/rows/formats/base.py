@@ -1,6 +1,7 @@
 """What a file format is to the rest: how its files become tables of rows, and rows its bytes."""
 
 import contextlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,14 @@ class Format(ABC):
     @abstractmethod
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
         """How many rows there are to write, and their bytes without what stands before and after all of them."""
+
+    def part(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """How many rows there are to write, and the bytes of a whole file of them: a part of a folder."""
+        count, data = self.encoded(shape, rows)
+        file = io.BytesIO()
+        with self.joining(file, shape.schema()) as join:
+            join(data, count)
+        return count, file.getvalue()
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:

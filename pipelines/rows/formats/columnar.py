@@ -110,6 +110,12 @@ class Parquet(_Columnar):
         except pa.ArrowInvalid as error:
             raise BlendError(f"{origin.file}: not a readable Parquet file: {error}") from error
 
+    def part(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        table = shape.table(rows)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        return len(table), sink.getvalue()
+
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
         with pq.ParquetWriter(file, schema) as writer:
@@ -163,10 +169,3 @@ class Arrow(_Columnar):
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
         with pa.ipc.new_stream(file, schema) as writer:
             yield lambda data, rows: writer.write_table(pa.ipc.open_stream(data).read_all())
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A whole Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()

@@ -1,7 +1,10 @@
 """Rows of many kinds of files through a run: columns that aren't ours keep every value, in every format."""
 
+import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +12,14 @@ import pytest
 from passing import objects, passed
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.schema import FolderFormat
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
+from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.formats import FORMATS
+from llm_blender_ray.pipelines.rows.formats.base import Origin, Shape, TextFormat
 from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
+from llm_blender_ray.pipelines.rows.writers import BlendShape, Sink, check_output
 
 FAR = 253402300799_000000  # 9999-12-31 23:59:59 UTC, the year 10000 in Berlin
 
@@ -236,3 +245,33 @@ def test_a_column_called_raw_is_kept_beside_what_is_wrong(tmp_path):
     bad, good = objects(source, tmp_path)
     assert json.loads(bad["raw"])["raw"] == 1
     assert good["raw"] == 2
+
+
+class Prompts(TextFormat):
+    """One prompt a line."""
+
+    endings = (".prompts",)
+
+    def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(source, 1):
+            yield read_row({"prompt": line.decode().strip()}, f"{origin.name} line {number}")
+
+    def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        lines = [f"{row['prompt']}\n".encode() for row in shape.objects(rows)]
+        return len(lines), b"".join(lines)
+
+
+def test_a_format_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, ".prompts", Prompts())
+    written = passed(write(tmp_path, "a.jsonl", [{"prompt": "x"}, {"prompt": "y"}]), tmp_path / "b.prompts.gz")
+    assert gzip.decompress(written.read_bytes()) == b"x\ny\n"
+    assert [row["prompt"] for row in read_rows(str(written))] == ["x", "y"]
+    table = pa.Table.from_pylist([read_row({"prompt": "z"}, "a")], schema=ROW_SCHEMA)
+    shape = BlendShape(Layout.of(look(table), {}, ()))
+    Sink(str(tmp_path / "out"), shape, "0" * 16, "prompts").piece(3, table)  # type: ignore[arg-type]
+    assert (tmp_path / "out/part-000003-0000000000000000.prompts").read_text() == "z\n"
+    assert check_output(str(tmp_path / "out"), overwrite=True)
+
+
+def test_formats_of_folders_are_formats() -> None:
+    assert {f".{name}" for name in get_args(FolderFormat)} <= set(FORMATS)
