@@ -4,10 +4,11 @@ A config is data about *what* runs; it holds no secrets (an endpoint names the e
 its key). Relative model folders are resolved against the config's own folder by `configs.loading`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from llm_blender_ray.configs.formats import FormatName
 from llm_blender_ray.configs.fusers import FuserSettings, GenFuser, LLMFuser
 from llm_blender_ray.configs.llms import (
     MAX_ERROR_RATE,
@@ -44,7 +45,6 @@ __all__ = [
     "EchoModel",
     "EchoRanker",
     "EndpointModel",
-    "FolderFormat",
     "FuserSettings",
     "GenFuser",
     "Judge",
@@ -64,8 +64,6 @@ __all__ = [
     "TransformersModel",
     "VLLMModel",
 ]
-
-FolderFormat = Literal["parquet", "jsonl"]  # formats of `pipelines.rows.formats` that a folder of parts may have
 
 
 class RankerSection(BaseModel):
@@ -114,7 +112,7 @@ class BlendConfig(Settings):
     matrix: bool = False  # also write every row's logits
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = MAX_ERROR_RATE  # of all rows; more: a run's exit 1
     rows_per_block: Annotated[int, Field(ge=1)] = 1024  # rows that are worked on and kept together, at most
-    format: FolderFormat = "parquet"  # of the parts of an output that is a folder
+    format: FormatName = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers
     serve: Serving = Serving()
     ray: RayCluster = RayCluster()

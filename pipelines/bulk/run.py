@@ -19,7 +19,7 @@ from llm_blender_ray.cluster.replicas import look_for
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import deciding, differences, settings_digest
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import FolderFormat, RayCluster
+from llm_blender_ray.configs.schema import RayCluster
 from llm_blender_ray.pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, folder_of
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
@@ -77,7 +77,7 @@ class Run:
     keep: Sequence[str] = ()
     limit: int | None = None
     rows_per_block: int = 1024
-    format: FolderFormat = "parquet"
+    format: str = "parquet"
     preferences: Preferences | None = None
     prepare: TableFunction | None = None
     finish: TableFunction | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from llm_blender_ray.pipelines.rows.arrow_types import joined, storable, to_python
-from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.formats import format_of, kind
 from llm_blender_ray.pipelines.rows.formats.base import Format, Origin
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 from llm_blender_ray.pipelines.rows.uris import find, open_binary, translate_errors
@@ -34,7 +34,7 @@ class InputFile:
     @property
     def format(self) -> Format:
         """How it is read."""
-        return FORMATS[kind(self.uri) or ""]
+        return format_of(kind(self.uri) or "")
 
     @property
     def origin(self) -> Origin:

@@ -26,7 +26,7 @@ from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.pipelines.interruption import undone
 from llm_blender_ray.pipelines.rows.compression import compressing, decompressed, ending_of
 from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
-from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.formats import format_endings, kind
 
 S3_SCHEMES = ("s3://", "s3a://")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
@@ -123,7 +123,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
         fs.invalidate_cache()
         if fs.isfile(path):
             if kind(path) is None:
-                raise BlendError(f"{uri}: not a file of rows; expected {', '.join(FORMATS)}")
+                raise BlendError(f"{uri}: not a file of rows; expected {', '.join(format_endings())}")
             found = Found([path])
         elif fs.isdir(path):
             found = walk(fs, path, without)
@@ -133,7 +133,9 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
             raise FileNotFoundError(path)
     if not found.files:
         passed = f"; {found.left_out_text()}" if found.left_out else ""
-        raise BlendError(f"{uri}: nothing to read there; expected files ending in {', '.join(FORMATS)}{passed}")
+        raise BlendError(
+            f"{uri}: nothing to read there; expected files ending in {', '.join(format_endings())}{passed}"
+        )
     if is_local(fs):
         return found
     unstripped = fs.unstrip_protocol

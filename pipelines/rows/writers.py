@@ -21,10 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import FolderFormat
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS, Layout
-from llm_blender_ray.pipelines.rows.formats import FORMATS
+from llm_blender_ray.pipelines.rows.formats import format_endings, format_of
 from llm_blender_ray.pipelines.rows.formats.base import Shape
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
 from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
@@ -114,14 +113,14 @@ class WrittenRows:
 class Sink:
     """Where rows go. mark: tells this run's parts of a folder from another's.
 
-    An ending of `formats.FORMATS` (text also compressed: .gz, .zst, .bz2, .xz) makes one file; anything else is a
+    A registered ending (text also compressed: .gz, .zst, .bz2, .xz) makes one file; anything else is a
     folder of parts in `folder_format`.
     """
 
     uri: str
     shape: Shape
     mark: str
-    folder_format: FolderFormat = "parquet"
+    folder_format: str = "parquet"
 
     @property
     def ending(self) -> str:
@@ -131,8 +130,8 @@ class Sink:
     def piece(self, number: int, rows: pa.Table) -> WrittenRows:
         """The piece of this number, made by a worker."""
         if kind(self.uri) is not None:
-            return WrittenRows(*FORMATS[self.ending].encoded(self.shape, rows))
-        count, data = FORMATS[self.ending].part(self.shape, rows)
+            return WrittenRows(*format_of(self.ending).encoded(self.shape, rows))
+        count, data = format_of(self.ending).part(self.shape, rows)
         name = f"part-{number:06}-{self.mark}{self.ending}"
         put(f"{self.uri.rstrip('/')}/{name}", data)
         record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -147,7 +146,7 @@ class Sink:
             yield written
             return
         with translate_errors(self.uri, "write it"):
-            with replacing(self.uri) as file, FORMATS[self.ending].joining(file, self.shape.schema()) as join:
+            with replacing(self.uri) as file, format_of(self.ending).joining(file, self.shape.schema()) as join:
 
                 def add(piece: WrittenRows) -> None:
                     join(piece.data, piece.rows)
@@ -185,7 +184,7 @@ class Written:
 def is_part(name: str) -> bool:
     """Whether a file of this name is one that a run wrote into a folder."""
     match = _PART.fullmatch(name)
-    return match is not None and match[1] in FORMATS
+    return match is not None and match[1] in format_endings()
 
 
 def part_files(fs: Any, folder: str) -> list[str]:

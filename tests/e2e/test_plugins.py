@@ -1,4 +1,4 @@
-"""An engine and a metric of another package, installed."""
+"""An engine, a file format and a metric of another package, installed."""
 
 import json
 import os
@@ -44,12 +44,12 @@ def blend(environment: dict[str, str], *args: object) -> subprocess.CompletedPro
     return done
 
 
-def test_an_engine_of_another_package_is_planned_and_runs(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_engine_and_a_format_of_another_package_run(environment: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "blend.yaml"
     config.write_text(CONFIG)
     assert "toy m" in blend(environment, "plan", config, "--gpus", 0).stdout
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"id": "1", "prompt": "Say it"}\n')
+    rows = tmp_path / "rows.prompts"
+    rows.write_text("Say it\n")
     blend(environment, "run", config, "--input", rows, "--output", tmp_path / "out.jsonl")
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert [one["text"] for one in row["candidates"]] == ["SAY IT?!", "Say it"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from llm_blender_ray.pipelines.bulk.checkpoints import _read, _written
 from llm_blender_ray.pipelines.bulk.input import _entry
 from llm_blender_ray.pipelines.rows.columns import Layout, look, seen_of
-from llm_blender_ray.pipelines.rows.formats import FORMATS, kind
+from llm_blender_ray.pipelines.rows.formats import format_of, kind
 from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.uris import replacing
 from llm_blender_ray.pipelines.rows.writers import BlendShape
@@ -25,7 +25,7 @@ def passed(source: Path, output: Path, results: dict[str, pa.DataType] | None = 
         assert _entry("block", table)["rows"] == len(table)
         seen = seen_of(seen, look(table))
     shape = BlendShape(Layout.of(seen, results or {}, ()))
-    written = FORMATS[kind(str(output)) or ""]
+    written = format_of(kind(str(output)) or "")
     pieces = [written.encoded(shape, table) for table in [*tables, pa.concat_tables(tables)[:0]]]
     with replacing(str(output)) as file, written.joining(file, shape.schema()) as join:
         for rows, data in pieces:

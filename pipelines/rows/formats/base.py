@@ -54,7 +54,6 @@ class Origin:
 class Format(ABC):
     """A file format. It is given opened, unpacked files, and knows nothing of where they are."""
 
-    endings: tuple[str, ...]
     compressible = True  # whether a whole file of it may be compressed
 
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:

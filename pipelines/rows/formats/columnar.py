@@ -100,8 +100,6 @@ def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
 class Parquet(_Columnar):
     """Apache Parquet."""
 
-    endings = (".parquet",)
-
     @contextlib.contextmanager
     def _opened(self, source: IO[bytes], origin: Origin) -> Iterator[Any]:
         try:
@@ -144,8 +142,6 @@ class _RowGroups:
 
 class Arrow(_Columnar):
     """Arrow's IPC format: the stream, as `save_to_disk` of Hugging Face datasets writes it, or the file."""
-
-    endings = (".arrow",)
 
     @contextlib.contextmanager
     def _opened(self, source: IO[bytes], origin: Origin) -> Iterator[Any]:

@@ -31,7 +31,6 @@ _LOOKED_AT = 20  # lines after a broken one: do they look like rows?
 class Csv(TextFormat):
     """Comma-separated values. Columns that aren't ours stay text, ours that aren't text are JSON."""
 
-    endings: tuple[str, ...] = (".csv",)
     delimiter = ","
 
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
@@ -71,7 +70,6 @@ class Csv(TextFormat):
 class Tsv(Csv):
     """Tab-separated values, quoted as CSV is."""
 
-    endings = (".tsv",)
     delimiter = "\t"
 
 

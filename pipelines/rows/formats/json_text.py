@@ -30,8 +30,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 class JsonLines(TextFormat):
     """One JSON object a line."""
 
-    endings = (".jsonl", ".ndjson")
-
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
         yield from _lines(source, origin)
 
@@ -42,8 +40,6 @@ class JsonLines(TextFormat):
 
 class JsonList(TextFormat):
     """A `.json` file: a list of objects, one object, or JSON lines under the wrong name."""
-
-    endings = (".json",)
 
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
         data = source.read().removeprefix(codecs.BOM_UTF8)

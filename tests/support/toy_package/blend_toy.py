@@ -1,13 +1,17 @@
-"""Another package in one file: an engine that answers in capitals, with its settings, and a metric."""
+"""Another package in one file: an engine that answers in capitals, its settings, a file format and a metric."""
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import IO, Any, ClassVar, Literal
+
+import pyarrow as pa
 
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.sampling import Sampling
 from llm_blender_ray.pipelines.quality.metrics import Metric
+from llm_blender_ray.pipelines.rows.formats.base import Origin, Shape, TextFormat
+from llm_blender_ray.pipelines.rows.schema import read_row
 
 
 class ToyModel(BaseLLM):
@@ -40,6 +44,18 @@ class ToyEngine:
 
     async def close(self) -> None:
         pass
+
+
+class Prompts(TextFormat):
+    """Files with one prompt a line."""
+
+    def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(source, 1):
+            yield read_row({"prompt": line.decode().strip()}, f"{origin.name} line {number}")
+
+    def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        lines = [f"{row['prompt']}\n".encode() for row in shape.objects(rows)]
+        return len(lines), b"".join(lines)
 
 
 class CapitalsMetric(Metric):

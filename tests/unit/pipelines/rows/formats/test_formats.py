@@ -1,22 +1,28 @@
 """Rows of many kinds of files through a run: columns that aren't ours keep every value, in every format."""
 
+import contextlib
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from documentation import python_blocks
 from passing import objects, passed
+from paths import ROOT
+from pydantic import TypeAdapter, ValidationError
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.schema import FolderFormat
+from llm_blender_ray.configs.formats import FORMATS, FormatName
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
 from llm_blender_ray.pipelines.rows.columns import Layout, look
-from llm_blender_ray.pipelines.rows.formats import FORMATS
-from llm_blender_ray.pipelines.rows.formats.base import Origin, Shape, TextFormat
+from llm_blender_ray.pipelines.rows.compression import CODECS, Codec
+from llm_blender_ray.pipelines.rows.formats import kind
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 from llm_blender_ray.pipelines.rows.writers import BlendShape, Sink, check_output
@@ -247,31 +253,63 @@ def test_a_column_called_raw_is_kept_beside_what_is_wrong(tmp_path):
     assert good["raw"] == 2
 
 
-class Prompts(TextFormat):
-    """One prompt a line."""
-
-    endings = (".prompts",)
-
-    def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(source, 1):
-            yield read_row({"prompt": line.decode().strip()}, f"{origin.name} line {number}")
-
-    def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
-        lines = [f"{row['prompt']}\n".encode() for row in shape.objects(rows)]
-        return len(lines), b"".join(lines)
+def part_of(folder: Path, rows: list[dict[str, Any]], format: str) -> Path:
+    """One part of a folder, written by a sink."""
+    table = pa.Table.from_pylist([read_row(row, "a") for row in rows], schema=ROW_SCHEMA)
+    shape = BlendShape(Layout.of(look(table), {}, ()))
+    Sink(str(folder), shape, "0" * 16, format).piece(3, table)
+    return folder / f"part-000003-0000000000000000.{format}"
 
 
 def test_a_format_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, ".prompts", Prompts())
+    (code,) = python_blocks(ROOT / "docs" / "extending.md", "A file format")
+    names: dict[str, Any] = {"__name__": "blend_toy"}
+    exec(code, names)
+    monkeypatch.setattr(FORMATS, "_added", {"prompts": names["Prompts"]})
     written = passed(write(tmp_path, "a.jsonl", [{"prompt": "x"}, {"prompt": "y"}]), tmp_path / "b.prompts.gz")
     assert gzip.decompress(written.read_bytes()) == b"x\ny\n"
     assert [row["prompt"] for row in read_rows(str(written))] == ["x", "y"]
-    table = pa.Table.from_pylist([read_row({"prompt": "z"}, "a")], schema=ROW_SCHEMA)
-    shape = BlendShape(Layout.of(look(table), {}, ()))
-    Sink(str(tmp_path / "out"), shape, "0" * 16, "prompts").piece(3, table)  # type: ignore[arg-type]
-    assert (tmp_path / "out/part-000003-0000000000000000.prompts").read_text() == "z\n"
+    assert TypeAdapter(FormatName).validate_python("prompts") == "prompts"
+    assert part_of(tmp_path / "out", [{"prompt": "z"}], "prompts").read_text() == "z\n"
     assert check_output(str(tmp_path / "out"), overwrite=True)
 
 
-def test_formats_of_folders_are_formats() -> None:
-    assert {f".{name}" for name in get_args(FolderFormat)} <= set(FORMATS)
+@pytest.mark.parametrize("format", FORMATS.names())
+def test_a_folder_has_parts_of_any_format(format: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "prompt": "x", "candidates": ["a", "b"]},
+        {"id": "2", "prompt": 'y,"\n', "candidates": ["c"]},
+    ]
+    part_of(tmp_path, rows, format)
+    assert check_output(str(tmp_path), overwrite=True)
+    found = [
+        (row["id"], row["prompt"], [one["text"] for one in row["candidates"]]) for row in read_rows(str(tmp_path))
+    ]
+    assert found == [(row["id"], row["prompt"], row["candidates"]) for row in rows]
+
+
+def test_a_compression_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec(zlib_reader, zlib_writer)
+    monkeypatch.setitem(CODECS, ".zz", codec)
+    written = passed(write(tmp_path, "a.jsonl", [{"prompt": "x"}]), tmp_path / "b.jsonl.zz")
+    assert b"prompt" in zlib.decompress(written.read_bytes())
+    assert [row["prompt"] for row in read_rows(str(written))] == ["x"]
+
+
+def zlib_reader(file: IO[bytes]) -> IO[bytes]:
+    return io.BytesIO(zlib.decompress(file.read()))
+
+
+@contextlib.contextmanager
+def zlib_writer(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    held = io.BytesIO()
+    yield held
+    file.write(zlib.compress(held.getvalue()))
+
+
+def test_what_cannot_be_used_as_a_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="unknown file format 'xlsx', expected one of jsonl, ndjson, json"):
+        TypeAdapter(FormatName).validate_python("xlsx")
+    monkeypatch.setattr(FORMATS, "_added", {"xlsx": object})
+    with pytest.raises(BlendError, match=r"file format \.xlsx: expected a subclass of Format, got"):
+        kind("a.xlsx.gz")
