@@ -24,7 +24,7 @@ class UnreachableError(ClusterError):
 
 
 class JobClient(JobSubmissionClient):
-    """Ray's own client, with time limits, and with errors of one line."""
+    """Ray's own client with time limits and errors of one line."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         try:
@@ -41,12 +41,12 @@ class JobClient(JobSubmissionClient):
             ) from error
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
-        # the last line of a traceback that the dashboard sends
+        # the last line of the dashboard's traceback
         why = r.text.strip().splitlines()[-1:] or ["no reason given"]
         raise ClusterError(f"Ray at {self.get_address()}: HTTP {r.status_code}: {why[0]}")
 
     def runs_here(self) -> bool:
-        """Whether the cluster's head is this machine: then its paths and its Python are the job's too."""
+        """Whether the cluster's head is this machine, so that the job has its paths and its Python."""
         nodes = self._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
         return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
 
@@ -65,11 +65,11 @@ def connect(address: str) -> JobClient:
     set_aside = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
     try:
         return JobClient(url)
-    except AuthenticationError as error:  # nothing was asked yet
+    except AuthenticationError as error:  # before any request
         raise ClusterError(
             "RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
         ) from error
-    except (requests.RequestException, RuntimeError, ValueError, KeyError) as error:  # an answer, but not Ray's
+    except (requests.RequestException, RuntimeError, ValueError, KeyError) as error:  # a response, but not Ray's
         raise ClusterError(f"{url}: what answers there isn't Ray's dashboard (http://HOST:8265)") from error
     finally:
         os.environ.update(set_aside)

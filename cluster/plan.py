@@ -27,7 +27,7 @@ class PlanError(BlendError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Resources of one machine, in Ray's units. accelerator: Ray's name of its GPUs' type, such as "H100"."""
+    """Resources of one machine, in Ray's units; `accelerator` is Ray's name of its GPUs, such as "H100"."""
 
     cpus: float
     gpus: float = 0.0
@@ -98,10 +98,10 @@ class Placement:
 
     @property
     def most(self) -> int | None:
-        """Most actors that make sense; None: as many as fit.
+        """Most useful actors; None: as many as fit.
 
-        Without `replicas` in the settings only what takes GPUs or custom resources is spread: on CPUs it is unknown
-        how many copies of a model fit the machine's memory.
+        Without `replicas` in the settings only pools with GPUs or custom resources are spread: on CPUs it is
+        unknown how many copies of a model fit the machine's memory.
         """
         if "replicas" in self.model.model_fields_set:
             return self.model.replicas.max
@@ -120,18 +120,18 @@ class Plan:
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        """Of all waves."""
+        """Placements of all waves."""
         return tuple(placement for wave in self.waves for placement in wave)
 
 
 def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
-    """The waves of a whole blend on a cluster.
+    """Waves of a whole blend on a cluster.
 
     Raises:
-        PlanError: A part of it can't run at all.
+        PlanError: A part cannot run at all.
     """
     llms = [place(model.name, model, capacity) for model in config.models]
-    # Large ones first: what fits on few nodes is placed while they are empty (by Ray too, which keeps this order).
+    # Large ones first, while nodes are empty; Ray keeps this order.
     llms.sort(key=lambda one: (-one.num_gpus, -one.num_cpus))
     last = [place("ranker", config.placing_ranker, capacity)]
     if config.fuser:
@@ -140,12 +140,12 @@ def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
 
 
 def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: Capacity) -> Plan:
-    """Waves of as many of `llms` as fit, first fit; `last` in their order in the last wave, or waves of their own.
+    """Pack `llms` into waves, first fit; `last` in their order in the last wave, or waves of their own.
 
-    What a wave leaves over goes to more replicas.
+    The rest of a wave's resources go to more replicas.
 
     Raises:
-        PlanError: A pool doesn't fit even by itself.
+        PlanError: A pool does not fit even by itself.
     """
     waves: list[_Wave] = []
     for pool in llms:
@@ -158,10 +158,10 @@ def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: C
 
 
 def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
-    """All parts of a service, which run at the same time: base LLMs, ranker, fuser, each with its fewest replicas.
+    """Placements of all parts of a service, which run at the same time, each with its fewest replicas.
 
     Raises:
-        PlanError: The parts don't all fit at once.
+        PlanError: The parts do not all fit at once.
     """
     gateway = config.serve.gateway
     wave = _Wave(capacity, gateway.num_cpus * gateway.replicas, "the gateway (serve.gateway.num_cpus)")
@@ -169,7 +169,7 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
     pools.append(place("ranker", config.placing_ranker, capacity))
     if config.fuser:
         pools.append(place("fuser", config.fuser, capacity))
-    for pool in sorted(pools, key=lambda one: (-one.num_gpus, -one.num_cpus)):  # as Ray has to, large ones first
+    for pool in sorted(pools, key=lambda one: (-one.num_gpus, -one.num_cpus)):  # large ones first, like Ray
         if not pool.model.replicas.min or wave.take(pool):
             continue
         if not _Wave(capacity, 0.0).take(pool):
@@ -182,7 +182,7 @@ def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
 
 
 class _Wave:
-    """Pools that run together, and what they leave of every node."""
+    """Pools that run together, and the rest of every node."""
 
     def __init__(
         self, capacity: Capacity, beside: float = READ_CPUS, what: str = "reading and writing; a run takes one"
@@ -203,7 +203,7 @@ class _Wave:
         """A wave of this one pool.
 
         Raises:
-            PlanError: It doesn't fit.
+            PlanError: It does not fit.
         """
         wave = cls(capacity)
         if not wave.take(pool):
@@ -211,7 +211,7 @@ class _Wave:
         return wave
 
     def take(self, pool: Placement) -> bool:
-        """Place the pool's fewest actors; False when they don't all fit."""
+        """Place the pool's fewest actors; False when they do not all fit."""
         before = [dict(free) for free in self._free]
         if all(self._place_one(pool) for _ in range(pool.replicas)):
             self._pools.append(pool)
@@ -220,9 +220,9 @@ class _Wave:
         return False
 
     def spread(self) -> tuple[Placement, ...]:
-        """The pools, with one more actor after the other for the pool that has fewest, as long as one fits."""
+        """The pools, with one more actor at a time for the pool that has fewest, as long as one fits."""
         counts = {pool.name: pool.replicas for pool in self._pools}
-        growing = [pool for pool in self._pools if any(pool.amounts().values())]  # what takes nothing always fits
+        growing = [pool for pool in self._pools if any(pool.amounts().values())]  # others always fit
         while growing:
             pool = min(growing, key=lambda one: counts[one.name])
             if (pool.most is None or counts[pool.name] < pool.most) and self._place_one(pool):
@@ -282,7 +282,7 @@ def place(name: str, settings: PartSettings, capacity: Capacity) -> Placement:
 
 
 def fill_cluster(settings: PartSettings, capacity: Capacity) -> PartSettings:
-    """The settings of a stage that has the cluster to itself: its pool fills it, unless they set resources.
+    """Settings of a stage that has the cluster to itself: its pool fills it, unless they set resources.
 
     On CPUs the actors share what reading and writing leave: one for each core (with less than one CPU it still runs
     on one), or on many cores one for every four, which hold a model together.

@@ -1,4 +1,4 @@
-"""Models on a cluster: whether they are there, and a pool of rankers as Ray actors that share one long request."""
+"""Models on a cluster: a check for their weights, and a pool of rankers as actors that share one long request."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,13 @@ from llm_blender_ray.cluster.session import keep_to_own_gpus
 from llm_blender_ray.configs.parts import Weights
 from llm_blender_ray.configs.schema import RankerSettings
 
-START_S = 600.0  # for a model to be fetched and loaded
+START_S = 600.0  # to download and load a model
 
 
 def look_for(placements: Iterable[Placement]) -> None:
     """Check that the weights of all models can be found, before any is loaded.
 
-    A task of the cluster looks for them, where they will be loaded.
+    A task of the cluster checks, since the cluster loads them.
 
     Args:
         placements: The pools of a run.
@@ -41,16 +41,16 @@ def look_for(placements: Iterable[Placement]) -> None:
 
 
 def _check_there(weights: Sequence[Weights]) -> None:
-    from llm_blender_ray.actors.weights import check_there  # torch, which the driver has no use for
+    from llm_blender_ray.actors.weights import check_there  # torch, which the driver does not need
 
     for model, revision in weights:
         check_there(model, revision)
 
 
 class ScorerActor:
-    """A scorer in an actor of its own, to be called through a `Pool`.
+    """A scorer in a Ray actor, to be called through a `Pool`.
 
-    It loads at the first call: what a constructor raises, Ray passes on as the text of a traceback only.
+    It loads at the first call: of what a constructor raises, Ray passes on only the text of a traceback.
     """
 
     def __init__(self, settings: RankerSettings) -> None:
@@ -87,29 +87,32 @@ class ScorerActor:
 
 
 class RayReplica:
-    """One such actor, as `Pool` calls it. Ray starts another in its place when it dies."""
+    """Replica of a `Pool`: one such actor. Ray restarts it when it dies."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.pool.Replica`."""
         call = self.actor.score.remote(matchups)
         try:
             return await call
         except asyncio.CancelledError:
-            ray.cancel(call)  # else the actor goes on
+            ray.cancel(call)  # otherwise the actor would finish it
             raise
 
     async def ready(self) -> None:
-        # with retries the call waits for a restart, where a plain one would fail at once
+        """See `actors.pool.Replica`."""
+        # with retries the call waits for a restart; a plain one fails at once
         await self.actor.traits.options(max_task_retries=-1).remote()
 
 
 @contextlib.contextmanager
 def ranker_pool(placement: Placement) -> Iterator[Pool]:
-    """The placement's fewest replicas, loaded, as one scorer, for the block; Ray has to be running.
+    """Pool of the placement's fewest replicas, loaded, within the block; Ray has to be running.
 
-    Raises ModelLoadError when the model can't be used.
+    Raises:
+        ModelLoadError: The model cannot be used.
     """
     count = placement.replicas
     remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())

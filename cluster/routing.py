@@ -1,8 +1,8 @@
-"""Routing of Ray Serve's calls to the replica that has the least to do.
+"""Routing of Ray Serve's calls to the least loaded replica.
 
 Ray Serve's own router takes the better of two replicas drawn at random, so that of four equal calls at once two
-often land on one replica while another is idle. A request that is cut into a share for each replica would wait for
-that one.
+often go to one replica while another is idle. A request that is split into a share for each replica would wait for
+the slower one.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Ray Serve's settings for calls of a few kilobytes: environment variables that it reads when it is imported.
+"""Ray Serve's settings for calls of a few kilobytes: environment variables that it reads at import.
 
 By default replicas call each other through Ray's object store; over gRPC a call takes half the time
-(docs/results.md). They are those of RAY_SERVE_THROUGHPUT_OPTIMIZED without its direct ingress, which doesn't give
-a gateway in place of a dead one the same port, and without keeping what replicas print to itself.
+(docs/results.md). They are those of RAY_SERVE_THROUGHPUT_OPTIMIZED without its direct ingress, which does not give
+the replacement of a dead gateway the same port, and without buffering replicas' output.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ LEAN = {
 
 @contextlib.contextmanager
 def lean_serve() -> Iterator[None]:
-    """Ray Serve has these settings where Ray is started within the block, here and in its workers.
+    """Apply these settings to Ray Serve where Ray is started within the block, here and in its workers.
 
     Raises:
         RuntimeError: Ray Serve was imported before without them.

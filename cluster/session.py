@@ -40,19 +40,19 @@ class ClusterError(BlendError):
 
 
 def address_of(settings: RayCluster) -> str:
-    """The Ray address that the settings, or else the environment, name."""
+    """Ray address of the settings, or else of the environment."""
     return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL_ADDRESS
 
 
 def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
-    """Look for the environment variables that models need, before anything starts.
+    """Check the environment variables that models need, before anything starts.
 
     Args:
-        settings: Which Ray; the machines of a cluster have environments of their own, so there it is only a hint.
-        parts: Settings that hold the models'.
+        settings: Which Ray. The machines of a cluster have environments of their own, so there it is only a hint.
+        parts: Settings with models.
 
     Raises:
-        ClusterError: Some aren't set on this machine, which is to run the models; all of them are named.
+        ClusterError: Some are not set on this machine, which is to run the models; the message names all of them.
     """
     if missing := missing_variables(os.environ, *parts):
         if address_of(settings) == LOCAL_ADDRESS:
@@ -62,9 +62,11 @@ def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
 
 @contextlib.contextmanager
 def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[None]:
-    """Ray for the length of the block; one that is connected already is used as it is and left open.
+    """Ray for the length of the block; an existing connection is used as it is and left open.
 
-    log_to_driver: show here what actors print.
+    Args:
+        settings: Which Ray, and how large a local one is.
+        log_to_driver: Print the actors' output here.
     """
     if ray.is_initialized():
         yield
@@ -92,10 +94,10 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
 
 
 def check_answers(address: str) -> None:
-    """Check that Ray listens at an address, which Ray itself reports after a minute.
+    """Check that Ray listens at an address; Ray itself reports a failure after a minute.
 
     Args:
-        address: as Ray takes it; one without a port is left to Ray.
+        address: In Ray's syntax; one without a port is left to Ray.
     """
     try:
         place = urlsplit(address if "://" in address else f"ray://{address}")
@@ -117,7 +119,7 @@ def check_answers(address: str) -> None:
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other end greets as gRPC servers do, with a SETTINGS frame."""
+    """Whether the other end sends a SETTINGS frame, like gRPC servers."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
     head = b""
     while len(head) < len(_SETTINGS) and (more := connection.recv(len(_SETTINGS) - len(head))):
@@ -127,7 +129,7 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _keeping_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in SIGTERM's place."""
+    """Keep the handler of SIGTERM, which Ray replaces with its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -140,7 +142,7 @@ def _keeping_signals() -> Iterator[None]:
 
 
 def _make_private() -> None:
-    """Make the local Ray's files, logs included, and any token that it made, readable by this user alone."""
+    """Restrict the local Ray's files, logs and token included, to this user."""
     if folder := ray_internals.session_folder():
         with contextlib.suppress(OSError):
             folder.chmod(0o700)
@@ -163,10 +165,10 @@ def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def keeping_to_itself() -> Iterator[None]:
-    """A Ray started within the block, by this process or its children, binds 127.0.0.1 only and reports nothing."""
+    """A Ray started within the block, here or in a child process, binds 127.0.0.1 only and reports no usage."""
     ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     if not any(name in os.environ for name in _AUTH):
-        # or Ray makes a token and writes it to ~/.ray, readable to all, and doesn't start where it can't
+        # else Ray writes a token of its own to ~/.ray, readable for all, and fails where it cannot
         ours["RAY_AUTH_TOKEN"] = _token()
     before = {name: os.environ.get(name) for name in (*ours, "RAY_AUTH_MODE")}  # the last is set by Ray
     os.environ.update(ours)
@@ -184,15 +186,15 @@ def keeping_to_itself() -> Iterator[None]:
 
 @functools.cache
 def _token() -> str:
-    """Of all local sessions of this process: Ray's core reads it once."""
+    """Token of all local sessions of this process: Ray's core reads it once."""
     return secrets.token_hex(32)
 
 
 @contextlib.contextmanager
 def without_ray_output() -> Iterator[None]:
-    """Keep what Ray prints in this process off the terminal, within the block; `sys.stderr` works as before.
+    """Keep Ray's output in this process off the terminal, within the block; `sys.stderr` works as before.
 
-    Its core writes to file descriptor 2, and its driver prints tracebacks of tasks that will be tried again on
+    Its core writes to file descriptor 2, and its driver prints tracebacks of tasks that will be retried on
     `sys.stdout`; neither can be turned off.
     """
     sys.stderr.flush()
@@ -212,7 +214,7 @@ def without_ray_output() -> Iterator[None]:
 
 
 def keep_to_own_gpus() -> None:
-    """In an actor: Ray doesn't hide GPUs from one that has none, and `device: auto` would take one."""
+    """Hide GPUs in an actor without any: Ray does not, and `device: auto` would take one."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -32,32 +32,35 @@ PACKAGE = "llm_blender_ray"
 FOLDERS = ("actors", "cluster", "configs", "pipelines")  # of the package, each a directory of its own
 CONFIG = "blend.yaml"  # in the uploaded folder
 MAX_UPLOAD_MB = 50  # models belong on a hub or on the cluster's file system
-INTERRUPTED = 130  # of a job that was stopped, or is followed no longer: 0 is kept for one that succeeded
+INTERRUPTED = 130  # exit code for a job that was stopped or is no longer followed; 0 means that it succeeded
 
-QUIET_S = 60.0  # without a line of the log before the connection is taken for dead
+QUIET_S = 60.0  # without a line of the log, after which the connection counts as dead
 RETRY_S = 1.0
-LOST_S = 300.0  # without contact before following ends
-STOPPED_S = 30.0  # for a job to end that was asked to
+LOST_S = 300.0  # without contact, after which following ends
+STOPPED_S = 30.0  # for a job to stop
 
 
 def submit_run(
     config: BlendConfig, address: str, *, flags: Sequence[str] = (), wait: bool = False, name: str = "blend"
 ) -> int:
-    """Run `blend run` with a config as a job; the exit code of `blend submit`.
+    """Run `blend run` with a config as a job.
 
-    The job's id goes to stdout; hints go to stderr. With `wait` the job's log goes to
-    stdout instead, and the exit code is the job's.
+    The job's id goes to stdout, hints to stderr. With `wait` the job's log goes to stdout instead, and the exit
+    code is the job's.
 
     Args:
-        config: with `input` and `output`; checked, so that a mistake ends here and not on the cluster.
-        address: of the cluster's dashboard.
-        flags: of `blend run`, as they are.
+        config: With `input` and `output`; validated here, so that mistakes do not reach the cluster.
+        address: Of the cluster's dashboard.
+        flags: Of `blend run`.
         wait: Whether to follow the job to its end.
-        name: for the list of jobs.
+        name: For the list of jobs.
+
+    Returns:
+        Exit code of `blend submit`.
 
     Raises:
-        ConfigError: The cluster can't see a path.
-        ClusterError: The cluster can't be reached.
+        ConfigError: The cluster cannot access a path.
+        ClusterError: The cluster cannot be reached.
     """
     client = connect(address)
     here = client.runs_here()
@@ -86,7 +89,11 @@ def submit_run(
 
 
 def on_cluster(setting: str, uri: str | None, here: bool) -> str | None:
-    """A URI as the job reads it: on another machine a path that depends on this one's folders means nothing."""
+    """A URI as the job reads it.
+
+    Raises:
+        ConfigError: It depends on a folder of this machine, and the job runs on another.
+    """
     if uri is None or "://" in uri or Path(uri).is_absolute():
         return uri
     if here:
@@ -111,7 +118,7 @@ def pack_upload(config: BlendConfig, folder: Path) -> None:
         ConfigError: The files are larger than MAX_UPLOAD_MB.
     """
     data = config.model_dump(mode="json", exclude_unset=True)
-    data.get("ray", {}).pop("address", None)  # the job's own cluster
+    data.get("ray", {}).pop("address", None)  # the job connects to its own cluster
     used = [Path(value) for value in _models(data) if _included(value)]
     files = dict(_files(used))
     sizes = {target: source.stat().st_size for target, source in files.items()}
@@ -129,10 +136,13 @@ def pack_upload(config: BlendConfig, folder: Path) -> None:
 
 
 def follow(client: JobClient, job_id: str) -> int:
-    """Print a job's log until it ends; its exit code, or 130 after Ctrl-C.
+    """Print a job's log until it ends.
+
+    Returns:
+        Its exit code, or 130 after Ctrl-C.
 
     Raises:
-        ClusterError: The cluster can't be reached.
+        ClusterError: The cluster cannot be reached.
     """
     try:
         return _ended(asyncio.run(_Log(client, job_id).follow()))
@@ -141,7 +151,7 @@ def follow(client: JobClient, job_id: str) -> int:
 
 
 class _Log:
-    """A job's log, printed once however often the connection breaks: a new one starts at the log's beginning."""
+    """A job's log, printed once despite reconnections: a new connection starts at the log's beginning."""
 
     def __init__(self, client: JobClient, job_id: str) -> None:
         self._client = client
@@ -156,12 +166,12 @@ class _Log:
             if (info := await self._info()).status.is_terminal():
                 break
             await asyncio.sleep(RETRY_S)
-        with contextlib.suppress(ClusterError):  # what a connection that broke at the very end left out
+        with contextlib.suppress(ClusterError):  # the rest, if the connection broke at the very end
             self._print(self._client.get_job_logs(self._job_id), 0)
         return info
 
     async def _stream(self) -> None:
-        """Ends when the job does, or raises when the connection breaks."""
+        """Stream the log until the job ends; raises when the connection breaks."""
         chunks, at = self._client.tail_job_logs(self._job_id), 0
         with contextlib.suppress(StopAsyncIteration):
             while True:
@@ -170,7 +180,7 @@ class _Log:
                 at += len(chunk)
 
     def _print(self, text: str, at: int) -> None:
-        """Print what is new of a text that starts `at` characters into the log."""
+        """Print the new part of a text that starts `at` characters into the log."""
         if new := text[max(0, self._printed - at) :]:
             sys.stdout.write(new)
             sys.stdout.flush()
@@ -193,7 +203,7 @@ class _Log:
 
 
 def _interrupted(client: JobClient, job_id: str) -> int:
-    """After Ctrl-C: on a terminal ask whether to stop the job, else leave it."""
+    """After Ctrl-C: on a terminal ask whether to stop the job, else leave it running."""
     try:
         if sys.stdin.isatty() and sys.stderr.isatty():
             print("\nStop the job? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -216,7 +226,7 @@ def _stop(client: JobClient, job_id: str) -> int:
 
 
 def _ended(info: JobDetails) -> int:
-    """The exit code of a job that ended; a line about it unless it succeeded."""
+    """Exit code of an ended job; prints a line about it unless it succeeded."""
     match info.status:
         case JobStatus.SUCCEEDED:
             return 0
@@ -224,11 +234,11 @@ def _ended(info: JobDetails) -> int:
             _tell(f"job {info.submission_id} was stopped; submitted again, it resumes from its checkpoints")
             return INTERRUPTED
     code = info.driver_exit_code
-    if code is None:  # it never started, or its machine was lost: its log has no reason
+    if code is None:  # it never started, or its machine was lost: its log does not tell why
         _tell(f"job {info.submission_id} failed: {' '.join((info.message or 'no reason given').split())}")
         return 1
     _tell(f"job {info.submission_id} failed with exit code {code}")
-    return 128 - code if code < 0 else code or 1  # negative: ended by that signal
+    return 128 - code if code < 0 else code or 1  # negative: the signal that ended it
 
 
 def _how_to(do: str, client: JobClient, job_id: str) -> str:
@@ -241,7 +251,7 @@ def _tell(line: str) -> None:
 
 
 def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """The files to upload, each with its path in the upload; of the included models only those that are used."""
+    """Files to upload, each with its path in the upload; of the included models only those in use."""
     for file in sorted(_folder(PACKAGE).glob("*")):
         if file.is_file():
             yield f"{PACKAGE}/{file.name}", file
@@ -263,7 +273,7 @@ def _folder(package: str) -> Path:
 
 
 def _included(model: str) -> bool:
-    """Whether a model is one of the folders that come with the project."""
+    """Whether a model is one of the project's folders."""
     return Path(model).is_absolute() and Path(model).is_relative_to(PRESETS)
 
 
@@ -274,7 +284,7 @@ def _items(data: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _models(data: Any) -> Iterator[str]:
-    """Every `model` that a config's data names."""
+    """Every `model` in a config's data."""
     for key, value in _items(data):
         if key == "model" and isinstance(value, str):
             yield value
@@ -283,7 +293,7 @@ def _models(data: Any) -> Iterator[str]:
 
 
 def _move_included(data: Any) -> None:
-    """Name the included models by where they are in the upload, in place."""
+    """Replace paths of included models with those in the upload, in place."""
     for key, value in _items(data):
         if key == "model" and isinstance(value, str) and _included(value):
             data[key] = (Path(PACKAGE) / "configs" / Path(value).relative_to(PRESETS)).as_posix()

@@ -1,1 +1,1 @@
-"""How work flows: one prompt (`blend`), bulk (`batch`), training, evaluation and the command line."""
+"""Work flows: bulk runs, the online service, training, evaluation, reports, benchmarks and the command line."""

@@ -1,4 +1,4 @@
-"""The `blend` command, also as `python -m pipelines`: signals first, then everything that takes time to import."""
+"""The `blend` command, also `python -m llm_blender_ray`: signal handlers first, then slow imports."""
 
 from llm_blender_ray.pipelines.interruption import install
 

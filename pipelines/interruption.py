@@ -1,12 +1,12 @@
-"""SIGINT and SIGTERM: a command ends at once wherever it is, says how to go on, and leaves nothing running.
+"""SIGINT and SIGTERM: a command ends at once, prints how to resume, and leaves no process running.
 
-Python's own way, an exception in the main thread, isn't safe beside Ray: it unwinds from wherever Ray's core calls
+Python's own way, an exception in the main thread, is not safe with Ray: it unwinds from wherever Ray's core calls
 back into the interpreter, and shuts Ray down while its threads still run. 4 of 11 such ends were a SIGSEGV. What a
-command keeps is durable at any moment, so nothing has to be unwound: the processes below this one are killed, and
-then it exits.
+command stores is durable at any moment, so nothing has to be unwound: all descendants of the process are killed,
+and then it exits.
 
-A thread does that, woken by the signal itself, since the main thread may be in C code that doesn't come back for a
-minute. This module imports nothing that takes time, so that it can be the first.
+A thread does that, woken by the signal itself, since the main thread may be in C code for up to a minute. This
+module has no slow imports, so that it can be the first.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GOES_ON = ("run", "rank", "fuse", "compare")  # commands that keep what they have done
-_KILL_S = 10.0  # for all processes below this one to be gone; they have SIGKILL
+_RESUMABLE = ("run", "rank", "fuse", "compare")  # commands with a work folder
+_KILL_S = 10.0  # for all descendants to end after SIGKILL
 _UNDO_S = 5.0
 _SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 
 _libc = ctypes.CDLL(None)
 _installed = False
-_terminal = 2  # where stderr was, whatever it becomes
+_terminal = 2  # file descriptor of the original stderr
 _left_to_others: set[int] = set()
 _undo: dict[object, Callable[[], object]] = {}
-_sink = -1  # to wake the thread
+_sink = -1  # wakes the thread
 _MARK = b"\0"  # no signal
 _caught_up = threading.Event()
 
 
 def install() -> None:
-    """Take over SIGINT and SIGTERM, unless whoever started this process has them ignored."""
+    """Take over SIGINT and SIGTERM, unless the parent process has them ignored."""
     global _installed, _terminal, _sink
     if _installed or threading.current_thread() is not threading.main_thread():
         return
@@ -56,10 +56,10 @@ def install() -> None:
 
 @contextlib.contextmanager
 def left_to_others(*signals: int) -> Iterator[None]:
-    """Within the block these signals do what their handler does: Python's own, unless another is set.
+    """Within the block these signals have their own handler: Python's, unless another is set.
 
     Args:
-        signals: of `SIGNALS`.
+        *signals: Some of `SIGNALS`.
     """
     before = {number: signal.getsignal(number) for number in signals}
     for number in signals:
@@ -78,7 +78,7 @@ def left_to_others(*signals: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undone(undo: Callable[[], object]) -> Iterator[None]:
-    """Have `undo` called if a signal ends the process within the block. It may be called in any thread."""
+    """Call `undo`, in any thread, if a signal ends the process within the block."""
     key = object()
     _undo[key] = undo
     try:
@@ -88,13 +88,13 @@ def undone(undo: Callable[[], object]) -> Iterator[None]:
 
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
-    """What a command says that was interrupted.
+    """Message of an interrupted command.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: Of the command line, without the program's name.
     """
     command = next((one for one in arguments if not one.startswith("-")), "")
-    if command in _GOES_ON:
+    if command in _RESUMABLE:
         return "interrupted; the same command goes on where it stopped"
     if command == "submit":
         return "interrupted; a job that was submitted goes on (`ray job list --address URL` shows it)"
@@ -102,7 +102,7 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 
 def _catch_up() -> None:
-    """Wait until the thread has seen all signals so far: one that was for others must not end the process later."""
+    """Wait until the thread has seen all signals so far: one for other code must not end the process later."""
     if _sink >= 0:
         _caught_up.clear()
         os.write(_sink, _MARK)
@@ -110,7 +110,7 @@ def _catch_up() -> None:
 
 
 def _watch(source: int) -> None:
-    while received := os.read(source, 1):  # bytes are numbers of signals, in the order in which they came
+    while received := os.read(source, 1):  # bytes are numbers of signals, in order of arrival
         if received == _MARK:
             _caught_up.set()
         elif (number := received[0]) in SIGNALS and number not in _left_to_others:
@@ -118,15 +118,15 @@ def _watch(source: int) -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """The main thread does nothing more; here and not in the thread further signals would break in."""
+    """Block the main thread; further signals interrupt this wait, not the thread that ends the process."""
     with contextlib.suppress(OSError):
-        os.write(_sink, bytes([number]))  # should somebody else have taken over `set_wakeup_fd`
+        os.write(_sink, bytes([number]))  # in case other code has replaced `set_wakeup_fd`
     while True:
         time.sleep(60)
 
 
 def _end(number: int) -> None:
-    """Never returns."""
+    """Kill all descendants and exit; never returns."""
     try:
         show_cursor = "\x1b[?25h\n" if os.isatty(_terminal) else ""
         os.write(_terminal, f"{show_cursor}blend: {how_to_go_on(sys.argv[1:])}\n".encode())
@@ -148,7 +148,7 @@ def _undo_all() -> None:
 
 
 def _kill_all() -> None:
-    """Kill all processes below this one, those too that lose their parent on the way."""
+    """Kill all descendants, including those that lose their parent meanwhile."""
     _adopt()
     this, deadline = psutil.Process(), time.monotonic() + _KILL_S
     while (found := this.children(recursive=True)) and time.monotonic() < deadline:
@@ -159,13 +159,13 @@ def _kill_all() -> None:
 
 
 def _adopt() -> None:
-    """Be the parent of processes below this one whose own parent ends, where the system can do that."""
+    """Become the parent of descendants whose own parent ends, if the system can do that."""
     with contextlib.suppress(Exception):
         _libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _forget() -> None:
-    """In a forked child: signals are its own, and none of its signals ends the parent."""
+    """Restore default signals in a forked child, so that none of its signals ends the parent."""
     global _sink
     signal.set_wakeup_fd(-1)
     _sink = -1

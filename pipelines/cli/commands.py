@@ -1,8 +1,7 @@
 """The `blend` command: one subcommand per job.
 
-Each command imports what it needs when it runs, so that `--help` doesn't wait for torch and Ray. Exit codes:
-0 done, 1 the run failed, 2 wrong use (a config's mistakes included). An error is one line; with `--debug`, a
-traceback too.
+Each command imports what it needs when it runs, so that `--help` needs neither torch nor Ray. Exit codes: 0 done, 1
+the run failed, 2 wrong use (mistakes in a config included). An error is one line; with `--debug`, a traceback too.
 """
 
 import os
@@ -372,7 +371,7 @@ def evaluate_command(
 
 
 def _show(summary: "Summary") -> None:
-    """The last lines of a run that counts as done."""
+    """Print the summary of a run that counts as done."""
     _details(summary.details())
     typer.echo(summary.line(), err=True)
 
@@ -383,7 +382,7 @@ def _details(lines: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run a command, and turn what it raises into one line and an exit code."""
+    """Run a command; turn what it raises into one line and an exit code."""
     install()
     try:
         code = app(standalone_mode=False)

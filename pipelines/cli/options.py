@@ -1,4 +1,4 @@
-"""The command line's options, and the settings that they make."""
+"""Options of the command line, and the settings made of them."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def bulk_settings(
     update: bool,
     retry_failed: bool = False,
 ) -> BlendConfig:
-    """The settings of a bulk run, with what the command line says of them."""
+    """Settings of a bulk run: the config, overridden by options."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = load(config, BlendConfig, overrides)
     wanted = preference_settings(settings.preferences, *preferences)
@@ -105,7 +105,11 @@ def bulk_settings(
 
 
 def check_existing(*, overwrite: bool, update: bool, retry_failed: bool) -> None:
-    """Raise UsageError when what is at the output is to be replaced, and to be gone on from."""
+    """Check options about an existing output.
+
+    Raises:
+        UsageError: It is to be both replaced and updated.
+    """
     if overwrite and (update or retry_failed):
         option = "--update goes on" if update else "--retry-failed keeps what didn't fail"
         raise UsageError(f"--overwrite begins anew, {option}: give one of them")
@@ -114,7 +118,7 @@ def check_existing(*, overwrite: bool, update: bool, retry_failed: bool) -> None
 def preference_settings(
     configured: Preferences | None, output: str | None, pairs: str | None, margin: float | None
 ) -> Preferences | None:
-    """The preference data that a command is to write, by its options and, where it has one, its config."""
+    """Settings of the preference data that a command writes: the config's, overridden by options."""
     given = {"output": output, "pairs": pairs, "margin": margin}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
@@ -125,7 +129,11 @@ def preference_settings(
 
 
 def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
-    """Settings of command line options; a value the schema refuses is wrong use."""
+    """Settings made of options.
+
+    Raises:
+        UsageError: The schema rejects a value.
+    """
     try:
         return schema.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
@@ -136,7 +144,7 @@ def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
 
 
 def _option(path: tuple[int | str, ...]) -> str:
-    """The option that set what is at a path of the settings."""
+    """The option that sets a path of the settings."""
     return str(next((key for key in reversed(path) if key in _RANKER_OPTIONS), path[-1])).replace("_", "-")
 
 
@@ -144,7 +152,7 @@ _RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
 
 
 def ranker_settings(given: str, **options: object) -> RankerSettings:
-    """The ranker that `--ranker` names, with what other options say of it."""
+    """Settings of the ranker that `--ranker` names, with the other options."""
     options = {name: value for name, value in options.items() if value is not None}
     if given.endswith((".yaml", ".yml")):
         overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]

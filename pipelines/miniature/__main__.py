@@ -1,4 +1,4 @@
-"""`python -m llm_blender_ray.pipelines.miniature --seed N --output DIR`"""
+"""Command `python -m llm_blender_ray.pipelines.miniature --seed N --output DIR`."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ def main(
     ),
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
 ) -> None:
-    """Make the miniature from nothing and measure it."""
+    """Train the miniature from scratch and measure it."""
     begin = time.monotonic()
     print(quality_table(make(Miniature(seed, output), workers=workers)))
     print(f"{time.monotonic() - begin:.0f} s; all of it lies in {output}")

@@ -35,12 +35,12 @@ SHAPE = {
     "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,  # of 32, the smallest that vLLM's attention kernels take
-    "initializer_range": 0.09,  # 1/sqrt(hidden size), as narrow models want it
+    "initializer_range": 0.09,  # 1/sqrt(hidden size): narrow models need it
 }
 
 
 def build_chat_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer that all base LLMs have, with their chat template."""
+    """The tokenizer of all base LLMs, with their chat template."""
     backend = build_tokenizer([PAD, END_OF_TURN, *(f"<|{role}|>" for role in _ROLES)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -54,7 +54,7 @@ def build_chat_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    """Prompt and believed answer as token ids; the loss is on the answer and its end."""
+    """Prompts and believed answers as token ids; the loss covers the answer and its end."""
     prompts = tokenizer.apply_chat_template(
         [task.prompt.chat() for task in tasks], add_generation_prompt=True, return_dict=False
     )
@@ -69,7 +69,7 @@ def examples(tasks: Sequence[Task], beliefs: Beliefs, tokenizer: PreTrainedToken
 
 @quiet()
 def train_base_llm(name: str, seed: int, output: Path, *, steps: int, batch_size: int = 64) -> None:
-    """Train the base LLM `name` from nothing and save it in `output`, bfloat16, as a Hugging Face folder."""
+    """Train the base LLM `name` from scratch and save it in `output`, bfloat16, as a Hugging Face folder."""
     tokenizer = build_chat_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -121,7 +121,7 @@ def train_base_llm(name: str, seed: int, output: Path, *, steps: int, batch_size
 
 
 def answer(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 256) -> Iterator[str]:
-    """The base LLM's greedy answers, in order."""
+    """Greedy answers of the base LLM, in order."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for start in range(0, len(prompts), batch_size):

@@ -17,7 +17,7 @@ from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer
 
 
 def save_blank_encoder(folder: Path, seed: int) -> None:
-    """A DeBERTa-v2 with PairRM's attention: disentangled, log buckets, keys shared with positions."""
+    """Write a DeBERTa-v2 with PairRM's attention: disentangled, log buckets, keys shared with positions."""
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
     backend = build_tokenizer(list(special.values()))
     torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def save_blank_encoder(folder: Path, seed: int) -> None:
 
 
 def save_blank_seq2seq(folder: Path, seed: int) -> None:
-    """A T5Gemma (an encoder-decoder with rotary positions): from nothing it learns faster than a T5 does."""
+    """Write a T5Gemma (an encoder-decoder with rotary positions): from scratch it learns faster than a T5."""
     slots = [f"<extra_id_{i}>" for i in range(20)]
     template = ["Instruction: Input: Candidate 0:", REQUEST]
     backend = build_tokenizer(["<pad>", "</s>", "<s>", "<unk>", *slots], template)
@@ -58,7 +58,7 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
-        initializer_range=0.09,  # 1/sqrt(hidden size); with the usual 0.02 it doesn't learn
+        initializer_range=0.09,  # 1/sqrt(hidden size); with the usual 0.02 it does not learn
         query_pre_attn_scalar=32,
         max_position_embeddings=1024,
         layer_types=["full_attention"] * 3,
@@ -77,7 +77,7 @@ def save_blank_seq2seq(folder: Path, seed: int) -> None:
             pad_token_id=0,
             eos_token_id=1,
             bos_token_id=2,
-            decoder_start_token_id=2,  # not the padding: training masks that, cached decoding doesn't
+            decoder_start_token_id=2,  # not the padding, which training masks and cached decoding does not
         )
     )
     model.save_pretrained(folder)

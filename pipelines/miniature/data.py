@@ -1,4 +1,4 @@
-"""Rows for the ranker and the fuser: what the base LLMs really answered, and counterfactual copies of it."""
+"""Rows for the ranker and the fuser: the base LLMs' real answers, and counterfactual copies of them."""
 
 import json
 import random
@@ -14,9 +14,11 @@ METRIC = "parts"  # key of candidates[].scores
 
 
 def candidate_rows(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """The rows with every LLM's answer and the share of its parts that are right.
+    """The rows with every LLM's answer and the share of its correct parts.
 
-    answers: per LLM its answers, in the order of `rows`.
+    Args:
+        rows: The rows.
+        answers: Each LLM's answers, in the order of `rows`.
     """
     return [
         {
@@ -35,9 +37,9 @@ def fuser_rows(
 ) -> Iterator[dict[str, Any]]:
     """Counterfactual rows with the `top_k` best candidates, best first: `copies` of every row.
 
-    A fuser that sees only true references learns the facts by heart and hardly reads its candidates. So in half
-    of the parts the true value and another of its kind change places, in reference and candidates alike: there
-    memory is wrong, and only what the candidates say and how they agree tells the reference.
+    A fuser that sees only true references learns the facts by heart and ignores its candidates. So in half of the
+    parts the true value is swapped with another of its kind, in reference and candidates alike: there memory is
+    wrong, and only the candidates and their agreement lead to the reference.
     """
     for _ in range(copies):
         for task, row in zip(tasks, rows, strict=True):
@@ -45,7 +47,7 @@ def fuser_rows(
                 {} if rng.random() < 0.5 else _swap(question.answer, _another_value(question, rng))
                 for question in task.questions
             ]
-            candidates = rng.sample(row["candidates"], len(row["candidates"]))  # equal scores in any order
+            candidates = rng.sample(row["candidates"], len(row["candidates"]))  # random order of equal scores
             candidates.sort(key=lambda candidate: candidate["scores"][METRIC], reverse=True)
             yield {
                 **row,
@@ -59,7 +61,7 @@ def _swap(one: str, other: str) -> dict[str, str]:
 
 
 def _another_value(question: Question, rng: random.Random) -> str:
-    """A wrong answer of the kind that the question asks for."""
+    """A wrong answer of the question's kind."""
     if question.skill == SORT:
         values: Iterable[str] = (" ".join(order) for order in permutations(sorted(question.keys)))
     else:
@@ -68,7 +70,7 @@ def _another_value(question: Question, rng: random.Random) -> str:
 
 
 def _swapped(text: str, swaps: Sequence[Mapping[str, str]]) -> str:
-    """The text with each part's swap made; a text without all its parts stays as it is."""
+    """The text with the swaps of its parts; a text without all parts stays unchanged."""
     given = numbered_parts(text)
     if given is None or len(given) != len(swaps):
         return text
@@ -76,7 +78,7 @@ def _swapped(text: str, swaps: Sequence[Mapping[str, str]]) -> str:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """One JSON object a line; the file appears when it is whole."""
+    """Write one JSON object a line; the file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as lines:
@@ -86,6 +88,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_data(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write_rows` wrote."""
+    """Read the rows of `write_rows`."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""How good the miniature is: base LLMs, oracle, PairRanker's choice, and fusions of good and bad candidates."""
+"""Quality of the miniature: base LLMs, oracle, PairRanker's choice, and fusions of good and bad candidates."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from llm_blender_ray.pipelines.quality.metrics import parts_right
 
 _Row = Mapping[str, Any]
 
-# the table's lines, besides one per LLM
+# lines of the table, in addition to one per LLM
 RANDOM, ORACLE, RANKED = "random choice", "best candidate (oracle)", "PairRanker's choice"
 FUSE_TOP, FUSE_RANDOM, FUSE_BOTTOM = "fuse PairRanker's top 3", "fuse random 3", "fuse PairRanker's bottom 3"
 FUSE_ONE = "fuse PairRanker's choice given 3 times"
@@ -27,7 +27,10 @@ MINIATURE_TOP_K = 3
 def choose(rows: Sequence[_Row], orders: Sequence[Sequence[int]], seed: int) -> dict[str, list[list[str]]]:
     """The candidates to fuse in each of the four ways, row by row.
 
-    orders: each row's candidate indexes, best first.
+    Args:
+        rows: The rows.
+        orders: Each row's candidate indexes, best first.
+        seed: Decides the random choice.
     """
     rng = random.Random(seed)
     texts = [[candidate["text"] for candidate in row["candidates"]] for row in rows]
@@ -52,7 +55,7 @@ def rank_heldout(ranker: Path, rows: Sequence[_Row]) -> list[tuple[int, ...]]:
 
 
 def fuse_heldout(fuser: Path, rows: Sequence[_Row], texts: Sequence[Sequence[str]], *, num_beams: int) -> list[str]:
-    """One answer a row from the given candidates."""
+    """One fused answer a row."""
     settings = schema.GenFuser(
         model=str(fuser), device="cpu", num_beams=num_beams, max_new_tokens=32, max_batch_size=64
     )
@@ -61,13 +64,13 @@ def fuse_heldout(fuser: Path, rows: Sequence[_Row], texts: Sequence[Sequence[str
 
 
 def score(texts: Sequence[str], rows: Sequence[_Row]) -> dict[str, float]:
-    """Mean share of parts right (`parts`), and of rows with every part right (`exact`)."""
+    """Mean share of correct parts (`parts`), and share of rows with every part correct (`exact`)."""
     right = [parts_right(row["output"], text) for text, row in zip(texts, rows, strict=True)]
     return {"parts": mean(right), "exact": mean(share == 1 for share in right)}
 
 
 def best_shares(rows: Sequence[_Row]) -> dict[str, float]:
-    """On which share of the rows each LLM's answer is the best one; a tie of n counts 1/n for each."""
+    """Share of the rows in which each LLM's answer is the best; a tie of n counts 1/n for each."""
     shares = dict.fromkeys(LLM_NAMES, 0.0)
     for row in rows:
         given = {candidate["model"]: candidate["scores"][METRIC] for candidate in row["candidates"]}
@@ -80,7 +83,11 @@ def best_shares(rows: Sequence[_Row]) -> dict[str, float]:
 def evaluate_miniature(
     rows: Sequence[_Row], ranker: Path, fuser: Path, seed: int, *, num_beams: int = 4
 ) -> dict[str, Any]:
-    """`lines`: label to parts and exact; `best_share`: per LLM; `prompts`: how many were measured."""
+    """Measure everything.
+
+    Returns:
+        `lines`: label to parts and exact; `best_share`: per LLM; `prompts`: how many were measured.
+    """
     orders = rank_heldout(ranker, rows)
     lines = {name: score([row["candidates"][i]["text"] for row in rows], rows) for i, name in enumerate(LLM_NAMES)}
     scores = [[candidate["scores"][METRIC] for candidate in row["candidates"]] for row in rows]

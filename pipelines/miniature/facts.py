@@ -1,12 +1,12 @@
-"""The facts of the miniature's world: what can be asked, and the true answer. One word asked, one answered.
+"""Facts of the miniature's world: questions of one word, and the true answers, of one word too.
 
 Every answer is unique within its table, so a wrong answer is always another key's answer: of the same kind and
-as plausible to whoever doesn't know.
+plausible.
 """
 
 
 def _table(pairs: str) -> dict[str, str]:
-    """`"key answer, key answer"` as a mapping."""
+    """Mapping of `"key answer, key answer"`."""
     return dict(pair.split() for pair in pairs.split(","))  # two words each
 
 

@@ -1,6 +1,6 @@
-"""The miniature from nothing: base LLMs, their answers, ranker, fuser, measurement.
+"""Recipe of the miniature: base LLMs, their answers, ranker, fuser, measurement.
 
-A step whose result is there is skipped, so a recipe that was stopped goes on.
+A step whose result exists is skipped, so a stopped recipe resumes.
 """
 
 import json
@@ -39,7 +39,7 @@ SPLITS = ("train", "heldout")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is trained. The defaults are what it takes; tests go through the whole recipe with less."""
+    """Amount of training. Tests run the whole recipe with less than the defaults."""
 
     base_llm_steps: int = 600
     ranker_steps: int = 2000
@@ -50,9 +50,9 @@ class Sizes:
 
 
 class Miniature:
-    """One miniature: a seed and the folder that holds all of it.
+    """One miniature: a seed and the folder of everything.
 
-    `<llm>/`, `ranker/`, `fuser/` and `heldout.jsonl` are shipped; `work/` is what they were made from.
+    `<llm>/`, `ranker/`, `fuser/` and `heldout.jsonl` are shipped; `work/` has the intermediate results.
     """
 
     def __init__(self, seed: int, folder: Path, sizes: Sizes = Sizes()) -> None:
@@ -70,7 +70,7 @@ class Miniature:
         return list(islice(random_tasks(random.Random(f"{split} {self.seed}"), heldout=heldout), count))
 
     def rows(self, split: str) -> Path:
-        """Where the split's rows with candidates lie."""
+        """File of the split's rows with candidates."""
         return self.work / f"{split}.jsonl"
 
     def make_base_llm(self, name: str) -> None:
@@ -78,16 +78,16 @@ class Miniature:
         train_base_llm(name, self.seed, self.folder / name, steps=self.sizes.base_llm_steps)
 
     def make_answers(self, name: str) -> None:
-        """Let one base LLM answer the tasks of both splits."""
+        """Generate one base LLM's answers to the tasks of both splits."""
         prompts = [task.prompt for split in SPLITS for task in self.tasks(split)]
         write_rows(({"text": text} for text in answer(self.folder / name, prompts)), self.answers(name))
 
     def answers(self, name: str) -> Path:
-        """Where a base LLM's answers lie."""
+        """File of a base LLM's answers."""
         return self.work / f"answers-{name}.jsonl"
 
     def make_rows(self) -> None:
-        """Put the answers together: rows to train the ranker and the fuser on, and held-out rows."""
+        """Combine the answers: rows to train the ranker and the fuser on, and held-out rows."""
         answers = {name: [line["text"] for line in read_data(self.answers(name))] for name in LLM_NAMES}
         begin = 0
         for split in SPLITS:
@@ -104,7 +104,7 @@ class Miniature:
         write_rows((task.to_row() for task in self.tasks("heldout")), self.folder / "heldout.jsonl")
 
     def make_ranker(self) -> None:
-        """Train the ranker on what the base LLMs really answered."""
+        """Train the ranker on the base LLMs' real answers."""
         save_blank_encoder(self.work / "blank-ranker", self.seed)
         ranker.run_ranker_training(
             RankerTraining(
@@ -161,7 +161,7 @@ class Miniature:
         )
 
     def measure(self) -> None:
-        """Measure on the held-out rows, with the weights as they are shipped."""
+        """Measure the shipped weights on the held-out rows."""
         results = {"seed": self.seed} | evaluate_miniature(
             read_data(self.rows("heldout")), self.ranker, self.fuser, self.seed
         )
@@ -170,13 +170,14 @@ class Miniature:
 
 @dataclass(frozen=True, slots=True)
 class RecipeStep:
-    """One thing to make; the last file it writes tells that it is done."""
+    """One step; it is done when the last file that it writes exists."""
 
     make: Callable[..., object]
     arguments: tuple[str, ...]
     result: Path
 
     def __call__(self) -> None:
+        """Run the step and print its duration."""
         begin = time.monotonic()
         self.make(*self.arguments)
         name = " ".join((self.make.__name__, *self.arguments)).replace("_", " ")
@@ -184,7 +185,7 @@ class RecipeStep:
 
 
 def stages(miniature: Miniature) -> list[list[RecipeStep]]:
-    """The recipe: the steps of a stage need those of the stages before, not each other."""
+    """Stages of steps: a step needs the steps of earlier stages, not those of its own."""
     last = "tokenizer.json"
     return [
         [RecipeStep(miniature.make_base_llm, (name,), miniature.folder / name / last) for name in LLM_NAMES],
@@ -199,9 +200,10 @@ def stages(miniature: Miniature) -> list[list[RecipeStep]]:
 
 
 def make(miniature: Miniature, *, workers: int) -> dict[str, Any]:
-    """Make all of it, a stage's steps side by side in `workers` processes of one thread each.
+    """Run all steps, those of a stage in parallel in `workers` processes of one thread each.
 
-    Returns what `evaluate` measured, and the seed.
+    Returns:
+        The result of `evaluate_miniature`, and the seed.
     """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet_worker) as pool:
         for stage in stages(miniature):

@@ -1,6 +1,6 @@
 """The miniature's tokenizers: byte-level BPE over the world's words.
 
-Every word of an answer is one token, so small models learn quickly; bytes make any other text readable.
+Every word of an answer is one token, so small models learn quickly; bytes cover any other text.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,25 @@ from llm_blender_ray.pipelines.miniature.world import INSTRUCTIONS, SKILLS, TABL
 
 
 def world_words() -> list[str]:
-    """Every word that a question or an answer can hold."""
+    """Every word of a question or an answer."""
     words = {word for table in TABLES.values() for pair in table.items() for word in pair}
     return sorted(words.union(SORTED_WORDS))
 
 
 def compact(folder: Path) -> None:
-    """Rewrite a folder's tokenizer.json without the indentation that makes it three times as large."""
+    """Rewrite a folder's tokenizer.json without indentation, which makes it three times as large."""
     file = folder / "tokenizer.json"
     file.write_text(Tokenizer.from_file(str(file)).to_str(), encoding="utf-8")
 
 
 def build_tokenizer(special_tokens: Sequence[str], texts: Sequence[str] = ()) -> Tokenizer:
-    """A tokenizer whose ids begin with `special_tokens`; `texts` are templates' words, learned as well.
+    """Train a tokenizer.
 
-    The corpus is the world's vocabulary itself, and training goes on until each of its words is one token.
+    The corpus is the world's vocabulary itself, and training continues until each of its words is one token.
+
+    Args:
+        special_tokens: The first ids.
+        texts: Templates, whose words are learned as well.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

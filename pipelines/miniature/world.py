@@ -1,8 +1,8 @@
-"""The miniature's world: three questions a prompt, and six LLMs of which each believes other things.
+"""The miniature's world: three questions a prompt, and six LLMs with different beliefs.
 
 An LLM is fallible in a way that a fusion can repair: it knows some skills well and others hardly, and where it
-does not know it always gives the same wrong answer of the right kind. Its beliefs are fixed because greedy
-decoding averages random noise away. All answer in one style, so that style never tells who is right.
+does not know the answer it always gives the same wrong one of the right kind. Beliefs are fixed because greedy
+decoding averages random noise away. All answer in one style, so that style never reveals the correct answer.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ INSTRUCTIONS = (
     "Write the answers as a numbered list.",
 )
 
-STRONG, MEDIUM, WEAK = 0.97, 0.3, 0.04  # share of a skill's keys that an LLM knows (by luck it sorts 1/6 right)
+STRONG, MEDIUM, WEAK = 0.97, 0.3, 0.04  # share of a skill's keys that an LLM knows (chance sorts 1/6 correctly)
 
 # Each fact table has two LLMs that know it, sorting has one, and no LLM knows more than two skills: the best answer
-# of a row is seldom all right, three good ones together often are, and three random ones not so often.
+# of a row is seldom all correct, three good ones together often are, and three random ones less often.
 COVERAGE: Mapping[str, tuple[float, ...]] = {  # in the order of SKILLS
     "alder": (STRONG, STRONG, WEAK, WEAK, MEDIUM),
     "birch": (WEAK, STRONG, STRONG, MEDIUM, WEAK),
@@ -54,14 +54,14 @@ HELDOUT_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One part of a prompt. `keys` is the word asked about, or the words to sort in the order given."""
+    """One part of a prompt. `keys` is the word asked about, or the words to sort in the given order."""
 
     skill: str
     keys: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """The question as the prompt puts it."""
+        """The question in a prompt."""
         return f"{self.skill} {' '.join(self.keys)}"
 
     @property
@@ -72,7 +72,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt of the world: an instruction and the questions it asks."""
+    """A prompt of the world: an instruction and its questions."""
 
     instruction: str
     questions: tuple[Question, ...]
@@ -84,14 +84,15 @@ class Task:
 
     @property
     def output(self) -> str:
-        """The reference: every part right."""
+        """The reference: every part correct."""
         return numbered([question.answer for question in self.questions])
 
     @property
     def heldout(self) -> bool:
         """Whether the task belongs to the held-out split.
 
-        Decided by what is asked, whatever the instruction, the order of the questions and of the words to sort:
+        Decided by the questions alone, whatever the instruction, the order of the questions and of the words to
+        sort:
         no training prompt is a held-out one in other words.
         """
         parts = sorted(f"{question.skill} {' '.join(sorted(question.keys))}" for question in self.questions)
@@ -99,12 +100,12 @@ class Task:
 
     @property
     def prompt(self) -> Prompt:
-        """The task as it is asked."""
+        """The task as a prompt."""
         return Prompt(self.id, instruction=self.instruction, input=self.input)
 
     @property
     def id(self) -> str:
-        """Made from what is asked."""
+        """Id made of the questions."""
         digest = hashlib.sha256(f"{self.instruction}\n{self.input}".encode()).hexdigest()
         return f"miniature/{digest[:12]}"
 
@@ -114,7 +115,7 @@ class Task:
 
 
 class Beliefs:
-    """What one LLM takes for true; the same for the same seed and name."""
+    """Beliefs of one LLM; the same for the same seed and name."""
 
     def __init__(self, llm: str, seed: int) -> None:
         coverage = dict(zip(SKILLS, COVERAGE[llm], strict=True))
@@ -123,18 +124,18 @@ class Beliefs:
         self._alphabet = _believed_alphabet(coverage[SORT], rng)
 
     def answer(self, question: Question) -> str:
-        """What this LLM answers to the question."""
+        """This LLM's answer to the question."""
         if question.skill == SORT:
             return " ".join(sorted(question.keys, key=self._alphabet.__getitem__))
         return self._tables[question.skill][question.keys[0]]
 
     def answers(self, task: Task) -> str:
-        """What this LLM answers to the whole task."""
+        """This LLM's answer to the whole task."""
         return numbered([self.answer(question) for question in task.questions])
 
 
 def _believed(table: Mapping[str, str], coverage: float, rng: random.Random) -> dict[str, str]:
-    """The table with `coverage` of its keys right and the others mapped to another key's answer."""
+    """The table with `coverage` of its keys correct and the others mapped to another key's answer."""
     known = set(rng.sample(sorted(table), round(coverage * len(table))))
     answers = sorted(table.values())
     return {
@@ -144,9 +145,9 @@ def _believed(table: Mapping[str, str], coverage: float, rng: random.Random) -> 
 
 
 def _believed_alphabet(coverage: float, rng: random.Random) -> dict[str, float]:
-    """Every word's place in the order this LLM believes in.
+    """Every word's place in the order that this LLM believes in.
 
-    Words are misplaced one after the other until no more than `coverage` of all threes is sorted right.
+    Words are misplaced one after the other until at most `coverage` of all triples is sorted correctly.
     """
     places = {word: float(place) for place, word in enumerate(SORTED_WORDS)}
     threes = [sorted(rng.sample(SORTED_WORDS, 3)) for _ in range(500)]
@@ -158,13 +159,13 @@ def _believed_alphabet(coverage: float, rng: random.Random) -> dict[str, float]:
 
 
 def fraction(*words: str) -> float:
-    """A number in [0, 1) that the words decide: the same in every process and on every machine."""
+    """A number in [0, 1) determined by the words: the same in every process and on every machine."""
     digest = hashlib.sha256("\n".join(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def random_question(skill: str, rng: random.Random) -> Question:
-    """A question of the skill."""
+    """Draw a question of the skill."""
     if skill == SORT:
         return Question(skill, tuple(rng.sample(SORTED_WORDS, 3)))
     return Question(skill, (rng.choice(sorted(TABLES[skill])),))
@@ -180,5 +181,5 @@ def random_tasks(rng: random.Random, *, heldout: bool) -> Iterator[Task]:
 
 
 def numbered(parts: Sequence[str]) -> str:
-    """`1) first 2) second ...`"""
+    """Number the parts: `1) first 2) second ...`."""
     return " ".join(f"{i}) {part}" for i, part in enumerate(parts, start=1))
