@@ -8,6 +8,7 @@ same models one prompt at a time (`pipelines.online.blender`). A stage never rai
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from llm_blender_ray.actors.errors import BLANK, one_line
 from llm_blender_ray.actors.fusers import load_fuser
@@ -28,6 +29,8 @@ class Generate:
     A candidate of its own that has an error counts as missing, unless the error is the prompt's own: the new one
     takes its place (`with_new`).
     """
+
+    results_version: ClassVar[int] = 1  # raise it when equal rows get other candidates, or other columns of them
 
     def __init__(self, settings: ModelSettings) -> None:
         """Load the model.
@@ -69,6 +72,8 @@ class Generate:
 class Rank:
     """Ranks every blend's candidates; those without text are left out. None at all is the blend's error."""
 
+    results_version: ClassVar[int] = 1  # raise it when equal rows get other rankings, or other columns of them
+
     def __init__(self, settings: RankerSettings) -> None:
         """Load the model.
 
@@ -106,6 +111,8 @@ class Rank:
 
 class Fuse:
     """Writes one answer from every blend's best candidates."""
+
+    results_version: ClassVar[int] = 1  # raise it when equal rows get other fusions, or other columns of them
 
     def __init__(self, settings: FuserSettings) -> None:
         """Load the model.

@@ -285,15 +285,23 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def weights_digest(model: torch.nn.Module, *others: object) -> str:
-    """A digest of a model's weights at the precision that they have, and of what else decides its answers.
+    """Make a digest of a model's weights at the precision that they have, and of what else decides its answers.
 
-    others: anything JSON has a type for.
+    Args:
+        model: The model.
+        others: JSON values.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        TypeError: A value has no JSON form.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digest.update(json.dumps(others, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(others, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.settings import RUNTIME_ONLY
 
 
@@ -21,7 +22,8 @@ def deciding(settings: BaseModel) -> dict[str, Any]:
         settings: Any settings.
 
     Returns:
-        Their values as JSON has them, without fields marked `RUNTIME_ONLY` at any depth.
+        Their values as JSON has them, without fields marked `RUNTIME_ONLY` at any depth, and with the
+        `results_version` of every part.
 
     Raises:
         PydanticSerializationError: A value has no JSON form.
@@ -50,7 +52,8 @@ def _deciding(value: Any, dumped: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         kept = [name for name, field in fields if RUNTIME_ONLY not in field.metadata]
-        return {name: _deciding(getattr(value, name), dumped[name]) for name in kept}
+        found = {name: _deciding(getattr(value, name), dumped[name]) for name in kept}
+        return found | {"results_version": value.results_version} if isinstance(value, PartSettings) else found
     if isinstance(value, Mapping):
         return {name: _deciding(item, dumped[str(name)]) for name, item in value.items()}
     if isinstance(value, list | tuple):

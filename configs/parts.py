@@ -37,10 +37,14 @@ class PartSettings(Settings):
         stage: Stage of a run that the part does.
         implementation: Import path of what runs it, `module:attribute`, called with the settings: an
             `actors.engines.Engine`, `actors.scorers.Scorer` or `actors.fusers.Fuser`.
+        results_version: Version of the implementation's results. Raise it when the same settings give other
+            results: after a change of a prompt template, its rendering, or the parser of replies. Stored results
+            and cached comparisons of another version are not reused.
     """
 
     stage: ClassVar[Stage]
     implementation: ClassVar[str]
+    results_version: ClassVar[int] = 1
 
     def load(self) -> Any:
         """Load the part: seconds to minutes.

@@ -43,6 +43,7 @@ class PairRanker(TorchPart, BaseRanker):
     """Settings of a cross-encoder that reads both candidates at once, in any published layout."""
 
     implementation: ClassVar[str] = f"{_SCORERS}.pairwise:PairwiseScorer"
+    results_version: ClassVar[int] = 2
 
     kind: Literal["pairranker"] = "pairranker"  # dtype auto: float32 on CPU, float16 on GPU
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own

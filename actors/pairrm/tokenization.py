@@ -16,7 +16,6 @@ from llm_blender_ray.actors.tokens import LiteralTokenizer
 from llm_blender_ray.actors.truncation import keep_last_turn
 
 SOURCE, LEFT, RIGHT, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
-INPUT_VERSION = 2  # raise it when the ids of any text change: scores in a cache are known by it
 MARKERS = (SOURCE, LEFT, RIGHT, CANDIDATE)  # in the order in which the original adds them
 
 

@@ -13,7 +13,9 @@ class EchoScorer:
 
     def __init__(self, settings: EchoRanker) -> None:
         """Take the settings; there is nothing to load."""
-        self.traits = Traits(pointwise=False, identity="echo" if settings.cache else None)
+        self.traits = Traits(
+            pointwise=False, identity=f"echo {settings.results_version}" if settings.cache else None
+        )
         self._comparison_s = settings.comparison_s
         self._turn = asyncio.Lock()  # one call after the other, as a model would
 

@@ -116,7 +116,7 @@ def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE
 
 
 def _identity(settings: Judge) -> str:
-    """Digest of the prompt and of the settings of the LLM; its weights may change behind a name."""
+    """Digest of the prompt, of the code's version and of the settings of the LLM; its weights may change."""
     llm = {name: value for name, value in deciding(settings.llm).items() if name != "name"}
-    asked = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern, llm]
-    return settings_digest(asked, size=16)
+    prompt = [settings.prompt or JUDGE_TEMPLATE, settings.criterion or CRITERION, settings.verdict_pattern]
+    return settings_digest([*prompt, llm, settings.results_version], size=16)

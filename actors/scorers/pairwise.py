@@ -16,7 +16,6 @@ import torch
 from llm_blender_ray.actors.batching import length_batches
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.actors.pairrm.inference import PairRMForward
-from llm_blender_ray.actors.pairrm.tokenization import INPUT_VERSION
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.actors.weights import resolve_device, resolve_dtype, weights_digest
@@ -59,7 +58,8 @@ class PairwiseScorer:
         self.device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, self.device)
         self.dtype = torch.float16 if dtype == "auto" else dtype  # on GPU as the original
-        decides = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget), str(self.dtype), INPUT_VERSION)
+        tokenizer = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget))
+        decides = (*tokenizer, str(self.dtype), settings.results_version)
         identity = weights_digest(network, *decides) if settings.cache else None
         self.traits = Traits(pointwise=False, identity=identity)
         self._forward = PairRMForward(network, device=self.device, dtype=self.dtype)

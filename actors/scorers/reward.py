@@ -127,7 +127,7 @@ class RewardScorer:
             dtype=resolve_dtype(settings.dtype, self._device),
             trust_remote_code=settings.trust_remote_code,
         )
-        identity = _identity(self._model, self.tokenizer) if settings.cache else None
+        identity = _identity(self._model, self.tokenizer, settings.results_version) if settings.cache else None
         self.traits = Traits(pointwise=True, identity=identity)
         self._model.config.use_cache = False  # nothing is generated
         self._vocabulary: int = self._model.get_input_embeddings().num_embeddings
@@ -224,7 +224,8 @@ def _difference(left: Score, right: Score) -> Score:
     return right if isinstance(right, ScoringError) else left - right
 
 
-def _identity(model: PreTrainedModel, tokenizer: AnswerTokenizer) -> str:
-    """A digest of what decides a reward: weights and their precision, architecture, tokenizer, length."""
+def _identity(model: PreTrainedModel, tokenizer: AnswerTokenizer, version: int) -> str:
+    """Digest of what decides a reward: weights and their precision, architecture, tokenizer, length, code."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    return weights_digest(model, config, tokenizer.backend.to_str(), tokenizer.chat_template, tokenizer.max_length)
+    text = (tokenizer.backend.to_str(), tokenizer.chat_template, tokenizer.max_length)
+    return weights_digest(model, config, *text, version)
