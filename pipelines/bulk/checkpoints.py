@@ -36,7 +36,8 @@ from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, tran
 
 FOLDER = ".blend"
 RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"
-FORMAT = 2  # of what is kept; 1 had no checksums
+# Version of the layout of work folders; raise it with any change. 1 had no checksums, 2 no code versions in keys.
+FORMAT = 3
 _META = b"blend"
 _READ_AT_ONCE = 16
 
@@ -121,15 +122,18 @@ class Store:
 
     def save_run(self, run: Mapping[str, Any]) -> None:
         """Keep what the run is started with."""
-        self._put(RECORD, json.dumps({"format": FORMAT, **run}, indent=2, default=str).encode())
+        self._put(RECORD, json.dumps({"format": FORMAT, **run}, indent=2).encode())
 
-    def older(self) -> bool:
-        """Whether an earlier version, which kept no checksums, made this work folder."""
+    def format(self) -> int | None:
+        """Version of the work folder's layout; None when there is none, or its record is damaged."""
         try:
             record = json.loads(get(f"{self.root}/{RECORD}") or b"")
         except ValueError:
-            return False
-        return isinstance(record, dict) and "identity" in record and not {"format", "blake2b"} & set(record)
+            return None
+        if isinstance(record, dict) and "identity" in record and not {"format", "blake2b"} & set(record):
+            return 1  # it had neither
+        whole = self.run()
+        return None if whole is None else int(whole["format"])
 
     def manifest(self) -> bytes | None:
         """The finished run's manifest; None when it isn't finished, or the manifest is damaged."""

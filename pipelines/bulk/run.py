@@ -10,20 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from pydantic import BaseModel
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Capacity, Placement, Plan
 from llm_blender_ray.cluster.replicas import look_for
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
-from llm_blender_ray.configs.identity import deciding, differences, settings_digest
+from llm_blender_ray.configs.identity import differences, settings_digest
+from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bulk.checkpoints import INDEX, RECORD, Index, Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, Index, Store, folder_of
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
 from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input
+from llm_blender_ray.pipelines.bulk.keys import result_keys, run_identity, scorer_key
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
 from llm_blender_ray.pipelines.bulk.output import assemble
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
@@ -56,7 +57,7 @@ class Run:
 
     Attributes:
         planned: The pools on a given cluster.
-        parts: Settings that hold the models'.
+        parts: Settings of the parts by the names of their placements, in the order of their stages.
         llms: Names in the order of their candidates.
         results: Columns that the run adds.
         keep: Result columns of the input that are written where rows have them.
@@ -72,7 +73,7 @@ class Run:
     results: Sequence[str]
     identity: Mapping[str, Any]
     settings: Mapping[str, Any]
-    parts: tuple[BaseModel, ...] = ()
+    parts: Mapping[str, PartSettings] = field(default_factory=dict)
     llms: tuple[str, ...] = ()
     keep: Sequence[str] = ()
     limit: int | None = None
@@ -102,6 +103,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     Raises:
         BlendError: One line.
     """
+    run = replace(run, identity=run_identity(run.identity, run.parts))
     taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
     store = Store(folder_of(absolute(run.output)))
     damaged = store.damaged()
@@ -113,7 +115,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             return done
         if not can_retry(done.manifest):
             return replace(done, nothing_failed=True)
-    check_variables(run.cluster, *run.parts)
+    check_variables(run.cluster, *run.parts.values())
     if state.there:
         tell_damaged(store, damaged)
     for output in outputs_of(run):
@@ -125,7 +127,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             look_for([placement for wave in plan.waves[1:] for placement in wave])
             if state.there:
                 sweep(store.root)
-            elif overwrite:
+            elif overwrite or state.other_format:
                 store.clear()
             if address_of(run.cluster) == LOCAL_ADDRESS:
                 store.make_private()
@@ -186,6 +188,7 @@ class _State:
     """What is known of earlier sessions."""
 
     there: bool = False
+    other_format: bool = False  # nothing in the work folder is used
     gone: bool = False  # the output of a finished run, but not what it kept
     finished: bool = False
     fingerprint: str = ""
@@ -209,6 +212,14 @@ def _state(
     Raises:
         BlendError: This run mustn't go on from it.
     """
+    found = store.format()
+    if found not in (None, FORMAT):
+        if update or overwrite:
+            return _State(other_format=True)
+        raise BlendError(
+            f"{store.root}: work folder of another release (format {found}, expected {FORMAT}); --update or "
+            "--overwrite computes everything again"
+        )
     record = store.run()
     if RECORD in damaged and not overwrite:
         return _unrecorded(run, store, taken, update=update)
@@ -246,11 +257,6 @@ def _state(
 
 def _unrecorded(run: Run, store: Store, taken: Sequence[str], *, update: bool) -> _State:
     """The state of a run whose record is damaged: what was kept says by its names what it is good for."""
-    if not update and store.older():
-        raise BlendError(
-            f"{store.root}: kept by an earlier version, without checksums; --update makes it again, --overwrite "
-            "begins anew"
-        )
     text = store.manifest()
     if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
         raise BlendError(
@@ -328,25 +334,23 @@ def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str
 def _work(
     run: Run, plan: Plan, store: Store, attempt: int, record: Mapping[str, Any]
 ) -> tuple[Work, list[list[Step]]]:
-    """What is made of every block, and the steps of each wave; their keys say all that decides their results."""
-    keys: dict[str, str] = {}
-    for placement in plan.placements:
-        if placement.name in run.llms:
-            keys[placement.name] = settings_digest(deciding(placement.settings))
-    before = [keys[name] for name in run.llms] + [run.prepare.__name__ if run.prepare else ""]
-    for placement in plan.placements:
-        if placement.name not in run.llms:
-            keys[placement.name] = settings_digest([deciding(placement.settings), *before])
-            before.append(keys[placement.name])
+    """What is made of every block, and the steps of each wave."""
+    weights, versions_before = run.identity["weights"], record.get("identity", {}).get("stage_versions", {})
+    keys = result_keys(run.parts, weights, run.llms, run.prepare.__name__ if run.prepare else "")
     there = store.stages()
 
     def step(placement: Placement) -> Step:
-        bare = Step(placement, "")
-        key = f"{bare.kind}-{_slug(placement.name)}-{keys[placement.name]}"
+        kind = placement.settings.stage
+        key = f"{kind}-{_slug(placement.name)}-{keys[placement.name]}"
         rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
         was = record.get("steps", {}).get(placement.name)
         previous = was if was != key else record.get("previous", {}).get(placement.name)
-        return Step(placement, key, tuple(rankings) if bare.kind == "rank" else (), previous)
+        if versions_before.get(kind) != run.identity["stage_versions"][kind]:
+            previous = None  # its columns may have changed
+        if kind != "rank":
+            return Step(placement, key, previous=previous)
+        scorer = scorer_key(placement.settings, weights.get(placement.name))
+        return Step(placement, key, tuple(rankings), previous, scorer)
 
     waves = [[step(placement) for placement in wave] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)

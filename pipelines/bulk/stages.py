@@ -9,6 +9,7 @@ differ is made once and copied (`pipelines.bulk.deduplication`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,15 +25,13 @@ from llm_blender_ray.actors.stages import (
     with_new,
 )
 from llm_blender_ray.cluster.plan import Placement
-from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
 from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
 
-STAGES: dict[Stage, type] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
-_WHICH = frozenset({"strategy", "top_k"})  # settings of a ranker that say what is compared
+STAGES: dict[Stage, Any] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
 FLOWING = ("id", "instruction", "input", "prompt", "messages", "candidates", *RESULT_COLUMNS, "error")
 
 
@@ -44,12 +43,14 @@ class Step:
         key: The folder of its results.
         older: Folders of other rankings of the same rows.
         previous: The folder of its results before the config was changed (`--update`).
+        scorer: Of a ranker, the key of its scores of two answers (`keys.scorer_key`).
     """
 
     placement: Placement
     key: str
     older: tuple[str, ...] = ()
     previous: str | None = None
+    scorer: str = ""
 
     @property
     def name(self) -> str:
@@ -68,12 +69,6 @@ class Step:
     def deterministic(self) -> bool:
         """Whether it makes the same of the same rows each time: nothing is drawn, or all of it with a seed."""
         return self.placement.settings.deterministic
-
-    @property
-    def scorer(self) -> str:
-        """What decides a ranker's scores of two answers; its strategy doesn't."""
-        settings = {name: value for name, value in deciding(self.placement.settings).items() if name not in _WHICH}
-        return settings_digest(settings)
 
     @property
     def max_error_rate(self) -> float:

@@ -15,7 +15,7 @@ from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk import output
-from llm_blender_ray.pipelines.bulk.checkpoints import Index, Result, Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, Index, Result, Store, folder_of
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, OutputRecord
 from llm_blender_ray.pipelines.bulk.repair import damaged_files, mend
@@ -189,7 +189,7 @@ def test_what_an_earlier_version_kept_is_refused_and_made_again_with_update(run:
     record = json.loads(run.one_of("run.json").read_bytes())
     del record["format"], record["blake2b"]
     run.one_of("run.json").write_text(json.dumps(record, indent=2))
-    with pytest.raises(BlendError, match="kept by an earlier version, without checksums; --update"):
+    with pytest.raises(BlendError, match=r"work folder of another release \(format 1, expected \d\); --update"):
         run.run()
     assert run.output.read_bytes() == run.expected
     run.run(update=True)
@@ -248,7 +248,7 @@ def test_a_file_is_damaged_by_size_hash_or_absence(s3_bucket: str) -> None:
 def test_objects_of_a_bucket_are_checked_too(s3_bucket: str) -> None:
     store = Store(f"{s3_bucket}/.blend")
     store.save_run({"identity": {}})
-    assert store.run() == {"format": 2, "identity": {}}
+    assert store.run() == {"format": FORMAT, "identity": {}}
     data = get(f"{store.root}/run.json")
     assert data is not None
     put(f"{store.root}/run.json", flipped(data))

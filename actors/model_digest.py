@@ -1,0 +1,86 @@
+"""Digest of a local model folder from samples of its files: detects weights replaced under the same path.
+
+It reads a few MB where a full hash reads gigabytes. Modification times are left out: copies, uploads and containers
+change them while the weights stay the same.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".tiktoken", ".py", ".safetensors", ".bin", ".gguf"})
+SAMPLE = 4096  # bytes
+SAMPLES = 64  # of a file, evenly spaced; of safetensors also the beginning of every tensor
+_MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+_CONCURRENT_READS = 16
+_NEVER_LOADED = re.compile(r"\.|__pycache__$|checkpoint-\d+$")  # subfolders: caches of downloads, of a training
+
+
+def model_digest(model: str | Path) -> str | None:
+    """Make a digest of a model's files: their names, sizes and samples of their bytes.
+
+    Args:
+        model: Local folder, local file, or hub id.
+
+    Returns:
+        16 hexadecimal digits; None without a local model of that path, as for a hub id.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    path = Path(model).expanduser()
+    if not (path.is_file() or (path / "config.json").is_file()):
+        return None
+    files = [path] if path.is_file() else sorted(_files(path))
+    digest = hashlib.blake2b(digest_size=8)
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        for file, sampled in zip(files, pool.map(_sampled, files), strict=True):
+            digest.update(json.dumps([str(file.relative_to(path)), sampled]).encode())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Files of a model folder that a loader may read."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _NEVER_LOADED.match(name)]
+        yield from (Path(parent, name) for name in names if Path(name).suffix in SUFFIXES and name[0] != ".")
+
+
+def _sampled(file: Path) -> str:
+    """Digest of a file's size and samples, or of all its bytes where samples would cover them."""
+    digest = hashlib.blake2b(digest_size=8)
+    with file.open("rb") as source:
+        size = source.seek(0, os.SEEK_END)
+        digest.update(f"{size} ".encode())
+        if size <= SAMPLE * SAMPLES:
+            source.seek(0)
+            digest.update(source.read())
+            return digest.hexdigest()
+        starts = {i * (size - SAMPLE) // (SAMPLES - 1) for i in range(SAMPLES)}
+        if file.suffix == ".safetensors":
+            starts |= set(_tensor_starts(source, size))
+        for start in sorted(starts):
+            source.seek(start)
+            digest.update(source.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def _tensor_starts(source: BinaryIO, size: int) -> Iterable[int]:
+    """Offsets of the tensors of a safetensors file; none of one with a broken header, which loading reports."""
+    source.seek(0)
+    length = int.from_bytes(source.read(8), "little")
+    if not 0 < length <= min(size - 8, _MAX_HEADER):
+        return
+    try:
+        tensors = json.loads(source.read(length))
+        starts = [int(tensor["data_offsets"][0]) for name, tensor in tensors.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return
+    for start in starts:
+        if 0 <= start < size:
+            yield 8 + length + start
