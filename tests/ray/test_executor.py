@@ -8,12 +8,10 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Prompt, read_candidates, read_prompt
-from llm_blender_ray.cluster.plan import Placement, PlanError
+from llm_blender_ray.cluster.plan import PlanError
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk.commands import run_blend
-from llm_blender_ray.pipelines.bulk.executor import actors
-from llm_blender_ray.pipelines.bulk.stages import Step
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -54,12 +52,6 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
     file = tmp_path / "in.jsonl"
     file.write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
     return file
-
-
-@pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (4, 4), (9, 4)])
-def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
-    alder, _ = demo().models
-    assert actors(Step(Placement("alder", alder, 1.0, 0.0, replicas=4), "key"), blocks) == expected
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,0 +1,76 @@
+"""Pure parts of the executor: numbers of actors and concurrent blocks, and the error behind Ray's wrappings."""
+
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayError
+
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
+from llm_blender_ray.pipelines.bulk.executor import actors, reason
+from llm_blender_ray.pipelines.bulk.stages import Step
+from llm_blender_ray.pipelines.bulk.worker import calls_at_once
+
+RANKER = Step(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
+
+
+def llm(**more: Any) -> Step:
+    settings = {"engine": "transformers", "name": "m", "model": "m", "sampling": {"temperature": 1}} | more
+    return Step(place("m", TransformersModel.model_validate(settings), Capacity.machine(8)), "generate-m")
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (9, 4)])
+def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
+    settings = EchoModel.model_validate({"engine": "echo", "name": "m", "model": "m", "num_cpus": 1, "replicas": 4})
+    assert actors(Step(place("m", settings, Capacity.machine(8)), "generate-m"), blocks) == expected
+
+
+@pytest.mark.parametrize(
+    ("step", "rows_per_block", "expected"),
+    [
+        (RANKER, 1, 2),
+        (llm(max_batch_size=32), 32, 8),
+        (llm(max_batch_size=32, samples=4), 32, 2),
+        (llm(max_batch_size=32), 1024, 2),  # the next block is there when one is done
+        (llm(max_batch_size=32), 0.5, 64),
+    ],
+)
+def test_an_llm_has_blocks_enough_to_fill_its_batches(step: Step, rows_per_block: float, expected: int) -> None:
+    assert calls_at_once(step, rows_per_block) == expected
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is not running, whatever other tests of the process started."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BlendError("out: no space left\n\nTraceback of Ray"), "out: no space left"),
+        (caused(RayError("wrapped"), BlendError("the model is missing")), "the model is missing"),
+        (caused(RuntimeError("outer"), ZeroDivisionError("a bug\nof two lines")), "a bug of two lines"),
+        (RayError("the object store is full"), "the run failed: Ray: "),
+        (RayActorError(), "the run failed: Ray: "),
+    ],
+)
+def test_the_reason_is_at_the_bottom_in_one_line(error: Exception, expected: str) -> None:
+    found = str(reason(error, board=None))
+    assert expected in found
+    assert "\n" not in found
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_causes_that_go_round_come_to_an_end() -> None:
+    inner = ValueError("inner")
+    outer = caused(RuntimeError("outer"), inner)
+    inner.__cause__ = outer
+    assert str(reason(outer, board=None)).startswith("the run failed: ")
