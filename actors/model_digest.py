@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".tiktoken", ".py", ".safetensors", ".bin", ".gguf"})
-SAMPLE = 4096  # bytes
+SAMPLE_BYTES = 4096
 SAMPLES = 64  # of a file, evenly spaced; of safetensors also the beginning of every tensor
 _MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 _CONCURRENT_READS = 16
@@ -57,16 +57,16 @@ def _sampled(file: Path) -> str:
     with file.open("rb") as source:
         size = source.seek(0, os.SEEK_END)
         digest.update(f"{size} ".encode())
-        if size <= SAMPLE * SAMPLES:
+        if size <= SAMPLE_BYTES * SAMPLES:
             source.seek(0)
             digest.update(source.read())
             return digest.hexdigest()
-        starts = {i * (size - SAMPLE) // (SAMPLES - 1) for i in range(SAMPLES)}
+        starts = {i * (size - SAMPLE_BYTES) // (SAMPLES - 1) for i in range(SAMPLES)}
         if file.suffix == ".safetensors":
             starts |= set(_tensor_starts(source, size))
         for start in sorted(starts):
             source.seek(start)
-            digest.update(source.read(SAMPLE))
+            digest.update(source.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llm_blender_ray.actors.model_digest import SAMPLE, SAMPLES, model_digest
+from llm_blender_ray.actors.model_digest import SAMPLE_BYTES, SAMPLES, model_digest
 
-LARGE = SAMPLE * SAMPLES * 2  # bytes, of which samples cover half
+LARGE = SAMPLE_BYTES * SAMPLES * 2  # bytes, of which samples cover half
 
 
 @pytest.fixture
