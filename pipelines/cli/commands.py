@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,7 +59,8 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
 app.add_typer(train_app, name="train")
 bench_app = typer.Typer(help="Measure on this machine; JSON comes last.")
-app.add_typer(bench_app, name="bench")
+if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel
+    app.add_typer(bench_app, name="bench")
 
 
 @app.command()
