@@ -27,10 +27,14 @@ class ComparisonCache:
     """Scores of one scorer's matchups, kept in a file."""
 
     def __init__(self, file: str | Path, identity: str) -> None:
-        """`identity`: of the scorer (`Traits.identity`). A file that isn't there is made.
+        """Open a cache file, or create it.
+
+        Args:
+            file: Path of the file.
+            identity: Of the scorer (`Traits.identity`).
 
         Raises:
-            CacheError: The cache file can't be used.
+            CacheError: The file can't be used.
         """
         self._file = Path(file)
         self._identity = identity

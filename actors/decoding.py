@@ -60,15 +60,15 @@ class _Request:
         except RuntimeError:  # the loop is closed
             self.abandoned = True
 
-    def tell_text(self, text: str) -> None:
-        """`text`: of the answer, from its beginning. An answer that is decoded again continues where it was."""
+    def put_text(self, text: str) -> None:
+        """Send the new part of `text`, the answer so far. An answer decoded again continues where it was."""
         if piece := text[len(self.sent) :]:
             self.sent += piece
             self.put(piece)
 
     def finish(self, completion: Completion) -> None:
         if self.followed:
-            self.tell_text(completion.text)
+            self.put_text(completion.text)
             completion = replace(completion, text=self.sent)
         self.done = True
         self.put(completion)
@@ -94,12 +94,12 @@ class _Answer:
         if self._transcript is not None:
             self._text += self._transcript.push(token)
             if self.request.followed:
-                self.request.tell_text(self._text)
+                self.request.put_text(self._text)
         if token in self._ends or (self._transcript is not None and self._transcript.stopped):
             self.finish(self._ids)
 
     def finish(self, ids: list[int]) -> None:
-        """Tell the answer in `ids`, which may run on after its end. Token counts include the one that ended it."""
+        """Complete the request with the answer in `ids`, which may continue after its end. The end token counts."""
         end = next((i + 1 for i, token in enumerate(ids) if token in self._ends), None)
         ids = ids[:end]
         text, stopped = self._detokenizer.until(ids, self._stop)
@@ -125,8 +125,14 @@ class BatchDecoder:
     ) -> None:
         """Use the model's generation config, except for what a request's sampling sets.
 
-        pad_id: any token, padding is masked. smaller: the settings that bound the memory of a request, for
-        error messages. num_beams: with more than one the answer is searched, and known only at its end.
+        Args:
+            model: A transformers model that generates.
+            detokenizer: Makes text of tokens.
+            name: Of the model, for messages.
+            pad_id: Any token; padding is masked.
+            max_batch_size: Most requests decoded together.
+            smaller: The settings that bound the memory of a request, for messages.
+            num_beams: More than one: beam search, whose answer is known only at its end.
         """
         self._model, self._detokenizer = model, detokenizer
         self._pad_id, self._max_batch_size, self._num_beams = pad_id, max_batch_size, num_beams
@@ -144,10 +150,11 @@ class BatchDecoder:
         self._thread: threading.Thread | None = None  # only once it is needed: it keeps the model in memory
 
     async def complete(self, ids: list[int], sampling: Sampling) -> Completion:
-        """The answer to a prompt of these token ids.
+        """Answer a prompt of token ids. Cancelling the call stops the work.
 
-        Raises GenerationError (PromptError when the model has no embedding for one of them). Cancelling the call
-        stops the work.
+        Raises:
+            GenerationError: There is no answer.
+            PromptError: The model has no embedding for one of the ids.
         """
         request = self._submit(ids, sampling, sampling.seed, followed=False)
         try:
@@ -158,9 +165,12 @@ class BatchDecoder:
         return completion
 
     async def stream(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
-        """The same answer: pieces of its text as they are certain, none empty, then the completion.
+        """Stream the same answer: non-empty pieces of its text as they are certain, then the completion.
 
-        With beams there is one piece. Raises as `complete` does. Closing the iterator stops the work.
+        With beams there is one piece. Closing the iterator stops the work.
+
+        Raises:
+            GenerationError: See `complete`.
         """
         # A seed in any case: should its batch have to be decoded again, the answer continues as it began.
         seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
@@ -174,12 +184,16 @@ class BatchDecoder:
             request.abandoned = True
 
     def check(self) -> None:
-        """Raise BlendError when the accelerator has failed: no later request can be answered in this process."""
+        """Check that the model can still answer.
+
+        Raises:
+            BlendError: The accelerator has failed: no later request can be answered in this process.
+        """
         if self._broken:
             raise BlendError(f"the GPU fails in this process: {self._broken}")
 
     async def close(self) -> None:
-        """End the thread. Requests still open fail."""
+        """End the thread. Open requests fail."""
         with self._changed:
             self._closed = True
             left, self._waiting = self._waiting, []
@@ -321,8 +335,8 @@ def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.d
 class GumbelNoise(LogitsProcessor):
     """Makes the argmax an exact sample of softmax(scores): the Gumbel-max trick.
 
-    Step t of an answer with a seed gets the noise that this seed gives at step t, whatever the batch; answers
-    without one (None) get each their own. seeds: B, one per answer.
+    Step t of an answer with a seed gets the noise of this seed at step t, whatever the batch; answers without one
+    (None) get random noise. `seeds` is B, one per answer.
     """
 
     def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:

@@ -19,7 +19,12 @@ class Detokenizer:
     """Text of token ids. Half a character at the end is left out, as vLLM's detokenizer does."""
 
     def __init__(self, decode: Callable[[list[int]], str], vocabulary: Mapping[str, int]) -> None:
-        """decode: the text of ids without special tokens. vocabulary: ids by piece."""
+        """Use a tokenizer.
+
+        Args:
+            decode: Makes the text of ids without special tokens.
+            vocabulary: Ids by piece.
+        """
         self.decode = decode
         # A byte that doesn't fit undoes the characters of all bytes in front of it: `ByteFallback` of tokenizers.
         self.unsettled = frozenset(i for piece, i in vocabulary.items() if _BYTE_PIECE.fullmatch(piece))

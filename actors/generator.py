@@ -39,11 +39,16 @@ class Generator:
         self._engine = load_engine(model)
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
-        """The model's candidate for the prompt, with `error` in place of `text` where it has none.
+        """Answer a prompt. Concurrent calls are batched by the engine.
 
-        sample: which of several answers to the prompt, from 0; with a seed in the settings each is reproducible.
-        change: of the sampling settings, for this answer. To be called many times at once: the engine batches what
-        is waiting.
+        Args:
+            prompt: The prompt.
+            sample: Which of several answers to the prompt, from 0; with a seed in the settings each is
+                reproducible.
+            change: Changes of the sampling settings for this answer.
+
+        Returns:
+            The candidate, with `error` in place of `text` if there is none.
         """
         try:
             completion = await self._engine.generate(*self._asked(prompt, sample, change))
@@ -54,9 +59,9 @@ class Generator:
     async def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
-        """The same answer as it is made: pieces of its text, then the candidate.
+        """Stream the same answer: pieces of its text, then the candidate.
 
-        Where the answer breaks off, the candidate has the error and no text. Closing the iterator stops the work.
+        If the answer breaks off, the candidate has the error and no text. Closing the iterator stops the work.
         """
         candidate: Candidate
         try:
@@ -105,9 +110,13 @@ class Generator:
         )
 
     async def check_health(self) -> None:
-        """Raise BlendError when the model can't answer any more, so that its actor has to be replaced."""
+        """Check that the model can still answer.
+
+        Raises:
+            BlendError: It cannot, so that its actor has to be replaced.
+        """
         await self._engine.check_health()
 
     async def close(self) -> None:
-        """Free what the model holds."""
+        """Free the model."""
         await self._engine.close()

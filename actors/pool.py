@@ -100,7 +100,11 @@ class Pool:
             self._dispatch_soon()
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        """As `Scorer.score`. Cancelling the call takes what still waits off the queue. Raises PoolError."""
+        """As `Scorer.score`. Cancelling the call removes its waiting matchups from the queue.
+
+        Raises:
+            PoolError: No replica could score a matchup.
+        """
         loop = asyncio.get_running_loop()
         mine = [_Waiting(matchup, _size(matchup), loop.create_future()) for matchup in matchups]
         self._waiting.extend(mine)

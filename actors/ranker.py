@@ -42,9 +42,14 @@ class Ranker:
     async def rank(
         self, rows: Sequence[CandidateRow], known: Mapping[bytes, float] = {}
     ) -> list[Ranking | Exception]:
-        """The ranking of every row's candidates, or why it has none; rows may differ in how many they have.
+        """Rank every row.
 
-        known: scores of this scorer that need not be made again, by `digest(prompt, left, right)`.
+        Args:
+            rows: Prompts and candidates, of any number.
+            known: Scores of this scorer that need not be made again, by `digest(prompt, left, right)`.
+
+        Returns:
+            Per row the ranking of its candidates, or the error.
         """
         try:
             games = [_Game(self._settings, self._scorer, prompt, candidates) for prompt, candidates in rows]
@@ -72,10 +77,20 @@ class Ranker:
         budget_s: float | None = None,
         comparing: ComparisonSettings | None = None,
     ) -> AsyncGenerator[Ranking, None]:
-        """One row's ranking after every round of comparisons, `complete` after the last: the one that `rank` gives.
+        """Rank one row, round by round.
 
-        budget_s: after so long no further round begins. comparing: which pairs, and how many places must be right,
-        in place of the settings'. Raises what the scorer raises, and RowError.
+        Args:
+            prompt: The prompt.
+            candidates: Its candidates.
+            budget_s: Seconds after which no further round begins.
+            comparing: Which pairs, and how many places must be right; None: the settings'.
+
+        Yields:
+            The ranking after every round of comparisons; the last is `complete`, as from `rank`.
+
+        Raises:
+            RowError: The row cannot be ranked.
+            Exception: The scorer failed.
         """
         until = None if budget_s is None else time.monotonic() + budget_s
         game = _Game(comparing or self._settings, self._scorer, prompt, candidates)

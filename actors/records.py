@@ -116,14 +116,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The order of n candidates.
+    """Order of n candidates.
 
-    order: candidate indexes, best first; candidates without text are left out.
-    scores: one per candidate, higher is better; None where there was no text.
-    logits: n x n, `logits[i][j]` with i on the left; None where not compared.
-    comparisons: forwards made.
-    complete: False while the strategy would compare more; not in rows.
-    unreadable: comparisons left out because the scorer had no answer; not in rows.
+    Attributes:
+        order: Candidate indexes, best first; candidates without text are left out.
+        scores: One per candidate, higher is better; None for no text.
+        logits: n x n, `logits[i][j]` with i on the left; None where not compared.
+        comparisons: Forwards made.
+        complete: False while the strategy would compare more; not in rows.
+        unreadable: Comparisons left out because the scorer had no answer; not in rows.
     """
 
     order: tuple[int, ...]

@@ -187,7 +187,13 @@ class _Wave:
     def __init__(
         self, capacity: Capacity, beside: float = READ_CPUS, what: str = "reading and writing; a run takes one"
     ) -> None:
-        """beside: CPUs taken in addition to the models, on one node, for `what`."""
+        """Start from an empty cluster.
+
+        Args:
+            capacity: The cluster.
+            beside: CPUs taken in addition to the models, on one node.
+            what: What takes them, for messages.
+        """
         self._free = [dict(node.amounts()) for node in capacity.nodes]
         self._nodes = capacity.nodes
         self._pools: list[Placement] = []
@@ -254,7 +260,13 @@ class _Wave:
 
 
 def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
-    """Reason why a pool doesn't fit into an empty cluster. beside: what else has to fit."""
+    """Reason why a pool does not fit into an empty cluster.
+
+    Args:
+        pool: The pool.
+        capacity: The cluster.
+        beside: What else has to fit.
+    """
     kind = pool.model.accelerator_type
     nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
     actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""

@@ -39,10 +39,11 @@ class Engine(Protocol):
     opens_reasoning: str
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
-        """Answer one chat.
+        """Answer one chat. Cancelling the call stops the work on it.
 
-        Raises GenerationError when this prompt gets no answer (PromptError when it never will); others are not
-        touched. Cancelling the call stops the work on it.
+        Raises:
+            GenerationError: This prompt gets no answer; others are not affected.
+            PromptError: It never will.
         """
         ...
 

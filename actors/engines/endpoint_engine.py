@@ -214,7 +214,11 @@ def _read(response: httpx2.Response) -> Completion:
 
 
 def _check_is_stream(response: httpx2.Response) -> None:
-    """Raises ServiceError for a response without events: the failure in it, or what it is."""
+    """Check that a response has events.
+
+    Raises:
+        ServiceError: It has none; the message is the failure in it, or its kind.
+    """
     if content_type(response) == EVENT_STREAM:
         return
     failure = failure_in(parsed(response.content)) if _is_json(response.content) else None

@@ -72,7 +72,7 @@ def _in_parts(
 def _missing(
     apply: Callable[[list[Any]], str], turns: Sequence[Any], text: str, needed: Sequence[tuple[str, str]]
 ) -> str:
-    """The role of the first message that isn't in the rendered chat; empty: none is missing.
+    """Role of the first message that is absent from the rendered chat; empty if none is.
 
     What the template itself writes is no message: a content of "<" is in "<|user|>" too. So contents are counted
     against the same chat with other contents.

@@ -15,25 +15,33 @@ from llm_blender_ray.configs.schema import FuserSettings, SamplingOverrides
 
 
 class FuserPart(Protocol):
-    """The half of a fuser that writes, which a blend needs: a fuser in this process or a handle of replicas."""
+    """The part of a fuser that a blend needs: a fuser in this process, or a handle of replicas."""
 
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
-        """One answer from candidate texts, best first.
+        """Write one answer. Cancelling the call stops the work on it.
 
-        change: only `max_tokens` and `stop` shape a fused answer, and `seed` where the fuser draws. Raises
-        GenerationError when there is no answer; others are not touched. Cancelling the call stops the work on it.
+        Args:
+            prompt: The prompt.
+            candidates: Texts, best first.
+            change: Changes of the sampling settings. A fused answer follows `max_tokens` and `stop`, and `seed` if
+                the fuser samples.
+
+        Raises:
+            GenerationError: There is no answer; other prompts are not affected.
         """
         ...
 
     def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
-        """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
+        """Stream the same answer: non-empty pieces of text, then the Completion that consists of them.
 
-        A fuser that searches with beams knows its answer only at the end: it comes in one piece. Raises as `fuse`
-        does. Closing the iterator stops the work.
+        The answer of a beam search comes in one piece. Closing the iterator stops the work.
+
+        Raises:
+            GenerationError: See `fuse`.
         """
         ...
 
@@ -42,11 +50,15 @@ class Fuser(FuserPart, Protocol):
     """One model, loaded and ready. It belongs to the event loop of its first call."""
 
     async def check_health(self) -> None:
-        """Raise BlendError when the model can't write any more, so that its actor has to be replaced."""
+        """Check that the model can still write.
+
+        Raises:
+            BlendError: It cannot, so that its actor has to be replaced.
+        """
         ...
 
     async def close(self) -> None:
-        """Free what the model holds. Calls still open fail."""
+        """Free the model. Open calls fail."""
         ...
 
 

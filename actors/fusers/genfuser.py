@@ -229,11 +229,18 @@ class GenFuserModel:
         max_batch_size: int | None = None,
         **options: Any,
     ) -> list[str]:
-        """One answer per (prompt, candidate texts, best first), in the order given, made in this thread.
+        """One answer per item, in order, in this thread.
 
-        Inputs are decoded together with others of like length, so little is padded; the mask keeps a row's
-        answer its own. Keywords stand in for the settings in this call; options are those of transformers'
-        `generate`. KeyError when there are more candidates than the tokenizer has `<extra_id_i>` tokens.
+        Inputs of like length are decoded together, so little is padded; padding is masked.
+
+        Args:
+            items: Prompts, with candidate texts, best first.
+            candidate_max_length: Tokens of a candidate; None: the setting.
+            max_batch_size: Inputs decoded together; None: the setting.
+            **options: Of transformers' `generate`; override the settings.
+
+        Raises:
+            KeyError: There are more candidates than the tokenizer has `<extra_id_i>` tokens.
         """
         candidate_max_length = candidate_max_length or self._settings.candidate_max_length
         options = {

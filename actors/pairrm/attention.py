@@ -224,7 +224,12 @@ def _query_to_position(
 ) -> Tensor:
     """q_i · r_(i-j), B x h x Q x L.
 
-    r_hRd: the largest distance first, the smallest last. positions_BQ: i; None when every token is a query.
+    Args:
+        query_BQhd: The queries.
+        r_hRd: Largest distance first, smallest last.
+        L: Number of keys.
+        positions_BQ: i; None when every token is a query.
+        workspace: Memory to reuse.
     """
     B, Q, h, _ = query_BQhd.shape
     R = r_hRd.shape[1]
@@ -241,7 +246,11 @@ def _query_to_position(
 def _key_to_position(key_BLhd: Tensor, s_hRd: Tensor, positions_BQ: Tensor | None, workspace: Workspace) -> Tensor:
     """k_j · s_(i-j), B x h x Q x L.
 
-    s_hRd: the smallest distance first. positions_BQ: i; None when every token is a query.
+    Args:
+        key_BLhd: The keys.
+        s_hRd: Smallest distance first.
+        positions_BQ: i; None when every token is a query.
+        workspace: Memory to reuse.
     """
     B, L, h, _ = key_BLhd.shape
     R = s_hRd.shape[1]

@@ -36,10 +36,13 @@ class MarkerEncoder(Protocol):
     """Encoder interface that a PairRanker needs."""
 
     def at_markers(self, ids: Sequence[Sequence[int]], markers: Sequence[Sequence[int]]) -> Tensor:
-        """The last hidden states at the markers, B x M x H.
+        """Last hidden states at the markers, B x M x H.
 
-        ids: B sequences of token ids, of any lengths, at least one. markers: M positions in each. What a sequence
-        is given doesn't depend on the others, beyond rounding.
+        A sequence's result does not depend on the others, beyond rounding.
+
+        Args:
+            ids: B sequences of token ids, of any lengths, at least one.
+            markers: M positions in each.
         """
         ...
 

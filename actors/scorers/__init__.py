@@ -24,9 +24,10 @@ Score = float | ScoringError  # how much better left is than right, or why there
 class Traits:
     """Properties of a scorer that tournaments and caches need.
 
-    pointwise: every answer is scored by itself and a matchup's score is the difference, so that n forwards are
-        enough for n answers, and the order of two makes none.
-    identity: a digest of everything that decides a score; None when the settings name no cache.
+    Attributes:
+        pointwise: Every answer is scored by itself and a matchup's score is the difference, so that n forwards are
+            enough for n answers, and the order of two has no effect.
+        identity: Digest of everything that decides a score; None when the settings name no cache.
     """
 
     pointwise: bool
@@ -48,9 +49,13 @@ class Scorer(Protocol):
         ...
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        """One score per matchup, in the order given; positive when left is better.
+        """Score matchups. May be called concurrently.
 
-        May be called many times at once. Raises when the model fails on all of them.
+        Returns:
+            One score per matchup, in order; positive when left is better.
+
+        Raises:
+            Exception: The model fails on all of them.
         """
         ...
 

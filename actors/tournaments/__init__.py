@@ -66,14 +66,19 @@ def tournament(
     salt: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> Tournament:
-    """A tournament of the candidates with these texts.
+    """Make a tournament of candidates.
 
-    keys: equal texts are one player, compared once and of one score; None (no answer) is not ranked.
-    top_k: how many of the best matter, the first thing a strategy spends on; None: the whole order.
-    symmetric: logit(j, i) = -logit(i, j), as of a reward model: without position bias, so one order is enough.
-    labels: what distinguishes candidates with equal texts (their models), so that their order isn't the list's.
-    salt: of the draw that breaks ties: what distinguishes rows, so that a model whose answers are the same in all
-        rows doesn't win or lose all ties.
+    Args:
+        settings: The strategy.
+        keys: Texts of the candidates. Equal texts are one player, compared once and with one score; None (no
+            answer) is not ranked.
+        top_k: How many of the best matter, which a strategy decides first; None: the whole order.
+        symmetric: logit(j, i) = -logit(i, j), as of a reward model: without position bias, so one order is enough.
+        labels: Distinguish candidates with equal texts (their models), so that their order does not depend on
+            the list's.
+        salt: Distinguishes rows in the draw that breaks ties, so that a model whose answers are the same in all
+            rows does not win or lose all ties.
+        clock: Seconds, never going back.
 
     Raises:
         RowError: The row lacks what the strategy names.

@@ -22,13 +22,14 @@ PRIOR = 1e-2  # precision of Bradley-Terry's prior: a hundredth of a comparison,
 
 @dataclass(frozen=True)
 class Fit:
-    """The least-squares fit of logit(i, j) = strength_i - strength_j + bias + noise.
+    """Least-squares fit of logit(i, j) = strength_i - strength_j + bias + noise.
 
-    strengths: P, in logits, mean 0 in each connected part of the graph of comparisons.
-    covariance: P+1 x P+1, of the strengths and the bias, in units of `noise`.
-    noise: variance of one forward about the fit; None where no pairs are left over to estimate it.
-    freedom: pairs left over, the noise's degrees of freedom.
-    parts: connected parts; strengths of different parts don't compare.
+    Attributes:
+        strengths: P, in logits, mean 0 in each connected part of the graph of comparisons.
+        covariance: P+1 x P+1, of the strengths and the bias, in units of `noise`.
+        noise: Variance of one forward about the fit; None if no pairs remain to estimate it.
+        freedom: Remaining pairs, the noise's degrees of freedom.
+        parts: Connected parts; strengths of different parts cannot be compared.
     """
 
     strengths: np.ndarray

@@ -16,10 +16,11 @@ Pair = tuple[int, int]  # left, then right
 class Board:
     """Players by seat, 0 to P-1.
 
-    candidates: per seat the indexes of the candidates that are this player.
-    logits_PP: `logits_PP[left, right]`, NaN where not compared.
-    skipped: cells that the scorer has no answer for; they are not asked again.
-    placed: the best players as a strategy's own rule has put them, best first; it outranks any score.
+    Attributes:
+        candidates: Per seat, the indexes of the candidates that are this player.
+        logits_PP: `logits_PP[left, right]`, NaN where not compared.
+        skipped: Cells without an answer of the scorer; they are not scored again.
+        placed: The best players by a strategy's own rule, best first; it overrides any score.
     """
 
     def __init__(self, keys: Sequence[str | None], *, seed: int, symmetric: bool, salt: str = "") -> None:
