@@ -1,7 +1,7 @@
-"""Arrow types and values of columns that aren't ours: one type for a column of many files, values as JSON has them.
+"""Arrow types and values of columns outside the row schema: one type for a column of many files, values as in JSON.
 
-Python's `datetime` ends in the year 9999, has no nanoseconds, and knows no zone that the machine doesn't. None of
-that may end a run or change a value, so dates, times and durations become ISO 8601 text by whole-number arithmetic.
+Python's `datetime` ends in the year 9999, has no nanoseconds, and only the machine's time zones. None of that may
+end a run or change a value, so dates, times and durations become ISO 8601 text by integer arithmetic.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _families(kind: pa.DataType) -> set[Any]:
-    """What a type may be joined within. A decimal and a float aren't: one would be rounded."""
+    """Types within which a type may be joined. Decimals and floats are separate: one would be rounded."""
     of = pa.types
     if of.is_integer(kind):
         return {"number", "decimal"}
@@ -93,7 +93,7 @@ def _families(kind: pa.DataType) -> set[Any]:
 
 @functools.lru_cache(maxsize=4096)
 def storable(kind: pa.DataType) -> pa.DataType | None:
-    """The type as it comes back from Parquet; None when Parquet can't hold it (unions, structs without fields)."""
+    """The type as it comes back from Parquet; None when Parquet cannot hold it (unions, structs without fields)."""
     file = io.BytesIO()
     try:
         pq.write_table(pa.schema([("x", kind)]).empty_table(), file)
@@ -105,8 +105,12 @@ def storable(kind: pa.DataType) -> pa.DataType | None:
 def cast(column: Any, kind: pa.DataType) -> Any:
     """An array or a chunked array as this type.
 
-    Raises ArrowInvalid or ArrowNotImplementedError when a value would change. An equal type is left alone: Arrow's
-    cast breaks arrays in which a struct of a list has a field that is always null.
+    An equal type is left alone: Arrow's cast breaks arrays in which a struct of a list has a field that is always
+    null.
+
+    Raises:
+        ArrowInvalid: A value would change.
+        ArrowNotImplementedError: Arrow has no such cast.
     """
     if column.type.equals(kind):
         return column
@@ -116,10 +120,10 @@ def cast(column: Any, kind: pa.DataType) -> Any:
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table, their values as `to_python` gives them."""
+    """Rows of a table, with the values of `to_python`."""
     if not any(map(_has_time, table.schema.types)):
         with contextlib.suppress(ValueError):
-            return table.to_pylist()  # several times as fast
+            return table.to_pylist()  # several times faster
     columns = [to_python(column) for column in table.columns]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)] or [
         {} for _ in range(len(table))
@@ -127,13 +131,13 @@ def to_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def to_python(array: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The values as Python has them: whatever is a date, a time or a duration as text, at any depth.
+    """Values in Python: dates, times and durations as text, at any depth.
 
-    Text that isn't UTF-8 comes with surrogate escapes.
+    Text that is not UTF-8 has surrogate escapes.
     """
     kind = array.type
     if not _has_time(kind):
-        with contextlib.suppress(ValueError):  # text that isn't UTF-8; two fields of one name
+        with contextlib.suppress(ValueError):  # not UTF-8, or two fields of one name
             return array.to_pylist()
     if isinstance(array, pa.ChunkedArray):
         return list(chain.from_iterable(map(to_python, array.chunks)))
@@ -181,7 +185,7 @@ def _structs(array: pa.StructArray) -> list[Any]:
 
 
 def _texts(array: pa.Array) -> list[str | None]:
-    """Dates, times and durations as ISO 8601 has them: `datetime.isoformat`, as far as that goes."""
+    """Dates, times and durations in ISO 8601: `datetime.isoformat`, within its range."""
     kind = array.type
     whole = pa.int32() if kind.bit_width == 32 else pa.int64()
     values = array.view(whole).to_pylist()
@@ -204,7 +208,7 @@ def _date(days: int) -> str:
 
 
 def _timestamp(value: int, per_second: int, zone: tzinfo | None) -> str:
-    """What Python's calendar doesn't reach in its zone is written in UTC: the same moment."""
+    """ISO 8601 of a timestamp; outside Python's calendar in its zone, the same moment in UTC."""
     seconds, part = divmod(value, per_second)
     fraction = _fraction(part, per_second)
     try:
@@ -236,6 +240,6 @@ def _fraction(part: int, per_second: int) -> str:
 def _zone(name: str) -> tzinfo:
     try:
         zone: tzinfo = pa.lib.string_to_tzinfo(name)
-    except Exception:  # whatever pytz, zoneinfo or Arrow raise for a zone that this machine doesn't know
+    except Exception:  # whatever pytz, zoneinfo or Arrow raise for an unknown zone
         return UTC
     return zone

@@ -1,9 +1,9 @@
-"""Arrow types for values that came as JSON, found in one pass before Parquet or CSV is written.
+"""Arrow types of JSON values, found in one pass before Parquet or CSV is written.
 
-A type is found for each value (`infer`) and joined with the next one's (`unify`), which is commutative (but
-for the order of fields), associative and idempotent: blocks can be looked at in any order, anywhere. What
-no Arrow type fits (text here and a number there, integers beyond 64 bits, integers beyond 2^53 and fractions)
-becomes JSON text. Keys that can't be columns go to one column of JSON text, `extra`, and no other key with them.
+A type is found for each value (`infer`) and joined with the next one's (`unify`), which is commutative (except for
+the order of fields), associative and idempotent, so blocks can be inspected in any order, anywhere. Values that
+fit no Arrow type (text and numbers in one field, integers beyond 64 bits, integers beyond 2^53 with fractions)
+become JSON text. Keys that cannot be columns go to one column of JSON text, `extra`, and no other key does.
 """
 
 import functools
@@ -20,21 +20,21 @@ from llm_blender_ray.pipelines.rows.arrow_types import cast, to_python
 from llm_blender_ray.pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json, with_raw
 from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, GivenColumns, number_of, readable
 
-# These stand for something else while types are joined; see `stored`.
+# Placeholders while types are joined; see `stored`.
 JSON = pa.json_()  # JSON text
 LARGE = pa.uint64()  # 64-bit integers, some beyond 2^53: a double can't hold them
-NAN = pa.float16()  # nothing but NaN, which is a missing value for whatever else is there
+NAN = pa.float16()  # nothing but NaN, a missing value of any other type
 MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map, not a record
 _NUMBERS = (pa.int64(), LARGE, pa.float64())
 OTHER_KEYS = ""  # the field of a row's type that stands for all keys without a column of their own
 _EXACT = 2**53
-_MADE_IDS, _OTHER_IDS = "made", "other"  # in what `look` gives: some ids were made; some aren't in `GIVEN_ID`
+_MADE_IDS, _OTHER_IDS = "made", "other"  # in the result of `look`: some ids were made; some are outside `GIVEN_ID`
 MAX_TYPE_DEPTH = 16
 EMPTY = pa.struct([])
 
 
 def infer(value: Any, depth: int = MAX_TYPE_DEPTH) -> pa.DataType:
-    """The Arrow type of one JSON value; `JSON` where none fits."""
+    """Arrow type of one JSON value; `JSON` if none fits."""
     if value is None:
         return pa.null()
     if isinstance(value, bool):
@@ -60,7 +60,7 @@ def infer(value: Any, depth: int = MAX_TYPE_DEPTH) -> pa.DataType:
 
 
 def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    """The narrowest type that holds the values of both; fields of `b` that `a` lacks go last."""
+    """Narrowest type that holds the values of both; fields of `b` that `a` lacks come last."""
     for one, other in ((a, b), (b, a)):
         if one == other or pa.types.is_null(other) or (other == NAN and not pa.types.is_null(one)):
             return one
@@ -79,7 +79,7 @@ def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def stored(kind: pa.DataType) -> pa.DataType:
-    """The type as it is written: a string for JSON text, what was always null, and objects without keys."""
+    """The written type: strings for JSON text, for fields that were always null, and for objects without keys."""
     if kind in (JSON, pa.null(), EMPTY):
         return pa.string()
     if kind in (LARGE, NAN):
@@ -107,13 +107,13 @@ def fit(value: Any, kind: pa.DataType) -> Any:
 
 
 def infer_row(row: dict[str, Any]) -> pa.DataType:
-    """The type of a row's unknown keys: a field for each that can be a column, `OTHER_KEYS` if there are more."""
+    """Type of a row's unknown keys: a field for each that can be a column, `OTHER_KEYS` if there are more."""
     fields = {key: infer(value) for key, value in row.items() if _is_name(key)}
     return _limited(fields | ({} if len(fields) == len(row) else {OTHER_KEYS: JSON}))
 
 
 def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    """`unify` for the types of rows."""
+    """`unify` for types of rows."""
     if a == b:
         return a
     fields = {field.name: field.type for field in a}
@@ -123,7 +123,7 @@ def unify_rows(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def _limited(fields: dict[str, pa.DataType]) -> pa.DataType:
-    """A row's type of at most `MAX_FIELDS` columns: the same ones, whatever the order of rows."""
+    """A row's type of at most `MAX_FIELDS` columns, chosen independently of the order of rows."""
     names = [name for name in fields if name != OTHER_KEYS]
     if len(names) > MAX_FIELDS:
         left_out = sorted(names, key=lambda name: (len(name), name))[MAX_FIELDS:]
@@ -132,7 +132,7 @@ def _limited(fields: dict[str, pa.DataType]) -> pa.DataType:
 
 
 def infer_array(array: pa.Array | pa.ChunkedArray) -> pa.DataType:
-    """`infer` for the values of an Arrow array, as JSON has them (`arrow_types.to_python`)."""
+    """`infer` for the values of an Arrow array, as in JSON (`arrow_types.to_python`)."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     kind = array.type
@@ -164,7 +164,7 @@ def infer_array(array: pa.Array | pa.ChunkedArray) -> pa.DataType:
 
 
 def look(table: pa.Table) -> pa.DataType:
-    """What `Layout.of` needs to know of a table of rows; of several tables it is the `unify` of theirs."""
+    """Everything that `Layout.of` needs of a table of rows; that of several tables is the `unify` of theirs."""
     lists = table.column("candidates").to_pylist()
     known = [name for name in (*OWN_COLUMNS, *RESULT_COLUMNS) if name in table.column_names]
     native = [field for field in table.schema if field.name not in ROW_SCHEMA.names]
@@ -189,7 +189,7 @@ def _own_types(own: Mapping[str, Any]) -> pa.DataType:
 
 
 def _ids(table: pa.Table, rows: Sequence[GivenColumns]) -> Iterator[str]:
-    """What there is to know of ids: whether some were made, and whether some aren't in the column `GIVEN_ID`."""
+    """Whether some ids were made, and whether some are outside the column `GIVEN_ID`."""
     if any(row.made for row in rows):
         yield _MADE_IDS
     typed = table.column(GIVEN_ID) if GIVEN_ID in table.column_names else pa.nulls(len(table))
@@ -198,7 +198,7 @@ def _ids(table: pa.Table, rows: Sequence[GivenColumns]) -> Iterator[str]:
 
 
 def _candidate_extra(candidate: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A candidate's text, also one beside an error, and its unknown keys."""
+    """A candidate's unknown keys, and its text if it has an error too."""
     extra = json.loads(candidate[EXTRA]) if candidate[EXTRA] else {}
     beside = extra.pop("text", None)
     return candidate["text"] if beside is None else beside, extra
@@ -209,7 +209,7 @@ def _given(table: pa.Table) -> list[GivenColumns]:
 
 
 def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    """What `look` would see of two tables together."""
+    """Result of `look` for two tables together."""
     if pa.types.is_null(a):
         return b
     parts = {field.name: field.type for field in a}
@@ -222,7 +222,7 @@ def serialize_type(kind: pa.DataType) -> bytes:
 
 
 def deserialize_type(data: bytes) -> pa.DataType:
-    """The type that `serialize_type` made these bytes of."""
+    """The type of these bytes, made by `serialize_type`."""
     return pa.ipc.read_schema(pa.py_buffer(data)).field("type").type
 
 
@@ -232,13 +232,17 @@ def _joined(kinds: Iterable[pa.DataType]) -> pa.DataType:
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of what is written, the same for every file of a folder.
+    """Columns of the output, the same for every file of a folder.
 
-    own: prompt columns that some row has, in the types in which they came. unreadable: those of so different types
-    that they are written as stages read them, and what came under `extra`. typed_ids: the type of ids that all come
-    from Parquet. kept: result columns that this run doesn't write. extra, candidate_extra: the types of the unknown
-    keys of rows and of candidates (`infer_row`). native: columns that came from Parquet, and from nowhere else;
-    shared: those that other files have as keys, so that `extra` has their type.
+    Attributes:
+        own: Prompt columns that some row has, in their input types.
+        unreadable: Those of too different types, written as stages read them, and input under `extra`.
+        typed_ids: Type of ids that all come from Parquet.
+        kept: Result columns that this run does not write.
+        extra: Type of the unknown keys of rows (`infer_row`).
+        candidate_extra: The same of candidates.
+        native: Columns that come from Parquet alone.
+        shared: Those that other files have as keys, so that `extra` has their type.
     """
 
     own: dict[str, pa.DataType]
@@ -253,7 +257,13 @@ class Layout:
 
     @classmethod
     def of(cls, seen: pa.DataType, results: dict[str, pa.DataType], keep: Sequence[str]) -> Self:
-        """From what `look` saw of all rows; `results` are written, `keep` where some row has them."""
+        """Layout of all rows.
+
+        Args:
+            seen: Result of `look`.
+            results: Result columns to write.
+            keep: Result columns to write if some row has them.
+        """
         parts = {field.name: field.type for field in seen}
         present = {field.name for field in parts["present"]}
         given = {field.name: field.type for field in parts["given"]}
@@ -292,17 +302,17 @@ class Layout:
         )
 
     def made_id(self, text: str) -> str | int:
-        """An id that was made, as the column of ids has it."""
+        """A generated id in the type of the column of ids."""
         return number_of(text) if self.own["id"] in _NUMBERS else text
 
     def ids(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
-        """The column `id` of a table of the stages."""
+        """Column `id` of a table of the stages."""
         if self.typed_ids is not None:
             return rows.column(GIVEN_ID)
         return self._own("id", _given(rows), rows)
 
     def extra_types(self) -> dict[str, pa.DataType]:
-        """The columns that come out of `extra`; ours win over a key of the same name."""
+        """Columns made of `extra`; ours win over a key of the same name."""
         taken = (set(ROW_SCHEMA.names) - {EXTRA}) | set(self.results) | {field.name for field in self.native}
         return {name: kind for name, kind in _columns(self.extra).items() if name not in taken}
 
@@ -340,7 +350,7 @@ class Layout:
         return pa.table(columns, schema=schema)
 
     def _own(self, name: str, given: Sequence[GivenColumns], rows: pa.Table) -> pa.Array | pa.ChunkedArray:
-        """A column of ours, its values as they came."""
+        """One of our columns, with its input values."""
         kind = {**self.own, **self.kept}[name]
         if kind == OWN_TYPES[name]:
             return rows.column(name)
@@ -361,7 +371,7 @@ class Layout:
         return extras
 
     def _others(self, row: GivenColumns) -> dict[str, Any]:
-        """A row's keys that aren't in columns of ours, some of them because they can't be."""
+        """A row's keys outside our columns, including those that cannot be in them."""
         odd = {name: row.own[name] for name in (*self.results, "error") if row.own.get(name) is not None}
         moved = {n: row.own[n] for n in self.unreadable if n in row.own and infer(row.own[n]) != OWN_TYPES[n]}
         return with_raw(row.others, odd) | moved
@@ -374,24 +384,24 @@ class Layout:
 
 
 def _id_type(kind: pa.DataType, *, made: bool) -> pa.DataType:
-    """The type of ids: that of all that were given; a made one is a text or, among numbers, a number."""
+    """Type of ids: that of all given ones; a generated one is a text or, among numbers, a number."""
     if pa.types.is_null(kind):
         return pa.string()
     return JSON if made and kind not in (*_NUMBERS, pa.string()) else kind
 
 
 def others(row: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any] | None:
-    """A row's keys that have no column of their own (`kind`: see `infer_row`), for the column `extra`."""
+    """A row's keys without a column of their own (`kind`: see `infer_row`), for the column `extra`."""
     if kind.get_field_index(OTHER_KEYS) < 0:
         return None
     return {name: value for name, value in row.items() if kind.get_field_index(name) < 0 or name in _NO_COLUMN}
 
 
-_NO_COLUMN = (OTHER_KEYS, EXTRA)  # where there are others, a key `extra` of the user's is one of them
+_NO_COLUMN = (OTHER_KEYS, EXTRA)  # a user's key `extra` is one of the others
 
 
 def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
-    """The columns of unknown keys."""
+    """Columns of unknown keys."""
     fields = {field.name: field.type for field in kind}
     if OTHER_KEYS in fields:
         return {name: t for name, t in fields.items() if name not in _NO_COLUMN} | {EXTRA: JSON}
@@ -399,16 +409,16 @@ def _columns(kind: pa.DataType) -> dict[str, pa.DataType]:
 
 
 def _unknown(values: dict[str, Any], kind: pa.DataType) -> dict[str, Any]:
-    """A row's unknown keys, those without a column together in `extra`."""
+    """A row's unknown keys; those without a column together in `extra`."""
     rest = others(values, kind)
     return values if rest is None else values | {EXTRA: rest or None}
 
 
 def as_json(value: Any) -> Any:
-    """A Python value as JSON has it: bytes, decimals and the like as text."""
+    """A Python value in JSON's types: bytes, decimals and the like as text."""
     return json.loads(json.dumps(value, default=plain))
 
 
 def _is_name(key: str) -> bool:
-    """Whether Parquet's readers take it as a column's name."""
+    """Whether Parquet's readers accept it as a column's name."""
     return bool(key) and key.isprintable()

@@ -1,7 +1,6 @@
 """Compressed files by the last ending of their names: `.gz`, `.zst`, `.bz2`, `.xz`.
 
-A stream that breaks off raises an error here. fsspec's reader of `.zst` takes what is there for the whole, and rows
-would be lost without a word.
+A truncated stream raises an error here; fsspec's reader of `.zst` would silently lose the rest of the rows.
 """
 
 import bz2
@@ -37,17 +36,17 @@ CODECS = {
 
 
 def ending_of(name: str) -> str | None:
-    """How a file of this name is compressed; None when it isn't."""
+    """Compression of a file of this name; None if it is not compressed."""
     return next((ending for ending in CODECS if name.lower().endswith(ending)), None)
 
 
 def decompressed(file: IO[bytes], ending: str) -> IO[bytes]:
-    """What a compressed file holds; closing it closes the file."""
+    """Content of a compressed file; closing it closes the file."""
     return _Unpacked(CODECS[ending].reader(file), file)
 
 
 class _Unpacked(io.BufferedReader):
-    """A stream over a file: both are closed together."""
+    """Stream over a file; both are closed together."""
 
     def __init__(self, stream: Any, file: IO[bytes]) -> None:
         super().__init__(stream, 2**20)
@@ -59,7 +58,7 @@ class _Unpacked(io.BufferedReader):
 
 
 class _LeftOpen(io.RawIOBase):
-    """A file to write to that stays open when this is closed: what comes after the last byte is its owner's."""
+    """Writable file that stays open when this is closed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -73,7 +72,7 @@ class _LeftOpen(io.RawIOBase):
 
 @contextlib.contextmanager
 def compressing(file: IO[bytes], ending: str | None) -> Iterator[Any]:
-    """A file to write to whose content goes compressed into another one."""
+    """File to write to whose content is compressed into another one."""
     if ending is None:
         yield file
         return

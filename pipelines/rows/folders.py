@@ -1,4 +1,4 @@
-"""What is in a folder: files of rows, what their folders' names say of them, and what isn't read."""
+"""Content of a folder: files of rows, columns from its folders' names, and files that are not read."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.rows.formats import kind
 
-WORK_FOLDER = ".blend"  # ending of the names of work folders
-STATE = "state.json"  # of a folder that `save_to_disk` of Hugging Face datasets wrote
+WORK_FOLDER = ".blend"  # ending of work folders' names
+STATE = "state.json"  # of a folder written by `save_to_disk` of Hugging Face datasets
 METADATA = frozenset(("dataset_infos.json", "dataset_info.json", "dataset_dict.json", STATE))
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _EXAMPLES = 3
@@ -27,9 +27,9 @@ class Found:
 
     Attributes:
         files: Sorted paths.
-        left_out: Paths of files, and of hidden folders, that aren't read.
-        keys: Of a file what its folders say: `lang=en/part.jsonl` has the column `lang`, as Hive writes it.
-        root: Folder above all files; a row's error names its file from there.
+        left_out: Paths of files, and of hidden folders, that are not read.
+        keys: Columns of a file from its folders' names: `lang=en/part.jsonl` has the column `lang`, as in Hive.
+        root: Folder above all files; errors of rows name their file relative to it.
     """
 
     files: list[str]
@@ -38,11 +38,11 @@ class Found:
     root: str = ""
 
     def name(self, file: str) -> str:
-        """The file as seen from the root."""
+        """Path of the file relative to the root."""
         return file.removeprefix(f"{self.root}/") if self.root else PurePosixPath(file).name
 
     def add_file(self, path: str, root: str) -> None:
-        """A file that is read if its name says that it holds rows."""
+        """Add a file, to `files` if its name is one of a file of rows."""
         if kind(path) is None or PurePosixPath(path).name in METADATA:
             self.left_out.append(path)
             return
@@ -51,13 +51,13 @@ class Found:
             self.keys[path] = keys
 
     def add(self, other: "Found") -> None:
-        """What was found elsewhere."""
+        """Add the files of another place."""
         self.files += other.files
         self.left_out += other.left_out
         self.keys |= other.keys
 
     def left_out_text(self) -> str:
-        """What isn't read: how many files, and examples, those first that may hold rows."""
+        """Files that are not read: their number, and examples, first those that may hold rows."""
         names = [PurePosixPath(path).name + ("/" if path.endswith("/") else "") for path in self.left_out]
         names.sort(key=lambda name: (name.startswith((".", "_")), name in METADATA, name))
         more = f", and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
@@ -65,10 +65,15 @@ class Found:
 
 
 def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = None) -> Found:
-    """What is under a folder; links are followed.
+    """Find the files under a folder; links are followed.
 
-    Hidden files, and those whose names start with `_`, aren't read. `without`: paths that aren't part of it;
-    `root`: the folder whose own name, and those above it, say nothing of the rows.
+    Hidden files, and those whose names start with `_`, are not read.
+
+    Args:
+        fs: The file system.
+        folder: The folder.
+        without: Paths to ignore.
+        root: The folder whose own name, and those above it, give no columns.
     """
     root = folder if root is None else root
     found = Found([], root=root)
@@ -86,10 +91,10 @@ def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = N
 
 
 def _paths(fs: Any, folder: str) -> Iterator[str]:
-    """All files, and hidden folders (ending in a slash) without what is in them."""
+    """All files, and hidden folders (ending in a slash) without their content."""
     if not isinstance(fs, LocalFileSystem):
         for path in fs.find(folder):
-            if path.endswith("/"):  # an object that stands for a folder
+            if path.endswith("/"):  # an object in place of a folder
                 continue
             inside = PurePosixPath(path).relative_to(folder).parts
             hidden = next((i for i, name in enumerate(inside[:-1]) if name.startswith((".", "_"))), None)
@@ -118,27 +123,28 @@ def _is_work(path: str) -> bool:
 
 
 def visible(path: str, asked: str) -> bool:
-    """Whether no name in the path is hidden, or starts with `_`, but for those that were asked for."""
+    """Whether no name in the path is hidden, or starts with `_`, except for those given explicitly."""
     names = zip_longest(PurePosixPath(path).parts, PurePosixPath(asked).parts, fillvalue="")
     return not any(name.startswith((".", "_")) and name[0] != wish[:1] for name, wish in names)
 
 
 def _keys(path: str, root: str) -> dict[str, str | None]:
-    """Of `root/lang=en/a.jsonl`: `lang`, `en`."""
+    """Columns of `root/lang=en/a.jsonl`: `lang`, `en`."""
     inside = path.removeprefix(root).strip("/").split("/")[:-1] if path.startswith(f"{root}/") or not root else []
     pairs = [part.partition("=") for part in inside if "=" in part]
     return {unquote(key): None if value == _NULL else unquote(value) for key, _, value in pairs if key}
 
 
 def _keep_saved(fs: Any, state: str, found: Found) -> None:
-    """Leave out the `.arrow` files of a folder that aren't part of the dataset saved in it.
+    """Leave out the `.arrow` files of a folder that are not part of the dataset saved in it.
 
-    Raises BlendError when one that is part of it isn't there.
+    Raises:
+        BlendError: A file of the dataset is missing.
     """
     try:
         saved = json.loads(fs.cat_file(state))
         names = {one["filename"] for one in saved["_data_files"]}
-    except (ValueError, KeyError, TypeError):  # somebody else's state.json
+    except (ValueError, KeyError, TypeError):  # another program's state.json
         return
     folder = state.rpartition("/")[0]
     if saved.get("_indices_data_files") or saved.get("_indices_files"):

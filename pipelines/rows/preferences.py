@@ -1,7 +1,7 @@
-"""Preference pairs of ranked rows, in the layout that TRL's DPOTrainer reads: conversational, explicit prompt
-(https://huggingface.co/docs/trl/dataset_formats#preference); columns beside those are for choosing among pairs.
+"""Preference pairs of ranked rows, in the layout of TRL's DPOTrainer: conversational, explicit prompt.
 
-What a row gives depends on the row alone: not on its block, the process, or what else is in the dataset.
+https://huggingface.co/docs/trl/dataset_formats#preference; the other columns are for selecting pairs.
+A row's pairs depend on the row alone: not on its block, the process, or the rest of the dataset.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,11 +25,11 @@ PREFERENCE_SCHEMA = pa.schema(
         "rejected_model": pa.string(),
     }
 )
-ANSWERED_ROLES = ("user", "tool", "assistant")  # a prompt's last turn; at others TRL's apply_chat_template raises
+ANSWERED_ROLES = ("user", "tool", "assistant")  # of a prompt's last turn; TRL's apply_chat_template rejects others
 
 
 class Preference(TypedDict):
-    """A row of `PREFERENCE_SCHEMA`. id: of the row it comes from, which several may share."""
+    """A row of `PREFERENCE_SCHEMA`; `id` is that of its source row, which several may share."""
 
     id: str
     prompt: list[Message]
@@ -51,21 +51,21 @@ _Pair = tuple[_Answer, _Answer]  # chosen, rejected
 
 
 def preference_table(rows: Iterable[Mapping[str, Any]], settings: Preferences) -> pa.Table:
-    """The pairs of many rows, in the rows' order. See `preferences`."""
+    """Pairs of many rows, in the rows' order. See `preferences`."""
     return pa.Table.from_pylist(
         [pair for row in rows for pair in preferences(row, settings)], schema=PREFERENCE_SCHEMA
     )
 
 
 def preferences(row: Mapping[str, Any], settings: Preferences) -> list[Preference]:
-    """The pairs of one output row (`rows.write_row`, or as it travels), those of the best answer first.
+    """Pairs of one output row (of `rows.write_row`, or of a stage), those of the best answer first.
 
-    The two scores of a pair differ, and by `margin` at least, in the unit of the row's `scores`: as a rule their
-    difference is an estimate of logit(chosen, rejected) - logit(rejected, chosen), twice what `blend compare` calls
-    margin. A row that has an error or isn't ranked gives none. Blank answers take no part: they teach nothing. Of
-    answers that differ in outer white space at most, which many chat templates drop, the best stands for all.
+    The two scores of a pair differ, by at least `margin`, in the unit of the row's `scores`: usually their
+    difference is an estimate of logit(chosen, rejected) - logit(rejected, chosen), twice the margin of `blend
+    compare`. A row that has an error or is not ranked gives none. Blank answers take no part: they teach nothing.
+    Of answers that differ only in outer white space, which many chat templates drop, the best counts for all.
 
-    The prompt is the chat as the user gave it: an LLM's own system prompt is not part of it.
+    The prompt is the chat as the user gave it, without an LLM's own system prompt.
     """
     answers = _answers(row)
     if len(answers) < 2:
@@ -90,7 +90,7 @@ def preferences(row: Mapping[str, Any], settings: Preferences) -> list[Preferenc
 
 
 def _answers(row: Mapping[str, Any]) -> list[_Answer]:
-    """The answers that can be paired, best first."""
+    """Answers that can be paired, best first."""
     candidates, scores = row.get("candidates"), row.get("scores")
     if row.get("error") is not None or not candidates or not scores:
         return []
@@ -126,8 +126,8 @@ def _differ(pair: _Pair, margin: float) -> bool:
 def _drawn(prompt: Prompt, pairs: list[_Pair], count: int, seed: int) -> list[_Pair]:
     """`count` of the pairs at random, in their order: those of the smallest hashes.
 
-    A pair's hash depends on nothing but the seed and what it says, so that a candidate added later leaves most of
-    what was drawn before.
+    A pair's hash depends only on the seed and its texts, so that a candidate added later leaves most of the draw
+    unchanged.
     """
     hashes = [digest(prompt, str(seed), chosen.text, rejected.text) for chosen, rejected in pairs]
     drawn = sorted(range(len(pairs)), key=hashes.__getitem__)[:count]

@@ -1,6 +1,7 @@
-"""Files of rows as Arrow tables, streaming and without Ray; every row is checked and typed on the way.
+"""Files of rows as Arrow tables, streaming and without Ray; every row is validated and typed on the way.
 
-Any size passes through in blocks; a `.json` list is held whole. What a format is: `pipelines.rows.formats`.
+Files of any size pass through in blocks; only a `.json` list is held whole. `pipelines.rows.formats` has the
+formats.
 """
 
 import functools
@@ -25,7 +26,12 @@ _OPEN_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of rows. name: in errors of its rows; keys: what its folders say of them (`folders.Found`)."""
+    """One file of rows.
+
+    Attributes:
+        name: Name in errors of its rows.
+        keys: Columns from its folders' names (`folders.Found`).
+    """
 
     uri: str
     name: str
@@ -33,17 +39,17 @@ class InputFile:
 
     @property
     def format(self) -> Format:
-        """How it is read."""
+        """Format of the file."""
         return format_of(kind(self.uri) or "")
 
     @property
     def origin(self) -> Origin:
-        """Where its rows say that they come from."""
+        """Origin of its rows."""
         return Origin(self.uri, self.name, self.keys)
 
 
 def input_files(uri: str, without: Sequence[str] = ()) -> list[InputFile]:
-    """The files of a URI (see `uris.find`); what else is there is named on stderr, in one line."""
+    """Files of a URI (see `uris.find`); other files there are reported on stderr, in one line."""
     found = find(uri, without)
     if found.left_out:
         print(f"{uri}: {found.left_out_text()}", file=sys.stderr, flush=True)
@@ -51,7 +57,7 @@ def input_files(uri: str, without: Sequence[str] = ()) -> list[InputFile]:
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file, folder or glob one by one, as Python values of what `read_tables` gives."""
+    """Rows of a file, folder or glob one by one, as Python values of `read_tables`."""
     files = input_files(uri)
     native = native_schema(files)
     tables = (table for file in files for table in read_tables(file, native, ROWS_PER_BLOCK))
@@ -66,17 +72,18 @@ def _python_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 def _python(column: pa.ChunkedArray) -> list[Any]:
     try:
         return column.to_pylist()
-    except (ValueError, OverflowError, KeyError, pa.ArrowException):  # a date or a zone that Python doesn't know
+    except (ValueError, OverflowError, KeyError, pa.ArrowException):  # a date or a zone unknown to Python
         return to_python(column)
 
 
 def native_schema(files: Sequence[InputFile]) -> pa.Schema:
-    """The columns of all Parquet and Arrow files that aren't ours, in one schema. Looks into every file once.
+    """Columns of all Parquet and Arrow files outside the row schema, in one schema. Opens every file once.
 
-    A column whose types in two files can't be one without changing values isn't in it, nor one that Parquet can't
-    hold: it travels as JSON in `extra`, as do the keys of other files.
+    A column is left out if its types in two files cannot be joined without changing values, or if Parquet cannot
+    hold it: it travels as JSON in `extra`, like the keys of other files.
 
-    Raises BlendError for a file that can't be opened, or is broken.
+    Raises:
+        BlendError: A file cannot be opened, or is broken.
     """
     with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
         schemas = list(pool.map(_native_columns, files))
@@ -98,12 +105,12 @@ def _native_columns(file: InputFile) -> pa.Schema:
 
 
 def full_schema(native: pa.Schema) -> pa.Schema:
-    """What `read_tables` gives: the columns of `ROW_SCHEMA`, then the native ones."""
+    """Schema of `read_tables`: the columns of `ROW_SCHEMA`, then the native ones."""
     return pa.schema([*ROW_SCHEMA, *native])
 
 
 def read_tables(file: InputFile, native: pa.Schema, rows_per_table: int) -> Iterator[pa.Table]:
-    """One file as tables of `full_schema(native)`; one without rows for a file without rows."""
+    """One file as tables of `full_schema(native)`; at least one, which may be empty."""
     empty = True
     with translate_errors(file.uri, "read it"), open_binary(file.uri) as source:
         for table in file.format.tables(source, file.origin, native, rows_per_table):

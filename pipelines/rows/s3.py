@@ -1,10 +1,10 @@
-"""S3 over a bad network: s3fs with one layer of retries, and no trouble taken for an answer.
+"""S3 over an unreliable network: s3fs with one layer of retries, where no failure passes for a result.
 
-botocore's standard mode repeats a request that met a 5xx, throttling, a reset or a silence. s3fs would repeat all
-of that five times, and a range of a file five times more: hours with a store that stays down. So s3fs's own retries
-are off, and what botocore can't repeat is repeated here: reading a body that breaks off.
+botocore's standard mode retries a request after a 5xx, throttling, a reset or a timeout. s3fs would repeat all of
+that five times, and a range of a file five times more: hours with a store that stays down. So s3fs's own retries
+are off, and what botocore cannot retry is retried here: reading a body that breaks off.
 
-Endpoint, credentials, retry mode and attempts are the operator's, by AWS's variables and profiles; only what these
+Endpoint, credentials, retry mode and attempts are the operator's, by AWS's variables and profiles; only what they
 leave open is set here. There is no AWS variable for timeouts, but one of fsspec:
 FSSPEC_S3='{"config_kwargs": {"read_timeout": 60}}'.
 """
@@ -31,11 +31,11 @@ from s3fs import S3FileSystem
 
 from llm_blender_ray.configs.extras import missing_method
 
-ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each silence
-MAX_WAIT_S = 20  # between two of them; botocore's own
+ATTEMPTS = 7  # of a request: six waits, 25 s together on average and 51 s at most, and 15 s for each timeout
+MAX_WAIT_S = 20  # between two of them; botocore's default
 S3_FILE_ERRORS = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
 S3_PERMISSION_ERRORS = (NoCredentialsError,)
-# What a body that breaks off or falls silent raises; requests, repeated by then, hardly do.
+# Raised by a body that breaks off or stalls; hardly by requests, which have been retried by then.
 BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 
 _HOOKS = (
@@ -46,18 +46,18 @@ _HOOKS = (
     "_open",
     "_walk",
     "set_session",
-)  # s3fs's, overridden or called
+)  # methods of s3fs, overridden or called
 
 
 class S3(S3FileSystem):
-    """s3fs's file system (arguments as there), made in each process from that process's environment."""
+    """File system of s3fs (with its arguments), made in each process from that process's environment."""
 
-    retries = 1  # botocore's are under it
+    retries = 1  # botocore retries below it
 
     def __init__(self, *, config_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if missing := missing_method(S3FileSystem, _HOOKS):
             raise ImportError(f"this s3fs has no {missing}; install a tested s3fs (constraints.txt)")
-        kwargs.setdefault("use_listings_cache", False)  # others write there too
+        kwargs.setdefault("use_listings_cache", False)  # other processes write there too
         kwargs.setdefault("max_concurrency", 1)  # an object is one GET, without a HEAD before it
         retries = retry_settings(kwargs.get("profile"))
         super().__init__(config_kwargs={"retries": retries, **(config_kwargs or {})}, **kwargs)
@@ -69,7 +69,7 @@ class S3(S3FileSystem):
         return file
 
     async def _range(self, file: Any, start: int, end: int) -> bytes:
-        """Bytes of a file as it was when it was opened. s3fs's own gives up on a silence, with an IndexError."""
+        """Bytes of a file in its version at opening. s3fs's own gives up on a timeout, with an IndexError."""
         if start >= end:
             return b""
         version = {"VersionId": file.version_id} if file.version_id else {}
@@ -93,7 +93,7 @@ class S3(S3FileSystem):
         return await self._repeated(super()._cat_file)(path, **kwargs)
 
     def _repeated(self, read: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
-        """`read`, as often as a request is made, until a body arrives whole."""
+        """Result of `read`, repeated up to `ATTEMPTS` times until a body arrives whole."""
         attempts = self.s3.meta.config.retries.get("total_max_attempts", ATTEMPTS)
         return tenacity.retry(
             retry=tenacity.retry_if_exception_type(BROKEN_OFF),
@@ -103,14 +103,14 @@ class S3(S3FileSystem):
         )(read)
 
     async def _isfile(self, path: str) -> bool:
-        """fsspec takes any error for a no."""
+        """Raise errors, which fsspec takes for a no."""
         try:
             return (await self._info(path))["type"] == "file"
         except FileNotFoundError:
             return False
 
     async def _walk(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        """fsspec leaves out a folder that can't be listed, and so does its glob."""
+        """Raise errors: fsspec leaves out a folder that cannot be listed, and so does its glob."""
         kwargs["on_error"] = _unless_missing
         async for found in super()._walk(path, maxdepth=maxdepth, **kwargs):
             yield found
@@ -122,9 +122,10 @@ def _unless_missing(error: OSError) -> None:
 
 
 def retry_settings(profile: str | None = None) -> dict[str, Any]:
-    """Of botocore's `retries`, those that neither the environment nor the AWS profile sets.
+    """Settings of botocore's `retries` that neither the environment nor the AWS profile has.
 
-    Raises botocore's ProfileNotFound.
+    Raises:
+        ProfileNotFound: botocore's, of the profile.
     """
     session = botocore.session.Session(profile=profile)
     settings: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""One row: from what a user gave to the columns that travel through the stages, and back.
+"""Schema of one row: from the user's input to the columns that travel through the stages, and back.
 
-Known columns are checked and typed here, once, so that a stage never sees a malformed value. What is unknown
-travels as JSON in `extra` and comes back as it came. What can't be taken is kept as JSON text under `raw`,
-beside an `error` that says why: a row is never dropped.
+Known columns are validated and typed here, once, so that a stage never gets a malformed value. Unknown keys travel
+as JSON in `extra` and are written back as they came. What cannot be read is kept as JSON text under `raw`, with the
+reason as `error`: a row is never dropped.
 """
 
 import json
@@ -40,10 +40,10 @@ ROW_SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
-INTERNAL = "\0"  # begins the names of keys and columns that are never written
-MADE = f"{INTERNAL}made"  # a key of `extra`: the columns that came in no form of their own, but were made of others
-EXACT_DIGITS = 15  # a number of at most as many characters comes back from a normal double as it was
-MAX_JSON_DEPTH = 100  # of JSON: far below Python's recursion limit, wherever in the call stack it is read again
+INTERNAL = "\0"  # prefix of keys and columns that are never written
+MADE = f"{INTERNAL}made"  # a key of `extra`: columns that were made of others
+EXACT_DIGITS = 15  # a number of at most so many characters is restored exactly from a normal double
+MAX_JSON_DEPTH = 100  # of JSON: far below Python's recursion limit
 _NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 _INT64 = range(-(2**63), 2**63)
 
@@ -80,13 +80,13 @@ def _items(name: str, value: Any, item: Callable[[str, Any], Any]) -> list[Any]:
 
 
 def references_of(row: Mapping[str, Any]) -> list[str]:
-    """The texts that an answer may be measured by: `output`, or each of the list that came as `output`."""
+    """Reference texts of a row: `output`, or each of the list given as `output`."""
     given = json.loads(row[EXTRA]).get("output") if row.get(EXTRA) else None
     return _references(row.get("output") if given is None else given)
 
 
 def _references(value: Any) -> list[str]:
-    """The texts of a reference: a text or number, a list of them, an assistant turn (TRL); else none."""
+    """Texts of a reference: a text or number, a list of them, an assistant turn (TRL); else none."""
     found = [_reference(one) for one in value] if is_list(value) else []
     return [text for text in found if text] or ([text] if (text := _reference(value)) else [])
 
@@ -143,13 +143,16 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
 
 
 def read_row(given: Mapping[str, Any], where: str, beside: Mapping[str, Any] = _NO_KEYS) -> dict[str, Any]:
-    """A given row as a value of `ROW_SCHEMA`; `where` ("a.jsonl line 7") goes before what is wrong with it.
-
-    `beside`: columns that pass through in another way, and that the prompt and candidates may be made of.
+    """A given row as a value of `ROW_SCHEMA`.
 
     A field of ours that came in another form than its column's is kept as it came in `extra`, under its own name
-    (see `as_given`). Only `id`, `candidates` and the fields that make the prompt can be wrong: others are then
-    the user's own. An `error` that came with the row stays: the cause told first is the one that helps.
+    (see `as_given`). Only `id`, `candidates` and the fields of the prompt can be malformed; other fields are then
+    the user's own. An `error` of the input row stays: the first cause is the useful one.
+
+    Args:
+        given: The row.
+        where: Place for its errors ("a.jsonl line 7").
+        beside: Columns that pass through in another way, and that prompt and candidates may be made of.
     """
     row: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names)
     extra: dict[str, Any] = {}
@@ -169,7 +172,7 @@ def read_row(given: Mapping[str, Any], where: str, beside: Mapping[str, Any] = _
             extra[name] = value
         elif is_missing(value) or (name == "error" and not (value.strip() if isinstance(value, str) else value)):
             if name in OWN_COLUMNS:
-                extra[name] = value  # a key that was there is written back
+                extra[name] = value  # an input key is written back
         elif name == "prompt" and is_list(value):
             extra[name] = value
         else:
@@ -203,7 +206,7 @@ def read_row(given: Mapping[str, Any], where: str, beside: Mapping[str, Any] = _
 
 
 def _take_id(given: Mapping[str, Any], row: dict[str, Any], extra: dict[str, Any], made: list[str]) -> None:
-    """The id as text, and as it came where that is no text; made of the content where there is none."""
+    """The id as text, and its input value if that is no text; made of the content if there is none."""
     value = given.get("id")
     row["id"] = read_id(given)
     if is_missing(value) or isinstance(value, dict | list) or not _is_unicode(row["id"]):
@@ -214,9 +217,9 @@ def _take_id(given: Mapping[str, Any], row: dict[str, Any], extra: dict[str, Any
 
 
 def with_raw(others: dict[str, Any], moved: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's unknown keys, with values under names that the run itself writes in `raw`.
+    """A row's unknown keys, with values under names that the run itself writes moved to `raw`.
 
-    What may be an earlier run's `margin` or `preference` isn't kept: this one replaces it.
+    An earlier run's `margin` or `preference` is dropped: this run replaces it.
     """
     moved = {
         name: value
@@ -229,7 +232,7 @@ def with_raw(others: dict[str, Any], moved: Mapping[str, Any]) -> dict[str, Any]
 
 
 def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
-    """The row of something that holds no row: its text under `raw`, and why it isn't one."""
+    """Row of input that is no row: its text under `raw`, and the reason."""
     if isinstance(raw, bytes):
         raw = raw.decode("utf-8", "backslashreplace")
     row: dict[str, Any] = dict.fromkeys(ROW_SCHEMA.names)
@@ -237,14 +240,15 @@ def bad_row(raw: bytes | str, why: str) -> dict[str, Any]:
 
 
 def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
-    """Parse the JSON value that begins at `at`.
+    """Parse the JSON value at `at`.
 
     Returns:
-        The value, where it ends, and whether it holds less than its text: an object with a name twice, a number
-        that no double holds (more digits, 1e400), Infinity. NaN is the usual sign of a missing value.
+        The value, its end, and whether it holds less than its text: an object with a name twice, a number
+        that no double holds (more digits, 1e400), Infinity. NaN is the usual mark of a missing value.
 
     Raises:
-        ValueError, RecursionError: It is not JSON, or nested too deep.
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deep.
     """
     lossy = False
 
@@ -273,7 +277,7 @@ def parse_json(text: str, at: int = 0) -> tuple[Any, int, bool]:
 
 
 def read_json_row(line: bytes | str, where: str, keys: Mapping[str, Any] = _NO_KEYS) -> dict[str, Any]:
-    """One JSON text (a line of a JSONL file) as a row; `keys` are of every row that hasn't them itself."""
+    """One JSON text (a line of a JSONL file) as a row; `keys` are columns of every row without them."""
     try:
         text = (line if isinstance(line, str) else line.decode("utf-8")).strip(" \t\r\n")
         value, end, lossy = parse_json(text)
@@ -287,12 +291,12 @@ def read_json_row(line: bytes | str, where: str, keys: Mapping[str, Any] = _NO_K
 
 
 def not_json(error: ValueError | RecursionError) -> str:
-    """What the parser says, in one line; its position is within the text it was given."""
+    """The parser's message, in one line, with the position in its text."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.pos + 1}"
     if isinstance(error, RecursionError):
         return f"nested deeper than {MAX_JSON_DEPTH} levels"
-    return "not JSON: a number of too many digits"  # the one other ValueError: Python's limit of 4,300
+    return "not JSON: a number of too many digits"  # the only other ValueError: Python's limit of 4,300
 
 
 def read_json_value(
@@ -301,7 +305,7 @@ def read_json_value(
     """Make a row of a parsed JSON value.
 
     Args:
-        value: Of names given twice the last one counts; numbers are doubles; NaN and Infinity become null.
+        value: Of repeated names the last one counts; numbers are doubles; NaN and Infinity become null.
         where: File and line, for the row's error.
         text: The text it was parsed from.
         keys: Columns of the whole file; the row's own come first.
@@ -325,10 +329,10 @@ def write_row(
     keep: Sequence[str] = (),
     made_id: Callable[[str], str | int] = str,
 ) -> dict[str, Any]:
-    """A row of the stages as it goes out: what came with it first, then `candidates`, `results` and `error`.
+    """A row of the stages as output: its input first, then `candidates`, `results` and `error`.
 
-    Result columns in `keep` are written where the row has them, those in neither are left out. Columns that
-    are not ours (native columns of Parquet input) are taken as they are.
+    Result columns in `keep` are written if the row has them, those in neither are left out. Other columns (native
+    columns of Parquet input) are written unchanged.
     """
     extra = json.loads(row[EXTRA]) if row.get(EXTRA) else {}
     made = extra.pop(MADE, ())
@@ -349,13 +353,13 @@ def write_row(
 
 
 def write_candidate(candidate: Mapping[str, Any]) -> dict[str, Any]:
-    """A candidate as it goes out: the contract's fields, then those it came with."""
+    """A candidate as output: the contract's fields, then its other input fields."""
     out = {name: candidate.get(name) for name in CANDIDATE_FIELDS}
     return out | (json.loads(candidate[EXTRA]) if candidate.get(EXTRA) else {})
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: NaN and infinities, which it doesn't have, are null; readable characters stay readable."""
+    """Strict JSON: NaN and infinities, which it lacks, become null; non-ASCII characters stay readable."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=plain)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The types of our own columns in the form in which they came: an `id` that is a number, a `prompt` that is a chat.
+"""Input types of our own columns: an `id` that is a number, a `prompt` that is a chat.
 
-Rows travel with ids as text, prompts as text or messages, one reference (`schema.read_row`); what came in another
-form is in `extra`, and this is how Parquet and CSV give it back.
+Rows travel with ids as text, prompts as text or messages, one reference (`schema.read_row`); other input forms are
+in `extra`, and are restored here for Parquet and CSV.
 """
 
 import json
@@ -15,19 +15,19 @@ from llm_blender_ray.actors.records import PROMPT_COLUMNS, RESULT_COLUMNS
 from llm_blender_ray.pipelines.rows.schema import EXTRA, INTERNAL, MADE, OWN_COLUMNS
 
 OWN_TYPES = {name: PROMPT_COLUMNS[name] for name in OWN_COLUMNS} | RESULT_COLUMNS
-GIVEN_ID = f"{INTERNAL}id"  # a native column: the ids of Parquet files in which they are no text
+GIVEN_ID = f"{INTERNAL}id"  # a native column: ids of Parquet files in which they are not text
 _NAMES = (*OWN_TYPES, "error")
-_MADE_DIGITS = 13  # of a made id as a number: below 2^53, so that floats hold it too
+_MADE_DIGITS = 13  # of a generated id as a number: below 2^53, so that floats hold it too
 
 
 @dataclass(frozen=True, slots=True)
 class GivenColumns:
-    """What came with a row under names of ours, as it came, and what under other names.
+    """Input values of a row.
 
     Attributes:
-        own: The values under names of ours; without ids that were made.
+        own: Values under our names; without generated ids.
         others: The row's other keys.
-        made: Whether the id was made.
+        made: Whether the id was generated.
     """
 
     own: Mapping[str, Any]
@@ -36,7 +36,7 @@ class GivenColumns:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "GivenColumns":
-        """Of a row as it travels; result columns only where they came in another form."""
+        """Input values of a row in the stages' schema; result columns only if they came in another form."""
         others = json.loads(row[EXTRA]) if row[EXTRA] else {}
         made = others.pop(MADE, ())
         own = {name: row[name] for name in OWN_COLUMNS if row[name] is not None and name not in made}
@@ -45,12 +45,12 @@ class GivenColumns:
 
 
 def number_of(made_id: str) -> int:
-    """A made id in a column of numbers."""
+    """A generated id in a column of numbers."""
     return int(made_id[:_MADE_DIGITS], 16)
 
 
 def readable(name: str, kind: pa.DataType, json_type: pa.DataType) -> bool:
-    """Whether a column of this type is read back as it was meant: no text in it is JSON text."""
+    """Whether a column of this type is read back with its meaning: no text in it is JSON text."""
     if name not in PROMPT_COLUMNS or name == "id":
         return True
     return _plain(kind, json_type)

@@ -1,6 +1,6 @@
-"""Small whole objects by URI, on a disk or in an object store: what many processes keep for each other.
+"""Small whole objects by URI, on a disk or in an object store, shared by processes.
 
-An object is there whole or it isn't, and a listing is never an old one: what is seen, others have finished writing.
+An object exists whole or not at all, and listings are never stale: a visible object is complete.
 """
 
 import contextlib
@@ -19,7 +19,11 @@ from llm_blender_ray.pipelines.rows.uris import (
 
 
 def get(uri: str) -> bytes | None:
-    """What is in one file; None when it isn't there. Raises BlendError when the storage stays broken."""
+    """Content of a file; None if it does not exist.
+
+    Raises:
+        BlendError: The storage fails.
+    """
     fs, path = filesystem(uri)
     with translate_errors(uri, "read it"):
         try:
@@ -29,9 +33,10 @@ def get(uri: str) -> bytes | None:
 
 
 def put(uri: str, data: bytes) -> None:
-    """Write or replace one file, at once: folders are made; in an object store it is one PUT (below 100 MB).
+    """Write or replace one file atomically: folders are made; in an object store it is one PUT (below 100 MB).
 
-    Raises BlendError when the storage stays broken.
+    Raises:
+        BlendError: The storage fails.
     """
     fs, path = filesystem(uri)
     with translate_errors(uri, "write it"):
@@ -44,7 +49,11 @@ def put(uri: str, data: bytes) -> None:
 
 
 def names(uri: str) -> set[str]:
-    """The names of the files and folders in one folder; none when it isn't there. Raises BlendError."""
+    """Names of the files and folders in one folder; none if it does not exist.
+
+    Raises:
+        BlendError: The storage fails.
+    """
     fs, path = filesystem(uri)
     with translate_errors(uri, "list it"):
         fs.invalidate_cache()
@@ -52,24 +61,24 @@ def names(uri: str) -> set[str]:
             found = fs.ls(path, detail=False)
         except FileNotFoundError:
             return set()
-    # one that ends in a slash is an object that stands for the folder itself
+    # one that ends in a slash is the folder itself, as an object
     inside = {PurePosixPath(one).name for one in found if not one.endswith("/")}
     return {name for name in inside if not TEMPORARY.fullmatch(name)}
 
 
 def sweep(uri: str, target: str = "") -> None:
-    """Remove what killed writers left in a folder and those in it, on a disk.
+    """Remove temporary files that killed writers left in a folder and those in it, on a disk.
 
     Args:
-        uri: the folder.
-        target: only what was to become a file whose name starts so, in the folder itself.
+        uri: The folder.
+        target: Only files meant for a name with this beginning, in the folder itself.
 
     Raises:
-        BlendError: something can't be removed.
+        BlendError: One cannot be removed.
     """
     fs, path = filesystem(uri)
     if not is_local(fs):
-        return  # an upload that isn't committed has no name
+        return  # an upload has no name before its commit
     with translate_errors(uri, "clean it"):
         found = Path(path).glob(f".{glob.escape(target)}*.tmp") if target else Path(path).rglob(".*.tmp")
         for one in found:
@@ -78,11 +87,15 @@ def sweep(uri: str, target: str = "") -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file, or a folder with all that is in it; fine when it isn't there. Raises BlendError."""
+    """Remove a file, or a folder with its content; no error if it does not exist.
+
+    Raises:
+        BlendError: The storage fails.
+    """
     fs, path = filesystem(uri)
     with translate_errors(uri, "remove it"):
         fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
-        if not is_local(fs) and (left := fs.find(path)):  # S3 refuses single objects; s3fs leaves that unsaid
+        if not is_local(fs) and (left := fs.find(path)):  # S3 may refuse single objects, which s3fs does not report
             raise OSError(errno.EACCES, f"{len(left)} of its objects were not removed")

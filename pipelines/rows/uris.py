@@ -29,7 +29,7 @@ from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
 from llm_blender_ray.pipelines.rows.formats import format_endings, kind
 
 S3_SCHEMES = ("s3://", "s3a://")
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that aren't complete; see `renaming`
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files; see `renaming`
 _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 _S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
 
@@ -45,14 +45,18 @@ PERMISSION_ERRORS = (PermissionError,)
 
 
 def _with_s3(errors: tuple[type[Exception], ...], name: str) -> tuple[type[Exception], ...]:
-    """Exceptions of any file system, and S3's of that name once S3 is in use: its packages are an extra."""
+    """Exceptions of any file system, and S3's of that name if S3, which is an extra, is in use."""
     s3 = sys.modules.get(_S3_MODULE)
     return (*errors, *getattr(s3, name, ()))
 
 
 @contextlib.contextmanager
 def translate_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn what a file system raises into one line: `URI: can't DOING: why`. No credential is in it."""
+    """Translate exceptions of a file system into one line: `URI: can't DOING: why`, without credentials.
+
+    Raises:
+        BlendError: The block raised one.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -69,7 +73,11 @@ def translate_errors(uri: str, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translate_write_errors(uri: str) -> Iterator[None]:
-    """What an object store doesn't find when an object is written is the bucket, or the upload: it says which."""
+    """Report a missing bucket or upload: an object store's "not found" while an object is written.
+
+    Raises:
+        BlendError: See `translate_errors`.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -77,16 +85,20 @@ def translate_write_errors(uri: str) -> Iterator[None]:
 
 
 def _clean(text: str) -> str:
-    """In one line, and without what stands for a user in an endpoint's URL."""
+    """The text in one line, without the user of an endpoint's URL."""
     return _USER_IN_URL.sub("", " ".join(text.split()))
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path in it."""
+    """The fsspec file system of a URI, and the path in it.
+
+    Raises:
+        BlendError: A package is missing, or scheme, profile or endpoint is wrong.
+    """
     if "://" not in uri:
         return LocalFileSystem(), os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 (doesn't follow links)
     try:
-        with translate_errors(uri, "reach it"):  # an AWS profile that isn't there
+        with translate_errors(uri, "reach it"):  # a missing AWS profile
             if not uri.startswith(S3_SCHEMES):
                 return fsspec.url_to_fs(uri)
             from llm_blender_ray.pipelines.rows.s3 import S3
@@ -109,14 +121,14 @@ def row_files(fs: Any, folder: str) -> list[str]:
 
 
 def find(uri: str, without: Sequence[str] = ()) -> Found:
-    """The files of a URI, each a URI of its own, sorted by path, and what else is there.
+    """Find the files of a URI, each a URI of its own, sorted by path, and the other files there.
 
     Args:
         uri: File, folder or glob.
-        without: Paths of files that aren't part of it: what the same run wrote.
+        without: Paths to ignore, which the same run wrote.
 
     Raises:
-        BlendError: Nothing is there to read, or a file named outright has an ending that isn't read.
+        BlendError: There is nothing to read, or a file given explicitly has an unknown ending.
     """
     fs, path = filesystem(uri)
     with translate_errors(uri, "list it"):
@@ -163,7 +175,7 @@ def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
 
 
 def _matches(fs: Any, pattern: str) -> list[str]:
-    """What a glob matches. fsspec's own doesn't follow links; a file that several links lead to comes once."""
+    """Matches of a glob. fsspec's own does not follow links; a file behind several links is listed once."""
     if not is_local(fs):
         return list(fs.glob(pattern))
     found: dict[tuple[str, str], str] = {}
@@ -174,13 +186,13 @@ def _matches(fs: Any, pattern: str) -> list[str]:
 
 
 def _fixed(pattern: str) -> str:
-    """The folder above the first part of a glob that isn't a plain name."""
+    """Folder above the first part of a glob that is not a plain name."""
     before = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     return before.rpartition("/")[0]
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The globs that one with braces stands for: `{a,b}*` is `a*` and `b*`, as in a shell."""
+    """Globs that one with braces stands for: `{a,b}*` is `a*` and `b*`, as in a shell."""
     match = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
     if match is None:
         return [pattern]
@@ -189,12 +201,12 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def list_files(uri: str, without: Sequence[str] = ()) -> list[str]:
-    """The files of a URI. See `find`."""
+    """Files of a URI. See `find`."""
     return find(uri, without).files
 
 
 def open_binary(uri: str) -> IO[bytes]:
-    """Open one file for reading; what is compressed is unpacked on the way, if its ending says so."""
+    """Open one file for reading, decompressed if its ending says so."""
     fs, path = filesystem(uri)
     packed = ending_of(path)
     file: IO[bytes] = fs.open(path, "rb")
@@ -203,7 +215,7 @@ def open_binary(uri: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def replacing(uri: str) -> Iterator[IO[bytes]]:
-    """A file for writing that gets its name when all of it is written: a killed run leaves no half file."""
+    """File for writing that gets its name when it is complete: a killed run leaves no partial file."""
     fs, path = filesystem(uri)
     packed = ending_of(path) if kind(path) else None
     with renaming(path) if is_local(fs) else _committing(fs, path, uri) as file, compressing(file, packed) as sink:
@@ -214,7 +226,8 @@ def replacing(uri: str) -> Iterator[IO[bytes]]:
 def renaming(path: str) -> Iterator[IO[bytes]]:
     """`replacing` on a disk. Folders are made.
 
-    Bytes reach the disk before the name does, and the name before the block ends: no power loss leaves half a file.
+    Bytes reach the disk before the name does, and the name before the block ends: no power loss leaves a partial
+    file.
     """
     target = Path(path)
     _make_folder(target.parent)
@@ -238,7 +251,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Names in a folder to the disk, where the file system can do that."""
+    """Flush names in a folder to the disk, if the file system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -263,12 +276,12 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
             file.close()
             try:
                 file.commit()
-            except FileNotFoundError:  # no such upload: it ended at the first attempt, whose answer got lost
+            except FileNotFoundError:  # no such upload: the first attempt committed it, and its response got lost
                 if not _is_s3(fs) or mark.items() - fs.metadata(path).items():
                     raise
     except BaseException:
         with contextlib.suppress(*_with_s3(FILE_ERRORS, "S3_FILE_ERRORS")):  # the store may still be down
             file.discard()
-        file.closed = True  # or its finalizer would try to write what was discarded
+        file.closed = True  # otherwise its finalizer would write the discarded data
         raise
     fs.invalidate_cache()

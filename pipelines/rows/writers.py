@@ -1,7 +1,7 @@
-"""Rows into files: one file in input order, or a folder of parts, written piece by piece as workers make them.
+"""Rows into files: one file in input order, or a folder of parts, written as workers produce them.
 
-A piece is the bytes of some rows. In a folder it is a file, which the worker writes where it is; of one file the
-driver puts the pieces together, and the file gets its name when it is complete.
+In a folder, the rows of a task are a file, written by the worker; of one file, the driver joins their bytes, and
+the file gets its name when it is complete.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ _PART = re.compile(r"part-\d{6}-[0-9a-f]{16}(\.\w+)")
 
 
 class FileRecord(BaseModel):
-    """One written file of a run's output, as the manifest lists it; `path` is relative to the output's folder."""
+    """One output file of a run in the manifest; `path` is relative to the output's folder."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)  # manifests of later versions may have more fields
+    model_config = ConfigDict(extra="ignore", frozen=True)  # later versions' manifests may have more fields
 
     path: str
     rows: int
@@ -52,17 +52,20 @@ class BlendShape:
     layout: Layout
 
     def schema(self) -> pa.Schema:
+        """See base class."""
         return self.layout.schema()
 
     def table(self, rows: pa.Table) -> pa.Table:
+        """See base class."""
         return self.layout.table(rows)
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        """See base class."""
         results = list(self.layout.results)
         return (write_row(row, results, tuple(self.layout.kept), self.layout.made_id) for row in to_rows(rows))
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
-        """Texts and numbers as they are, the rest as JSON; keys without a column together in `extra`."""
+        """Texts and numbers unchanged, other values as JSON; keys without a column together in `extra`."""
         names = self.schema().names
         for out in map(dict, self.objects(rows)):
             if self.layout.extra.get_field_index(OTHER_KEYS) >= 0:
@@ -79,18 +82,22 @@ class PreferenceShape:
     layout: Layout
 
     def schema(self) -> pa.Schema:
+        """See base class."""
         return PREFERENCE_SCHEMA.set(0, self.layout.schema().field("id"))
 
     def table(self, rows: pa.Table) -> pa.Table:
+        """See base class."""
         given = rows.select(ROW_SCHEMA.names).to_pylist()
         table = preference_table((row | {"id": str(at)} for at, row in enumerate(given)), self.settings)
         at = table.column("id").cast(pa.int64()).combine_chunks()
         return table.set_column(0, self.schema().field(0), self.layout.ids(rows).take(at))
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
+        """See base class."""
         return iter(self.table(rows).to_pylist())
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
+        """See base class."""
         return ([_cell(value) for value in row.values()] for row in self.objects(rows))
 
 
@@ -102,7 +109,7 @@ def _cell(value: Any) -> str:
 
 @dataclass(frozen=True)
 class WrittenRows:
-    """Some rows as they are written: bytes for the driver, or the file that they are already."""
+    """Output of some rows: bytes for the driver, or the record of a file already written."""
 
     rows: int
     data: bytes
@@ -111,10 +118,10 @@ class WrittenRows:
 
 @dataclass(frozen=True)
 class Sink:
-    """Where rows go. mark: tells this run's parts of a folder from another's.
+    """Output of rows: one file, or a folder of parts in `folder_format`.
 
-    A registered ending (text also compressed: .gz, .zst, .bz2, .xz) makes one file; anything else is a
-    folder of parts in `folder_format`.
+    A registered ending (text also compressed: .gz, .zst, .bz2, .xz) makes one file. `mark` distinguishes this run's
+    parts of a folder from another's.
     """
 
     uri: str
@@ -124,11 +131,11 @@ class Sink:
 
     @property
     def ending(self) -> str:
-        """The format, as the ending of its files."""
+        """Ending of its files, which is their format."""
         return kind(self.uri) or f".{self.folder_format}"
 
     def piece(self, number: int, rows: pa.Table) -> WrittenRows:
-        """The piece of this number, made by a worker."""
+        """Output of a task's rows, made by a worker."""
         if kind(self.uri) is not None:
             return WrittenRows(*format_of(self.ending).encoded(self.shape, rows))
         count, data = format_of(self.ending).part(self.shape, rows)
@@ -139,7 +146,11 @@ class Sink:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Written"]:
-        """Takes the pieces within the block, in order; after it, tells what was written. Raises BlendError."""
+        """Take the workers' results within the block, in order; afterwards, the record of the output.
+
+        Raises:
+            BlendError: The output cannot be written.
+        """
         written = Written()
         if kind(self.uri) is None:
             written.add = lambda piece: written.files.append(piece.file) if piece.file else None
@@ -174,7 +185,7 @@ class Sink:
 
 @dataclass
 class Written:
-    """What a sink is given, and has written."""
+    """A sink's input and its files."""
 
     add: Callable[[WrittenRows], None] = lambda piece: None
     rows: int = 0
@@ -182,13 +193,13 @@ class Written:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name is one that a run wrote into a folder."""
+    """Whether a file of this name is a part that a run wrote into a folder."""
     match = _PART.fullmatch(name)
     return match is not None and match[1] in format_endings()
 
 
 def part_files(fs: Any, folder: str) -> list[str]:
-    """The files in a folder that a run wrote there."""
+    """Files in a folder that a run wrote there."""
     if not fs.isdir(folder):
         return []
     return [
@@ -199,9 +210,17 @@ def part_files(fs: Any, folder: str) -> list[str]:
 
 
 def check_output(uri: str, overwrite: bool) -> bool:
-    """Whether something is at the output. Raises BlendError when a run can't write there even if it may replace it.
+    """Check that a run can write its output.
 
-    overwrite: it may, but no file that no run wrote.
+    Args:
+        uri: The output.
+        overwrite: Whether the run may replace it; a file that no run wrote is never replaced.
+
+    Returns:
+        Whether it exists.
+
+    Raises:
+        BlendError: It cannot be written.
     """
     fs, path = filesystem(uri)
     if glob.has_magic(uri):
@@ -224,7 +243,11 @@ def check_output(uri: str, overwrite: bool) -> bool:
 
 
 def _check_place(path: Path) -> None:
-    """Raise OSError when nothing can be made at a local path."""
+    """Check that a local path can be made.
+
+    Raises:
+        OSError: It cannot.
+    """
     there = next(parent for parent in path.parents if parent.exists())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

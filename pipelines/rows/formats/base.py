@@ -1,4 +1,4 @@
-"""What a file format is to the rest: how its files become tables of rows, and rows its bytes."""
+"""Interface of file formats: files to tables of rows, and rows to bytes."""
 
 import contextlib
 import io
@@ -17,33 +17,33 @@ Join = Callable[[bytes, int], None]  # puts the bytes of some rows, and their nu
 
 
 class Shape(Protocol):
-    """What is written of a table of finished rows. It travels to workers."""
+    """Columns and values to write of a table of finished rows. It travels to workers."""
 
     def schema(self) -> pa.Schema:
-        """The columns of Parquet and CSV."""
+        """Columns of Parquet and CSV."""
         ...
 
     def table(self, rows: pa.Table) -> pa.Table:
-        """As Parquet has it."""
+        """The rows for Parquet."""
         ...
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
-        """As JSON has it."""
+        """The rows for JSON."""
         ...
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
-        """As CSV has it."""
+        """The rows for CSV."""
         ...
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows come from.
+    """Origin of rows.
 
     Attributes:
         file: URI, for messages about the file.
         name: Name of the file, for messages about a row.
-        keys: What its folders say of all its rows (`lang=en/`); a row's own value goes first.
+        keys: Columns of all its rows, from its folders (`lang=en/`); a row's own value takes precedence.
     """
 
     file: str
@@ -52,12 +52,16 @@ class Origin:
 
 
 class Format(ABC):
-    """A file format. It is given opened, unpacked files, and knows nothing of where they are."""
+    """A file format. It gets opened, decompressed files, and does not know their places."""
 
     compressible = True  # whether a whole file of it may be compressed
 
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
-        """The columns with a type of their own that aren't ours. Raises BlendError when the file can't be read."""
+        """Columns outside the row schema, with types of their own.
+
+        Raises:
+            BlendError: The file cannot be read.
+        """
         return pa.schema([])
 
     @abstractmethod
@@ -66,10 +70,10 @@ class Format(ABC):
 
     @abstractmethod
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
-        """How many rows there are to write, and their bytes without what stands before and after all of them."""
+        """Number of rows to write, and their bytes without a file's beginning and end."""
 
     def part(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
-        """How many rows there are to write, and the bytes of a whole file of them: a part of a folder."""
+        """Number of rows to write, and the bytes of a whole file of them: a part of a folder."""
         count, data = self.encoded(shape, rows)
         file = io.BytesIO()
         with self.joining(file, shape.schema()) as join:
@@ -78,18 +82,19 @@ class Format(ABC):
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
-        """Put what `encoded` gave together in one file."""
+        """Join results of `encoded` into one file."""
         yield lambda data, rows: _write(file, data)
 
 
 class TextFormat(Format):
-    """A format whose rows are read one by one, and have no types but JSON's."""
+    """Format whose rows are read one by one, and have only JSON's types."""
 
     @abstractmethod
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
         """The rows as values of `ROW_SCHEMA`."""
 
     def tables(self, source: IO[bytes], origin: Origin, native: pa.Schema, size: int) -> Iterator[pa.Table]:
+        """See base class."""
         rows = self.rows(source, origin)
         while chunk := list(islice(rows, size)):
             yield pa.Table.from_pylist(chunk, schema=ROW_SCHEMA)
@@ -100,7 +105,11 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 
 def refuse_twins(names: Sequence[str], file: str) -> None:
-    """Raise BlendError when two columns have one name."""
+    """Check that no two columns have one name.
+
+    Raises:
+        BlendError: Two have.
+    """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BlendError(f"{file}: two columns have the name {twice[0]!r}; rename one")

@@ -1,6 +1,6 @@
-"""Parquet and Arrow: columns that aren't ours pass through with their types.
+"""Parquet and Arrow: columns outside the row schema keep their types.
 
-What a column's type can't hold (files of one input may differ) goes to `extra` as JSON, value by value.
+Values that do not fit a column's type (files of one input may differ) go to `extra` as JSON.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _ARROW_MAGIC = b"ARROW1"
 _PAIR = (*PAIR, *(f"{name}_model" for name in PAIR))
-_NOT_NATIVE = (*ROW_SCHEMA.names, RAW)  # what is wrong with a row may go to `raw`, beside what it has there
+_NOT_NATIVE = (*ROW_SCHEMA.names, RAW)  # a malformed row's text may be added to `raw`
 
 
 class _Columnar(Format):
-    compressible = False  # it is compressed inside
+    compressible = False  # compressed internally
 
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
+        """See base class."""
         with self._opened(source, origin) as (schema, _):
             refuse_twins(schema.names, origin.file)
             fields = [field for field in schema if field.name not in _NOT_NATIVE]
@@ -39,6 +40,7 @@ class _Columnar(Format):
             return pa.schema(fields)
 
     def tables(self, source: IO[bytes], origin: Origin, native: pa.Schema, size: int) -> Iterator[pa.Table]:
+        """See base class."""
         number = 0
         with self._opened(source, origin) as (schema, batches):
             keys = {name: value for name, value in origin.keys.items() if name not in schema.names}
@@ -69,10 +71,11 @@ class _Columnar(Format):
                 yield table
 
     def _opened(self, source: IO[bytes], origin: Origin) -> Any:
-        """A context of the schema, and of a function that gives record batches of at most so many rows."""
+        """Context of the schema, and of a function that gives record batches of at most so many rows."""
         raise NotImplementedError
 
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """See base class."""
         table = shape.table(rows)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -89,7 +92,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array | None:
 
 
 def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
-    """Every row has every column, and every candidate every field: null means that it isn't there."""
+    """The row without nulls, which stand for absent columns and absent fields of candidates."""
     row = {name: value for name, value in given.items() if value is not None}
     candidates = row.get("candidates")
     if isinstance(candidates, list) and all(isinstance(one, dict) for one in candidates):
@@ -109,6 +112,7 @@ class Parquet(_Columnar):
             raise BlendError(f"{origin.file}: not a readable Parquet file: {error}") from error
 
     def part(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """See base class."""
         table = shape.table(rows)
         sink = io.BytesIO()
         pq.write_table(table, sink)
@@ -116,6 +120,7 @@ class Parquet(_Columnar):
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
+        """See base class."""
         with pq.ParquetWriter(file, schema) as writer:
             groups = _RowGroups(writer)
             yield groups.add
@@ -123,7 +128,7 @@ class Parquet(_Columnar):
 
 
 class _RowGroups:
-    """Pieces gathered to row groups of a size that reads well."""
+    """Collects tables to row groups of a size that is efficient to read."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
@@ -163,5 +168,6 @@ class Arrow(_Columnar):
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
+        """See base class."""
         with pa.ipc.new_stream(file, schema) as writer:
             yield lambda data, rows: writer.write_table(pa.ipc.open_stream(data).read_all())

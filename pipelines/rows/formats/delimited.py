@@ -1,8 +1,8 @@
-"""CSV and TSV: all they hold is text.
+"""CSV and TSV, whose cells are text.
 
-Not pyarrow's reader (see `json_text`). A quote that is never closed makes a reader of CSV take the rest of the file
-for one cell. Nothing of that is lost here: what a broken record swallowed is read again from its second line on, if
-that looks like rows, and is kept as text under `raw` otherwise.
+Not pyarrow's reader (see `json_text`). After a quote that is never closed, a CSV reader takes the rest of the file
+for one cell. Here nothing of it is lost: the lines swallowed by a broken record are read again from its second line
+on, if they look like rows, and are kept as text under `raw` otherwise.
 """
 
 import contextlib
@@ -23,21 +23,23 @@ from llm_blender_ray.pipelines.rows.formats.base import Join, Origin, Shape, Tex
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, bad_row, read_row
 
 _JSON = ("messages", "candidates", "ranking", "scores", "comparisons", "logits", "fused_from")
-# Up to the quote that ends a text which began on an earlier line.
+# Up to the quote that closes a text of an earlier line.
 _BEFORE_QUOTE = re.compile(r'(?:[^"]|"")*(?="(?!"))')
-_LOOKED_AT = 20  # lines after a broken one: do they look like rows?
+_LOOKED_AT = 20  # lines after a broken record that decide whether they look like rows
 
 
 class Csv(TextFormat):
-    """Comma-separated values. Columns that aren't ours stay text, ours that aren't text are JSON."""
+    """Comma-separated values. Columns outside the row schema stay text; ours that are not text are JSON."""
 
     delimiter = ","
 
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
+        """See base class."""
         _Records(source, self.delimiter, origin)
         return pa.schema([])
 
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
+        """See base class."""
         records = _Records(source, self.delimiter, origin)
         for where, raw, cells, why in records:
             if why is not None:
@@ -52,11 +54,13 @@ class Csv(TextFormat):
                 yield read_row(dict(origin.keys) | _values(given), where)
 
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """See base class."""
         cells = list(shape.cells(rows))
         return len(cells), self._text(cells).encode(errors="replace")
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
+        """See base class."""
         file.write(self._text([schema.names]).encode())
         with super().joining(file, schema) as join:
             yield join
@@ -68,23 +72,27 @@ class Csv(TextFormat):
 
 
 class Tsv(Csv):
-    """Tab-separated values, quoted as CSV is."""
+    """Tab-separated values, quoted like CSV."""
 
     delimiter = "\t"
 
 
-_Record = tuple[str, str, list[str], str | None]  # where, its text, its cells, why it is no row
+_Record = tuple[str, str, list[str], str | None]  # place, text, cells, error
 
 
 class _Records:
-    """The records of a file: (where, text, cells, None), or what is wrong instead of the last."""
+    """Records of a file: (place, text, cells, None), or an error in place of None."""
 
     def __init__(self, source: IO[bytes], delimiter: str, origin: Origin) -> None:
-        """Raises BlendError for a header that can't be one."""
+        """Read the header.
+
+        Raises:
+            BlendError: It is malformed.
+        """
         csv.field_size_limit(sys.maxsize)  # 128 KiB by default: less than a row's candidates can be
         self._lines = iter(io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape", newline=""))
-        self._again: deque[str] = deque()  # lines that a broken record swallowed
-        self._number = 0  # of the last line that was taken
+        self._again: deque[str] = deque()  # lines swallowed by a broken record
+        self._number = 0  # of the last line taken
         self._delimiter, self._origin = delimiter, origin
         cells, lines, why = self._record()
         while lines and cells is not None and not any(cells):  # blank lines before the header
@@ -122,7 +130,7 @@ class _Records:
             yield where, "".join(lines).rstrip("\r\n"), [], why
 
     def _record(self) -> tuple[list[str] | None, list[str], str | None]:
-        """The next record's cells (None at the end, or when it is broken), its lines, and what is wrong."""
+        """Cells of the next record (None at the end, or when it is broken), its lines, and its error."""
         lines: list[str] = []
 
         def taken() -> Iterator[str]:
@@ -151,8 +159,9 @@ class _Records:
     def _goes_on(self, lines: list[str], *, closed: bool) -> bool:
         """Whether the lines of a broken record from the second on are rows of their own: its quote was a stray one.
 
-        They are if half of them at least have as many cells as the header. The line on which a quote ended the
-        record is no evidence; alone, it tells by where that quote is: at the begin of a cell it begins a text.
+        They are if at least half of them have as many cells as the header. The line on which a quote closed the
+        record is no evidence; if it is the only line, the quote's place decides: at the beginning of a cell it
+        opens a text.
         """
         looked = [line for line in islice(lines[1 : -1 if closed else None], _LOOKED_AT) if line.strip("\r\n")]
         if closed and (not looked or len(self.header) == 1):
@@ -168,7 +177,7 @@ class _Records:
 
 
 def _named(header: list[str]) -> tuple[list[str], list[str]]:
-    """The header with names for nameless columns, as pandas gives them, and which these are."""
+    """The header with names for nameless columns, like pandas', and the set of these."""
     names, nameless = list(header), []
     for i, name in enumerate(header):
         if not name:
@@ -185,7 +194,7 @@ def _values(cells: dict[str, str]) -> dict[str, Any]:
         if cell or name not in ROW_SCHEMA.names:
             given[name] = cell
         if cell and name in _JSON:
-            with contextlib.suppress(ValueError, RecursionError):  # stays text, which read_row refuses
+            with contextlib.suppress(ValueError, RecursionError):  # stays text, which read_row rejects
                 given[name] = json.loads(cell)
     return given
 

@@ -1,7 +1,7 @@
 """JSON: a row a line (`.jsonl`), or all in one list (`.json`).
 
-Not pyarrow's reader: it stops at the first bad row, doesn't tell its line, and wants one type for a key in all
-rows.
+Not pyarrow's reader: it stops at the first malformed row, does not give its line, and requires one type for a key
+in all rows.
 """
 
 import codecs
@@ -31,9 +31,11 @@ class JsonLines(TextFormat):
     """One JSON object a line."""
 
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
+        """See base class."""
         yield from _lines(source, origin)
 
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """See base class."""
         lines = [to_json(row).encode() for row in shape.objects(rows)]
         return len(lines), b"".join(line + b"\n" for line in lines)
 
@@ -42,6 +44,7 @@ class JsonList(TextFormat):
     """A `.json` file: a list of objects, one object, or JSON lines under the wrong name."""
 
     def rows(self, source: IO[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
+        """See base class."""
         data = source.read().removeprefix(codecs.BOM_UTF8)
         if data.lstrip()[:1] == b"[":
             yield from _items(data.decode("utf-8", "surrogateescape"), origin)
@@ -56,11 +59,13 @@ class JsonList(TextFormat):
             yield from _lines(io.BytesIO(data), origin)
 
     def encoded(self, shape: Shape, rows: pa.Table) -> tuple[int, bytes]:
+        """See base class."""
         lines = [to_json(row).encode() for row in shape.objects(rows)]
         return len(lines), b",\n".join(lines)
 
     @contextlib.contextmanager
     def joining(self, file: IO[bytes], schema: pa.Schema) -> Iterator[Join]:
+        """See base class."""
         begun = False
 
         def join(data: bytes, rows: int) -> None:
@@ -83,7 +88,7 @@ def _lines(lines: Iterable[bytes], origin: Origin) -> Iterator[dict[str, Any]]:
 
 
 def _items(text: str, origin: Origin) -> Iterator[dict[str, Any]]:
-    """The items of a JSON list one by one: a mistake is one bad row after those before it."""
+    """Items of a JSON list one by one: a syntax error is one bad row after those before it."""
     at, number = _after_space(text, text.index("[") + 1), 0
     while text[at : at + 1] != "]":
         number += 1
