@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 
 class Arguments(BaseModel):
-    """What the application is built from (`args` in a Serve config file)."""
+    """Arguments of the application (`args` in a Serve config file)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    config: str  # path of the YAML file, on the node where the application is built
-    overrides: list[str] = Field(default_factory=list)  # as `--set a.b=value`
+    config: str  # path of the YAML file, on the node that builds the application
+    overrides: list[str] = Field(default_factory=list)  # like `--set a.b=value`
 
 
 def application(arguments: Arguments) -> "Application":
-    """The service of a config. Raises ConfigError, and PlanError when the cluster can't hold it."""
+    """Build the service of a config.
+
+    Raises:
+        ConfigError: The config is invalid.
+        PlanError: The cluster cannot hold it.
+    """
     from llm_blender_ray.cluster.plan import together
     from llm_blender_ray.cluster.session import capacity
     from llm_blender_ray.configs.loading import load

@@ -1,8 +1,8 @@
-"""Who may ask, and how often.
+"""API keys and rate limits.
 
-Keys are long random strings of our own making (`new_key`), so one SHA-256 without salt keeps them as well as a
-slow, salted hash would: there is nothing to guess, and no list of likely keys to try. Without keys the service
-answers its own machine only, and takes care that no web page makes a browser there ask for somebody else.
+Keys are long random strings made here (`new_key`), so one SHA-256 without salt protects them as well as a slow,
+salted hash: they cannot be guessed or listed. Without keys the service answers only its own machine, and ensures
+that no web page makes a browser there send requests for another site.
 """
 
 import hashlib
@@ -20,22 +20,22 @@ from llm_blender_ray.actors.errors import BlendError
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = "BLEND_API_KEYS"
-LOCAL = "local"  # the caller's name where there are no keys
-SHORTEST = 16  # characters of a key that was not made here
+LOCAL = "local"  # the caller's name without keys
+SHORTEST = 16  # characters of a key from elsewhere
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+sha256:([0-9a-fA-F]{{64}})")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?")
-_FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip", "via")  # somebody else is behind the client we see
+_FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip", "via")  # the client is a proxy
 
 
 class AccessError(BlendError):
-    """This request is not answered. The message is meant for who sent it."""
+    """The request is not answered. The message is meant for its sender."""
 
 
 class NoKeyError(AccessError):
-    """No key, or one that nobody has (HTTP 401)."""
+    """No key, or an unknown one (HTTP 401)."""
 
 
 class NotLocalError(AccessError):
@@ -43,7 +43,11 @@ class NotLocalError(AccessError):
 
 
 class RateError(AccessError):
-    """Too many requests of one caller (HTTP 429). retry_after_s: until the next one is answered."""
+    """Too many requests of one caller (HTTP 429).
+
+    Attributes:
+        retry_after_s: Seconds until the next one is answered.
+    """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message, retry_after_s)
@@ -54,7 +58,14 @@ class RateError(AccessError):
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key for a caller of that name, and the line of the keys file that knows it. Raises BlendError."""
+    """Make a key for a caller of that name.
+
+    Returns:
+        The key, and its line for the keys file.
+
+    Raises:
+        BlendError: The name is malformed.
+    """
     if not _NAME.fullmatch(name):
         raise BlendError("a key's name has 1 to 64 letters, digits, dots, dashes or underscores")
     key = f"blend-{secrets.token_urlsafe(32)}"
@@ -62,21 +73,25 @@ def new_key(name: str) -> tuple[str, str]:
 
 
 class Keys:
-    """The digests of all keys, by whose they are; a name may have several, so that one can follow another."""
+    """Digests of all keys with their names; a name may have several, for rotation."""
 
     def __init__(self, names: Mapping[bytes, str]) -> None:
-        """names: by SHA-256 digest (32 bytes)."""
+        """Use names by SHA-256 digest (32 bytes)."""
         self._names = dict(names)
 
     @staticmethod
     def load(file: str | None, environment: Mapping[str, str]) -> "Keys | None":
-        """Those of the file, and of `BLEND_API_KEYS` in the environment; None where neither is set.
+        """Read the keys of the file, and of `BLEND_API_KEYS` in the environment.
 
-        The file is read again whenever it has changed (`WatchedKeys`).
+        The file is read again whenever it has changed (`WatchedKeys`). It has lines `name sha256:<64 hex digits>`,
+        blank ones, and comments (#). The variable holds the keys themselves: `name=key,other=key`, or a single key,
+        whose name is `default`.
 
-        The file has lines `name sha256:<64 hex digits>`, blank ones, and comments (#). The variable holds the keys
-        themselves: `name=key,other=key`, or a single key, whose name is `default`. Raises BlendError, which never
-        shows what is in either.
+        Returns:
+            The keys; None where neither is set.
+
+        Raises:
+            BlendError: One is malformed; the message shows no content of either.
         """
         if file is not None:
             return WatchedKeys(file, environment)
@@ -87,7 +102,7 @@ class Keys:
         return len(self._names)
 
     def owner(self, key: str) -> str | None:
-        """Whose key it is; None: nobody's. Takes the same time whichever it is, and whether it is one."""
+        """Name of a key; None: unknown. Takes constant time."""
         digest, found = _digest(key), None
         for known, name in self._names.items():
             if hmac.compare_digest(known, digest):
@@ -98,12 +113,16 @@ class Keys:
 class WatchedKeys(Keys):
     """Keys of a file that is read again when it has changed: a key whose line is removed stops working at once.
 
-    A file that can't be read then, or not to its end, changes nothing and is logged once; one without keys leaves
-    those of the environment.
+    If the file cannot be read completely, the last keys stay in force, and the failure is logged once; a file
+    without keys leaves those of the environment.
     """
 
     def __init__(self, file: str, environment: Mapping[str, str]) -> None:
-        """Raises BlendError, also where the file has no key to begin with."""
+        """Read the file.
+
+        Raises:
+            BlendError: The file is malformed, or has no key.
+        """
         self._file = file
         self._others = list(_from_environment(environment.get(ENVIRONMENT, "")))
         self._version = _version(file)
@@ -123,7 +142,7 @@ class WatchedKeys(Keys):
 
 
 class Access:
-    """Answers each request with its caller's name, or refuses it. It belongs to one event loop."""
+    """Identifies the caller of each request, or rejects it. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -139,16 +158,27 @@ class Access:
             keys: None: only this machine is answered.
             requests_per_minute: Of each caller, on average; so many may also come at once.
             clock: Seconds, never going back.
-            origins: Whose pages may ask without keys too, in lower case (`serve.allowed_origins`). `*` takes keys.
+            origins: Sites whose pages may send requests without keys too, in lower case (`serve.allowed_origins`).
+                `*` requires keys.
         """
         self._keys, self._per_minute, self._clock = keys, requests_per_minute, clock
         self._origins = frozenset(origins) - {"*"}
         self._buckets: dict[str, tuple[float, float]] = {}  # by caller: requests left, at what time
 
     def check(self, headers: Mapping[str, str], client_host: str | None) -> str:
-        """The caller's name: the key's, or `local` where there are no keys. Counts the request.
+        """Identify the caller of a request, and count the request.
 
-        headers: by lower-case name, as Starlette's `Headers`. Raises NoKeyError, NotLocalError, RateError.
+        Args:
+            headers: By lower-case name, like Starlette's `Headers`.
+            client_host: The client's address.
+
+        Returns:
+            The key's name, or `local` without keys.
+
+        Raises:
+            NoKeyError: The key is missing or unknown.
+            NotLocalError: There are no keys, and the request is not from this machine.
+            RateError: The caller's rate is exceeded.
         """
         caller = self._caller(headers, client_host)
         if self._per_minute is not None:
@@ -156,7 +186,7 @@ class Access:
         return caller
 
     def knows(self, headers: Mapping[str, str], client_host: str | None) -> bool:
-        """Whether `check` would let the request in, but for its rate. It isn't counted."""
+        """Whether `check` would accept the request, whatever its rate. It is not counted."""
         try:
             self._caller(headers, client_host)
         except AccessError:
@@ -179,7 +209,7 @@ class Access:
         return name
 
     def _count(self, caller: str, per_minute: int) -> None:
-        """Take a token out of the caller's bucket, which `per_minute` tokens fill and refill within a minute."""
+        """Take a token from the caller's bucket, which `per_minute` tokens fill and refill within a minute."""
         now = self._clock()
         left, then = self._buckets.get(caller, (float(per_minute), now))
         left = min(left + (now - then) * per_minute / 60, float(per_minute))
@@ -194,7 +224,11 @@ def _digest(key: str) -> bytes:
 
 
 def _joined(entries: Iterable[tuple[str, str, bytes]]) -> dict[bytes, str]:
-    """Names by digest. Raises BlendError where two have one key."""
+    """Names by digest.
+
+    Raises:
+        BlendError: Two names have one key.
+    """
     names: dict[bytes, str] = {}
     for where, name, digest in entries:
         if names.setdefault(digest, name) != name:
@@ -203,7 +237,7 @@ def _joined(entries: Iterable[tuple[str, str, bytes]]) -> dict[bytes, str]:
 
 
 def _version(file: str) -> tuple[int, ...] | None:
-    """Another one, and the file may have changed; None: it can't be looked at."""
+    """A value that changes with the file; None: it cannot be inspected."""
     try:
         found = Path(file).stat()
     except OSError:
@@ -212,7 +246,11 @@ def _version(file: str) -> tuple[int, ...] | None:
 
 
 def _from_file(file: str, *, empty: bool = False) -> Iterator[tuple[str, str, bytes]]:
-    """The file's keys. Raises BlendError; `empty`: not where it has none."""
+    """The file's keys.
+
+    Raises:
+        BlendError: It is malformed, or has none and `empty` is false.
+    """
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -246,10 +284,13 @@ def _from_environment(value: str) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _refuse_strangers(headers: Mapping[str, str], client_host: str | None, origins: Collection[str]) -> None:
-    """Raise NotLocalError unless the request comes from this machine, for this machine, and of its own will.
+    """Reject a request unless it comes from this machine, is addressed to it, and is meant for it.
 
     A page of another site can make a browser here send requests: then `Origin` names that site. Or the site's name
     is made to resolve to 127.0.0.1 (DNS rebinding), and the browser sees no other site: `Host` still names it.
+
+    Raises:
+        NotLocalError: It does not.
     """
     host, origin = headers.get("host", ""), headers.get("origin")
     if not (client_host and _is_loopback(client_host)):
@@ -274,7 +315,7 @@ def _refuse_strangers(headers: Mapping[str, str], client_host: str | None, origi
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether it is a name (RFC 6761) or an address of this machine itself."""
+    """Whether it is a name (RFC 6761) or an address of this machine."""
     name = host.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -1,7 +1,7 @@
-"""How many requests are worked on at once, and how many may wait for that; one more is refused at once.
+"""Bounded queue: a number of requests in flight, a number waiting; any further one is rejected at once.
 
-A queue without a bound makes everybody wait for answers that nobody waits for any more. With one, as much is done
-under any load as under the best, and who is refused knows when to come again.
+An unbounded queue spends capacity on requests whose clients have given up. With a bound, throughput under any load
+is that under the best one, and a rejected client learns when to retry.
 """
 
 import asyncio
@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator
 
 from llm_blender_ray.actors.errors import BlendError
 
-MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0  # when who was refused may come again
-WEIGHT = 0.1  # of the newest request in the mean of how long they take: about the last ten count
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0  # Retry-After of a rejected request
+WEIGHT = 0.1  # of the newest request in the mean duration: about the last ten count
 
 
 class OverloadedError(BlendError):
-    """No place for this request (HTTP 429). retry_after_s: when there should be one."""
+    """No place for this request (HTTP 429).
+
+    Attributes:
+        retry_after_s: Seconds until there should be one.
+    """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message, retry_after_s)
@@ -27,34 +31,45 @@ class OverloadedError(BlendError):
 
 
 class Admission:
-    """Places for requests, given in the order in which they came. It belongs to one event loop."""
+    """Places for requests, first come, first served. It belongs to one event loop."""
 
     def __init__(self, max_in_flight: int, max_queued: int) -> None:
         self._max_in_flight, self._max_queued = max_in_flight, max_queued
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._mean_s: float | None = None  # that a request holds its place
+        self._mean_s: float | None = None  # duration of a request in its place
 
     @property
     def in_flight(self) -> int:
-        """Requests that have a place."""
+        """Requests with a place."""
         return self._in_flight
 
     @property
     def queued(self) -> int:
-        """Requests that wait for one."""
+        """Requests waiting for a place."""
         return len(self._waiting)
 
     def check(self) -> None:
-        """Raise OverloadedError where there is neither a place nor room to wait for one."""
+        """Check that there is a place, or room to wait for one.
+
+        Raises:
+            OverloadedError: There is neither.
+        """
         if self._in_flight >= self._max_in_flight and self.queued >= self._max_queued:
             raise self._overloaded("all places are taken, and the queue is full")
 
     @contextlib.asynccontextmanager
     async def slot(self, patience_s: float | None = None) -> AsyncIterator[float]:
-        """A place for the time of the block; gives the seconds that were waited for it.
+        """Hold a place for the time of the block.
 
-        patience_s: a request that waits longer than so is refused rather than begun. Raises OverloadedError.
+        Args:
+            patience_s: A request that waits longer is rejected instead of begun.
+
+        Yields:
+            Seconds that the request waited.
+
+        Raises:
+            OverloadedError: There is no place.
         """
         loop = asyncio.get_running_loop()
         came = loop.time()
@@ -69,7 +84,7 @@ class Admission:
 
     async def _enter(self, patience_s: float | None) -> None:
         self.check()
-        if self._in_flight < self._max_in_flight:  # then nobody waits
+        if self._in_flight < self._max_in_flight:  # then none waits
             self._in_flight += 1
             return
         given = asyncio.get_running_loop().create_future()
@@ -79,7 +94,7 @@ class Admission:
                 await given
         except BaseException as error:  # CancelledError, or too late
             if given.done() and not given.cancelled():
-                self._leave()  # the place had come, and is somebody else's now
+                self._leave()  # the place was assigned meanwhile: pass it on
             elif given in self._waiting:
                 self._waiting.remove(given)
             if isinstance(error, TimeoutError):
@@ -87,15 +102,18 @@ class Admission:
             raise
 
     def _leave(self) -> None:
-        """Hand the place on to who waits longest. It isn't free in between, so nobody jumps the queue."""
+        """Pass the place to the longest waiting request. It is not free in between, so none jumps the queue."""
         while self._waiting:
-            if not (given := self._waiting.popleft()).done():  # it is, when who waited has just been cancelled
+            if not (given := self._waiting.popleft()).done():  # done: its request has just been cancelled
                 given.set_result(None)
                 return
         self._in_flight -= 1
 
     def _overloaded(self, why: str) -> OverloadedError:
-        """Come again when all who wait now should have had a place, at the pace of late (Little's law)."""
+        """Error whose retry time is when all waiting requests should have a place, at the recent rate.
+
+        By Little's law: waiting requests times the mean duration, over the number of places.
+        """
         drained_s = (self.queued + 1) * (self._mean_s or 0.0) / self._max_in_flight
         return OverloadedError(
             f"too many requests: {why}", min(max(drained_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)

@@ -1,4 +1,4 @@
-"""The HTTP API over a `Blender`, as a FastAPI application: the same in tests, in one process, and on Ray Serve."""
+"""HTTP API over a `Blender`, as a FastAPI application: the same in tests, in one process, and on Ray Serve."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
         redirect_slashes=False,
     )
     app.add_middleware(Front, service=service, endpoints=endpoints, tells_id=tells_id)
-    if service.serving.allowed_origins:  # in front of it: a browser's preflight carries no key
+    if service.serving.allowed_origins:  # outermost: a browser's preflight request carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=service.serving.allowed_origins,
@@ -54,9 +54,10 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
 
 
 class _App(FastAPI):
-    """Its OpenAPI document tells what `Front` does, and has no 422: requests that are wrong are answered 400."""
+    """Its OpenAPI document includes what the middleware does, and no 422: malformed requests get 400."""
 
     def openapi(self) -> dict[str, Any]:
+        """See base class."""
         document = super().openapi()
         parts = document["components"]
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -64,7 +65,7 @@ class _App(FastAPI):
             for operation in operations.values():
                 operation["responses"].pop("422", None)
                 if path.startswith(API):
-                    operation["security"] = [{"key": []}, {}]  # where there are no keys, none is needed
+                    operation["security"] = [{"key": []}, {}]  # without keys, none is needed
         for name in ("HTTPValidationError", "ValidationError"):
             parts["schemas"].pop(name, None)
         _, chunk = models_json_schema([(Chunk, "serialization")], ref_template="#/components/schemas/{model}")
@@ -73,7 +74,7 @@ class _App(FastAPI):
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    """The answer to a request that FastAPI itself refuses."""
+    """Response to a request that FastAPI itself rejects."""
     known = to_api_error(error)
     if known is None:
         assert isinstance(error, HTTPException)

@@ -1,8 +1,7 @@
-"""People's votes on the service's answers: cast over HTTP, kept as rows for `blend evaluate` and `blend rank`.
+"""Votes of users on answers: cast over HTTP, stored as rows for `blend evaluate` and `blend rank`.
 
-Whoever votes names a request and two of its answers, so the blends that may be voted on are remembered here, and
-one `Ballots` must serve all gateways. A vote is on the disk when it is acknowledged; one that fails leaves nothing
-behind.
+A vote names a request and two of its answers, so recent blends are remembered here, and one `Ballots` must serve
+all gateways. An acknowledged vote is on the disk; one that fails leaves nothing behind.
 """
 
 import asyncio
@@ -27,13 +26,13 @@ from llm_blender_ray.pipelines.rows.schema import EXTRA, to_json, write_row
 from llm_blender_ray.pipelines.serve.access import LOCAL
 from llm_blender_ray.pipelines.serve.protocol import first_unknown
 
-REMEMBERED = 1000  # blends that may still be voted on
+REMEMBERED = 1000  # blends open to votes
 REMEMBERED_BYTES = 64 << 20  # of their texts
 READ_BACK_BYTES = 64 << 20  # of the file's end, whose votes are known after a restart
 
 
 class Vote(Verdict):
-    """What a person says of two answers to one request. id: the request's, the answer's header `x-request-id`."""
+    """A user's judgement of two answers to one request. `id` is the request's, from the header `x-request-id`."""
 
     id: Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -44,15 +43,15 @@ class Vote(Verdict):
 
 
 class VoteError(BlendError):
-    """The vote isn't counted."""
+    """The vote is not counted."""
 
 
 class UnknownAnswerError(VoteError):
-    """There is no such answer to vote on: an unknown id, or no text on a side (HTTP 404)."""
+    """There is no such answer: an unknown id, or no text on a side (HTTP 404)."""
 
 
 class VotedBeforeError(VoteError):
-    """There is a vote on these two answers (HTTP 409)."""
+    """These two answers already have a vote (HTTP 409)."""
 
 
 class VoteLostError(VoteError):
@@ -60,26 +59,32 @@ class VoteLostError(VoteError):
 
 
 class BallotBox(Protocol):
-    """`Ballots`, here or elsewhere."""
+    """`Ballots`, local or remote."""
 
     async def remember(self, request_id: str, blend: Blend) -> None:
-        """From now on this blend can be voted on under its request's id, in place of an older one of that id.
+        """Open a blend to votes under its request's id, in place of an older one of that id.
 
-        Pairs of that id that were voted on stay so: clients may choose ids, and one id has one vote a pair.
+        Pairs of that id that have a vote keep it: clients may choose ids, and one id has one vote a pair.
 
         Raises:
-            VoteError: Its texts are longer than all that may be kept.
+            VoteError: Its texts are longer than all that may be stored.
         """
         ...
 
     async def cast(self, vote: Vote) -> None:
-        """Keep the vote. Raises VoteError."""
+        """Store a vote.
+
+        Raises:
+            UnknownAnswerError: There is no such answer.
+            VotedBeforeError: These two answers already have a vote.
+            VoteLostError: It could not be written.
+        """
         ...
 
 
 @dataclass
 class _Open:
-    """A blend that can be voted on, and the bytes of its texts."""
+    """A blend open to votes, and the bytes of its texts."""
 
     blend: Blend
     bytes: int
@@ -94,9 +99,9 @@ class Ballots:
         """Open the file.
 
         Args:
-            file: Where votes are kept.
-            remembered: The last so many blends can be voted on,
-            remembered_bytes: as far as their texts have no more bytes than these together.
+            file: File of the votes.
+            remembered: Most blends open to votes.
+            remembered_bytes: Most bytes of their texts together.
 
         Raises:
             BlendError: The file can't be written.
@@ -124,7 +129,7 @@ class Ballots:
             self._forget(next(iter(self._open)))
 
     async def cast(self, vote: Vote) -> None:
-        """See `BallotBox`. Raises UnknownAnswerError, VotedBeforeError, VoteLostError."""
+        """See `BallotBox`."""
         known = self._open.get(vote.id)
         if known is None:
             raise UnknownAnswerError(
@@ -148,33 +153,31 @@ class Ballots:
             self._bytes -= old.bytes
 
     def _read_back(self) -> None:
-        """Learn from the file which pairs were voted on before this process started."""
+        """Read which pairs have votes from before this process started."""
         with self._file.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - READ_BACK_BYTES))
             for line in file:
-                with contextlib.suppress(
-                    ValueError, KeyError, TypeError
-                ):  # a line that was cut short, or isn't ours
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a truncated line, or another program's
                     row = json.loads(line)
                     sides = frozenset((row["vote"]["left"], row["vote"]["right"]))
                     self._voted.setdefault(row["id"], set()).add(sides)
 
     def _opened(self) -> int:
-        """The file, for reading and appending; only its owner may read what people asked."""
+        """The file, for reading and appending, accessible to its owner only: it has users' prompts."""
         file = os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(PermissionError):  # somebody else's file, who decides
+        with contextlib.suppress(PermissionError):  # another user's file
             os.fchmod(file, 0o600)
         return file
 
     def _append(self, line: bytes) -> None:
-        """All of the line, on the disk, or nothing of it (OSError)."""
+        """Append the whole line, durably, or nothing of it (OSError)."""
         file = self._opened()
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # another thread, or another service with the same file
             size = os.lseek(file, 0, os.SEEK_END)
             if size and os.pread(file, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a crash has cut the last one short
+                line = b"\n" + line  # a crash has truncated the last one
             try:
                 if os.write(file, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -188,7 +191,7 @@ class Ballots:
 
 
 def _size(blend: Blend) -> int:
-    """Bytes of the blend's texts, near enough: of one, two or four bytes a character, as Python keeps them."""
+    """Approximate bytes of the blend's texts: one, two or four bytes a character, as in Python."""
     prompt = blend.prompt
     texts = [prompt.instruction, prompt.input, blend.fused, *(turn["content"] for turn in prompt.messages or ())]
     texts += [text for one in blend.candidates for text in (one.text, one.error, one.extra)]
@@ -196,7 +199,11 @@ def _size(blend: Blend) -> int:
 
 
 def _check(blend: Blend, side: Side) -> None:
-    """Raise UnknownAnswerError unless the blend has a text there."""
+    """Check that the blend has a text on a side.
+
+    Raises:
+        UnknownAnswerError: It has none.
+    """
     if side == FUSED:
         if blend.fused is None:
             raise UnknownAnswerError("there is no fused answer to vote on")
@@ -234,13 +241,13 @@ class Kept(BaseModel):
 
 
 def id_of(caller: str | None, request_id: str) -> str:
-    """The id under which a request's answers are kept: clients choose theirs, and two may choose the same.
+    """Id under which a request's answers are remembered: callers choose request ids, and two may choose the same.
 
     Args:
-        caller: The name of the request's API key; `local` or None where there are none.
+        caller: Name of the request's API key; `local` or None without keys.
         request_id: The request's `x-request-id`.
 
     Returns:
-        `NAME/ID`, or the request's id alone where there are no keys.
+        `NAME/ID`, or the request's id alone without keys.
     """
     return request_id if caller in (None, LOCAL) else f"{caller}/{request_id}"

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: from a request to what the blend is asked, and from its events to the answer."""
+"""`/v1/chat/completions`: from a request to blend requests, and from a blend's events to the response."""
 
 import asyncio
 import contextlib
@@ -48,13 +48,13 @@ from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE = ": keep-alive\n\n"  # a comment: clients skip it, and what stands between sees that nothing hangs
+KEEP_ALIVE = ": keep-alive\n\n"  # a comment, which clients skip; it keeps proxies from closing the connection
 LAST = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A request that was found good. began: `loop.time()` of its arrival."""
+    """A validated request; `began` is the `loop.time()` of its arrival."""
 
     id: str
     asked: ChatRequest
@@ -66,11 +66,11 @@ class Chat:
 
     @property
     def choices(self) -> int:
-        """How many answers are wanted."""
+        """Number of answers."""
         return self.asked.n or 1
 
-    def asks(self, waited_s: float) -> list[BlendRequest]:
-        """What the blend is asked, for each choice."""
+    def blend_requests(self, waited_s: float) -> list[BlendRequest]:
+        """Blend requests, one per choice."""
         return [
             BlendRequest(
                 self.prompt,
@@ -85,14 +85,14 @@ class Chat:
             for choice in range(self.choices)
         ]
 
-    def told(self, outcome: BlendResult, waited_s: float) -> Details | Degraded | None:
-        """What the answer tells in `blend`: all of it when asked for, else only what is amiss."""
+    def blend_field(self, outcome: BlendResult, waited_s: float) -> Details | Degraded | None:
+        """Field `blend` of the response: everything if requested, else only what is degraded."""
         if self.options.details:
             return self.details(outcome, waited_s)
         return Degraded(degraded=list(outcome.degraded)) if outcome.degraded else None
 
     def details(self, outcome: BlendResult, waited_s: float) -> Details:
-        """How the answer came about."""
+        """Candidates, ranking, scores and timings of the response."""
         blend, ranking = outcome.blend, outcome.blend.ranking
         total = asyncio.get_running_loop().time() - self.began
         return Details(
@@ -108,7 +108,19 @@ class Chat:
 
 
 def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, votes: bool) -> Chat:
-    """The request, once it is found good. votes: whether they are kept. Raises ApiError, FieldError."""
+    """Validate a request.
+
+    Args:
+        asked: The request's body.
+        id: The request's id.
+        blender: The blend.
+        serving: Limits.
+        votes: Whether votes are stored.
+
+    Raises:
+        ApiError: The request is malformed, or names an unknown model.
+        FieldError: A message is malformed.
+    """
     options = asked.blend or BlendOptions(details=False)
     if asked.model not in (models := (BLEND, BEST, *blender.members)):
         raise unknown_model(asked.model, models)
@@ -153,8 +165,8 @@ def _check_options(asked: ChatRequest, options: BlendOptions, serving: Serving, 
 
 
 def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> ChatCompletion:
-    """The whole answer."""
-    blends = [chat.told(outcome, waited_s) for outcome in outcomes]
+    """The whole response."""
+    blends = [chat.blend_field(outcome, waited_s) for outcome in outcomes]
     return ChatCompletion(
         id=chat.id,
         created=chat.created,
@@ -174,7 +186,7 @@ def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> Chat
 
 
 def usage(outcomes: list[BlendResult]) -> Usage:
-    """The tokens of all choices."""
+    """Tokens of all choices."""
     prompt = sum(outcome.prompt_tokens for outcome in outcomes)
     completion = sum(outcome.completion_tokens for outcome in outcomes)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
@@ -183,7 +195,7 @@ def usage(outcomes: list[BlendResult]) -> Usage:
 async def lines(
     chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: RequestRecord
 ) -> AsyncGenerator[str, None]:
-    """The stream's lines. An error after the first one is a line, too, and the last; before, it is raised."""
+    """Lines of the stream. An error before the first line is raised; a later one is the last line."""
     said = False
     try:
         async with contextlib.aclosing(_lines(chat, happenings, waited_s)) as made:
@@ -207,7 +219,7 @@ async def _lines(
 ) -> AsyncGenerator[str, None]:
     with_usage = bool(chat.asked.stream_options and chat.asked.stream_options.include_usage)
     outcomes: dict[int, BlendResult] = {}
-    begun: set[int] = set()  # choices of which something was said
+    begun: set[int] = set()  # choices whose role has been sent
 
     def line(
         *choices: ChunkChoice,
@@ -226,7 +238,7 @@ async def _lines(
 
     def first() -> Details | Degraded | None:
         """What the last chunk tells of the first choice; `done` has told it where there are events."""
-        return None if chat.options.events else chat.told(outcomes[0], waited_s)
+        return None if chat.options.events else chat.blend_field(outcomes[0], waited_s)
 
     async with contextlib.aclosing(happenings):
         async for happened in happenings:
@@ -247,7 +259,7 @@ async def _lines(
                         index=choice,
                         delta=Delta(),
                         finish_reason=event.answer.finish_reason,
-                        blend=chat.told(event, waited_s) if chat.choices > 1 else None,
+                        blend=chat.blend_field(event, waited_s) if chat.choices > 1 else None,
                     )
                     last = len(outcomes) == chat.choices and not with_usage
                     yield line(ended, blend=first() if last else None)
@@ -262,7 +274,7 @@ async def _lines(
 
 
 def _event(choice: int, event: MemberDelta | Answered | Ranked | Fusing) -> StageEvent:
-    """The event as clients see it."""
+    """The event in the API's form."""
     match event:
         case MemberDelta(index, model, text):
             return MemberPieceEvent(choice=choice, candidate=index, model=model, text=text)

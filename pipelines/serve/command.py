@@ -1,4 +1,4 @@
-"""`blend serve`: the service on this machine, or on the cluster that the config names, until it is interrupted."""
+"""`blend serve`: the service on this machine, or on the config's cluster, until it is interrupted."""
 
 import contextlib
 import ipaddress
@@ -33,12 +33,17 @@ from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undo
 from llm_blender_ray.pipelines.serve.access import Keys
 
 APPLICATION = "blend"
-PROXY_SLACK_S = 5.0  # beyond a request's deadline, until the proxy ends what is still sent
-_TYPE = re.compile(r"^[\w.]+: ")  # of an exception, as tracebacks have it
+PROXY_SLACK_S = 5.0  # between a request's deadline and the proxy's end of its response
+_TYPE = re.compile(r"^[\w.]+: ")  # of an exception in a traceback
 
 
 def serve_blend(config: BlendConfig, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises BlendError when the service can't be started, ConfigError."""
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        BlendError: The service cannot be started.
+        ConfigError: The config is invalid.
+    """
     keys = Keys.load(config.serve.keys_file, os.environ)
     if keys is None and not is_loopback(host):
         raise ConfigError(
@@ -50,7 +55,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     if local:
         _check_free(host, port)
     if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of what replicas write
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of replicas' output
     with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
         try:
             with _waiting(), _unheard():
@@ -59,7 +64,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
             models = f"blend, blend-best and {len(config.models)} models"
             who = "with API keys" if keys else "without API keys: this machine only"
             print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
-            _until_interrupted()  # meanwhile Ray prints here what replicas write to stderr
+            _until_interrupted()  # meanwhile Ray prints the replicas' stderr here
         finally:
             with _unheard():
                 running.close()
@@ -67,20 +72,20 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _waiting() -> Iterator[None]:
-    """Tells who watches that the models are loading."""
+    """Spinner while the models are loading."""
     with Console(file=sys.stderr).status("loading the models") if sys.stderr.isatty() else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """What Ray and its workers print while they start or end helps nobody; what goes wrong is raised."""
+    """Suppress Ray's output while it starts or ends; failures are raised."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to it."""
+    """Whether only this machine can connect to the host."""
     if host == "localhost":
         return True
     try:
@@ -90,7 +95,11 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raise BlendError when nobody can listen there."""
+    """Check that a port is free.
+
+    Raises:
+        BlendError: It is not.
+    """
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
@@ -105,12 +114,12 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
     config = online(config)
     placements = together(config, capacity(config.ray))
     look_for(placements)
-    from ray import serve  # reads its environment now
+    from ray import serve  # reads its environment at import
     from ray.serve.config import HTTPOptions, ProxyLocation
 
     from llm_blender_ray.pipelines.serve.deployments import build
 
-    quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway writes a line for each request
+    quiet = {"enable_access_log": False, "log_level": "ERROR"}  # the gateway logs each request
     serve.start(
         proxy_location=ProxyLocation.Disabled if listen else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=host, port=port, request_timeout_s=config.serve.deadline_s + PROXY_SLACK_S),
@@ -119,7 +128,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process
     with contextlib.ExitStack() as left:
         left.callback(serve.shutdown)
-        if not local:  # another machine's processes don't end with this one
+        if not local:  # other machines' processes do not end with this one
             left.enter_context(undone(serve.shutdown))
         try:
             application = build(config, placements, listen)
@@ -131,7 +140,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
 
 
 def _why_not_running() -> str | None:
-    """The last line of what Ray Serve says of the first part that didn't start: that is the error it raised."""
+    """Last line of Ray Serve's message about the first part that did not start: the error that it raised."""
     from ray import serve
 
     application = serve.status().applications.get(APPLICATION)

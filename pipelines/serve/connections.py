@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with bounds: on connections, on a request's head, and on the time of reading and sending.
+"""HTTP protocol of uvicorn with limits on connections, on a request's head, and on the time of reading and sending.
 
-uvicorn has a timeout for idle connections only, and httptools, its parser, keeps a header of any length. What a
-request's body may take, and the whole request, is bounded in `front`, under any server.
+uvicorn has a timeout for idle connections only, and httptools, its parser, accepts a header of any length. The
+middleware bounds a request's body and its whole time, under any server.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from llm_blender_ray.configs.serving import Limits
 from llm_blender_ray.pipelines.serve.errors import ApiError
 
-ABORT = "blend.abort"  # extension in the ASGI scope: a function that cuts the connection
-PIPELINED = 16  # requests of a connection that wait for the answer before them
-LATER_S = 1.0  # after `front`'s own timeout of the body, which has an answer
+ABORT = "blend.abort"  # extension in the ASGI scope: a function that resets the connection
+PIPELINED = 16  # requests of a connection that wait for an earlier response
+LATER_S = 1.0  # after the middleware's own timeout of the body, which sends a response
 
 
 def server_config(app: ASGIApp, limits: Limits, **options: Any) -> uvicorn.Config:
-    """uvicorn's configuration of a server with these limits.
+    """Configuration of a uvicorn server with these limits.
 
     Args:
         app: The application.
         limits: Of connections and requests.
-        options: More of `uvicorn.Config`.
+        **options: More of `uvicorn.Config`.
 
     Returns:
         The configuration.
@@ -60,8 +60,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._begun = self._in_body = False
-        self._head_bytes = 0  # of the request that is read, in complete parts
-        self._unread_bytes = 0  # that the parser was given since it found the end of a part
+        self._head_bytes = 0  # of the current request, in complete parts
+        self._unread_bytes = 0  # parsed since the end of a part
         self._too_large = False
         self._reading: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
@@ -69,6 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See base class."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self.bounds.connections:
@@ -77,11 +78,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._read_within(self.bounds.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """See base class."""
         self._read_within(None)
-        super().connection_lost(exc)  # it resumes writing
+        super().connection_lost(exc)  # resumes writing
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
+        """See base class."""
         if self.transport.is_closing():
             return
         if self._reading is None:
@@ -93,11 +96,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def pause_writing(self) -> None:
+        """See base class."""
         super().pause_writing()
         if self._sending is None:
             self._sending = self.loop.call_later(self.bounds.send_s, self._cut)
 
     def resume_writing(self) -> None:
+        """See base class."""
         super().resume_writing()
         if self._sending is not None:
             self._sending.cancel()
@@ -106,23 +111,27 @@ class BoundedProtocol(HttpToolsProtocol):
     # of the parser
 
     def on_message_begin(self) -> None:
+        """See base class."""
         super().on_message_begin()
         self.scope["extensions"] = {ABORT: self._cut}  # type: ignore[dict-item]
         self._begun, self._in_body = True, False
         self._head_bytes = self._unread_bytes = 0
-        if self._reading is None:  # it was sent together with the request before it
+        if self._reading is None:  # sent together with the request before it
             self._read_within(self.bounds.header_s)
 
     def on_url(self, url: bytes) -> None:
+        """See base class."""
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """See base class."""
         self._unread_bytes = 0
         super().on_header(name, value)
         self._count(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
+        """See base class."""
         self._unread_bytes = 0
         if len(self.pipeline) >= PIPELINED:
             self._cut()
@@ -132,10 +141,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """See base class."""
         self._unread_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """See base class."""
         self._unread_bytes = 0
         self._begun = self._in_body = False
         self._read_within(None)
@@ -163,7 +174,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # of time
 
     def _read_within(self, seconds: float | None) -> None:
-        """The next part of a request has to be read within this time; None: nothing is awaited."""
+        """Set the time limit of the next part of a request; None: none is expected."""
         if self._reading is not None:
             self._reading.cancel()
         self._reading = None if seconds is None else self.loop.call_later(seconds, self._late, seconds)
@@ -172,7 +183,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = None
         if self.transport.is_closing():
             return
-        if self.flow.read_paused:  # it is this side that doesn't read
+        if self.flow.read_paused:  # the client waits for this side
             self._read_within(seconds)
         elif self._begun or self._unread_bytes:
             self._refuse(408, "the request did not come in time (serve.limits)", "request_timeout")
@@ -180,24 +191,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _cut(self) -> None:
-        """Reset the connection: closed as usual, the system would keep what the client doesn't read."""
+        """Reset the connection: after a regular close the system would keep unread data."""
         connection = self.transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer the request that is read, where its answer can be the next one, and close the connection."""
+        """Respond to the current request, if its response can be the next one, and close the connection."""
         if self.transport.is_closing():
             return
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not self._in_body or cycle.response_started or self.pipeline:
-                self._cut()  # in the midst of another answer
+                self._cut()  # another response is being sent
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        elif cycle is not None and self._in_body:  # it has been answered before its body came
+        elif cycle is not None and self._in_body:  # its response preceded its body
             self._cut()
             return
         body = ApiError(status, message, code=code).body().model_dump_json().encode()
@@ -209,6 +220,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def abort_of(scope: Any) -> Callable[[], None] | None:
-    """The function that cuts a request's connection; None: this server has none."""
+    """The function that resets a request's connection; None: this server has none."""
     found: Callable[[], None] | None = (scope.get("extensions") or {}).get(ABORT)
     return found

@@ -1,4 +1,4 @@
-"""The service as a Ray Serve application: a gateway, and a deployment of each part, each scaling by itself."""
+"""Ray Serve application of the service: a gateway, and a deployment of each part, each with its own autoscaling."""
 
 import asyncio
 import contextlib
@@ -32,10 +32,10 @@ from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
-LOADS = 2  # tries to load a model before the service fails to start
-LOOK_S = 0.5  # that /healthz waits for parts which aren't up yet
-HEALTH_S = 2.0  # between two looks at a replica, and so until a dead one is replaced
-NO_LIMIT = 10_000  # requests that Serve lets through; the gateway's own queue is what refuses
+LOADS = 2  # attempts to load a model before the service fails to start
+LOOK_S = 0.5  # wait of /healthz for parts that are not up yet
+HEALTH_S = 2.0  # between two health checks of a replica: bounds the time to replace a dead one
+NO_LIMIT = 10_000  # requests that Serve accepts; the gateway's own queue is the limit
 
 
 class _Gateway:
@@ -49,7 +49,18 @@ class _Gateway:
         fuser: DeploymentHandle | None,
         ballots: DeploymentHandle | None,
     ) -> None:
-        """Raises BlendError when the keys can't be read or the cache of comparisons can't be used."""
+        """Read the keys, and connect the parts.
+
+        Args:
+            config: The config.
+            members: Handles of the base LLMs, in the config's order.
+            ranker: Handle of the scorer.
+            fuser: Handle of the fuser, if there is one.
+            ballots: Handle of the votes, if they are stored.
+
+        Raises:
+            BlendError: The keys can't be read or the cache of comparisons can't be used.
+        """
         serving = config.serve
         self._serving = serving
         keys = Keys.load(serving.keys_file, os.environ)
@@ -75,7 +86,7 @@ class _Gateway:
         self._starting = StartupCheck({**awake, "ranker": ranker, **({"fuser": fuser} if fuser else {})})
 
     def _app(self, **options: Any) -> FastAPI:
-        """To be called in the replica's event loop."""
+        """The application; to be called in the replica's event loop."""
         gateway = self._serving.gateway
         service = Service(
             self._blender,
@@ -91,19 +102,28 @@ class _Gateway:
 
 @serve.ingress()
 class Gateway(_Gateway):
-    """Behind Ray Serve's proxies, which put the request's id into every answer."""
+    """Gateway behind Ray Serve's proxies, which put the request's id into every response."""
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app(tells_id=False)
 
 
 class ListeningGateway(_Gateway):
-    """On one machine gateways listen themselves, which saves every request a hop; they share the port."""
+    """Gateway of one machine, which listens itself to save every request a hop; all share the port."""
 
     def __init__(self, host: str, port: int, *parts: Any) -> None:
-        """Raises OSError when nobody can listen there."""
+        """Listen.
+
+        Args:
+            host: Address to bind.
+            port: Port to bind.
+            *parts: Arguments of `_Gateway`.
+
+        Raises:
+            OSError: The address can't be bound.
+        """
         super().__init__(*parts)
-        # asyncio turns Nagle's algorithm off on such sockets only
+        # asyncio disables Nagle's algorithm on such sockets only
         self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -119,27 +139,29 @@ class ListeningGateway(_Gateway):
             raise BlendError("the gateway doesn't listen any more")
 
     async def __del__(self) -> None:
-        """Called by Ray Serve when the replica is to end."""
+        """Called by Ray Serve to end the replica."""
         self._server.should_exit = True
         await self._task
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to Ray."""
+    """Server that leaves signals to Ray."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """See base class."""
         yield
 
 
 class StartupCheck:
-    """Which parts have not been up yet, when it is asked."""
+    """Names the parts that have not been up yet."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
         self._handles = dict(handles)
         self._checks: dict[str, asyncio.Task[None]] = {}
 
     async def __call__(self) -> list[str]:
+        """Names of these parts; waits up to `LOOK_S` for one to come up."""
         for name, handle in self._handles.items():
             if name not in self._checks or self._checks[name].done():
                 self._checks[name] = asyncio.get_running_loop().create_task(_up(handle))
@@ -151,16 +173,19 @@ class StartupCheck:
 
 
 async def _up(handle: DeploymentHandle) -> None:
-    """Return once a replica is there: until then Ray Serve keeps the call."""
+    """Return once a replica is up: until then Ray Serve holds the call."""
     await handle.check_health.remote()
 
 
 def build(
     config: BlendConfig, placements: tuple[Placement, ...], listen: tuple[str, int] | None = None
 ) -> serve.Application:
-    """The application of a config whose parts are placed so.
+    """Build the application of a config.
 
-    listen: host and port where its gateways listen themselves; None: Ray Serve's proxies do.
+    Args:
+        config: The config.
+        placements: Placements of its parts.
+        listen: Host and port where its gateways listen themselves; None: Ray Serve's proxies do.
     """
     by_name = {placement.name: placement for placement in placements}
     serving = config.serve
@@ -169,7 +194,7 @@ def build(
     ranker = _part(ScorerReplica, by_name["ranker"], serving.scaling, at_once=1, router=least_loaded("ranker"))
     fuser = _part(FuserReplica, by_name["fuser"], serving.scaling) if config.fuser else None
     ballots = None
-    if serving.votes:  # one replica, to which all gateways send: it alone knows what may be voted on
+    if serving.votes:  # one replica for all gateways: it holds the blends open to votes
         ballots = (
             serve.deployment(Ballots)
             .options(name="ballots", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=NO_LIMIT)
@@ -209,7 +234,7 @@ def _part(
         .options(
             name=placement.name,
             ray_actor_options=placement.ray_options(),
-            max_ongoing_requests=2 * width,  # what waits in a replica is there when something is done
+            max_ongoing_requests=2 * width,  # the next call already waits in the replica
             max_constructor_retry_count=LOADS,
             health_check_period_s=HEALTH_S,
             **({"request_router_config": router} if router else {}),

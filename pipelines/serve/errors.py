@@ -1,6 +1,6 @@
-"""What goes wrong with a request, in the shape of OpenAI's API: `{"error": {message, type, param, code}}`.
+"""Errors of requests, in the form of OpenAI's API: `{"error": {message, type, param, code}}`.
 
-Clients go by the status, by `code`, and by `param`: the path of what is wrong in the request.
+Clients evaluate the status, `code`, and `param`, the path of the wrong value in the request.
 """
 
 import json
@@ -36,23 +36,31 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """param: path of what is wrong, such as `messages[0].content`."""
+        """Make an error.
+
+        Args:
+            status: HTTP status.
+            message: What is wrong.
+            param: Path of the wrong value, such as `messages[0].content`.
+            code: OpenAI's or our code of the error.
+            headers: More headers of the response.
+        """
         super().__init__(status, message, headers)
         self.param, self.code = param, code
 
     def body(self) -> ErrorAnswer:
-        """What the client reads."""
+        """Body of the response."""
         usual = "server_error" if self.status_code >= 500 else "invalid_request_error"
         kind = _TYPES.get(self.status_code, usual)
         return ErrorAnswer(error=Problem(message=self.detail, type=kind, param=self.param, code=self.code))
 
     def response(self) -> Response:
-        """The same with its status."""
+        """The response."""
         return JSONResponse(self.body().model_dump(), self.status_code, self.headers)
 
 
 def to_api_error(error: Exception) -> ApiError | None:
-    """The error as clients are told it; None: nobody foresaw it."""
+    """The error as an `ApiError`; None: it is an internal error."""
     match error:
         case ApiError():
             return error
@@ -86,34 +94,34 @@ def to_api_error(error: Exception) -> ApiError | None:
             return ApiError(404, "there is nothing at this path", code="not_found")
         case HTTPException(status_code=405):
             return ApiError(405, "this path has no such method", code="method_not_allowed", headers=error.headers)
-        case HTTPException(status_code=400):  # FastAPI's, for any other trouble with reading the body
+        case HTTPException(status_code=400):  # FastAPI's, for any other failure to read the body
             return ApiError(400, "the body can't be read as JSON", code="invalid_json")
     return None
 
 
 def internal_error(id: str) -> ApiError:
-    """The error of a request of which only the log tells more."""
+    """Error of a request whose cause is only logged."""
     return ApiError(500, f"something went wrong here; the log has it under the id {id}", code="internal_error")
 
 
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:
-    """The error of a request that wants a model which isn't there."""
+    """Error of a request for an unknown model."""
     message = f"there is no model {_shown(name)}, but {', '.join(known)}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 
 def invalid(param: str, why: str, code: str = "invalid_value") -> ApiError:
-    """The error of a field's value."""
+    """Error of a field's value."""
     return ApiError(400, f"{param}: {why}", param=param, code=code)
 
 
 def later(seconds: float | None) -> dict[str, str] | None:
-    """The header that says when to come again; None: at any time."""
+    """Header Retry-After; None without a time."""
     return None if seconds is None else {"retry-after": str(max(math.ceil(seconds), 1))}
 
 
 def _field(error: FieldError) -> ApiError:
-    """A field that `actors.chats` refused: in the words of those that FastAPI refuses."""
+    """Error of a field that `actors.chats` rejected, in the form of FastAPI's."""
     match error.problem:
         case "missing":
             return _missing(error.field)
@@ -132,31 +140,31 @@ def _unsupported(param: str) -> ApiError:
 
 
 def _invalid(errors: Sequence[Any]) -> ApiError:
-    """The first of the mistakes that FastAPI found in a request."""
+    """The first of FastAPI's validation errors of a request."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     where = path(first["loc"])
-    if first["type"] in ("none_required", UNSUPPORTED):  # a field that isn't ours, or one that asks for something
+    if first["type"] in ("none_required", UNSUPPORTED):  # an unknown field, or an unsupported value
         return _unsupported(where or "the body")
     if first["type"] == "missing" and where:
         return _missing(where)
     if first["type"] == "missing":
         return ApiError(400, "the request has no body", code="missing_required_parameter")
     said = "Input should be an object" if first["type"] == "model_attributes_type" else first["msg"]
-    what = said.replace("Input should be", "expected", 1)  # as most of pydantic's messages begin
+    what = said.replace("Input should be", "expected", 1)  # the usual beginning of pydantic's messages
     message = f"{where or 'the body'}: {what[:1].lower()}{what[1:]}"
     return ApiError(400, message, param=where, code="invalid_value")
 
 
 def path(loc: Sequence[str | int]) -> str | None:
-    """Where in the request something is, as `messages[0].content`; None: the request itself."""
+    """Path of a value in the request, like `messages[0].content`; None: the request itself."""
     names = [part for part in loc[1:] if part not in TAGS]
     joined = "".join(f"[{name}]" if isinstance(name, int) else f".{_shown(name)}" for name in names)
     return joined.removeprefix(".") or None
 
 
 def _shown(name: str, limit: int = 100) -> str:
-    """A key as it may be shown: somebody else's text."""
+    """A key in a message: untrusted text, shortened."""
     name = name if name.isprintable() else json.dumps(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"

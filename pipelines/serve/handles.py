@@ -1,7 +1,7 @@
-"""The parts of a blend as handles of their Ray Serve deployments.
+"""Parts of a blend as handles of their Ray Serve deployments.
 
-A replica that dies under a call costs a second call, not the answer: what it was asked has no effect but its
-answer. A stream that breaks off begins again and leaves out what was said already, if it is the same.
+A replica's death during a call costs a second call, not the answer: calls have no effect but their result. A stream
+that breaks off is restarted, and the text that was sent already is skipped, if it is the same.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
 
 
 class PartError(BlendError):
-    """A part of the service can't do its work now."""
+    """A part of the service is unavailable."""
 
 
 class RemoteMember:
@@ -38,12 +38,14 @@ class RemoteMember:
         self._handle = handle
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
+        """See `pipelines.online.protocols.Member`."""
         candidate: Candidate = await call(self._handle.answer, prompt, sample, change)
         return candidate
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Candidate, None]:
+        """See `pipelines.online.protocols.Member`."""
         return _text_stream(self._handle, prompt, sample, change)
 
 
@@ -56,12 +58,14 @@ class RemoteFuser:
     async def fuse(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> Completion:
+        """See `actors.fusers.FuserPart`."""
         completion: Completion = await call(self._handle.fuse, prompt, candidates, change)
         return completion
 
     def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | Completion, None]:
+        """See `actors.fusers.FuserPart`."""
         return _text_stream(self._handle, prompt, candidates, change)
 
 
@@ -72,15 +76,17 @@ class RemoteBallots:
         self._handle = handle
 
     async def remember(self, request_id: str, blend: Blend) -> None:
+        """See `pipelines.serve.ballots.BallotBox`."""
         await call(self._handle.remember, request_id, blend)
 
     async def cast(self, vote: Vote) -> None:
+        """See `pipelines.serve.ballots.BallotBox`."""
         await call(self._handle.cast, vote)
 
 
 @contextlib.contextmanager
 def as_raised() -> Iterator[None]:
-    """What a replica raised comes as it was there: Ray puts a traceback in place of its message."""
+    """Raise what a replica raised with its own message, in place of Ray's traceback."""
     try:
         yield
     except RayTaskError as error:
@@ -90,10 +96,10 @@ def as_raised() -> Iterator[None]:
 
 
 async def call(method: Any, *arguments: Any) -> Any:
-    """What a replica returns; one that dies under the call costs another try.
+    """Call a replica; one that dies costs another attempt.
 
     Raises:
-        PartError: No replica can be asked.
+        PartError: No replica can be called.
         Exception: What the replica raised.
     """
     for left in reversed(range(MAX_ATTEMPTS)):
@@ -106,10 +112,10 @@ async def call(method: Any, *arguments: Any) -> Any:
 
 
 async def call_once(method: Any, *arguments: Any) -> Any:
-    """What a replica returns. Cancelling the call cancels the replica's work.
+    """Call a replica. Cancelling the call cancels the replica's work.
 
     Raises:
-        PartError: No replica can be asked.
+        PartError: No replica can be called.
         RayError: One of `LOST`: the replica died.
         Exception: What the replica raised.
     """
@@ -118,14 +124,14 @@ async def call_once(method: Any, *arguments: Any) -> Any:
         with as_raised():
             return await response
     except asyncio.CancelledError:
-        response.cancel()  # else the replica goes on
+        response.cancel()  # otherwise the replica would finish it
         raise
     except (BackPressureError, DeploymentUnavailableError) as error:
         raise PartError(BUSY) from error
 
 
 async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
-    """What a replica yields; closing it cancels the work."""
+    """Stream of a replica; closing it cancels the work."""
     items = method.options(stream=True).remote(*arguments)
     done = False
     try:
@@ -141,10 +147,10 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
 
 
 async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Any, None]:
-    """Pieces of text, then what ends them, through the death of replicas."""
+    """Pieces of text and the final item, across deaths of replicas."""
     said = ""
     for left in reversed(range(MAX_ATTEMPTS)):
-        at = 0  # up to where this attempt has repeated what was said
+        at = 0  # characters that this attempt has repeated
         try:
             async with contextlib.aclosing(_stream(handle.stream, *arguments)) as pieces:
                 async for piece in pieces:

@@ -1,7 +1,7 @@
-"""What every request passes before anything reads its body, and every answer on its way out.
+"""ASGI middleware around the application: ids, access, limits, error responses.
 
-Plain ASGI: Starlette's BaseHTTPMiddleware costs a task a request, and hides from the application that a client
-left.
+Plain ASGI: Starlette's BaseHTTPMiddleware costs a task a request, and hides a client's disconnection from the
+application.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-from starlette._utils import get_route_path  # the router's own: paths are checked as they are routed
+from starlette._utils import get_route_path  # the router's own, so that checked and routed paths are the same
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
@@ -25,16 +25,16 @@ from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord
 log = logging.getLogger(__name__)
 
 API = "/v1/"
-DOCUMENT = "/openapi.json"  # open, as the endpoints that say so; all else needs a key, whether it exists or not
-SLACK_S = 1.0  # from a request's deadline, when the best answer so far is given, until the connection is cut
-OTHER = "other"  # label of requests that no endpoint takes
+DOCUMENT = "/openapi.json"  # open, like endpoints marked so; any other path needs a key, whether it exists or not
+SLACK_S = 1.0  # between a request's deadline, when the best answer so far is sent, and the connection's reset
+OTHER = "other"  # label of requests without an endpoint
 REQUEST_ID_HEADER = "x-request-id"
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
 class Front:
-    """Gives each request an id, asks who it is from, bounds its size and time, and turns errors into answers."""
+    """Gives each request an id, identifies its caller, bounds its size and time, and turns errors to responses."""
 
     def __init__(
         self, app: ASGIApp, service: Service, endpoints: Sequence[Endpoint], tells_id: bool = True
@@ -45,21 +45,22 @@ class Front:
             app: The application.
             service: The access, queue, telemetry and limits of its requests.
             endpoints: The endpoints of the application.
-            tells_id: Put the request's id into the headers of answers.
+            tells_id: Put the request's id into the headers of responses.
         """
         self._app, self._endpoints, self._tells_id = app, endpoints, tells_id
         self._access, self._admission, self._telemetry = service.access, service.admission, service.telemetry
         self._limits, self._deadline_s = service.serving.limits, service.serving.deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there is nothing here for a WebSocket
+        if scope["type"] != "http":  # no WebSockets
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
             return
         headers, path = Headers(scope=scope), get_route_path(scope)
-        if not path:  # the page's addresses are relative to a folder
+        if not path:  # the page's URLs are relative to a folder
             await RedirectResponse(f"{scope['root_path']}/")(scope, receive, send)
             return
         given = headers.get(REQUEST_ID_HEADER, "")
@@ -93,10 +94,10 @@ class Front:
             if (abort := abort_of(scope)) is None:
                 raise
             abort()
-            await asyncio.sleep(0)  # now the server knows
+            await asyncio.sleep(0)  # lets the server notice
         except Exception as error:
             if answer.started:
-                raise  # in the midst of the answer: nothing can be told
+                raise  # the response has begun: no error can be sent
             known = to_api_error(error)
             if known is None:
                 id = scope["state"]["id"]
@@ -107,7 +108,11 @@ class Front:
             await known.response()(scope, receive, answer)
 
     def _check_head(self, scope: Scope) -> None:
-        """Raise where the headers are too long, for servers that don't bound them."""
+        """Check the headers' length, for servers that do not.
+
+        Raises:
+            ApiError: They are too long.
+        """
         headers, limits = scope["headers"], self._limits
         size = sum(len(name) + len(value) + 4 for name, value in headers)
         if len(headers) > limits.headers or size > limits.header_bytes:
@@ -119,7 +124,13 @@ class Front:
             )
 
     def _admit(self, scope: Scope, record: RequestRecord, endpoint: Endpoint | None) -> None:
-        """Raise what keeps the request from being read at all."""
+        """Check a request before its body is read.
+
+        Raises:
+            ApiError: It is not admitted.
+            AccessError: Its caller is not admitted.
+            OverloadedError: The queue is full.
+        """
         headers, client = Headers(scope=scope), scope.get("client")
         record.caller = self._access.check(headers, client[0] if client else None)
         scope["state"]["caller"] = record.caller
@@ -140,12 +151,15 @@ class Front:
         if length.isdecimal() and (len(length) > 18 or int(length) > self._limits.body_bytes):
             raise self._too_large()
         if endpoint.uses_models:
-            self._admission.check()  # what there will be no place for isn't worth reading
+            self._admission.check()  # do not read a request without a place
 
     async def _within_time(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        """Let the application answer: the body has `body_s`, and all that follows `deadline_s`.
+        """Let the application respond: the body has `body_s`, and the response `deadline_s`.
 
-        Raises ApiError, _UnreadError where the answer has begun, and what the application raises.
+        Raises:
+            ApiError: The body is late.
+            _UnreadError: The response has begun, and is not read in time.
+            Exception: What the application raises.
         """
         left, whole = self._limits.body_bytes, False
         loop = asyncio.get_running_loop()
@@ -185,11 +199,11 @@ class Front:
 
 
 class _UnreadError(Exception):
-    """The answer has begun, and the client has not taken it within the request's time."""
+    """The response has begun, and the client has not read it within the request's time."""
 
 
 class _Answer:
-    """ASGI's `send` of a request, which notes the status and puts the request's id into the headers."""
+    """ASGI's `send` of a request, which records the status and puts the request's id into the headers."""
 
     def __init__(self, send: Send, id: str | None) -> None:
         self.record: RequestRecord | None = None
@@ -197,6 +211,7 @@ class _Answer:
         self._send, self._id = send, id
 
     async def __call__(self, message: Message) -> None:
+        """Send a message."""
         if message["type"] == "http.response.start":
             self.started = True
             if self._id is not None:

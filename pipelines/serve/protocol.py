@@ -1,11 +1,11 @@
-"""What the HTTP API takes, as the pydantic models that its OpenAPI document is made of; `api` has what it gives.
+"""Requests of the HTTP API: the pydantic models of its OpenAPI document; `responses` has the responses.
 
-The fields are OpenAI's, Jina's and Cohere's, and ours stand in `blend`. Fields that change nothing in the answer
-(`metadata`, `store`, `user`, ...) are ignored. A field that would change it and isn't supported is taken with the
-value that asks for nothing (null, 0, an empty list), because clients send it; with any other value it is refused by
-its name, as unknown fields are. Messages are read by `actors.chats`, as those of bulk rows are.
+The fields are OpenAI's, Jina's and Cohere's, and ours are in `blend`. Fields without effect on the answer
+(`metadata`, `store`, `user`, ...) are ignored. Unsupported fields are accepted only with their no-op value (null,
+0, an empty list), since clients send them; any other value, and any unknown field, is rejected by name. Messages
+are read by `actors.chats`, like those of bulk rows.
 
-Few mistakes end a validation: lists stop at their first bad item, and of unknown fields one is told.
+A few errors end a validation: lists stop at their first bad item, and of unknown fields one is reported.
 """
 
 from collections.abc import Container
@@ -28,12 +28,12 @@ from pydantic_core import PydanticCustomError
 
 from llm_blender_ray.actors.chats import ROLES
 
-MAX_ITEMS = 10_000  # of any list in a request: messages with their content parts, documents
-TEXT, LIST, OBJECT = TAGS = ("(text)", "(list)", "(object)")  # in the paths of pydantic's errors only
+MAX_ITEMS = 10_000  # of any list in a request: messages and their content parts, documents
+TEXT, LIST, OBJECT = TAGS = ("(text)", "(list)", "(object)")  # only in paths of pydantic's errors
 
 
 def _characters(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character and has no UTF-8."""
+    """Reject half a surrogate pair, which JSON can spell, and which has no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]  # 8.0 is one, as JSON Schema has it
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]  # 8.0 is one, as in JSON Schema
 Text = Annotated[str, AfterValidator(_characters)]
 Name = Annotated[Text, Field(min_length=1)]
 ASKS_NOTHING = WrapValidator(_nothing)  # of a field's type: what asks for nothing; any other value is unsupported
@@ -75,7 +75,7 @@ EmptyObject = Annotated[Annotated[dict[str, Any], Field(max_length=0)] | None, A
 
 
 def first_unknown(value: Any, known: Container[str]) -> Any:
-    """The object with at most one unknown field that isn't null: each would be a mistake of its own."""
+    """The object with at most one unknown field that is not null: each would be an error of its own."""
     if not isinstance(value, dict):
         return value
     unknown = next((name for name in value if value[name] is not None and name not in known), None)
@@ -83,7 +83,7 @@ def first_unknown(value: Any, known: Container[str]) -> Any:
 
 
 class Asked(BaseModel):
-    """A part of a request: types are strict, and any field that isn't ours must be null."""
+    """A part of a request: types are strict, and any unknown field must be null."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, None] = Field(init=False)
@@ -95,7 +95,7 @@ class Asked(BaseModel):
 
 
 class WithText(BaseModel):
-    """A text with more: its other fields are not read."""
+    """A text with more fields, which are not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -133,23 +133,23 @@ def text_of(given: str | WithText) -> str:
 
 
 class StreamOptions(Asked):
-    """include_usage: one more chunk with the tokens."""
+    """Options of a stream. `include_usage`: one more chunk with the tokens."""
 
     include_usage: bool | None = None
     include_obfuscation: Off = None
 
 
 class TextResponseFormat(Asked):
-    """The one form of answers there is."""
+    """The only supported form of answers."""
 
     type: Literal["text"]
 
 
 class BlendOptions(Asked):
-    """What only this service has.
+    """Options of this service alone.
 
-    details: candidates, ranking, scores and timings in the answer. events: what happens on the way, in a stream.
-    deadline_s: less time than the service allows. vote: people will be asked which answer is better.
+    `details`: candidates, ranking, scores and timings in the response. `events`: the blend's events, in a stream.
+    `deadline_s`: a shorter time limit than the service's. `vote`: open the answers to votes.
     """
 
     details: bool = True
@@ -171,17 +171,17 @@ Stop = Annotated[
 
 
 class ChatRequest(Asked):
-    """`POST /v1/chat/completions`, as OpenAI has it."""
+    """`POST /v1/chat/completions`, as in OpenAI's API."""
 
     model: Name
     messages: Messages
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None  # at most serve.limits.max_tokens count
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = None  # limited to serve.limits.max_tokens
     max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: the likeliest token alone
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: only the most likely token
     stop: Stop | None = None
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     blend: Annotated[
@@ -201,26 +201,26 @@ class ChatRequest(Asked):
     modalities: Annotated[Annotated[list[Literal["text"]], Field(max_length=1)] | None, ASKS_NOTHING] = None
     verbosity: Annotated[Literal["medium"] | None, ASKS_NOTHING] = None
 
-    # What changes nothing in the answer, whatever it says.
+    # Without effect on the answer, whatever the value.
     user: Any = None
     safety_identifier: Any = None  # OpenAI's new name of `user`
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    parallel_tool_calls: Any = None  # of no tools
+    parallel_tool_calls: Any = None  # there are no tools
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
-    reasoning_effort: Any = None  # a model's own effort is set where the model is
+    reasoning_effort: Any = None  # set by the model's own config
 
 
 class RerankRequest(Asked):
-    """`POST /v1/rerank`, as Jina and Cohere have it."""
+    """`POST /v1/rerank`, as in Jina's and Cohere's APIs."""
 
     model: Name | None = None
     query: Name
     documents: Annotated[list[TextInput], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     top_n: Annotated[Whole, Field(ge=1)] | None = None
-    return_documents: bool | None = None  # as at Jina's, yes unless told otherwise
+    return_documents: bool | None = None  # default: true, like Jina's
 
 
 class CompareRequest(Asked):

@@ -20,12 +20,16 @@ from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
 class RemoteRanker:
     """A `Ranker` over the replicas of a deployment; see `pipelines.online.protocols.RankerPart`.
 
-    The comparisons of a round are cut into a share for each running replica, and requests share calls (`Pool`).
-    Replicas that come and go by autoscaling or death count from the next request on.
+    The comparisons of a round are split into a share for each running replica, and requests share calls (`Pool`).
+    Replicas added or lost by autoscaling or death count from the next request on.
     """
 
     def __init__(self, settings: RankerSettings, handle: DeploymentHandle) -> None:
-        """Check what can be checked before a replica is up.
+        """Check everything that can be checked before a replica is up.
+
+        Args:
+            settings: The ranker's.
+            handle: Of the scorer's deployment.
 
         Raises:
             CacheError: The cache file can't be used.
@@ -83,12 +87,13 @@ class RemoteRanker:
 
 
 class _Slot:
-    """One call at a time, to whichever replica has the least to do; as many slots as replicas keep all at work."""
+    """One call at a time, to the least loaded replica; as many slots as replicas keep all of them busy."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """See `actors.pool.Replica`."""
         try:
             scores: list[Score] = await call_once(self._handle.score, matchups)
         except PartError as error:
@@ -96,4 +101,4 @@ class _Slot:
         return scores
 
     async def ready(self) -> None:
-        """Ray Serve sends no call to a replica that died, and keeps calls until one is up."""
+        """Ray Serve sends no call to a replica that died, and holds calls until one is up."""

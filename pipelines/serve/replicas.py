@@ -26,7 +26,7 @@ class PartReplica:
         self._part = type(self)._load(settings)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # Ray Serve looks for optional methods of its own
+        if name.startswith("_"):  # Ray Serve checks for optional methods
             raise AttributeError(name)
         return getattr(self._part, name)
 

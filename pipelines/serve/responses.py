@@ -1,6 +1,6 @@
-"""What the HTTP API gives: answers, chunks of a stream, events, errors; `asked` has what it takes.
+"""Responses of the HTTP API: answers, chunks of a stream, events, errors; `protocol` has the requests.
 
-The shapes are OpenAI's, Jina's and Cohere's, with what only this service has in `blend`.
+The forms are OpenAI's, Jina's and Cohere's, with this service's own fields in `blend`.
 """
 
 from datetime import datetime
@@ -12,13 +12,13 @@ from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking
 
 
 class Answer(BaseModel):
-    """A part of an answer."""
+    """A part of a response."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Usage(Answer):
-    """Tokens of all models that worked on the answer, as far as they tell."""
+    """Tokens of all models that worked on the answer, where known."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -37,6 +37,7 @@ class CandidateAnswer(Answer):
 
     @classmethod
     def of(cls, candidate: Candidate) -> "CandidateAnswer":
+        """Make one of a candidate."""
         return cls(
             model=candidate.model,
             text=candidate.text,
@@ -48,9 +49,10 @@ class CandidateAnswer(Answer):
 
 
 class RankingAnswer(Answer):
-    """ranking: indexes of candidates, best first. scores: of each, null without text. comparisons: forwards made.
+    """`ranking`: indexes of candidates, best first. `scores`: of each, null without text.
 
-    logits: `logits[i][j]` tells how much better i is than j, i being read first; null where not compared.
+    `comparisons`: forwards made. `logits`: `logits[i][j]` is how much better i is than j, i being read first; null
+    where not compared.
     """
 
     ranking: list[int]
@@ -60,6 +62,7 @@ class RankingAnswer(Answer):
 
     @classmethod
     def fields_of(cls, ranking: Ranking) -> dict[str, Any]:
+        """Fields of a ranking."""
         return {
             "ranking": list(ranking.order),
             "scores": list(ranking.scores),
@@ -73,7 +76,7 @@ def _absent(value: object) -> bool:
 
 
 class Timings(Answer):
-    """Seconds: waiting for a place, in each stage that there was, and from the request's arrival in all."""
+    """Seconds: waiting for a place, in each stage, and from the request's arrival in total."""
 
     queue: float
     generate: float | None = Field(default=None, exclude_if=_absent)
@@ -83,13 +86,13 @@ class Timings(Answer):
 
 
 class Degraded(Answer):
-    """What an answer lacks, and why, a line each."""
+    """What the answer lacks, and why, one line each."""
 
     degraded: list[str]
 
 
 class Details(Degraded):
-    """How an answer came about. The ranking is null for a single member's own answer."""
+    """Origin of an answer. The ranking is null for a single member's own answer."""
 
     candidates: list[CandidateAnswer]
     ranking: list[int] | None
@@ -101,7 +104,7 @@ class Details(Degraded):
 
 
 class MemberPieceEvent(Answer):
-    """Some more of a member's answer. `candidate` is its index, here and below."""
+    """A piece of a member's answer. `candidate` is its index, here and below."""
 
     event: Literal["member_piece"] = "member_piece"
     choice: int
@@ -111,7 +114,7 @@ class MemberPieceEvent(Answer):
 
 
 class AnsweredEvent(Answer):
-    """A member's whole answer, or its error; seconds since it was asked."""
+    """A member's whole answer, or its error; seconds since the member was called."""
 
     event: Literal["answered"] = "answered"
     choice: int
@@ -121,7 +124,7 @@ class AnsweredEvent(Answer):
 
 
 class RankedEvent(RankingAnswer):
-    """The ranking so far; `complete` where no more is compared."""
+    """The ranking so far; `complete` for the last."""
 
     event: Literal["ranked"] = "ranked"
     choice: int
@@ -129,7 +132,7 @@ class RankedEvent(RankingAnswer):
 
 
 class FusingEvent(Answer):
-    """The fuser has begun to write from these candidates; its text comes as the choice's content."""
+    """The fuser has begun to write from these candidates; its text is the choice's content."""
 
     event: Literal["fusing"] = "fusing"
     choice: int
@@ -137,7 +140,7 @@ class FusingEvent(Answer):
 
 
 class DoneEvent(Answer):
-    """The last one of a choice."""
+    """The last event of a choice."""
 
     event: Literal["done"] = "done"
     choice: int
@@ -166,7 +169,7 @@ class Choice(Answer):
 
 
 class ChatCompletion(Answer):
-    """An answer in one piece. `blend` is the first choice's: asked for, or because something is amiss."""
+    """A whole response. `blend` is the first choice's: requested, or because it is degraded."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -179,7 +182,7 @@ class ChatCompletion(Answer):
 
 
 class Delta(Answer):
-    """What a chunk adds to a choice."""
+    """Addition of a chunk to a choice."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
     content: str | None = Field(default=None, exclude_if=_absent)
@@ -196,10 +199,10 @@ class ChunkChoice(Answer):
 
 
 class Chunk(Answer):
-    """A piece of a streamed answer.
+    """A chunk of a streamed response.
 
-    Chunks with an event in `blend` have no choices. The last one has the usage, if that was asked for, and in
-    `blend` the first choice's details, if they were; with events, a `done` event has them instead.
+    Chunks with an event in `blend` have no choices. The last one has the usage, if requested, and in `blend` the
+    first choice's details, if requested; with events, a `done` event has them instead.
     """
 
     id: str
@@ -207,13 +210,13 @@ class Chunk(Answer):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None  # absent unless asked for
+    usage: Usage | None = None  # absent unless requested
     system_fingerprint: None = None
     blend: StageEvent | Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
 class Model(Answer):
-    """Something that answers."""
+    """A model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -222,7 +225,7 @@ class Model(Answer):
 
 
 class ModelList(Answer):
-    """All that answers: the blend, the best candidate alone, and every member."""
+    """All models: the blend, the best candidate alone, and every member."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -235,7 +238,7 @@ class Document(Answer):
 
 
 class RerankResult(Answer):
-    """relevance_score: the logistic function of the ranker's score; comparable within one answer only."""
+    """`relevance_score`: the logistic function of the ranker's score; comparable within one response only."""
 
     index: int
     relevance_score: float
@@ -243,7 +246,7 @@ class RerankResult(Answer):
 
 
 class RerankUsage(Answer):
-    """What the ranker did: it doesn't count tokens."""
+    """Work of the ranker, which counts no tokens."""
 
     comparisons: int
 
@@ -258,7 +261,7 @@ class RerankAnswer(Answer):
 
 
 class CompareAnswer(Answer):
-    """margin: how much better the first candidate is. preference: index of the better one, null for a tie."""
+    """`margin`: how much better the first candidate is. `preference`: index of the better one, null for a tie."""
 
     id: str
     model: str
@@ -268,10 +271,10 @@ class CompareAnswer(Answer):
 
 
 class PartHealth(Answer):
-    """State of a model, the ranker or the fuser, as its circuit breaker has it.
+    """State of a model, the ranker or the fuser, by its circuit breaker.
 
-    state: `open` and `permanent` parts are left out of requests until a probe succeeds. cause: the last failure,
-    for those only whose requests are answered. retry_after_s: until the next probe.
+    `state`: `open` and `permanent` parts are left out of requests until a probe succeeds. `cause`: the last
+    failure, visible to authorized callers. `retry_after_s`: until the next probe.
     """
 
     state: Literal["ok", "open", "permanent"]
@@ -281,7 +284,7 @@ class PartHealth(Answer):
 
 
 class Health(Answer):
-    """Whether the service answers. missing: parts that it waits for. parts: all, where one of them isn't ok."""
+    """Whether the service answers. `missing`: parts that are not up yet. `parts`: all, if one of them is not ok."""
 
     status: Literal["ok", "starting", "down"] = "ok"
     missing: list[str] | None = None
@@ -289,7 +292,7 @@ class Health(Answer):
 
 
 class Problem(Answer):
-    """What is wrong. param: where in the request, such as `messages[0].content`."""
+    """An error. `param`: path in the request, such as `messages[0].content`."""
 
     message: str
     type: str
@@ -298,7 +301,7 @@ class Problem(Answer):
 
 
 class ErrorAnswer(Answer):
-    """An error, as OpenAI has it."""
+    """An error, as in OpenAI's API."""
 
     error: Problem
 

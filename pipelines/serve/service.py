@@ -1,4 +1,4 @@
-"""What the endpoints of the service work with, and how each of them describes itself."""
+"""Shared state of the endpoints, and the description of an endpoint."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.ballots import BallotBox
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
-SILENCE_S = 15.0  # without a word in a stream, and a comment is sent
-PendingParts = Callable[[], Awaitable[Sequence[str]]]  # the parts that aren't up yet
+SILENCE_S = 15.0  # of silence in a stream, after which a comment is sent
+PendingParts = Callable[[], Awaitable[Sequence[str]]]  # names of the parts that are not up yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +70,5 @@ class Endpoint:
 
 
 def json_response(answer: BaseModel) -> Response:
-    """The answer as it is: FastAPI would validate it again."""
+    """Response of a model that is valid already: FastAPI would validate it again."""
     return Response(answer.model_dump_json(), media_type="application/json")

@@ -1,4 +1,4 @@
-"""How requests are worked on: for as long as the client is there, several answers of one side by side."""
+"""Execution of requests: as long as the client is connected, several choices concurrently."""
 
 import asyncio
 import contextlib
@@ -13,10 +13,15 @@ _T = TypeVar("_T")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """What `work` returns; it is cancelled when the client goes away, or when who waits for it is.
+    """Result of `work`, which is cancelled when the client disconnects or the caller is cancelled.
 
-    receive: the request's, whose body was read. Servers don't do this for answers in one piece. Raises
-    ClientDisconnect, and what `work` raises.
+    Args:
+        receive: The request's, whose body has been read. Servers do not do this for responses in one piece.
+        work: The work.
+
+    Raises:
+        ClientDisconnect: The client has disconnected.
+        Exception: What `work` raises.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(receive))
     try:
@@ -34,7 +39,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def side_by_side(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """What all of them return; the first that raises ends the others, and is raised."""
+    """Results of all works; the first exception ends the others, and is raised."""
     if len(works) == 1:
         return [await works[0]]
     tasks = [asyncio.create_task(work) for work in works]
@@ -47,9 +52,12 @@ async def side_by_side(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
 async def merge_streams(
     streams: Sequence[AsyncGenerator[_T, None]], silence_s: float
 ) -> AsyncGenerator[tuple[int, _T] | None, None]:
-    """What all streams yield, as it comes, each with its stream's index; None whenever nothing came for so long.
+    """Merge streams.
 
     The first stream that raises ends the others, and is raised. Closing this closes them.
+
+    Yields:
+        Items as they come, with their stream's index; None after each `silence_s` without one.
     """
     items: asyncio.Queue[tuple[int, _T] | Exception | None] = asyncio.Queue()
 
@@ -94,7 +102,12 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, first: str, rest: AsyncGenerator[str, None]) -> None:
-        """first: the line that was made already. rest: closed in any case."""
+        """Set the lines.
+
+        Args:
+            first: The first line, made already.
+            rest: The other lines; closed in any case.
+        """
         super().__init__(self._all(first), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         self._rest, self._ended = rest, False
 
@@ -105,7 +118,11 @@ class EventStream(StreamingResponse):
         self._ended = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ClientDisconnect."""
+        """Send the lines.
+
+        Raises:
+            ClientDisconnect: The client has disconnected.
+        """
         async with contextlib.aclosing(self._rest):
             await super().__call__(scope, receive, send)
         if not self._ended:

@@ -24,10 +24,10 @@ from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
 from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event
 
-CANCELLED = 499  # nginx's status of a request whose client went away
+CANCELLED = 499  # nginx's status of a request whose client disconnected
 INTERNAL_ERROR_STATUS, INTERNAL_ERROR = 500, "internal_error"
 REFRESH_S = 5.0
-FUSER_MODEL = "fuser"  # in place of a model's name; none is called so
+FUSER_MODEL = "fuser"  # in place of a model's name; no model can have it
 
 log = logging.getLogger("blend.requests")
 
@@ -36,9 +36,9 @@ _FINE = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40
 
 @dataclass(frozen=True, slots=True)
 class ServiceMetric:
-    """One metric as Ray declares it; Ray's exporter puts `ray_` before its name.
+    """One metric, declared to Ray; Ray's exporter puts `ray_` before its name.
 
-    boundaries: upper bounds of a histogram's buckets, in the metric's unit.
+    `boundaries` are upper bounds of a histogram's buckets, in the metric's unit.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -89,7 +89,7 @@ SERVICE_METRICS = (
 
 
 class Meter(Protocol):
-    """Where values go."""
+    """Receiver of metric values."""
 
     def __call__(self, metric: ServiceMetric, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Add to a counter (only more than 0), set a gauge, or observe a histogram's value."""
@@ -97,7 +97,7 @@ class Meter(Protocol):
 
 
 class RayMeter:
-    """Ray's exporter, which Prometheus scrapes on every node. In a process without Ray values go nowhere."""
+    """Ray's exporter, which Prometheus scrapes on every node. In a process without Ray values are dropped."""
 
     def __init__(self) -> None:
         from ray.util import metrics  # a second to import
@@ -119,7 +119,7 @@ class RayMeter:
 
 
 class Telemetry:
-    """What one gateway tells. It belongs to one event loop."""
+    """Metrics and log of one gateway. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Telemetry:
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """meter: Ray's, unless another is given. Gives the logger a handler where it has none."""
+        """Give the logger a handler if it has none; `meter` None is Ray's."""
         self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
         self._gauges = _Gauges(self._meter)
         _write_to_stderr()
@@ -136,11 +136,14 @@ class Telemetry:
 
     @contextlib.contextmanager
     def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["RequestRecord"]:
-        """A request, as long as the block: from its first byte to the answer's last.
+        """Record a request for the length of the block: from its first byte to the response's last.
 
-        route: what is asked for, one of a few words (`chat`, `rerank`, ...), never the path that the client sent.
-        traceparent: W3C's header, as it came. However the block ends, counts and a line of the log are written;
-        when it is cancelled, because the client went away, with status 499.
+        Metrics and a line of the log are written in any case; with status 499 if the client disconnected.
+
+        Args:
+            request_id: The request's id.
+            route: The endpoint's label, never the client's path.
+            traceparent: W3C's header, unchanged.
         """
         record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges)
         record.trace_id = _trace_id(traceparent)
@@ -157,26 +160,28 @@ class Telemetry:
             log.info(json.dumps(record.line(self._log_prompts)))
 
     def circuit(self, part: str, status: CircuitStatus) -> None:
-        """A part's circuit breaker has opened or closed."""
+        """Record that a part's circuit breaker has opened or closed."""
         self._gauges.set(CIRCUIT_OPEN, status.state != "closed", model=part)
         line = {"part": part, "circuit": status.state, "cause": status.cause if self._log_prompts else None}
         log.info(json.dumps({"time": _time()} | {name: value for name, value in line.items() if value}))
 
     def vote(self, preferred: Literal["fused", "member", "tie"]) -> None:
-        """A person's vote."""
+        """Record a user's vote."""
         self._meter(VOTES, 1, {"preferred": preferred})
 
 
 class RequestRecord:
-    """One request. Set what is known of it, when it is known; `event` takes what a blend tells.
+    """Record of one request. Fields are set as they become known; `event` takes a blend's events.
 
-    caller: whose key it was. status: of HTTP.
+    Attributes:
+        caller: Name of its key.
+        status: Of HTTP.
     """
 
     def __init__(
         self, request_id: str, route: str, meter: Meter, clock: Callable[[], float], gauges: "_Gauges"
     ) -> None:
-        """gauges: what this request is part of."""
+        """Start the record; `gauges` count the request."""
         self.caller: str | None = None
         self.status: int | None = None
         self.trace_id: str | None = None
@@ -195,17 +200,17 @@ class RequestRecord:
         self._error: str | None = None
 
     def asks(self, model: str, *, stream: bool = False, prompt: Prompt | None = None) -> None:
-        """What is asked, and whom: a name that the service knows, since it becomes a label. Now it is queued."""
+        """Set the request's model, a known name since it becomes a label; the request is now queued."""
         self._model, self._stream, self._prompt = model, stream, prompt
         self._becomes(QUEUED)
 
     def waited(self, seconds: float) -> None:
-        """For a place among the requests that are worked on. Now it is in flight."""
+        """Set the seconds in the queue; the request is now in flight."""
         self._stage("queue", seconds)
         self._becomes(IN_FLIGHT)
 
     def event(self, event: Event) -> None:
-        """What the blend tells; of several choices, of each."""
+        """Add an event of the blend, of any choice."""
         match event:
             case Answered(_, candidate, seconds) if candidate.text is not None:
                 self._meter(MEMBER_SECONDS, seconds, {"model": candidate.model or ""})
@@ -216,23 +221,23 @@ class RequestRecord:
                 self._ended(event)
 
     def ranked(self, ranking: Ranking, seconds: float) -> None:
-        """A ranking that was asked for by itself."""
+        """Set the ranking of a request for a ranking alone."""
         self._candidates += len(ranking.scores)
         self._texts += len(ranking.order)
         self._compared(ranking)
         self._stage("rank", seconds)
 
     def error(self, kind: str) -> None:
-        """Why there is no answer: the code that the client gets, one of a few words."""
+        """Set the code of the error that the client gets, one of a few words."""
         self._error = kind
 
     def broke(self) -> None:
-        """An exception ended it, maybe in the midst of the answer, whose status was sent by then."""
+        """An exception ended the request, maybe after the response began, whose status had been sent."""
         self.status = self.status or INTERNAL_ERROR_STATUS
         self._error = self._error or INTERNAL_ERROR
 
     def count(self) -> None:
-        """Into the metrics, when it has ended."""
+        """Write the metrics of the ended request."""
         self.status = status = self.status or INTERNAL_ERROR_STATUS
         model = self._model or ""
         self._seconds["total"] = self._clock() - self._began
@@ -244,7 +249,7 @@ class RequestRecord:
             self._meter(REQUEST_SECONDS, self._seconds["total"], {"route": self._route, "model": model})
 
     def line(self, with_prompt: bool) -> dict[str, object]:
-        """What the log says of it, when it has ended; what does not apply is left out."""
+        """Log line of the ended request; fields that do not apply are left out."""
         line: dict[str, object] = {
             "time": _time(),
             "id": self._id,
@@ -275,7 +280,7 @@ class RequestRecord:
         blend = outcome.blend
         for stage, seconds in outcome.seconds.items():
             self._stage(stage, seconds)
-        if blend.ranking is None and blend.candidates:  # asked alone: its answer is the request's
+        if blend.ranking is None and blend.candidates:  # a member alone: its answer is the request's
             self._meter(MEMBER_SECONDS, outcome.seconds["generate"], {"model": blend.candidates[0].model or ""})
         for part in blend.candidates:
             self._used(part.model or "", part.prompt_tokens, part.completion_tokens)
@@ -297,7 +302,7 @@ class RequestRecord:
 
     def _stage(self, stage: str, seconds: float) -> None:
         self._meter(STAGE_SECONDS, seconds, {"stage": stage})
-        self._seconds[stage] = max(seconds, self._seconds.get(stage, 0.0))  # choices run side by side
+        self._seconds[stage] = max(seconds, self._seconds.get(stage, 0.0))  # choices run concurrently
 
     def _used(self, model: str, prompt: int | None, completion: int | None) -> None:
         for kind, count in (("prompt", prompt), ("completion", completion)):
@@ -312,10 +317,10 @@ class RequestRecord:
 
 
 class _Gauges:
-    """How many requests are queued and in flight, and which circuit breakers are open.
+    """Numbers of requests queued and in flight, and of open circuit breakers.
 
-    Ray forgets a gauge that it isn't told again within two of its reports (10 s each), so it is, as long as one is
-    above 0.
+    Ray forgets a gauge that is not set again within two of its reports (10 s each), so gauges are set again while
+    one is above 0.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -324,11 +329,11 @@ class _Gauges:
         self._timer: asyncio.TimerHandle | None = None
 
     def change(self, gauge: ServiceMetric, by: int) -> None:
-        """So many more."""
+        """Change a gauge."""
         self.set(gauge, self._numbers[gauge, None] + by)
 
     def set(self, gauge: ServiceMetric, number: int, model: str | None = None) -> None:
-        """The gauge, that of the model where it has one of each, is so from now on."""
+        """Set a gauge, that of the model if it has one of each."""
         self._numbers[gauge, model] = number
         self._tell(gauge, model)
         if self._timer is None:
@@ -346,7 +351,7 @@ class _Gauges:
 
 
 def _lacks(outcome: BlendResult) -> Iterator[tuple[str, str]]:
-    """What the answer lacks, by step and model. Each is a line of `degraded`; one beyond those is the fuser's."""
+    """What the answer lacks, by step and model: a line of `degraded` each; a line beyond those is the fuser's."""
     told = 0
     for candidate in outcome.blend.candidates:
         if candidate.text is None:
@@ -367,26 +372,26 @@ def _time() -> str:
 
 
 def _trace_id(traceparent: str | None) -> str | None:
-    """The trace that the request is part of (https://www.w3.org/TR/trace-context/), or None."""
+    """Trace of the request (https://www.w3.org/TR/trace-context/), or None."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
-    if match is None or (match[1] == "00" and match[3]):  # version 00 has nothing behind its flags
+    if match is None or (match[1] == "00" and match[3]):  # version 00 has nothing after its flags
         return None
     return match[2]
 
 
 def _keep_private(stream: TextIO) -> None:
-    """Where lines go into a file, such as the log of a Ray worker, only its owner may read what was asked."""
-    with contextlib.suppress(OSError, ValueError):  # no file, or somebody else's
+    """Restrict the log's file, such as that of a Ray worker, to its owner: it may have users' prompts."""
+    with contextlib.suppress(OSError, ValueError):  # no file, or another user's
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             os.fchmod(stream.fileno(), 0o600)
 
 
 def _write_to_stderr() -> None:
-    """Unless somebody has said already what becomes of these lines."""
+    """Add a handler unless the application has set one."""
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-        log.propagate = False  # whoever handles all loggers would write it again
+        log.propagate = False  # a handler of the root logger would write it again

@@ -43,7 +43,7 @@ def _routes(service: Service) -> APIRouter:
         if not asked.stream:
             return json_response(await while_connected(request.receive, work.complete()))
         lines = work.stream()
-        first = await while_connected(request.receive, _first(lines))  # what fails before it has a status
+        first = await while_connected(request.receive, _first(lines))  # an earlier failure sets the status
         return EventStream(first, lines)
 
     return router
@@ -58,24 +58,24 @@ async def _first(lines: AsyncGenerator[str, None]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _ChatWork:
-    """The work behind one request."""
+    """Work of one request."""
 
     service: Service
     asked: chat.Chat
     record: RequestRecord
 
     async def complete(self) -> ChatCompletion:
-        """The whole answer."""
+        """The whole response."""
         async with self.service.admission.slot(self._deadline_s) as waited_s:
             self.record.waited(waited_s)
-            outcomes = await side_by_side([self._outcome(ask) for ask in self.asked.asks(waited_s)])
+            outcomes = await side_by_side([self._outcome(ask) for ask in self.asked.blend_requests(waited_s)])
             return chat.completion(self.asked, outcomes, waited_s)
 
     async def stream(self) -> AsyncGenerator[str, None]:
-        """The answer's lines."""
+        """Lines of the response."""
         async with self.service.admission.slot(self._deadline_s) as waited_s:
             self.record.waited(waited_s)
-            streams = [self._events(ask) for ask in self.asked.asks(waited_s)]
+            streams = [self._events(ask) for ask in self.asked.blend_requests(waited_s)]
             events = merge_streams(streams, self.service.silence_s)
             async with contextlib.aclosing(chat.lines(self.asked, events, waited_s, self.record)) as lines:
                 async for line in lines:
@@ -103,10 +103,10 @@ class _ChatWork:
 
 
 async def _open_to_votes(ballots: BallotBox, id: str, outcome: BlendResult) -> BlendResult:
-    """The outcome, which can be voted on from now on, or says that it can't."""
+    """The result, opened to votes, or with a note that it is not."""
     try:
         await ballots.remember(id, outcome.blend)
-    except Exception as error:  # whatever the way to it raises; the answer is there
-        told = f"votes: {one_line(error)}; this answer can't be voted on"
-        return replace(outcome, degraded=(*outcome.degraded, told))
+    except Exception as error:  # whatever the way to it raises: the answer is complete
+        note = f"votes: {one_line(error)}; this answer can't be voted on"
+        return replace(outcome, degraded=(*outcome.degraded, note))
     return outcome

@@ -1,6 +1,6 @@
 """`/healthz`: whether the service answers, and which of its parts are left out of requests, since when and why.
 
-It stays 200 as long as one model can be asked: who looks at it must not take a service away that still answers.
+It stays 200 while at least one model is up: a load balancer must not remove a service that still answers.
 """
 
 from collections.abc import Mapping
@@ -43,11 +43,11 @@ ENDPOINT = Endpoint("health", "/healthz", _routes, open=True)
 
 
 def part_health(parts: Mapping[str, CircuitStatus], known: bool) -> dict[str, PartHealth] | None:
-    """The state of every part, where one of them is left out; None: none is.
+    """State of every part, if one of them is left out; else None.
 
     Args:
-        parts: The statuses of their circuit breakers, of the running loop's clock.
-        known: Whether who asks may know the causes.
+        parts: Statuses of their circuit breakers, on the running loop's clock.
+        known: Whether the caller may see the causes.
     """
     if all(status.state == "closed" for status in parts.values()):
         return None

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what may be asked by name."""
+"""`GET /v1/models`: names of the models."""
 
 import time
 
@@ -17,12 +17,12 @@ def _routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", operation_id="list_models", responses=READING_ERRORS)
     async def list_models() -> ModelList:
-        """All that answers."""
+        """List the models."""
         return ModelList(data=list(models.values()))
 
     @router.get("/v1/models/{name:path}", operation_id="retrieve_model", responses=READING_ERRORS)
     async def retrieve_model(name: str) -> Model:
-        """One of them."""
+        """Describe one model."""
         if name not in models:
             raise unknown_model(name, models)
         return models[name]

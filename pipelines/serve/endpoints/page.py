@@ -1,4 +1,4 @@
-"""`/`: the page on which people ask and vote."""
+"""`/`: page for users to send prompts and vote."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ def _routes(service: Service) -> APIRouter:
     @router.head("/", include_in_schema=False)
     @router.get("/", operation_id="page", response_class=HTMLResponse)
     async def show_page() -> HTMLResponse:
-        """A page on which people can ask and vote."""
+        """Page for users to send prompts and vote."""
         return HTMLResponse(page, headers=headers)
 
     return router
@@ -36,9 +36,9 @@ ENDPOINT = Endpoint("page", "/", _routes, open=True)
 
 
 def content_security_policy(page: str) -> str:
-    """Nothing but the page's own script and style, which hashes name, and requests to its own host.
+    """Policy that allows only the page's own script and style, by their hashes, and requests to its own host.
 
-    See https://www.w3.org/TR/CSP3/; a browser hashes what stands between the tags.
+    See https://www.w3.org/TR/CSP3/; a browser hashes the text between the tags.
     """
     allowed = {
         "default-src": "'none'",

@@ -1,4 +1,4 @@
-"""`POST /v1/rerank` and `/v1/compare`: the ranker by itself, over what the client brings."""
+"""`POST /v1/rerank` and `/v1/compare`: the ranker alone, on texts of the client."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ from llm_blender_ray.pipelines.serve.streaming import while_connected
 from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 RANKER_MODEL = "ranker"
-RANKER_MODELS = (BLEND, BEST, RANKER_MODEL)  # names that clients may give the one ranker there is
+RANKER_MODELS = (BLEND, BEST, RANKER_MODEL)  # accepted names of the ranker
 
 
 def _rerank_routes(service: Service) -> APIRouter:
@@ -74,7 +74,7 @@ COMPARE = Endpoint("compare", "/v1/compare", _compare_routes, reads_json=True, u
 async def _ranked(
     service: Service, ranking: Callable[[], Coroutine[Any, Any, Ranking]], record: RequestRecord
 ) -> Ranking:
-    """A ranking that is asked for by itservice."""
+    """Rank for a request of its own."""
     async with service.admission.slot(service.serving.deadline_s) as waited_s:
         record.waited(waited_s)
         began = time.monotonic()
@@ -87,26 +87,34 @@ async def _ranked(
         except NotAskedError as error:
             wait = later(error.retry_after_s)
             raise ApiError(503, f"no ranking: {error}", code="no_ranking", headers=wait) from error
-        except Exception as error:  # whatever the ranker, or the way to it, raises
+        except Exception as error:  # whatever the ranker or its replicas raise
             raise ApiError(503, f"no ranking: {one_line(error)}", code="no_ranking") from error
         record.ranked(ranked, time.monotonic() - began)
         return ranked
 
 
 def model_of(asked: RerankRequest | CompareRequest) -> str:
-    """The name that the answer has. Raises ApiError."""
+    """Model name of the response.
+
+    Raises:
+        ApiError: The requested model is unknown.
+    """
     if asked.model is not None and asked.model not in RANKER_MODELS:
         raise unknown_model(asked.model, RANKER_MODELS)
     return asked.model or RANKER_MODEL
 
 
 def candidates_from_texts(texts: Sequence[TextInput]) -> list[Candidate]:
-    """Texts as the ranker takes them."""
+    """Texts as candidates."""
     return [Candidate(None, text_of(given)) for given in texts]
 
 
 def read_rerank(asked: RerankRequest, id: str, serving: Serving) -> Prompt:
-    """What the documents are to answer. Raises ApiError."""
+    """Prompt of a rerank request.
+
+    Raises:
+        ApiError: The request is malformed.
+    """
     if len(asked.documents) > serving.limits.candidates:
         raise invalid("documents", f"at most {serving.limits.candidates} (serve.limits.candidates)")
     if not asked.query.strip():
@@ -115,7 +123,7 @@ def read_rerank(asked: RerankRequest, id: str, serving: Serving) -> Prompt:
 
 
 def reranked(asked: RerankRequest, id: str, ranking: Ranking) -> RerankAnswer:
-    """The documents as the ranking has them."""
+    """The documents in the ranking's order."""
     shown = asked.return_documents is not False
     results = [
         RerankResult(
@@ -130,17 +138,21 @@ def reranked(asked: RerankRequest, id: str, ranking: Ranking) -> RerankAnswer:
 
 
 def _logistic(score: float) -> float:
-    return 0.5 * (1 + math.tanh(score / 2))  # of no score does it overflow
+    return 0.5 * (1 + math.tanh(score / 2))  # overflows for no score
 
 
 def read_compare(asked: CompareRequest, id: str) -> Prompt:
-    """What both candidates answer. Raises RowError."""
+    """Prompt of a compare request.
+
+    Raises:
+        RowError: The request is malformed.
+    """
     row = asked.model_dump(include={"prompt", "instruction", "input", "messages"})
     return read_prompt({**row, "id": id}, most=MAX_ITEMS)
 
 
 def compared(asked: CompareRequest, id: str, ranking: Ranking) -> CompareAnswer:
-    """Which candidate is better, in numbers that `blend compare` gives, too."""
+    """Margin and preference, equal to those of `blend compare`."""
     difference = margin(ranking)
     better: Literal[0, 1] = 0 if difference > 0 else 1
     return CompareAnswer(

@@ -1,4 +1,4 @@
-"""`POST /v1/votes`: people's votes on answers."""
+"""`POST /v1/votes`: users' votes on answers."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ def _routes(service: Service) -> APIRouter:
 
 
 def _kind(vote: Vote) -> Literal["fused", "member", "tie"]:
-    """What the vote preferred: a tie, the fused answer or a member's."""
+    """Preferred answer: a tie, the fused answer or a member's."""
     if vote.preferred == "tie":
         return "tie"
     side = vote.left if vote.preferred == "left" else vote.right
