@@ -1,8 +1,8 @@
-"""One prompt's blend, step by step, in asyncio: what the service runs, and the reference of the bulk path.
+"""Blend of one prompt, step by step, in asyncio: run by the service, and the reference of the bulk path.
 
-Trouble degrades an answer in steps and is told in it: a member that fails or is late is a candidate
-less; a ranker that fails leaves the order to the members' record so far; a fuser that fails leaves the best
-candidate. Only when nobody answers there is no answer.
+Failures degrade an answer step by step, and the answer reports them: a member that fails or is late is a candidate
+less; without the ranker, candidates are ordered by the members' rankings so far; without the fuser, the best
+candidate is the answer. There is no answer only if no member answers.
 """
 
 import asyncio
@@ -23,15 +23,19 @@ from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
 from llm_blender_ray.pipelines.online.request import BlendRun
 
-ALL_PAIRS = 8  # up to so many candidates a whole order comes from all pairs; above, from a part of them
+ALL_PAIRS = 8  # most candidates whose whole order comes from all pairs; of more, a part of the pairs is compared
 
 
 class Blender(Parts):
-    """Members, a ranker and a fuser, wherever they are."""
+    """Members, a ranker and a fuser, local or remote."""
 
     @classmethod
     def local(cls, config: BlendConfig) -> Self:
-        """Everything in this process. Raises ModelLoadError when a model can't be used."""
+        """Blender whose parts are in this process.
+
+        Raises:
+            ModelLoadError: A model can't be used.
+        """
         config = online(config)
         members = [Generator(model) for model in config.models]
         ranker = Ranker(config.placing_ranker)
@@ -39,23 +43,28 @@ class Blender(Parts):
         return cls(members, ranker, fuser, top_k=config.fuser.top_k if config.fuser else 1)
 
     async def blend(self, prompt: Prompt, given: Sequence[Candidate] = ()) -> Blend:
-        """The blend of one prompt; an LLM that already has a candidate in `given` is not asked again."""
+        """Blend one prompt; an LLM that has a candidate in `given` is not called again."""
         try:
             return (await self.outcome(BlendRequest(prompt, given=tuple(given)))).blend
         except NoAnswerError as error:
             return Blend(prompt, tuple(given), error=str(error))
 
     async def compare(self, prompt: Prompt, candidates: Sequence[Candidate]) -> Ranking:
-        """Every pair in both orders, as `blend compare` does.
+        """Compare every pair in both orders, like `blend compare`.
 
         Raises:
-            NotAskedError: The ranker is left out for a while.
-            Exception: What the ranker raises, and TimeoutError.
+            NotAskedError: The ranker's circuit breaker is open.
+            TimeoutError: The ranker is late.
+            Exception: What the ranker raises.
         """
         return await self._ranked(prompt, candidates, ComparisonSettings(strategy=Full()))
 
     async def rerank(self, prompt: Prompt, candidates: Sequence[Candidate], top_n: int | None = None) -> Ranking:
-        """An order whose first `top_n` places matter, or all. Raises as `compare` does."""
+        """Rank for the first `top_n` places, or all.
+
+        Raises:
+            Exception: See `compare`.
+        """
         strategy: Strategy
         if top_n is not None and top_n < len(candidates):
             strategy = Focus()
@@ -76,7 +85,11 @@ class Blender(Parts):
         return blanks_last(ranking, candidates)
 
     async def outcome(self, ask: BlendRequest) -> BlendResult:
-        """How it ends. Raises NoAnswerError."""
+        """Final event.
+
+        Raises:
+            NoAnswerError: No member answers.
+        """
         async with contextlib.aclosing(self.events(ask)) as events:
             async for event in events:
                 if isinstance(event, BlendResult):
@@ -84,9 +97,13 @@ class Blender(Parts):
         raise AssertionError("no outcome")
 
     async def events(self, ask: BlendRequest) -> AsyncGenerator[Event, None]:
-        """What happens until the answer is there; the last is the `BlendResult`. Raises NoAnswerError.
+        """Run a blend. Closing the iterator, or cancelling its reader, cancels all work that was begun for it.
 
-        Closing the iterator, or cancelling who waits for it, cancels all work that was begun for it.
+        Yields:
+            Events; the last is the `BlendResult`.
+
+        Raises:
+            NoAnswerError: No member answers.
         """
         run = BlendRun(self, ask)
         for step in run.steps():

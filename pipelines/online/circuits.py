@@ -1,9 +1,9 @@
-"""Circuit breakers of a blend's parts, shared by all requests of a gateway: what is down is left out at once.
+"""Circuit breakers of a blend's parts, shared by all requests of a gateway: a failed part is left out at once.
 
-A request that makes a probe waits for it for its grace only: the probe goes on by itself, and its outcome is for
-the next requests. A late answer is a failure only where the part had the whole time that the service's settings
-give it, and not where a client's own deadline, a wait in the queue or the quorum cut it short: no client can open
-a breaker for others.
+A request that makes a probe waits for it only for its grace time: the probe continues by itself, and its result is
+for the next requests. A late answer is a failure only if the part had all the time that the service's settings give
+it, and not where a client's own deadline, a wait in the queue or the quorum cut it short: no client can open a
+breaker for others.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from llm_blender_ray.pipelines.online.clock import now
 
 _T = TypeVar("_T")
 
-RANKER, FUSER = "ranker", "fuser"  # their names; members have their own
-NEARLY = 0.9  # of its time counts as all of it: some is over before a part is asked
+RANKER, FUSER = "ranker", "fuser"  # names of parts; members have their own
+NEARLY = 0.9  # of its time counts as all of it: some passes before a part is called
 
 
 class Circuits:
-    """The breakers by part. They belong to one event loop, whose clock is theirs."""
+    """Breakers by part. They belong to one event loop, and use its clock."""
 
     def __init__(self, parts: Iterable[str], settings: BreakerSettings) -> None:
         """Make a closed breaker for each part."""
@@ -39,20 +39,20 @@ class Circuits:
         return self._breakers[part]
 
     def listen(self, listener: Callable[[str, CircuitStatus], None]) -> None:
-        """Have `listener` called with a part's name and status whenever its state changes."""
+        """Call `listener` with a part's name and status whenever its state changes."""
         self._listener = listener
 
     def status(self) -> dict[str, CircuitStatus]:
-        """The state of every part."""
+        """State of every part."""
         return {name: breaker.status for name, breaker in self._breakers.items()}
 
     def retry_after_s(self, parts: Iterable[str]) -> float | None:
-        """Seconds until one of these parts may be asked; None where one may be now, or none ever."""
+        """Seconds until one of these parts may be called; None if one may be now, or none ever."""
         waits = [self._breakers[part].status.retry_after_s for part in parts]
         return min((wait for wait in waits if wait is not None), default=None) or None
 
     def apart(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Begin work that goes on when the request that began it has ended."""
+        """Start work that continues after the end of its request."""
         task = asyncio.get_running_loop().create_task(work)
         self._apart.add(task)
         task.add_done_callback(self._done)
@@ -61,7 +61,7 @@ class Circuits:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._apart.discard(task)
         if not task.cancelled():
-            task.exception()  # its breaker has it: asyncio need not log that nobody took it
+            task.exception()  # its breaker has it: keeps asyncio from logging it
 
     def _changed(self, part: str, status: CircuitStatus) -> None:
         if self._listener:
@@ -70,15 +70,15 @@ class Circuits:
 
 @contextlib.contextmanager
 def ending(call: Call, whole_s: float | None) -> Iterator[asyncio.Event]:
-    """End the call where the block raises; where it doesn't, the block is to end it.
+    """End the call if the block raises; otherwise the block ends it.
 
     Args:
         call: The call.
-        whole_s: The time that the service's settings give the part; None: no bound. A call that is given up or
-            cancelled when it has had that is a failure, unless something was heard of the part.
+        whole_s: The time that the service's settings give the part; None: unlimited. A call that is given up or
+            cancelled after that time is a failure, unless a piece has come.
 
     Yields:
-        To be set when a piece of the answer has come.
+        Event to set when a piece of the answer has come.
     """
     since, heard = now(), asyncio.Event()
     try:
@@ -97,7 +97,12 @@ def ending(call: Call, whole_s: float | None) -> Iterator[asyncio.Event]:
 
 
 async def probe(call: Call, work: Coroutine[Any, Any, _T], whole_s: float | None) -> _T:
-    """Do the work of a probe, and end it. Raises what the work does, and TimeoutError."""
+    """Do the work of a probe, and end its call.
+
+    Raises:
+        TimeoutError: It takes longer than `whole_s`.
+        Exception: What the work raises.
+    """
     with ending(call, whole_s):
         async with asyncio.timeout(whole_s):
             result = await work

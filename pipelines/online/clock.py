@@ -1,4 +1,4 @@
-"""Time as the running event loop has it, which is virtual in tests."""
+"""Time of the running event loop, which is virtual in tests."""
 
 import asyncio
 import contextlib
@@ -14,14 +14,17 @@ def now() -> float:
 
 
 def least(*limits: float | None) -> float | None:
-    """The least of those that there are; None is no limit."""
+    """The least of the limits; None is no limit."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 async def in_time(items: AsyncGenerator[_T, None], limit: float | None) -> AsyncGenerator[_T, None]:
-    """The items, as long as they come within `limit` seconds; then TimeoutError. `items` is closed in any case.
+    """Yield the items that come within `limit` seconds; `items` is closed in any case.
 
-    `asyncio.timeout` must not be open while an item is out: it would cancel whoever works on that.
+    `asyncio.timeout` must not be open while an item is with the reader: it would cancel the reader.
+
+    Raises:
+        TimeoutError: An item is late.
     """
     until = None if limit is None else asyncio.get_running_loop().time() + limit
     async with contextlib.aclosing(items):

@@ -1,4 +1,4 @@
-"""What blends are made by, wherever it is: the state that all requests of a process share."""
+"""Shared state of a process's blends: their parts, local or remote."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ NO_TIMEOUTS = Timeouts()
 
 
 class Parts:
-    """Members, a ranker and a fuser, with the members' record so far and a circuit breaker for each."""
+    """Members, a ranker and a fuser, with the members' rankings so far and a circuit breaker for each."""
 
     def __init__(
         self,
@@ -24,15 +24,15 @@ class Parts:
         timeouts: Timeouts = NO_TIMEOUTS,
         breaker: BreakerSettings = BreakerSettings(),  # noqa: B008 (frozen)
     ) -> None:
-        """Put the parts together.
+        """Combine the parts.
 
         Args:
             members: The base LLMs.
             ranker: Ranks their answers.
-            fuser: Writes the answer; None: the best one is it.
+            fuser: Writes the answer; None: the best candidate is the answer.
             top_k: How many of the best the fuser reads.
-            timeouts: How long is waited for what.
-            breaker: When a part that fails is left out for a while.
+            timeouts: Time limits.
+            breaker: When a failing part is left out.
         """
         self.members = {member.name: member for member in members}
         self.ranker, self.fuser, self.top_k = ranker, fuser, top_k

@@ -11,21 +11,25 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 
-BLEND, BEST = "blend", "blend-best"  # asked for by these names; any other is a member's own
+BLEND, BEST = "blend", "blend-best"  # names of the blends; any other is a member's own
 
 
 class Member(Protocol):
-    """One base LLM. Neither method raises for a prompt: what went wrong is the candidate's error."""
+    """One base LLM. Its methods do not raise for a prompt: failures are the candidate's error."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the model."""
+        ...
 
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int:
+        """Number of its answers to each prompt."""
+        ...
 
-    async def answer(
-        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
-    ) -> Candidate: ...
+    async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
+        """See `actors.generator.Generator.answer`."""
+        ...
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
@@ -35,10 +39,10 @@ class Member(Protocol):
 
 
 class RankerPart(Protocol):
-    """Ranks one prompt's candidates. Both raise when there is no ranking.
+    """Ranks one prompt's candidates. Both methods raise when there is no ranking.
 
-    budget_s: after so long no further round of comparisons begins, and the ranking so far is not `complete`.
-    comparing: which pairs, and how many places must be right, in place of the settings'.
+    After `budget_s` no further round of comparisons begins, and the ranking so far is not `complete`. `comparing`
+    sets which pairs are compared, and how many places must be right, in place of the settings.
     """
 
     async def rank_one(
@@ -47,12 +51,14 @@ class RankerPart(Protocol):
         candidates: Sequence[Candidate],
         budget_s: float | None = None,
         comparing: ComparisonSettings | None = None,
-    ) -> Ranking: ...
+    ) -> Ranking:
+        """Rank the candidates."""
+        ...
 
     def rounds(
         self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None
     ) -> AsyncGenerator[Ranking, None]:
-        """The ranking after every round; the last is the one that counts."""
+        """Yield the ranking after every round; the last is final."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One request's blend under way: its members, then the ranker, then the fuser, each as far as time allows."""
+"""Execution of one blend: its members, then the ranker, then the fuser, each within its time."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ class BlendRun:
         self._alone = ask.model not in (BLEND, BEST)
         self._members = [parts.members[ask.model]] if self._alone else list(parts.members.values())
         self._candidates: list[Candidate | None] = list(ask.given)
-        self._slots: list[tuple[int, Member, int]] = []  # place among the candidates, who is asked, which sample
+        self._slots: list[tuple[int, Member, int]] = []  # index of the candidate, its member, its sample
         for member in self._members:
             samples = 1 if self._alone else member.samples
             own = [at for at, candidate in enumerate(ask.given) if candidate.model == member.name]
@@ -51,13 +51,14 @@ class BlendRun:
         self._seconds: dict[str, float] = {}
         self._degraded: list[str] = []
         self._timeouts = parts.timeouts
-        self._probes: set[int] = set()  # candidates that are waited for no longer than others and their grace
+        self._probes: set[int] = set()  # candidates awaited no longer than the others and their grace time
         self._grace_over: float | None = None  # on the loop's clock; None: more answers are needed
         deadline = ask.deadline_s if ask.deadline_s is not None else self._timeouts.deadline_s
         self._began = now()
         self._deadline_s = None if deadline is None else max(deadline - ask.waited_s, 0.0)
 
     def steps(self) -> Iterator[AsyncGenerator[Event, None]]:
+        """Run all steps."""
         if self._alone:
             yield self._answer_alone()
             return
@@ -66,7 +67,7 @@ class BlendRun:
         yield self._fuse()
 
     def outcome(self) -> BlendResult:
-        """After all steps."""
+        """Result after all steps."""
         fused = None if self._alone else self._answer.text
         blend = Blend(self._ask.prompt, self._known(), self._ranking, fused, self._fused_from)
         return BlendResult(blend, self._answer, self._seconds, tuple(self._degraded))
@@ -75,7 +76,7 @@ class BlendRun:
         return tuple(candidate for candidate in self._candidates if candidate is not None)
 
     def _left(self, share: float = 1.0) -> float | None:
-        """Seconds until so much of the deadline is over; None: no deadline."""
+        """Seconds until a share of the deadline has passed; None: no deadline."""
         if self._deadline_s is None:
             return None
         return max(self._began + share * self._deadline_s - now(), 0.0)
@@ -84,7 +85,7 @@ class BlendRun:
         return least(self._timeouts.timeouts_s.get(name), left)
 
     def _whole_s(self, name: str) -> float | None:
-        """What the service's settings give a part in all, whatever this request leaves of it; None: no bound."""
+        """Total time that the service's settings give a part, whatever this request leaves of it."""
         given = self._timeouts
         rest = 1 - given.generation_share - given.ranking_share
         share = {RANKER: given.ranking_share, FUSER: rest}.get(name, given.generation_share)
@@ -99,7 +100,7 @@ class BlendRun:
             self._seconds[stage] = now() - began
 
     async def _answer_alone(self) -> AsyncGenerator[Event, None]:
-        """One member's own answer: that of a candidate, but its pieces are the answer's."""
+        """One member's own answer: like a candidate's, but its pieces are the answer's."""
         ((_, member, sample),) = self._slots
         try:
             call = self._parts.circuits[member.name].begin()
@@ -137,7 +138,7 @@ class BlendRun:
                         async with asyncio.timeout(self._generation_left()):
                             event = await happened.get()
                     except TimeoutError:
-                        continue  # `_enough` knows what that means
+                        continue  # `_enough` decides
                     if isinstance(event, Answered):
                         self._candidates[event.index] = event.candidate
                     yield event
@@ -165,7 +166,7 @@ class BlendRun:
         happened: asyncio.Queue[MemberDelta | Answered],
         tasks: list[asyncio.Task[None]],
     ) -> Answered | None:
-        """Begin to ask one member for one candidate; gives what became of it where the member isn't asked."""
+        """Start one member's candidate, or give its error if the member is not called."""
         circuits = self._parts.circuits
         try:
             call = circuits[member.name].begin()
@@ -182,7 +183,7 @@ class BlendRun:
         return None
 
     def _refused(self) -> Refusal | None:
-        """Why no model will ever answer; None: one might."""
+        """Reason why no model will ever answer; None: one might."""
         reasons = [candidate.refused for candidate in self._known()]
         if not reasons or None in reasons:
             return None
@@ -196,7 +197,7 @@ class BlendRun:
         sample: int,
         happened: asyncio.Queue[MemberDelta | Answered],
     ) -> None:
-        """Ask one member for one candidate, and put what happens into the queue."""
+        """Call one member for one candidate, and put its events into the queue."""
         began = now()
         limit = self._whole_s(member.name) if call.probe else self._timeouts.timeouts_s.get(member.name)
         said: Candidate | None = None
@@ -213,7 +214,7 @@ class BlendRun:
     async def _asked(
         self, call: Call, member: Member, sample: int, follow: bool, limit: float | None
     ) -> AsyncGenerator[str | Candidate, None]:
-        """Pieces of a member's answer if they are followed, then its candidate, whatever goes wrong."""
+        """Pieces of a member's answer if they are followed, then its candidate, whatever happens."""
         candidate: Candidate
         try:
             with ending(call, self._whole_s(member.name)) as heard:
@@ -233,22 +234,22 @@ class BlendRun:
         except TimeoutError as error:
             told = one_line(error) if limit is None else f"no answer within {limit:g} s"
             candidate = Candidate(member.name, error=told)
-        except Exception as error:  # whatever the way to a replica raises
+        except Exception as error:  # whatever a replica raises
             candidate = Candidate(member.name, error=one_line(error))
         yield candidate
 
     def _until(self) -> float:
-        """The share of the deadline that generation may take: all of it while there is no answer at all."""
+        """Share of the deadline for generation: all of it while there is no answer."""
         answered = any(candidate.text is not None for candidate in self._known())
         return self._timeouts.generation_share if answered else 1.0
 
     def _generation_left(self) -> float | None:
-        """Seconds until generation is over, if nothing more happens."""
+        """Seconds until generation ends if nothing more happens."""
         grace = None if self._grace_over is None else max(self._grace_over - now(), 0.0)
         return least(self._left(self._until()), grace)
 
     def _enough(self) -> str | None:
-        """Why no further answer is waited for, as those are told whose is missing; None: it is."""
+        """Reason to stop waiting for missing answers, which becomes their error; None: wait."""
         missing = {at for at, candidate in enumerate(self._candidates) if candidate is None}
         if not missing:
             return "answered"
@@ -263,14 +264,14 @@ class BlendRun:
         return None
 
     def _grace_s(self) -> float:
-        """How much longer is waited for those who may be left out: a share of the time so far."""
+        """Further wait for optional answers: a share of the time so far."""
         return self._timeouts.quorum_grace * (now() - self._began)
 
     async def _in_grace(self, part: str, work: Coroutine[Any, Any, _T], limit: float | None) -> _T:
-        """The result of a probe that comes soon enough; the probe goes on in any case.
+        """Result of a probe within its grace time; the probe continues in any case.
 
         Raises:
-            BlendError: It didn't come in time.
+            BlendError: It is late.
         """
         cause = self._parts.circuits[part].status.cause
         task = self._parts.circuits.apart(work)
@@ -284,7 +285,7 @@ class BlendRun:
         candidates = self._known()
         share = self._timeouts.generation_share + self._timeouts.ranking_share
         limit = self._patient_with(RANKER, self._left(share))
-        if limit == 0.0:  # the only answer came late: there is nothing to compare, and time for it
+        if limit == 0.0:  # one late answer: nothing to compare, and time for it
             limit = self._left()
         why = "out of time"
         with self._timed("rank"):
@@ -296,7 +297,7 @@ class BlendRun:
                             yield Ranked(self._ranking, candidates)
             except TimeoutError as error:
                 why = one_line(error) if limit is None else f"no ranking within {limit:g} s"
-            except Exception as error:  # whatever the ranker, or the way to it, raises
+            except Exception as error:  # whatever the ranker or its replicas raise
                 why = one_line(error)
         told = self._ranking if self._ask.follow_members else None
         if self._ranking is not None and self._ranking.complete:
@@ -362,7 +363,7 @@ class BlendRun:
                 return
             except TimeoutError as error:
                 why = one_line(error) if limit is None else f"no answer within {limit:g} s"
-            except Exception as error:  # whatever the fuser, or the way to it, raises
+            except Exception as error:  # whatever the fuser or its replicas raise
                 why = one_line(error)
         if written:
             self._degraded.append(f"fuser: {why}; the answer is what was written by then")
@@ -399,13 +400,13 @@ class BlendRun:
                 yield whole
 
     def _take(self, best: Candidate, at: tuple[int, ...]) -> None:
-        """The best candidate is the answer; its tokens count as the candidate's."""
+        """Make the best candidate the answer; its tokens count as the candidate's."""
         self._fused_from = at
         self._answer = Completion(best.text or "", "length" if best.finish_reason == "length" else "stop")
 
 
 def _budget(limit: float | None) -> float | None:
-    """When the last round of comparisons begins, so that it should still end in time."""
+    """Time after which no round of comparisons begins, so that the last one should end in time."""
     return None if limit is None else 0.8 * limit
 
 
