@@ -25,10 +25,10 @@ from typing import Any
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.repair import damaged_files
+from llm_blender_ray.pipelines.rows.outputs import Output
 
 _ROWS = 96
 
@@ -60,7 +60,7 @@ class Session:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.store = Store(folder_of(str(output)))
+        self.store = Store(Output(str(output)).work_folder)
         self.work = Path(self.store.root)
         self.files = sorted(file for file in [*self.work.rglob("*"), output] if file.is_file())
         text, index = self.store.manifest(), self.store.index()
@@ -72,7 +72,7 @@ class Session:
         """Files that the checks of a session name."""
         results = [f"results/{s}/{digest}.parquet" for s in self._stages for digest in self.store.done(s)]
         found = [*self.store.damaged(), *self.store.lost_rows(self._index), *self.store.damaged(results)]
-        return [*found, *damaged_files(self._manifest.output, str(self.output))]
+        return [*found, *Output(str(self.output)).damaged(self._manifest.output.files)]
 
     def read(self) -> dict[str, Any]:
         """Everything stored, by name; missing and damaged parts are left out."""
@@ -85,7 +85,7 @@ class Session:
                 found[block.file] = None
             for stage in self._stages:
                 found[f"{stage}/{name}"] = store.result(stage, name)
-        if not damaged_files(self._manifest.output, str(self.output)):
+        if not Output(str(self.output)).damaged(self._manifest.output.files):
             found["output"] = self.output.read_bytes()
         return {name: value for name, value in found.items() if value is not None}
 

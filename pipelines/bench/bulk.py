@@ -36,9 +36,10 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Prompt, read_prompt
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, Sampling, VLLMModel
-from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 MINIATURE = PRESETS / "miniature"
@@ -176,7 +177,7 @@ def _config(scratch: str, count: int, model: dict[str, Any]) -> BlendConfig:
 
 
 def _store(config: BlendConfig) -> Store:
-    return Store(folder_of(str(config.output)))
+    return Store(Output(str(config.output)).work_folder)
 
 
 def _run(config: BlendConfig) -> Manifest:

@@ -32,9 +32,8 @@ from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
 from llm_blender_ray.pipelines.rows.columns import deserialize_type, serialize_type
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, translate_errors
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, translate_errors
 
-FOLDER = ".blend"
 RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"
 # Version of the layout of work folders; raise it with any change. 1 had no checksums, 2 no code versions in keys.
 FORMAT = 3
@@ -98,15 +97,6 @@ class Result:
 
     table: pa.Table
     account: dict[str, Any]
-
-
-def folder_of(output: str) -> str:
-    """The work folder of an output: hidden, so that whoever reads the output as a folder doesn't see it."""
-    output = output.rstrip("/")
-    if kind(output) is None:
-        return f"{output}/{FOLDER}"
-    head, slash, name = output.rpartition("/")
-    return f"{head}{slash}.{name}{FOLDER}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,10 @@ from llm_blender_ray.configs.schema import (
     RankerSettings,
     RayCluster,
 )
-from llm_blender_ray.pipelines.bulk.run import Run, execute
+from llm_blender_ray.pipelines.bulk.description import Run
+from llm_blender_ray.pipelines.bulk.run import execute
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError, Summary
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.schema import EXTRA
 from llm_blender_ray.pipelines.rows.writers import COMPARE_COLUMNS
 
@@ -40,7 +42,7 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
     run = Run(
         command="run",
         input=config.input,
-        output=config.output,
+        output=Output(config.output, config.format),
         cluster=config.ray,
         planned=functools.partial(make_plan, config),
         results=(*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS),
@@ -56,7 +58,6 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         llms=tuple(model.name for model in config.models),
         limit=config.limit,
         rows_per_block=config.rows_per_block,
-        format=config.format,
         preferences=config.preferences,
         finish=None if config.fuser else with_best,
     )
@@ -140,7 +141,7 @@ def _run_stage(
     run = Run(
         command=command,
         input=input,
-        output=output,
+        output=Output(output),
         cluster=RayCluster(num_cpus=max(2, os.cpu_count() or 1)),  # one to read, one for the model, if in turns
         planned=planned,
         results=results,

@@ -8,11 +8,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.rows.uris import filesystem, find, is_local, kind
-from llm_blender_ray.pipelines.rows.writers import is_part
+from llm_blender_ray.pipelines.rows.outputs import Output, is_part
+from llm_blender_ray.pipelines.rows.uris import filesystem, find, is_local
 
 
-def own_outputs(uri: str, outputs: Sequence[str], record: Callable[[], Mapping[str, Any] | None]) -> list[str]:
+def own_outputs(uri: str, outputs: Sequence[Output], record: Callable[[], Mapping[str, Any] | None]) -> list[str]:
     """Paths of the files under an input that an earlier session of the same run wrote.
 
     Args:
@@ -26,16 +26,16 @@ def own_outputs(uri: str, outputs: Sequence[str], record: Callable[[], Mapping[s
     files = find(uri).files
     own = []
     for output in outputs:
-        place = _real(output)
+        place = _real(output.uri)
         if place == _real(uri):
-            raise _refusal(output)
-        folder = kind(output) is None
+            raise _refusal(output.uri)
+        folder = output.is_folder
         for file in files:
             if _real(file.rpartition("/")[0] if folder else file) != place:
                 continue
             mine = is_part(PurePosixPath(file).name) if folder else True
-            if not mine or output not in _written(outputs, record()):
-                raise _refusal(output)
+            if not mine or output.uri not in _written(outputs, record()):
+                raise _refusal(output.uri)
             own.append(filesystem(file)[1])
     return own
 
@@ -44,12 +44,12 @@ def _refusal(output: str) -> BlendError:
     return BlendError(f"{output}: is read by this run too; choose another output")
 
 
-def _written(outputs: Sequence[str], record: Mapping[str, Any] | None) -> set[str]:
+def _written(outputs: Sequence[Output], record: Mapping[str, Any] | None) -> set[str]:
     """Those outputs that an earlier session wrote, or began to."""
     if record is None:
         return set()
     pairs = record["identity"].get("preferences") or {}
-    return {output for i, output in enumerate(outputs) if i == 0 or output == pairs.get("output")}
+    return {output.uri for i, output in enumerate(outputs) if i == 0 or output.uri == pairs.get("output")}
 
 
 def _real(uri: str) -> str:

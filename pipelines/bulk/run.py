@@ -1,27 +1,24 @@
 """A bulk run from its start, or wherever it was killed, to its end: the same call goes on until all is written."""
 
 import functools
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import RESULT_COLUMNS
-from llm_blender_ray.cluster.plan import Capacity, Placement, Plan
+from llm_blender_ray.cluster.plan import Placement, Plan
 from llm_blender_ray.cluster.replicas import look_for
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
-from llm_blender_ray.configs.identity import differences, settings_digest
-from llm_blender_ray.configs.parts import PartSettings
+from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, Index, Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
+from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
 from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input
 from llm_blender_ray.pipelines.bulk.keys import result_keys, run_identity, scorer_key
@@ -30,58 +27,23 @@ from llm_blender_ray.pipelines.bulk.output import assemble
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
 from llm_blender_ray.pipelines.bulk.planning import announce
 from llm_blender_ray.pipelines.bulk.progress import ShownStage, shown
-from llm_blender_ray.pipelines.bulk.repair import damaged_files, mend, named, sweep_output, tell, tell_damaged
-from llm_blender_ray.pipelines.bulk.retry import attempt_of, can_retry, to_do
+from llm_blender_ray.pipelines.bulk.repair import mend, tell_damaged
+from llm_blender_ray.pipelines.bulk.resume import attempt_record, earlier_state, finished_summary
+from llm_blender_ray.pipelines.bulk.retry import can_retry, to_do
 from llm_blender_ray.pipelines.bulk.stages import Step, Work
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, a_board
 from llm_blender_ray.pipelines.rows.columns import Layout
+from llm_blender_ray.pipelines.rows.outputs import FileRecord
 from llm_blender_ray.pipelines.rows.storage import sweep
-from llm_blender_ray.pipelines.rows.uris import filesystem
 from llm_blender_ray.pipelines.rows.writers import (
     COMPARE_COLUMNS,
     BlendShape,
-    FileRecord,
     PreferenceShape,
     Sink,
-    check_output,
 )
 
-TableFunction = Callable[[pa.Table], pa.Table]
 _TRIES = 3  # to make what is damaged again, in one session: storage that damages more isn't to be trusted
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command does to its rows.
-
-    Attributes:
-        planned: The pools on a given cluster.
-        parts: Settings of the parts by the names of their placements, in the order of their stages.
-        llms: Names in the order of their candidates.
-        results: Columns that the run adds.
-        keep: Result columns of the input that are written where rows have them.
-        settings: What the manifest shows.
-        identity: Those settings that decide what is written.
-    """
-
-    command: str
-    input: str
-    output: str
-    cluster: RayCluster
-    planned: Callable[[Capacity], Plan]
-    results: Sequence[str]
-    identity: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    parts: Mapping[str, PartSettings] = field(default_factory=dict)
-    llms: tuple[str, ...] = ()
-    keep: Sequence[str] = ()
-    limit: int | None = None
-    rows_per_block: int = 1024
-    format: str = "parquet"
-    preferences: Preferences | None = None
-    prepare: TableFunction | None = None
-    finish: TableFunction | None = None
 
 
 def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_failed: bool = False) -> Summary:
@@ -104,13 +66,13 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
         BlendError: One line.
     """
     run = replace(run, identity=run_identity(run.identity, run.parts))
-    taken = [uri for uri in outputs_of(run) if check_output(uri, overwrite)]
-    store = Store(folder_of(absolute(run.output)))
+    taken = [output for output in run.outputs if output.is_taken(overwrite=overwrite)]
+    store = Store(run.output.work_folder)
     damaged = store.damaged()
-    own = own_outputs(run.input, outputs_of(run), store.run)
+    own = own_outputs(run.input, run.outputs, store.run)
     mark = fingerprint(run.input, run.limit, own)
-    state = _state(run, store, mark, damaged, taken, overwrite=overwrite, update=update)
-    if state.finished and state.fingerprint == mark and (done := _finished(run, store)):
+    state = earlier_state(run, store, mark, damaged, taken, overwrite=overwrite, update=update)
+    if state.finished and state.fingerprint == mark and (done := finished_summary(run, store)):
         if not retry_failed:
             return done
         if not can_retry(done.manifest):
@@ -118,8 +80,8 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     check_variables(run.cluster, *run.parts.values())
     if state.there:
         tell_damaged(store, damaged)
-    for output in outputs_of(run):
-        sweep_output(absolute(output))
+    for output in run.outputs:
+        output.sweep()
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
         announce(plan)
@@ -138,7 +100,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
                 "fingerprint": mark,
                 "started": started.isoformat(),
                 "sessions": sessions,
-                **_attempt(state, store, retry=retry_failed),
+                **attempt_record(state, store, retry=retry_failed),
             }
             index = _input(run, store, mark, board, own, update=update or state.gone or not state.there)
             work, waves = _work(run, plan, store, record["attempt"], state.record)
@@ -175,127 +137,6 @@ def _through(run: Run, store: Store, index: Index, work: Work, waves: list[list[
 _STEPS = {"steps": "key", "previous": "previous"}
 
 
-def _attempt(state: "_State", store: Store, *, retry: bool) -> dict[str, Any]:
-    """Which attempt this session works on, for `run.json`."""
-    text = store.manifest() if state.there else None
-    number = attempt_of(state.record, Manifest.parse(text) if text else None, retry=retry)
-    again = retry or (text is None and state.record.get("retrying", False))
-    return {"attempt": number, "retrying": again}
-
-
-@dataclass(frozen=True)
-class _State:
-    """What is known of earlier sessions."""
-
-    there: bool = False
-    other_format: bool = False  # nothing in the work folder is used
-    gone: bool = False  # the output of a finished run, but not what it kept
-    finished: bool = False
-    fingerprint: str = ""
-    started: datetime | None = None
-    sessions: int = 0
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _state(
-    run: Run,
-    store: Store,
-    mark: str,
-    damaged: Sequence[str],
-    taken: Sequence[str],
-    *,
-    overwrite: bool,
-    update: bool,
-) -> _State:
-    """What earlier sessions left, some of it damaged, at outputs of which some are `taken`.
-
-    Raises:
-        BlendError: This run mustn't go on from it.
-    """
-    found = store.format()
-    if found not in (None, FORMAT):
-        if update or overwrite:
-            return _State(other_format=True)
-        raise BlendError(
-            f"{store.root}: work folder of another release (format {found}, expected {FORMAT}); --update or "
-            "--overwrite computes everything again"
-        )
-    record = store.run()
-    if RECORD in damaged and not overwrite:
-        return _unrecorded(run, store, taken, update=update)
-    if record is None:
-        if taken and not overwrite:
-            raise BlendError(f"{taken[0]}: exists already; --overwrite replaces it")
-        return _State()
-    changed = differences(record["identity"], run.identity)
-    finished = store.manifest() is not None
-    if overwrite and (changed or record["fingerprint"] != mark or finished):
-        return _State()
-    if INDEX in damaged and record["fingerprint"] != mark and not update:
-        raise BlendError(
-            f"{store.root}/{INDEX}: damaged, and {run.input} has changed since it was read; --update keeps what "
-            "still holds, --overwrite begins anew"
-        )
-    gone = finished and run.output not in taken  # somebody removed it: nothing stands in the way of another
-    if changed and not update and not gone:
-        more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
-        was = "exists already, made" if finished else "was begun"
-        raise BlendError(
-            f"{run.output}: {was} with another config ({'; '.join(changed[:2])}{more}); --update keeps what still "
-            "holds of it, --overwrite begins anew"
-        )
-    return _State(
-        there=True,
-        gone=gone,
-        finished=finished and not changed,
-        fingerprint=record["fingerprint"],
-        started=datetime.fromisoformat(record["started"]),
-        sessions=record["sessions"],
-        record=record,
-    )
-
-
-def _unrecorded(run: Run, store: Store, taken: Sequence[str], *, update: bool) -> _State:
-    """The state of a run whose record is damaged: what was kept says by its names what it is good for."""
-    text = store.manifest()
-    if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
-        raise BlendError(
-            f"{store.root}/{RECORD}: damaged, and {run.output} was made with another config; --update keeps what "
-            "still holds of it, --overwrite begins anew"
-        )
-    attempt = Manifest.parse(text).attempt if text is not None else 0
-    return _State(there=True, gone=True, record={"attempt": attempt})
-
-
-def _as_json(settings: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(settings))
-
-
-def outputs_of(run: Run) -> list[str]:
-    """Where the run writes."""
-    return [run.output, *([run.preferences.output] if run.preferences else [])]
-
-
-def _finished(run: Run, store: Store) -> Summary | None:
-    """The summary of a run that is complete; None when it isn't, or some of its files are gone or damaged."""
-    text = store.manifest()
-    if text is None:
-        return None
-    manifest = Manifest.parse(text)
-    if (manifest.preferences is None) != (run.preferences is None):
-        return None
-    pairs = None
-    for record, output in zip((manifest.output, manifest.preferences), outputs_of(run), strict=False):
-        assert record is not None
-        if bad := damaged_files(record, absolute(output)):
-            kept = "from what was kept" if store.stages() else f"anew, for what was kept ({store.root}) is gone"
-            tell(f"{output}: {named(bad)}: gone, or not as the run wrote it; written again {kept}")
-            return None
-        if record is manifest.preferences:
-            pairs = (output, record.rows)
-    return Summary(manifest, run.output, resumed=True, preferences=pairs)
-
-
 def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *, update: bool) -> Index:
     """The input's blocks: those that are there, or as they are read now. Raises BlendError when they changed."""
     index = store.index()
@@ -306,7 +147,7 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
         store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
-            f"{run.output}: {was} with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
+            f"{run.output.uri}: {was} with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
             "not the same); --update keeps what still holds, --overwrite begins anew"
         )
     store.save_index(new)
@@ -374,19 +215,13 @@ def _written(
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
     layout = Layout.of(index.seen, types, run.keep)
     mark = settings_digest(
-        [index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.format]
+        [index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.output.format]
     )
-    sinks = [Sink(absolute(run.output), BlendShape(layout), mark, run.format)]
+    sinks = [Sink(run.output, BlendShape(layout), mark)]
     if run.preferences:
         shape = PreferenceShape(run.preferences, layout)
-        sinks.append(
-            Sink(
-                absolute(run.preferences.output),
-                shape,
-                settings_digest([mark, run.preferences.model_dump(mode="json")]),
-                run.format,
-            )
-        )
+        of_pairs = settings_digest([mark, run.preferences.model_dump(mode="json")])
+        sinks.append(Sink(run.outputs[1], shape, of_pairs))
     for sink in sinks:
         sink.clear()
     account, files = assemble(store, index, work, sinks, board)
@@ -406,14 +241,14 @@ def _written(
             digest=index.digest,
             errors=dict(account.bad.most_common()),
         ),
-        output=OutputRecord(uri=run.output, rows=account.rows, errors=account.errors, files=tuple(files[0])),
+        output=OutputRecord(uri=run.output.uri, rows=account.rows, errors=account.errors, files=tuple(files[0])),
         preferences=_pairs_record(run.preferences, files[1]) if run.preferences else None,
         stages=account.stages(work, numbers),
         errors=dict(account.kinds.most_common()),
     )
     store.save_manifest(manifest.json_text())
     pairs = (manifest.preferences.uri, manifest.preferences.rows) if manifest.preferences else None
-    return Summary(manifest, run.output, preferences=pairs)
+    return Summary(manifest, run.output.uri, preferences=pairs)
 
 
 def _pairs_record(settings: Preferences, files: Sequence[FileRecord]) -> OutputRecord:
@@ -422,8 +257,3 @@ def _pairs_record(settings: Preferences, files: Sequence[FileRecord]) -> OutputR
 
 def _look(board: Any) -> Snapshot:
     return ray.get(board.snapshot.remote())
-
-
-def absolute(uri: str) -> str:
-    """The URI as it means the same in every process: a local path from the root."""
-    return uri if "://" in uri else filesystem(uri)[1]

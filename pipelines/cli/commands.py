@@ -27,7 +27,7 @@ from llm_blender_ray.pipelines.cli.options import (
     Kind,
     Limit,
     Margin,
-    Output,
+    OutputPath,
     Overwrite,
     Pairs,
     PreferencesUri,
@@ -161,7 +161,7 @@ def submit(
 def rank(
     ranker: RankerOption,
     input: Input,
-    output: Output,
+    output: OutputPath,
     kind: Kind = None,
     strategy: StrategyOption = None,
     top_k: TopK = None,
@@ -212,7 +212,7 @@ def fuse(
         str, typer.Option(metavar="M", help="GenFuser or any seq2seq model: a local folder or hub id.")
     ],
     input: Input,
-    output: Output,
+    output: OutputPath,
     top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best are fused.")] = 3,
     num_beams: Annotated[int, typer.Option(min=1, metavar="B", help="Beams of the search; 1 is greedy.")] = 4,
     max_new_tokens: Annotated[
@@ -236,7 +236,7 @@ def fuse(
 def compare(
     ranker: RankerOption,
     input: Input,
-    output: Output,
+    output: OutputPath,
     kind: Kind = None,
     dtype: DtypeOption = None,
     overwrite: Overwrite = False,

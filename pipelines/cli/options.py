@@ -29,7 +29,7 @@ class UsageError(TyperException):
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of settings.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override one setting; repeatable.")]
 Input = Annotated[str, typer.Option(metavar="URI", help="Rows: a file, folder or glob, local or s3://.")]
-Output = Annotated[
+OutputPath = Annotated[
     str, typer.Option(metavar="URI", help="One .jsonl, .json, .parquet or .csv file, or a folder of Parquet files.")
 ]
 RankerOption = Annotated[

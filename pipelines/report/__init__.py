@@ -15,13 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
-from llm_blender_ray.pipelines.bulk.checkpoints import MANIFEST, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import MANIFEST
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.quality.evaluation import name_of
 from llm_blender_ray.pipelines.report.numbers import Numbers, count
 from llm_blender_ray.pipelines.report.parts import share
 from llm_blender_ray.pipelines.report.quality import headline
 from llm_blender_ray.pipelines.report.sections import missing, sections
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.storage import get, put
 from llm_blender_ray.pipelines.rows.uris import filesystem
@@ -61,7 +62,7 @@ def manifest_of(uri: str) -> Manifest | None:
     """
     if glob.has_magic(uri):
         return None
-    text = get(f"{folder_of(uri)}/{MANIFEST}")
+    text = get(f"{Output(uri).work_folder}/{MANIFEST}")
     try:
         return None if text is None else Manifest.parse(text)
     except ValueError:

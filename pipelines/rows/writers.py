@@ -5,44 +5,27 @@ the file gets its name when it is complete.
 """
 
 import contextlib
-import errno
-import glob
 import hashlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
-from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS, Layout
-from llm_blender_ray.pipelines.rows.formats import format_endings, format_of
+from llm_blender_ray.pipelines.rows.formats import format_of
 from llm_blender_ray.pipelines.rows.formats.base import Shape
+from llm_blender_ray.pipelines.rows.outputs import FileRecord, Output
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
 from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row
 from llm_blender_ray.pipelines.rows.storage import put, remove
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, replacing, row_files, translate_errors
+from llm_blender_ray.pipelines.rows.uris import filesystem, replacing, translate_errors
 
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
-_PART = re.compile(r"part-\d{6}-[0-9a-f]{16}(\.\w+)")
-
-
-class FileRecord(BaseModel):
-    """One output file of a run in the manifest; `path` is relative to the output's folder."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)  # later versions' manifests may have more fields
-
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -118,29 +101,20 @@ class WrittenRows:
 
 @dataclass(frozen=True)
 class Sink:
-    """Output of rows: one file, or a folder of parts in `folder_format`.
+    """Writer of rows to an output. `mark` distinguishes this run's parts of a folder from another's."""
 
-    A registered ending (text also compressed: .gz, .zst, .bz2, .xz) makes one file. `mark` distinguishes this run's
-    parts of a folder from another's.
-    """
-
-    uri: str
+    output: Output
     shape: Shape
     mark: str
-    folder_format: str = "parquet"
-
-    @property
-    def ending(self) -> str:
-        """Ending of its files, which is their format."""
-        return kind(self.uri) or f".{self.folder_format}"
 
     def piece(self, number: int, rows: pa.Table) -> WrittenRows:
         """Output of a task's rows, made by a worker."""
-        if kind(self.uri) is not None:
-            return WrittenRows(*format_of(self.ending).encoded(self.shape, rows))
-        count, data = format_of(self.ending).part(self.shape, rows)
-        name = f"part-{number:06}-{self.mark}{self.ending}"
-        put(f"{self.uri.rstrip('/')}/{name}", data)
+        form = format_of(self.output.ending)
+        if not self.output.is_folder:
+            return WrittenRows(*form.encoded(self.shape, rows))
+        count, data = form.part(self.shape, rows)
+        name = f"part-{number:06}-{self.mark}{self.output.ending}"
+        put(self.output.file(name), data)
         record = FileRecord(path=name, rows=count, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         return WrittenRows(count, b"", record)
 
@@ -152,12 +126,13 @@ class Sink:
             BlendError: The output cannot be written.
         """
         written = Written()
-        if kind(self.uri) is None:
+        if self.output.is_folder:
             written.add = lambda piece: written.files.append(piece.file) if piece.file else None
             yield written
             return
-        with translate_errors(self.uri, "write it"):
-            with replacing(self.uri) as file, format_of(self.ending).joining(file, self.shape.schema()) as join:
+        uri = self.output.location
+        with translate_errors(uri, "write it"):
+            with replacing(uri) as file, format_of(self.output.ending).joining(file, self.shape.schema()) as join:
 
                 def add(piece: WrittenRows) -> None:
                     join(piece.data, piece.rows)
@@ -165,7 +140,7 @@ class Sink:
 
                 written.add = add
                 yield written
-            fs, path = filesystem(self.uri)
+            fs, path = filesystem(uri)
             with fs.open(path, "rb") as done:
                 digest = hashlib.file_digest(done, "sha256").hexdigest()
             name, size = PurePosixPath(path).name, fs.size(path)
@@ -173,14 +148,9 @@ class Sink:
 
     def clear(self) -> None:
         """Remove the parts of a folder that another run, or this one with another config, wrote."""
-        if kind(self.uri) is None:
-            fs, folder = filesystem(self.uri)
-            with translate_errors(self.uri, "list it"):
-                found = part_files(fs, folder)
-            for path in found:
-                name = PurePosixPath(path).name
-                if self.mark not in name:
-                    remove(f"{self.uri.rstrip('/')}/{name}")
+        for name in self.output.parts():
+            if self.mark not in name:
+                remove(self.output.file(name))
 
 
 @dataclass
@@ -190,66 +160,3 @@ class Written:
     add: Callable[[WrittenRows], None] = lambda piece: None
     rows: int = 0
     files: list[FileRecord] = field(default_factory=list)
-
-
-def is_part(name: str) -> bool:
-    """Whether a file of this name is a part that a run wrote into a folder."""
-    match = _PART.fullmatch(name)
-    return match is not None and match[1] in format_endings()
-
-
-def part_files(fs: Any, folder: str) -> list[str]:
-    """Files in a folder that a run wrote there."""
-    if not fs.isdir(folder):
-        return []
-    return [
-        path
-        for path in row_files(fs, folder)
-        if PurePosixPath(path).parent == PurePosixPath(folder) and is_part(PurePosixPath(path).name)
-    ]
-
-
-def check_output(uri: str, overwrite: bool) -> bool:
-    """Check that a run can write its output.
-
-    Args:
-        uri: The output.
-        overwrite: Whether the run may replace it; a file that no run wrote is never replaced.
-
-    Returns:
-        Whether it exists.
-
-    Raises:
-        BlendError: It cannot be written.
-    """
-    fs, path = filesystem(uri)
-    if glob.has_magic(uri):
-        raise BlendError(f"{uri}: an output is one file or folder, not a glob")
-    with translate_errors(uri, "write it"):
-        fs.invalidate_cache()
-        if is_local(fs):
-            _check_place(Path(path))
-        if kind(uri) is not None:
-            if fs.isdir(path):
-                raise BlendError(f"{uri}: a folder of that name is in the way of the file")
-            return bool(fs.exists(path))
-        if fs.isfile(path):
-            raise BlendError(f"{uri}: a file of that name is in the way of the folder")
-        found = row_files(fs, path) if fs.isdir(path) else []
-        others = sorted(set(found) - set(part_files(fs, path)))
-        if others and overwrite:
-            raise BlendError(f"{uri}: holds {others[0]}, which no run wrote; choose another folder")
-        return bool(found)
-
-
-def _check_place(path: Path) -> None:
-    """Check that a local path can be made.
-
-    Raises:
-        OSError: It cannot.
-    """
-    there = next(parent for parent in path.parents if parent.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(there, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

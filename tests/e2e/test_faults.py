@@ -34,10 +34,11 @@ from llm_blender_ray.pipelines.bench.faults import (
     wait_until,
     worker_actors,
 )
-from llm_blender_ray.pipelines.bulk.checkpoints import Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.tracker import RunTracker
+from llm_blender_ray.pipelines.rows.outputs import Output
 
 PATIENCE_S = 120.0
 RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
@@ -72,14 +73,14 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def manifest_of(output: Path) -> Manifest:
-    text = Store(folder_of(str(output))).manifest()
+    text = Store(Output(str(output)).work_folder).manifest()
     assert text is not None
     return Manifest.parse(text)
 
 
 def kept(output: Path) -> dict[str, tuple[int, int]]:
     """The results that are there, by stage and block: which file, and when it was written."""
-    files = Path(folder_of(str(output)), "results").glob("*/*.parquet")
+    files = Path(Output(str(output)).work_folder, "results").glob("*/*.parquet")
     return {f"{file.parent.name}/{file.stem}": (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
@@ -120,7 +121,7 @@ class Command:
 def test_a_driver_killed_while_it_reads_blends_and_writes(tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 6000)
     output = tmp_path / "out.jsonl"
-    work = Path(folder_of(str(output)))
+    work = Path(Output(str(output)).work_folder)
     command = Command(tmp_path, config(source, output, rows_per_block=128))
     command.kill_when(lambda: any(work.glob("rows/*/*.parquet")))
     assert not (work / "index.parquet").exists()
@@ -371,7 +372,7 @@ def test_a_folder_is_read_by_what_reads_such_folders(written: str, tmp_path: Pat
 def test_killed_on_a_bucket_that_has_faults(s3_bucket: str, s3_faults: FaultyProxy, tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 500)
     output = f"{s3_bucket}/out"
-    store = Store(folder_of(output))
+    store = Store(Output(output).work_folder)
     s3_faults.plan(refuse(500, "InternalError"), "GET", r"/results/", times=1)
     s3_faults.plan(reset, "PUT", r"/rows/", times=1)
     s3_faults.plan(lose_answer, "PUT", r"/results/", times=1)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, PairRanker
-from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
 from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.rows.outputs import Output
 
 
 def results(output: Path) -> dict[str, int]:
     """When each stored result was written, by its path."""
-    root = Path(folder_of(str(output))) / "results"
+    root = Path(Output(str(output)).work_folder) / "results"
     return {str(file.relative_to(root)): file.stat().st_mtime_ns for file in root.rglob("*.parquet")}
 
 

@@ -15,12 +15,13 @@ from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk import output
-from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, Index, Result, Store, folder_of
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, Index, Result, Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, OutputRecord
-from llm_blender_ray.pipelines.bulk.repair import damaged_files, mend
+from llm_blender_ray.pipelines.bulk.repair import mend
 from llm_blender_ray.pipelines.bulk.stages import Step, Work
 from llm_blender_ray.pipelines.bulk.summary import Summary
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.storage import get, put
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
@@ -48,7 +49,7 @@ class Finished:
         self.source, self.output, self.pairs = folder / "in.jsonl", folder / "out.jsonl", folder / "pairs.jsonl"
         self.write_input(ROWS)
         self.run()
-        self.work = Path(folder_of(str(self.output)))
+        self.work = Path(Output(str(self.output)).work_folder)
         self.expected, self.expected_pairs = self.output.read_bytes(), self.pairs.read_bytes()
         self.kept = self.files()
 
@@ -242,7 +243,7 @@ def test_a_file_is_damaged_by_size_hash_or_absence(s3_bucket: str) -> None:
     for name, now in {"same": b"rows", "other": b"rowz", "longer": b"rows\n"}.items():
         put(f"{s3_bucket}/out/{name}", now)
     record = OutputRecord(uri="", rows=4, errors=0, files=(*files, gone))
-    assert damaged_files(record, f"{s3_bucket}/out") == ["other", "longer", "gone"]
+    assert Output(f"{s3_bucket}/out").damaged(record.files) == ["other", "longer", "gone"]
 
 
 def test_objects_of_a_bucket_are_checked_too(s3_bucket: str) -> None:

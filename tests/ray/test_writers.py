@@ -14,11 +14,11 @@ import ray.data
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Plan
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
-from llm_blender_ray.pipelines.bulk.run import Run, execute
+from llm_blender_ray.pipelines.bulk.description import Run
+from llm_blender_ray.pipelines.bulk.run import execute
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import write_row
-from llm_blender_ray.pipelines.rows.writers import check_output
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -57,7 +57,7 @@ def write(source, uri, *, results=(), keep=(), overwrite=False, limit=None, fini
     run = Run(
         command="test",
         input=str(source),
-        output=uri,
+        output=Output(uri),
         cluster=RayCluster(),
         planned=lambda have: Plan((), have),
         results=results,
@@ -216,7 +216,7 @@ def test_what_exists_is_kept_unless_overwritten(source, tmp_path, name):
     with pytest.raises(BlendError, match="exists already, made with other rows"):
         write(source, uri, limit=1)
     assert len(list(read_rows(uri))) == 4
-    shutil.rmtree(folder_of(uri))
+    shutil.rmtree(Output(uri).work_folder)
     with pytest.raises(BlendError, match="exists already; --overwrite replaces it"):
         write(source, uri)
     assert write(source, uri, limit=1, overwrite=True) == (1, 0)
@@ -315,9 +315,9 @@ def test_what_cannot_be_written_is_one_line(source, tmp_path, uri, why):
 
 def test_s3_is_read_and_written(source, s3_bucket, tmp_path):
     for uri in (f"{s3_bucket}/one/a.jsonl", f"{s3_bucket}/parts", f"{s3_bucket}/one/b.parquet"):
-        assert not check_output(uri, overwrite=False)
+        assert not Output(uri).is_taken(overwrite=False)
         assert write(source, uri, results=RESULTS) == (4, 2)
-        assert check_output(uri, overwrite=False)
+        assert Output(uri).is_taken(overwrite=False)
         assert write(source, uri, results=RESULTS, overwrite=True) == (4, 2)
     ids = [row["id"] for row in read_rows(str(tmp_path / "in.jsonl"))]
     for uri in (

@@ -13,7 +13,6 @@ from llm_blender_ray.pipelines.bulk.checkpoints import (
     Index,
     Result,
     Store,
-    folder_of,
 )
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 
@@ -39,20 +38,6 @@ def damage(store: Store, name: str) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("output", "expected"),
-    [
-        ("/data/out.jsonl", "/data/.out.jsonl.blend"),
-        ("/data/out/", "/data/out/.blend"),
-        ("out.parquet", ".out.parquet.blend"),
-        ("s3://bucket/out", "s3://bucket/out/.blend"),
-        ("s3://bucket/out.jsonl.gz", "s3://bucket/.out.jsonl.gz.blend"),
-    ],
-)
-def test_work_folders_are_hidden_beside_files_and_in_folders(output: str, expected: str) -> None:
-    assert folder_of(output) == expected
 
 
 def test_an_empty_work_folder_has_nothing(store: Store) -> None:

@@ -7,6 +7,7 @@ import pytest
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.input import fingerprint
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.uris import list_files
 
 PART = "part-000000-0123456789abcdef.parquet"
@@ -45,7 +46,7 @@ def test_what_the_same_run_wrote_is_no_input(
     (folder / "linked").symlink_to(folder / "real")
     before = fingerprint(uri, None)
     make(folder, *written, ".out.jsonl.blend/rows/1/0.parquet")
-    own = own_outputs(uri, outputs, lambda: BEGUN)
+    own = own_outputs(uri, [Output(one) for one in outputs], lambda: BEGUN)
     assert [Path(path).name for path in own] == [Path(name).name for name in written]
     assert [Path(path).name for path in list_files(uri, own)] == ["a.jsonl"]
     assert fingerprint(uri, None, own) == before
@@ -71,14 +72,16 @@ def test_what_is_not_a_runs_own_is_not_replaced_by_what_reads_it(
     if output == "link.jsonl":
         (folder / "link.jsonl").symlink_to(folder / "a.jsonl")
     with pytest.raises(BlendError, match=f"^{output}: is read by this run too; choose another output$"):
-        own_outputs(uri, [output], lambda: record)
+        own_outputs(uri, [Output(output)], lambda: record)
 
 
 def test_pairs_of_another_run_are_input(folder: Path) -> None:
     make(folder, "pairs.jsonl", "other.jsonl")
-    assert own_outputs("*.jsonl", ["out", "pairs.jsonl"], lambda: BEGUN) == [str(folder / "pairs.jsonl")]
+    assert own_outputs("*.jsonl", [Output("out"), Output("pairs.jsonl")], lambda: BEGUN) == [
+        str(folder / "pairs.jsonl")
+    ]
     with pytest.raises(BlendError, match=r"other\.jsonl: is read by this run too"):
-        own_outputs("*.jsonl", ["out", "other.jsonl"], lambda: BEGUN)
+        own_outputs("*.jsonl", [Output("out"), Output("other.jsonl")], lambda: BEGUN)
 
 
 def test_objects_of_a_store_are_known_by_their_names(s3_bucket: str) -> None:
@@ -88,5 +91,5 @@ def test_objects_of_a_store_are_known_by_their_names(s3_bucket: str) -> None:
         put(f"{s3_bucket}/{name}", b"")
     outputs = [f"{s3_bucket}/in/out.jsonl", f"{s3_bucket}/in/parts"]
     record = {"identity": {"preferences": {"output": outputs[1]}}}
-    own = own_outputs(f"{s3_bucket}/in", outputs, lambda: record)
+    own = own_outputs(f"{s3_bucket}/in", [Output(one) for one in outputs], lambda: record)
     assert list_files(f"{s3_bucket}/in", own) == [f"{s3_bucket}/in/a.jsonl"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.checkpoints import folder_of
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from llm_blender_ray.pipelines.report import manifest_of, render_page, write_report
 from llm_blender_ray.pipelines.report.numbers import count
 from llm_blender_ray.pipelines.report.plots import short
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
@@ -261,7 +261,7 @@ def test_the_page_lies_beside_the_rows(tmp_path):
 def test_the_manifest_of_a_folder_and_of_a_file(tmp_path, name):
     uri = str(tmp_path / name)
     assert manifest_of(uri) is None
-    work = tmp_path / folder_of(name)
+    work = Path(Output(uri).work_folder)
     work.mkdir(parents=True)
     (work / "manifest.json").write_text(manifest().json_text())
     assert manifest_of(uri) == manifest()

@@ -23,9 +23,10 @@ from llm_blender_ray.pipelines.rows.arrow_types import to_python
 from llm_blender_ray.pipelines.rows.columns import Layout, look
 from llm_blender_ray.pipelines.rows.compression import CODECS, Codec
 from llm_blender_ray.pipelines.rows.formats import kind
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
-from llm_blender_ray.pipelines.rows.writers import BlendShape, Sink, check_output
+from llm_blender_ray.pipelines.rows.writers import BlendShape, Sink
 
 FAR = 253402300799_000000  # 9999-12-31 23:59:59 UTC, the year 10000 in Berlin
 
@@ -257,7 +258,7 @@ def part_of(folder: Path, rows: list[dict[str, Any]], format: str) -> Path:
     """One part of a folder, written by a sink."""
     table = pa.Table.from_pylist([read_row(row, "a") for row in rows], schema=ROW_SCHEMA)
     shape = BlendShape(Layout.of(look(table), {}, ()))
-    Sink(str(folder), shape, "0" * 16, format).piece(3, table)
+    Sink(Output(str(folder), format), shape, "0" * 16).piece(3, table)
     return folder / f"part-000003-0000000000000000.{format}"
 
 
@@ -271,7 +272,7 @@ def test_a_format_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.
     assert [row["prompt"] for row in read_rows(str(written))] == ["x", "y"]
     assert TypeAdapter(FormatName).validate_python("prompts") == "prompts"
     assert part_of(tmp_path / "out", [{"prompt": "z"}], "prompts").read_text() == "z\n"
-    assert check_output(str(tmp_path / "out"), overwrite=True)
+    assert Output(str(tmp_path / "out")).is_taken(overwrite=True)
 
 
 @pytest.mark.parametrize("format", FORMATS.names())
@@ -281,7 +282,7 @@ def test_a_folder_has_parts_of_any_format(format: str, tmp_path: Path) -> None:
         {"id": "2", "prompt": 'y,"\n', "candidates": ["c"]},
     ]
     part_of(tmp_path, rows, format)
-    assert check_output(str(tmp_path), overwrite=True)
+    assert Output(str(tmp_path)).is_taken(overwrite=True)
     found = [
         (row["id"], row["prompt"], [one["text"] for one in row["candidates"]]) for row in read_rows(str(tmp_path))
     ]

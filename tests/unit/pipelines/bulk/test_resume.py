@@ -13,14 +13,16 @@ from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import RayCluster
 from llm_blender_ray.pipelines.bulk import checkpoints
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, RECORD, Store
-from llm_blender_ray.pipelines.bulk.run import Run, _state, absolute, outputs_of
+from llm_blender_ray.pipelines.bulk.description import Run
+from llm_blender_ray.pipelines.bulk.resume import earlier_state
+from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.storage import get
 
 MARK = "0123456789abcdef"
 RUN = Run(
     command="test",
     input="in.jsonl",
-    output="out.jsonl",
+    output=Output("out.jsonl"),
     cluster=RayCluster(),
     planned=lambda have: Plan((), have),
     results=(),
@@ -39,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 
 def state(store: Store, run: Run = RUN, mark: str = MARK, *, taken: bool = False, **existing: bool) -> Any:
     options = {"overwrite": False, "update": False} | existing
-    return _state(run, store, mark, store.damaged(), [run.output] if taken else [], **options)
+    return earlier_state(run, store, mark, store.damaged(), [run.output] if taken else [], **options)
 
 
 def with_ranker(model: str) -> Run:
@@ -120,12 +122,6 @@ def test_a_damaged_record_has_no_format(store: Store) -> None:
 
 
 def test_outputs_are_rows_and_pairs() -> None:
-    assert outputs_of(RUN) == ["out.jsonl"]
+    assert RUN.outputs == [Output("out.jsonl")]
     pairs = replace(RUN, preferences=Preferences.model_validate({"output": "pairs.jsonl"}))
-    assert outputs_of(pairs) == ["out.jsonl", "pairs.jsonl"]
-
-
-def test_a_local_path_is_made_absolute_and_a_uri_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert absolute("out.jsonl") == str(tmp_path / "out.jsonl")
-    assert absolute("s3://bucket/out/") == "s3://bucket/out/"
+    assert pairs.outputs == [Output("out.jsonl"), Output("pairs.jsonl")]

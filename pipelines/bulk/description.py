@@ -1,0 +1,53 @@
+"""What a command does to its rows, as data: what `pipelines.bulk.run` executes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from llm_blender_ray.cluster.plan import Capacity, Plan
+from llm_blender_ray.configs.parts import PartSettings
+from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.pipelines.rows.outputs import Output
+
+TableFunction = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command does to its rows.
+
+    Attributes:
+        planned: The pools on a given cluster.
+        parts: Settings of the parts by the names of their placements, in the order of their stages.
+        llms: Names in the order of their candidates.
+        results: Columns that the run adds.
+        keep: Result columns of the input that are written where rows have them.
+        settings: What the manifest shows.
+        identity: Those settings that decide what is written.
+    """
+
+    command: str
+    input: str
+    output: Output
+    cluster: RayCluster
+    planned: Callable[[Capacity], Plan]
+    results: Sequence[str]
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    parts: Mapping[str, PartSettings] = field(default_factory=dict)
+    llms: tuple[str, ...] = ()
+    keep: Sequence[str] = ()
+    limit: int | None = None
+    rows_per_block: int = 1024
+    preferences: Preferences | None = None
+    prepare: TableFunction | None = None
+    finish: TableFunction | None = None
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Where the run writes: its rows, then its preference pairs."""
+        pairs = [Output(self.preferences.output, self.output.format)] if self.preferences else []
+        return [self.output, *pairs]

@@ -1,0 +1,145 @@
+"""What earlier sessions of a run left, and whether this one may go on from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.identity import differences
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, Store
+from llm_blender_ray.pipelines.bulk.description import Run
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
+from llm_blender_ray.pipelines.bulk.repair import named, tell
+from llm_blender_ray.pipelines.bulk.retry import attempt_of
+from llm_blender_ray.pipelines.bulk.summary import Summary
+from llm_blender_ray.pipelines.rows.outputs import Output
+
+
+@dataclass(frozen=True)
+class EarlierState:
+    """What is known of earlier sessions."""
+
+    there: bool = False
+    other_format: bool = False  # nothing in the work folder is used
+    gone: bool = False  # the output of a finished run, but not what it kept
+    finished: bool = False
+    fingerprint: str = ""
+    started: datetime | None = None
+    sessions: int = 0
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def earlier_state(
+    run: Run,
+    store: Store,
+    mark: str,
+    damaged: Sequence[str],
+    taken: Sequence[Output],
+    *,
+    overwrite: bool,
+    update: bool,
+) -> EarlierState:
+    """What earlier sessions left.
+
+    Args:
+        run: What this session is to do.
+        store: The run's work folder.
+        mark: Fingerprint of the input.
+        damaged: Damaged objects of the work folder.
+        taken: Outputs where something is already.
+        overwrite: Whether what is there may be replaced.
+        update: Whether the config or the input may have changed.
+
+    Returns:
+        What this session goes on from.
+
+    Raises:
+        BlendError: This session mustn't go on from it.
+    """
+    found = store.format()
+    if found not in (None, FORMAT):
+        if update or overwrite:
+            return EarlierState(other_format=True)
+        raise BlendError(
+            f"{store.root}: work folder of another release (format {found}, expected {FORMAT}); --update or "
+            "--overwrite computes everything again"
+        )
+    record = store.run()
+    if RECORD in damaged and not overwrite:
+        return _unrecorded(run, store, taken, update=update)
+    if record is None:
+        if taken and not overwrite:
+            raise BlendError(f"{taken[0].uri}: exists already; --overwrite replaces it")
+        return EarlierState()
+    changed = differences(record["identity"], run.identity)
+    finished = store.manifest() is not None
+    if overwrite and (changed or record["fingerprint"] != mark or finished):
+        return EarlierState()
+    if INDEX in damaged and record["fingerprint"] != mark and not update:
+        raise BlendError(
+            f"{store.root}/{INDEX}: damaged, and {run.input} has changed since it was read; --update keeps what "
+            "still holds, --overwrite begins anew"
+        )
+    gone = finished and run.output not in taken  # somebody removed it: nothing stands in the way of another
+    if changed and not update and not gone:
+        more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
+        was = "exists already, made" if finished else "was begun"
+        raise BlendError(
+            f"{run.output.uri}: {was} with another config ({'; '.join(changed[:2])}{more}); --update keeps what "
+            "still holds of it, --overwrite begins anew"
+        )
+    return EarlierState(
+        there=True,
+        gone=gone,
+        finished=finished and not changed,
+        fingerprint=record["fingerprint"],
+        started=datetime.fromisoformat(record["started"]),
+        sessions=record["sessions"],
+        record=record,
+    )
+
+
+def _unrecorded(run: Run, store: Store, taken: Sequence[Output], *, update: bool) -> EarlierState:
+    """The state of a run whose record is damaged: what was kept says by its names what it is good for."""
+    text = store.manifest()
+    if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
+        raise BlendError(
+            f"{store.root}/{RECORD}: damaged, and {run.output.uri} was made with another config; --update keeps "
+            "what still holds of it, --overwrite begins anew"
+        )
+    attempt = Manifest.parse(text).attempt if text is not None else 0
+    return EarlierState(there=True, gone=True, record={"attempt": attempt})
+
+
+def _as_json(settings: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(settings))
+
+
+def finished_summary(run: Run, store: Store) -> Summary | None:
+    """The summary of a run that is complete; None when it isn't, or some of its files are gone or damaged."""
+    text = store.manifest()
+    if text is None:
+        return None
+    manifest = Manifest.parse(text)
+    if (manifest.preferences is None) != (run.preferences is None):
+        return None
+    pairs = None
+    for record, output in zip((manifest.output, manifest.preferences), run.outputs, strict=False):
+        assert record is not None
+        if bad := output.damaged(record.files):
+            kept = "from what was kept" if store.stages() else f"anew, for what was kept ({store.root}) is gone"
+            tell(f"{output.uri}: {named(bad)}: gone, or not as the run wrote it; written again {kept}")
+            return None
+        if record is manifest.preferences:
+            pairs = (output.uri, record.rows)
+    return Summary(manifest, run.output.uri, resumed=True, preferences=pairs)
+
+
+def attempt_record(state: EarlierState, store: Store, *, retry: bool) -> dict[str, Any]:
+    """Which attempt this session works on, for `run.json`."""
+    text = store.manifest() if state.there else None
+    number = attempt_of(state.record, Manifest.parse(text) if text else None, retry=retry)
+    again = retry or (text is None and state.record.get("retrying", False))
+    return {"attempt": number, "retrying": again}
