@@ -86,17 +86,17 @@ class Call:
             self._breaker._succeeded(self)
 
     def failed(self, cause: str, *, permanent: bool = False) -> None:
-        """The model didn't answer.
+        """The model did not answer.
 
         Args:
             cause: One line.
-            permanent: Whether it would be so for every prompt (`PermanentError`).
+            permanent: Whether it would fail for every prompt (`PermanentError`).
         """
         if self._ends():
             self._breaker._failed(self, cause, permanent)
 
     def dropped(self) -> None:
-        """The call ended without telling anything of the model: cancelled, or the prompt was refused."""
+        """The call ended without information about the model: cancelled, or the prompt was rejected."""
         if self._ends():
             self._breaker._dropped(self)
 
@@ -162,8 +162,9 @@ class CircuitBreaker:
             The call; the caller must end it.
 
         Raises:
-            NotAskedError: The breaker is open, and it isn't time for a probe, or one is under way; the message has
-                the cause. NeverAskedError where the cause is permanent.
+            NotAskedError: The breaker is open, and it is not time for a probe, or one is in progress; the message
+                has the cause.
+            NeverAskedError: The same with a permanent cause.
         """
         if self._state == "closed":
             return Call(self, probe=False)
@@ -173,7 +174,7 @@ class CircuitBreaker:
         return self._probe
 
     def refusal(self) -> NotAskedError:
-        """The error of a call that isn't let through."""
+        """Error of a call that is not let through."""
         message = f"{NOT_ASKED}{self._why}{self._cause}"
         return (NeverAskedError if self._state == "permanent" else NotAskedError)(message, self._retry_after_s())
 

@@ -247,7 +247,7 @@ class BatchDecoder:
             return self._running
 
     def _answer(self, batch: list[_Request]) -> None:
-        """Tell each request of a batch, which share their settings, its answer or error."""
+        """Decode a batch of requests with the same settings, and put each one's answer or error."""
         try:
             self._decode(batch)
         except Exception as error:
@@ -281,7 +281,7 @@ class BatchDecoder:
             attention_mask=token_mask(rows, device=self._model.device, side=side),
             max_new_tokens=sampling.max_tokens,
             num_beams=self._num_beams,
-            do_sample=False,  # where sampling is asked for, the last processor brings the randomness
+            do_sample=False,  # for sampling, the last processor adds the randomness
             logits_processor=_processors(sampling, [request.seed for request in batch], self._model.device),
             stopping_criteria=StoppingCriteriaList([listener]),
             return_dict_in_generate=False,

@@ -45,11 +45,11 @@ class GenerationError(BlendError):
 
 
 class UnavailableError(GenerationError):
-    """Whatever was asked, the LLM isn't there: no connection, no answer in time, or a server's own error (5xx)."""
+    """The LLM is unavailable for any prompt: no connection, no answer in time, or a server's own error (5xx)."""
 
 
 class PermanentError(GenerationError):
-    """The LLM answers no prompt until its operator changes something: a refused key, an unknown model."""
+    """The LLM answers no prompt until its operator changes something: a rejected key, an unknown model."""
 
 
 class RejectedError(GenerationError):

@@ -178,13 +178,13 @@ def check_config(folder: Path) -> None:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer of a model folder brings a chat template.
+    """Whether the tokenizer of a model folder has a chat template.
 
     Args:
         folder: A model folder.
 
     Returns:
-        True also where that can't be read.
+        True also if that cannot be read.
     """
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True

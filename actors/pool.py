@@ -1,10 +1,10 @@
-"""Many replicas of a scorer that look like one: a request's matchups go to all, and requests share batches.
+"""Pool of replicas of a scorer: a request's matchups are spread over all, and requests share batches.
 
-Matchups of all requests wait in one queue. Whenever replicas are free, what waits is cut into as many even shares
-as there are replicas, and each free one takes a share: a request alone is spread over all, many at once are scored
-together. A replica that fails gives its share back and is left alone until it is ready again, so its death costs a
-retry, not a request. A share that nobody waits for any more is cancelled. Asyncio only: how a replica is reached is
-not known here.
+Matchups of all requests wait in one queue. Whenever replicas are free, the queue is cut into as many even shares as
+there are replicas, and each free one takes a share: a single request is spread over all, concurrent ones are scored
+together. A replica that fails returns its share and is not used until it is ready again, so its death costs a
+retry, not a request. A share whose requests have ended is cancelled. Asyncio only: the pool does not know how a
+replica is reached.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ class Pool:
         self._dispatch_soon()
         try:
             return list(await asyncio.gather(*(waiting.score for waiting in mine)))
-        finally:  # whatever ended it: nobody waits for these any more
+        finally:  # however it ended: its matchups are no longer needed
             for waiting in mine:
                 waiting.score.cancel()
             for task, share in self._tasks.items():
@@ -181,7 +181,7 @@ class Pool:
                     waiting.score.set_result(score)
         except NoReplicaError as error:
             self._fail(share, one_line(error))
-        except Exception as error:  # whatever a replica, or the way to it, raises
+        except Exception as error:  # whatever a replica or its transport raises
             self._give_back(share, error)
             share.clear()  # it is the queue's again
             try:

@@ -86,11 +86,11 @@ class PromptTokenizer:
         """Make text safe to be put into a template.
 
         Args:
-            text: Anybody's text.
+            text: Untrusted text.
             but: Control tokens that it may spell.
 
         Returns:
-            The same text with a number for the first character of every control token; overlapping ones, too.
+            The text with a number for the first character of every control token, overlapping ones included.
         """
         tokens = self._all.difference(but)
         if tokens not in self._spelt:

@@ -54,7 +54,7 @@ class Ranker:
         try:
             games = [_Game(self._settings, self._scorer, prompt, candidates) for prompt, candidates in rows]
             await self._play(games, known)
-        except Exception as error:  # whatever a model does; one row's failure must stay its own
+        except Exception as error:  # whatever a model raises: one row's failure must not affect others
             if len(rows) == 1:
                 return [error]
             return [result for row in rows for result in await self.rank([row], known)]

@@ -33,7 +33,7 @@ class Prompt:
     messages: tuple[Message, ...] | None = None
 
     def chat(self, system_prompt: str | None = None) -> list[Message]:
-        """The prompt as chat messages; `system_prompt` goes first unless the chat brings its own."""
+        """The prompt as chat messages; `system_prompt` comes first unless the chat has its own."""
         if self.messages is not None:
             turns = list(self.messages)
         else:
@@ -73,7 +73,7 @@ class Candidate:
     completion_tokens: int | None = None
     extra: str | None = None  # JSON object of the fields that came with a given candidate (scores, ...)
     refused: Refusal | None = None  # the error is the prompt's own: this LLM will never answer it; not in rows
-    permanent: bool = False  # the error is the LLM's own, whatever the prompt (`PermanentError`); not in rows
+    permanent: bool = False  # the error holds for any prompt (`PermanentError`); not in rows
     rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
 
     def to_row(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def is_blank(text: str) -> bool:
 
 
 def digest(prompt: Prompt, *texts: str) -> bytes:
-    """Digest (16 bytes) of a prompt's contents, whatever its id, and of these texts."""
+    """Digest (16 bytes) of a prompt's contents, without its id, and of these texts."""
     parts = [prompt.instruction, prompt.input, prompt.messages, *texts]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 

@@ -46,7 +46,11 @@ class Generate:
         return await asyncio.gather(*map(self._one, blends))
 
     async def check_health(self) -> None:
-        """Raise BlendError when the LLM can't answer any more, whatever the prompt."""
+        """Check that the LLM can still answer.
+
+        Raises:
+            BlendError: It cannot, for any prompt.
+        """
         await self._generator.check_health()
 
     async def _one(self, blend: Blend) -> Blend:
@@ -97,7 +101,7 @@ class Rank:
 
     @property
     def identity(self) -> str | None:
-        """Tells this scorer's scores from any other's (`Traits.identity`)."""
+        """Identifies this scorer's scores (`Traits.identity`)."""
         return self._ranker.identity
 
     def fail(self, blend: Blend, why: str) -> Blend:
@@ -105,7 +109,11 @@ class Rank:
         return blend if blend.error else replace(blend, error=f"{RANKING_FAILED}{why}")
 
     async def check_health(self) -> None:
-        """Raise BlendError when the scorer can't score any more, whatever the row."""
+        """Check that the scorer can still score.
+
+        Raises:
+            BlendError: It cannot, for any row.
+        """
         await self._ranker.check_health()
 
 
@@ -128,7 +136,11 @@ class Fuse:
         return await asyncio.gather(*map(self._one, blends))
 
     async def check_health(self) -> None:
-        """Raise BlendError when the fuser can't write any more, whatever the row."""
+        """Check that the fuser can still write.
+
+        Raises:
+            BlendError: It cannot, for any row.
+        """
         await self._fuser.check_health()
 
     async def _one(self, blend: Blend) -> Blend:
@@ -138,7 +150,7 @@ class Fuse:
         texts = [blend.candidates[at].text or "" for at in blend.fused_from]
         try:
             answer = await self._fuser.fuse(blend.prompt, texts)
-        except Exception as error:  # whatever a model does to a row; CancelledError passes
+        except Exception as error:  # whatever a model raises for a row; CancelledError passes
             return self.fail(blend, one_line(error))
         return replace(blend, fused=answer.text, fused_from=blend.fused_from[: answer.candidates_read])
 

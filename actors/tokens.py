@@ -58,7 +58,7 @@ class LiteralTokenizer:
         if isinstance(model.get("vocab"), dict):
             merged = self._merged(model)
             kept = {piece: i for piece, i in model["vocab"].items() if piece not in self._ids or piece in merged}
-            # by number: an added token that isn't in the vocabulary gets the next free one
+            # by number: an added token outside the vocabulary gets the next free one
             model["vocab"] = kept | self._others | {self.mark(token): i for token, i in self._ids.items()}
         else:
             model["vocab"] = [[self._spelling(piece), score] for piece, score in model["vocab"]]

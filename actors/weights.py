@@ -1,9 +1,9 @@
-"""Model folders: where they are, and loading configs, tokenizers and weights from them.
+"""Model folders: finding them, and loading configs, tokenizers and weights from them.
 
-`from_pretrained` alone is too forgiving and too obscure for an unattended run: it initialises tensors that
-a checkpoint lacks at random with no more than a warning, and explains a missing file in a paragraph. Here a
-folder is checked before it is loaded, and whatever is wrong becomes one ModelLoadError that names the cure. A
-hub id is first brought to a local folder, so that everything after that sees folders only.
+`from_pretrained` alone is too lenient and too obscure for an unattended run: it initialises tensors that a
+checkpoint lacks at random with only a warning, and reports a missing file in a paragraph. Here a folder is checked
+before it is loaded, and any failure becomes one ModelLoadError that names the cure. A hub id is first resolved to a
+local folder, so that everything after that handles folders only.
 """
 
 import contextlib
@@ -216,7 +216,7 @@ def load_model(
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Read all weights of a folder by name, whatever architecture they are of.
+    """Read all weights of a folder by name, of any architecture.
 
     Args:
         folder: The model folder.
@@ -322,7 +322,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_load_error(folder: Path, what: str) -> Iterator[None]:
-    """Whatever transformers raises in the block becomes a ModelLoadError; its warnings stay silent."""
+    """Turn what transformers raises in the block into a ModelLoadError; its warnings are suppressed."""
     try:
         with quiet():
             yield

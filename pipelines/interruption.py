@@ -95,9 +95,9 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
     """
     command = next((one for one in arguments if not one.startswith("-")), "")
     if command in _RESUMABLE:
-        return "interrupted; the same command goes on where it stopped"
+        return "interrupted; the same command resumes where it stopped"
     if command == "submit":
-        return "interrupted; a job that was submitted goes on (`ray job list --address URL` shows it)"
+        return "interrupted; a submitted job continues (`ray job list --address URL` lists it)"
     return "interrupted; the same command starts again"
 
 

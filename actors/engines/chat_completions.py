@@ -1,8 +1,8 @@
-"""Reads what services that speak OpenAI's chat completions send: answers, streams, and failures in all forms.
+"""Parser of responses of OpenAI-compatible chat completions services: answers, streams, and failures in all forms.
 
 Pure: JSON in, a `Completion` or a `ServiceError` out. Services agree on `choices[0].message.content` and on little
-else, so what isn't needed is never checked, and a failure is looked for before an answer: several services send one
-with status 200, some behind half of an answer.
+else, so unneeded fields are not checked, and a failure is looked for before an answer: several services send one
+with status 200, some after part of an answer.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import FinishReason
 
-MOST_TOKENS = 2**53  # a larger count is none; JSON readers that know only floats would round it
+MOST_TOKENS = 2**53  # a larger count is invalid; JSON readers with floats only would round it
 STOPPED = frozenset(
     {"stop", "stopped", "eos", "eostoken", "eosfound", "endturn", "endofturn", "stopsequence", "stopstringfound"}
     | {"end", "endoftext", "complete", "completed", "finished", "done"}

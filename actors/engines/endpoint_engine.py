@@ -49,7 +49,7 @@ from llm_blender_ray.configs.schema import EndpointModel, Sampling
 # Of a request, and of reading its answer.
 _FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)
 DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
-MAX_ERROR_CHARACTERS = 80  # characters of what isn't an answer at all
+MAX_ERROR_CHARACTERS = 80  # characters of a response without an answer
 
 _R = TypeVar("_R")
 
@@ -111,7 +111,7 @@ class EndpointEngine:
                 events = await stack.enter_async_context(aclosing(events_of(response.http_response)))
                 async for event in events:
                     if event.data == "[DONE]":
-                        with suppress(TimeoutError, httpx2.HTTPError):  # the answer is whole, whatever follows
+                        with suppress(TimeoutError, httpx2.HTTPError):  # the answer is complete
                             async with asyncio.timeout(DRAIN_S):
                                 await anext(events, None)
                         break

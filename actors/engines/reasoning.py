@@ -1,7 +1,7 @@
 """Strips the reasoning that an LLM writes before its answer, streamed or whole.
 
 Formats are data (`reasoning_formats`). Where a chat template writes the begin mark itself, the LLM's text begins
-within its reasoning. An endpoint's template isn't known: its server has to part the two, as OpenAI's API does (for
+within its reasoning. An endpoint's template is unknown: its server has to separate the two, as in OpenAI's API (for
 vLLM: --reasoning-parser), or send the begin mark.
 """
 

@@ -64,7 +64,7 @@ def is_unknown_model(failure: Failure) -> bool:
 
 
 def parameters_not_taken(failure: Failure, names: Iterable[str]) -> set[str]:
-    """Those of the request's parameters that the service doesn't take, whatever their value."""
+    """Parameters of the request that the service rejects with any value."""
     if is_too_long(failure) or is_unknown_model(failure):
         return set()
     named = {

@@ -114,7 +114,7 @@ class PlainMarkerEncoder:
 
 
 class DebertaMarkerEncoder:
-    """DeBERTa-v2 or v3, in every variant its config knows."""
+    """DeBERTa-v2 or v3, in every variant of its config."""
 
     @torch.no_grad()
     def __init__(self, encoder: DebertaV2Model, *, device: torch.device, dtype: torch.dtype) -> None:

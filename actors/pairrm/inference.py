@@ -1,4 +1,4 @@
-"""PairRanker's forward for ranking: sequences of any lengths in, logits out, nothing computed that isn't read."""
+"""PairRanker's forward for ranking: sequences of any lengths in, logits out, computing only what is read."""
 
 from collections.abc import Sequence
 

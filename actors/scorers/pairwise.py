@@ -1,7 +1,7 @@
 """PairRanker as a scorer: a matchup is one sequence of tokens, and one forward gives its logit.
 
-Matchups in hand are sorted by length and scored in batches of a token budget, so that little is padded whatever the
-rows are. What a matchup is given depends on it alone.
+Waiting matchups are sorted by length and scored in batches of a token budget, so that little is padded. A matchup's
+score depends on it alone.
 """
 
 import asyncio

@@ -79,7 +79,7 @@ class AnswerTokenizer:
         """
         question = [Message(role="user", content="\n".join(text for text in prompt.texts() if text))]
         turns = [*(prompt.chat() if self.chat_template else question), Message(role="assistant", content=answer)]
-        turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]  # ours to cut
+        turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]  # may be cut here
         encoding = self._chat.encode_whole(turns)
         for turn in turns:
             while (excess := len(encoding) - self.max_length) > 0 and turn["content"]:

@@ -115,7 +115,7 @@ def _own(line: str) -> bool:
 
 
 def _closing(line: str) -> bool:
-    """Whether a marked verdict begins or ends its sentence, and isn't quoted, denied or asked for."""
+    """Whether a marked verdict begins or ends its sentence, and is not quoted, negated or requested."""
     before, after = _around(line)
     if "?" in after or re.search(r"\b(?:not|never|n't)\s*$", before, re.IGNORECASE):
         return False

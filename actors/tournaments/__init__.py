@@ -1,8 +1,8 @@
 """Tournaments: which pairs of candidates to compare next, and the ranking. Pure, without torch or Ray.
 
-A tournament gives rounds of ordered pairs (`ask`) and takes their logits (`tell`), until no round is left. Whatever
-scores the pairs (one process, a pool of actors, an LLM judge) is not its business. Settings: `configs.strategies`;
-what each strategy does and promises: `actors.tournaments.strategies`.
+A tournament yields rounds of ordered pairs (`ask`) and takes their logits (`tell`) until no round remains; it is
+independent of how pairs are scored (one process, a pool of actors, an LLM judge). Settings: `configs.strategies`;
+behaviour and guarantees of each strategy: `actors.tournaments.strategies`.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Scores from comparisons, whichever of them were made.
+"""Scores from any set of comparisons.
 
 Arrays are by player (P), or by player with the position bias at the end (Q). `logits_PP[i, j]` is logit(i, j), i
-on the left, NaN where not compared; `copies_P` says how many candidates a player stands for. A score's scale is the
+on the left, NaN where not compared; `copies_P` is the number of candidates of a player. A score's scale is the
 original's unless stated otherwise: the difference of two scores is an estimate of logit(i, j) - logit(j, i), twice
 the margin.
 

@@ -24,9 +24,13 @@ class Board:
     """
 
     def __init__(self, keys: Sequence[str | None], *, seed: int, symmetric: bool, salt: str = "") -> None:
-        """`keys`: the candidates' texts, None for one that isn't there. `symmetric`: logit(j, i) = -logit(i, j).
+        """Seat the players.
 
-        `salt`: of the draw for seats, so that equal texts of other rows don't get the same.
+        Args:
+            keys: Texts of the candidates, None for a missing one.
+            seed: Of the draw for seats.
+            symmetric: logit(j, i) = -logit(i, j).
+            salt: Of the draw too; it differs between rows with equal texts.
         """
         indexes: dict[str, list[int]] = {}
         for i, key in enumerate(keys):

@@ -89,14 +89,14 @@ def most_forwards(settings: Strategy, n: int, top_k: int | None, symmetric: bool
 
 
 def _cells(settings: Strategy, board: Board, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs in the orders that the settings want; those that have met in one order stay as they are."""
+    """The pairs in the settings' orders; pairs compared in one order already keep it."""
     if settings.orders == "both":
         return board.both_orders(pairs)
     return board.one_order([pair for pair in pairs if not board.met(*pair)])
 
 
 def _new_cells(settings: Strategy, board: Board, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs in the orders that the settings want; of one order the design has chosen which."""
+    """The pairs in the settings' orders; for one order, the design's choice."""
     return board.both_orders(pairs) if settings.orders == "both" else list(pairs)
 
 

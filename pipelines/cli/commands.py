@@ -19,6 +19,7 @@ from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
+from llm_blender_ray.pipelines.cli.bench import bench_app
 from llm_blender_ray.pipelines.cli.options import (
     Config,
     Debug,
@@ -58,7 +59,6 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
 app.add_typer(train_app, name="train")
-bench_app = typer.Typer(help="Measure on this machine; JSON comes last.")
 if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel
     app.add_typer(bench_app, name="bench")
 
@@ -78,7 +78,7 @@ def run(
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
 ) -> None:
-    """Bulk: read prompts, ask every LLM, rank the answers, fuse the best, write. Goes on where it was stopped."""
+    """Bulk run: read prompts, generate with every LLM, rank, fuse the best, write. Resumes where it was stopped."""
     wanted = (preferences, pairs, margin)
     settings = bulk_settings(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
@@ -108,7 +108,7 @@ def serve(
 
 
 @app.command()
-def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]) -> None:
+def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's owner.")]) -> None:
     """Make an API key for the service: the key, shown once, and the line for the keys file."""
     from llm_blender_ray.pipelines.serve.access import new_key
 
@@ -125,7 +125,7 @@ def submit(
             metavar="URL", help="The cluster's dashboard, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
         ),
     ],
-    wait: Annotated[bool, typer.Option("--wait", help="Show its log, and end with its exit code.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Print its log, and exit with its exit code.")] = False,
     input: RunInput = None,
     output: RunOutput = None,
     limit: Limit = None,
@@ -138,7 +138,7 @@ def submit(
     set_: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """The same run as a job on a Ray cluster; submitted again, it goes on where it was stopped."""
+    """Do the same run as a job on a Ray cluster; submitted again, it resumes where it was stopped."""
     wanted = (preferences, pairs, margin)
     settings = bulk_settings(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
@@ -169,11 +169,11 @@ def rank(
     dtype: DtypeOption = None,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Keep comparisons here (SQLite), and make none that are there."),
+        typer.Option(metavar="FILE", help="Cache of comparisons (SQLite), which are not repeated."),
     ] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Actors that rank; default: what fits."),
+        typer.Option(min=1, metavar="N", help="Ranker actors; default: as many as fit."),
     ] = None,
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
@@ -244,7 +244,7 @@ def compare(
     retry_failed: RetryFailed = False,
     debug: Debug = False,
 ) -> None:
-    """Say which of two candidates is better: margin (of the first over the second) and preference (0 or 1)."""
+    """Compare two candidates: margin (of the first over the second) and preference (0 or 1)."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
 
@@ -256,11 +256,11 @@ def compare(
 @app.command()
 def plan(
     config: Config,
-    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="As if the cluster had N GPUs.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="Plan for a cluster with N GPUs.")] = None,
     set_: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Show what would run where, without running it."""
+    """Show the placement of a run on the cluster, without running it."""
     settings = load(config, BlendConfig, set_)
 
     from llm_blender_ray.pipelines.bulk.planning import show_plan
@@ -276,7 +276,7 @@ def report_command(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """One HTML page of a run: quality, who wins, comparisons, lengths, errors, time; tables and plots."""
+    """Write one HTML page of a run: quality, win matrix, comparisons, lengths, errors, time."""
     from llm_blender_ray.pipelines.report import write_report
 
     typer.echo(write_report(uri, output))
@@ -308,53 +308,11 @@ def train_fuser(
     run_fuser_training(load(config, FuserTraining, set_))
 
 
-@bench_app.command("rank")
-def bench_rank(
-    ranker: RankerOption,
-    input: Input,
-    kind: Kind = None,
-    strategy: Annotated[
-        list[str], typer.Option(metavar="S", help="To compare with full; repeatable. Default: one of each kind.")
-    ] = [],  # noqa: B006
-    top_k: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the best must be right.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N rows.")] = None,
-    dtype: DtypeOption = None,
-    debug: Debug = False,
-) -> None:
-    """Speed of a ranker, and what every strategy costs and loses against comparing all pairs."""
-    settings = ranker_settings(ranker, kind=kind, dtype=dtype)
-    strategies = [ranker_settings(ranker, kind=kind, strategy=one).strategy for one in strategy]
-
-    from llm_blender_ray.pipelines.bench.rank import main as measure
-
-    measure(settings, input, limit=limit, top_k=top_k, strategies=[one for one in strategies if one])
-
-
-@bench_app.command("pool")
-def bench_pool(
-    ranker: RankerOption,
-    input: Input,
-    replicas: Annotated[int, typer.Option(min=2, metavar="N", help="Ranker actors that share a request.")] = 2,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Requests: the first N rows.")] = 5,
-    dtype: DtypeOption = None,
-    simulated_s: Annotated[
-        float, typer.Option(metavar="S", help="Seconds that a comparison takes on a simulated replica.")
-    ] = 0.3,
-    debug: Debug = False,
-) -> None:
-    """How much sooner one request is ranked on several replicas, and on up to 64 simulated ones."""
-    settings = ranker_settings(ranker, dtype=dtype)
-
-    from llm_blender_ray.pipelines.bench.pool import main as measure
-
-    measure(settings, input, replicas=replicas, limit=limit, simulated_s=simulated_s)
-
-
 @app.command("evaluate")
 def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also tell the first N rows as prose.")] = 0,
+    examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also print the first N rows as prose.")] = 0,
     metric: Annotated[
         list[str],
         typer.Option(
@@ -365,7 +323,7 @@ def evaluate_command(
     ] = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Quality against references (`output`) or given scores (`candidates[].scores`); people's votes."""
+    """Quality against references (`output`) or given scores (`candidates[].scores`); users' votes."""
     from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
     from llm_blender_ray.pipelines.quality.metrics import read_metric
 

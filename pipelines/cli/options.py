@@ -48,18 +48,18 @@ StrategyOption = Annotated[
         "options as in swiss:rounds=4,orders=one. Default: focus, or full without --top-k.",
     ),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, metavar="K", help="How many of the best must be right.")]
+TopK = Annotated[int | None, typer.Option(min=1, metavar="K", help="How many of the best must be in order.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option(metavar="D", help="auto (default), float32, bfloat16 or float16.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Update = Annotated[
     bool,
-    typer.Option("--update", help="Go on though the config or the input has changed; what still holds is kept."),
+    typer.Option("--update", help="Resume with a changed config or input; valid results are reused."),
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Ask again what failed in the run at the output; the rest stays as it is."),
+    typer.Option("--retry-failed", help="Retry what failed in the run at the output; other results are reused."),
 ]
 PreferencesUri = Annotated[
     str | None,

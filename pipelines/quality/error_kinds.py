@@ -1,25 +1,25 @@
-"""Errors by kind: the same cause told about a thousand rows is one line with a count.
+"""Errors by kind: a thousand rows with the same cause are one line with a count.
 
-An error's text is all that rows keep. What differs from row to row (where it stands in a file, numbers, ids,
-addresses, what is quoted) is cut out; the rest names the kind. An HTTP status stays: 400, 429, 503 are three kinds.
-What a circuit breaker refused is of the kind of the failure that opened it. Only reports depend on kinds.
+Rows keep only an error's text. What differs from row to row (its place in a file, numbers, ids, addresses, quoted
+text) is cut out; the rest is the kind. An HTTP status stays: 400, 429, 503 are three kinds. A rejection by a
+circuit breaker has the kind of the failure that opened it. Only reports depend on kinds.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MOST = 1000  # kinds held at a time; the texts of others' rows may differ in ways not foreseen here
+MOST = 1000  # kinds held at a time; texts of other programs' rows may differ in unknown ways
 LONGEST_ERROR = 160  # characters of a kind
 OTHER_ERRORS = "others"
 
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
-_KEPT = re.compile(  # an HTTP status where its place in the text says that it is one
+_KEPT = re.compile(  # an HTTP status, recognised by its place in the text
     rf"(?i:\b(?:http(?:/[\d.]+)?|status(?:[ _]code)?|code|error|answered)[ :=]+)(?P<named>{_STATUS})"
     r"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[45]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
 )
 _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: where in which file
+    (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: the place in a file
     (re.compile(r"\bnot asked: (?:(?:\d+ failures in a row, the last|1 failure): )?"), ""),  # by a circuit breaker
     (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)]*[^\s'\"<>).,:;]", re.I), "URL"),
     (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"), "…"),
@@ -35,7 +35,7 @@ _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 
 
 def kind_of(error: str) -> str:
-    """The error without what tells one row from another, in one line of at most `LONGEST_ERROR` characters."""
+    """The error without what differs between rows, in one line of at most `LONGEST_ERROR` characters."""
     text = " ".join(error.split())
     for pattern, put in _CUTS[:-1]:
         text = pattern.sub(put, text)
@@ -47,13 +47,13 @@ def kind_of(error: str) -> str:
 
 @dataclass
 class Kinds:
-    """Errors counted by kind, with the first of each as it was told."""
+    """Errors counted by kind, with the first text of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, error: str) -> None:
-        """One more error."""
+        """Add one error."""
         kind = kind_of(error)
         if kind not in self.counts and len(self.counts) >= MOST:
             kind = OTHER_ERRORS
@@ -63,7 +63,7 @@ class Kinds:
 
     @property
     def total(self) -> int:
-        """All errors."""
+        """Number of all errors."""
         return sum(self.counts.values())
 
     def most(self, n: int) -> list[tuple[str, int]]:

@@ -1,8 +1,8 @@
 """Quality of a run: each base LLM, random choice, the best candidate, the ranker's choice, the blend.
 
-Against references (the column `output`): the registered metrics (`quality.metrics`). Against scores that candidates
-came with: those, higher is better. Every row is compared by itself, so that random choice is an expectation, not a
-draw, and the oracle takes the best of each row. People's votes: `quality.votes`.
+Against references (the column `output`): the registered metrics (`quality.metrics`). Against the candidates' given
+scores: those, higher is better. Every row is compared by itself, so that random choice is an expectation, not a
+draw, and the oracle takes the best of each row. Users' votes: `quality.votes`.
 """
 
 import json
@@ -31,26 +31,26 @@ LINES = {
     "ranker": "ranker's choice",
     "blend": "blend",
 }
-_BATCH = 64  # rows of which metrics score all texts at once
+_BATCH = 64  # rows whose texts metrics score at once
 
 
 @dataclass
 class Mean:
-    """A mean under way, and how sure it is. Squares are summed about the mean (Welford), so that none cancel."""
+    """Running mean with its confidence interval, over squares about the mean (Welford), so that none cancel."""
 
     total: float = 0.0
     count: int = 0
     squares: float = 0.0
 
     def add(self, value: float) -> None:
-        """One more value."""
+        """Add one value."""
         from_before = value - self.total / self.count if self.count else 0.0
         self.total += value
         self.count += 1
         self.squares += from_before * (value - self.total / self.count)
 
     def merge(self, other: Self) -> None:
-        """The values of another mean (Chan, Golub and LeVeque 1979)."""
+        """Add the values of another mean (Chan, Golub and LeVeque 1979)."""
         if self.count and other.count:
             apart = self.total / self.count - other.total / other.count
             self.squares += apart**2 * self.count * other.count / (self.count + other.count)
@@ -60,12 +60,12 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """The mean so far; None of nothing."""
+        """The mean so far; None without values."""
         return self.total / self.count if self.count else None
 
     @property
     def ci95_half_width(self) -> float | None:
-        """Half the width of the mean's 95% interval, by the normal distribution; None of fewer than two values."""
+        """Half the width of the mean's 95% interval, by the normal distribution; None for fewer than two values."""
         if self.count < 2:
             return None
         return 1.96 * math.sqrt(self.squares / (self.count - 1) / self.count)
@@ -97,7 +97,7 @@ class Tally:
     pairwise: Mean = field(default_factory=Mean)
 
     def add(self, row: Mapping[str, Any], quality: Sequence[float | None], blend: float | None = None) -> None:
-        """One row with the quality of each of its candidates and of what was fused; None where it isn't known."""
+        """Add one row: the quality of each of its candidates and of the fused answer; None where unknown."""
         if blend is not None:
             self.systems["blend"]["mean"].add(blend)
         known = {index: value for index, value in enumerate(quality) if value is not None}
@@ -132,11 +132,11 @@ class Tally:
                 self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (self.sign * (a - b) > 0))
 
     def _rank(self, value: float, values: Sequence[float]) -> float:
-        """1 is the best; values that tie take the mean of the ranks they span."""
+        """Rank of a value: 1 is the best; tied values take the mean of the ranks they span."""
         return 1 + sum(self.sign * (other - value) > 0 for other in values) + (values.count(value) - 1) / 2
 
     def merge(self, other: Self) -> None:
-        """The rows of another tally of the same metric."""
+        """Add the rows of another tally of the same metric."""
         self.rows += other.rows
         self.pairwise.merge(other.pairwise)
         pairs: tuple[tuple[Any, Any], ...] = (
@@ -163,7 +163,7 @@ class Quality:
     """Quality of a stream of rows by several metrics. Rows with an error are left out.
 
     Attributes:
-        scores: A tally for each metric that candidates came with.
+        scores: A tally for each metric in the candidates' given scores.
     """
 
     def __init__(self, metrics: Sequence[Metric] | None = None) -> None:
@@ -182,7 +182,7 @@ class Quality:
 
     @property
     def references(self) -> dict[str, Tally]:
-        """A tally for each metric against references; a metric that doesn't apply to some row isn't there."""
+        """A tally for each metric against references; a metric that does not apply to some row is absent."""
         self._score_pending()
         return {key: self._tallies[key] for key in self._metrics if self._tallies[key].systems}
 
@@ -294,7 +294,7 @@ def main(uri: str, *, as_json: bool = False, examples: int = 0, metrics: Sequenc
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """One row as prose: what was asked, every answer with its rank, what became of them."""
+    """One row as prose: the prompt, every answer with its rank, the fused answer."""
     instruction, given_input = read_prompt(row).texts()
     lines = [f"Prompt {row['id']}: {instruction}", *([f"  {given_input}"] if given_input else [])]
     candidates, ranking = row["candidates"] or [], row["ranking"] or []
@@ -311,7 +311,7 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def render(report: Mapping[str, Any]) -> Group:
-    """The report for people, to print with rich: tables for references, for each given score, and for votes."""
+    """The report as tables to print with rich: for references, for each given score, and for votes."""
     head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
     tables = [_table("Against references", report["references"])] if report["references"] else []
     tables += [_table(f"By given score: {name}", {name: table}) for name, table in report["scores"].items()]

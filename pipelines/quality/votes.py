@@ -1,8 +1,8 @@
-"""What people's votes tell: how far they agree with the ranker, and whether they prefer the blend.
+"""Agreement of users' votes with the ranker, and their preference for the blend.
 
 A vote is a row's column `vote`, as the service writes it (`pipelines.serve.ballots`): which of two of the row's
-answers a person found better. Members' answers were shown without names; the blend's is known by coming last.
-Votes count as independent, though one person may cast many: with few people the intervals are too narrow.
+answers a user found better. Members' answers were shown without names; the blend's is recognisable by coming last.
+Votes count as independent, though one user may cast many: with few users the intervals are too narrow.
 """
 
 import json
@@ -24,7 +24,7 @@ _Z = 1.959964  # of the 95% interval
 
 
 def _side(value: object) -> object:
-    """One mistake where pydantic's own union tells one for each of its members."""
+    """Report one error where pydantic's own union reports one for each of its members."""
     if value == FUSED or (type(value) is int and value >= 0):
         return value
     raise PydanticCustomError("side", 'Input should be a candidate\'s index or "fused"')
@@ -37,7 +37,7 @@ Side = Annotated[
 
 
 class Verdict(Settings):
-    """Which of two answers to one prompt is better: of a candidate, by its index, or the fused one."""
+    """Which of two answers to one prompt is better: candidates by index, or the fused answer."""
 
     left: Side
     right: Side
@@ -61,12 +61,12 @@ class Verdict(Settings):
 
 
 def _parsed(side: object) -> object:
-    """A Parquet column holds indexes and `fused` together as JSON text (`pipelines.rows.columns`)."""
+    """Parse a side of a Parquet column, which has indexes and `fused` as JSON text (`pipelines.rows.columns`)."""
     return json.loads(side) if isinstance(side, str) and side != FUSED else side
 
 
 class _Kept(Verdict):
-    """A verdict as rows have it."""
+    """A verdict in a row."""
 
     left: Annotated[Side, BeforeValidator(_parsed)]
     right: Annotated[Side, BeforeValidator(_parsed)]
@@ -74,17 +74,17 @@ class _Kept(Verdict):
 
 
 def read_vote(row: Mapping[str, Any]) -> Verdict | None:
-    """The vote of a row of `parsing.read_rows`; None where it has none, or one that isn't about its answers."""
+    """Vote of a row of `read_rows`; None if it has none, or one about other answers."""
     given = row.get("vote") or json.loads(row["extra"] or "{}").get("vote")
     try:
         vote = _Kept.model_validate(given)
     except ValidationError:
-        return None  # a column of the user's own by that name
+        return None  # another column of that name
     return vote if all(_text(row, side) is not None for side in vote.sides) else None
 
 
 def margin_between(row: Mapping[str, Any], i: int, j: int) -> float | None:
-    """How much better candidate i is than j, says the ranker: of both orders where both were compared."""
+    """Margin of candidate i over j by the ranker: of both orders where both were compared."""
     if row["logits"] is not None:
         forth, back = row["logits"][i][j], row["logits"][j][i]
         told = [logit for logit in (forth, None if back is None else -back) if logit is not None]
@@ -96,12 +96,12 @@ def margin_between(row: Mapping[str, Any], i: int, j: int) -> float | None:
 
 
 def name_of(candidate: Mapping[str, Any], index: int) -> str:
-    """Who gave the answer; where rows don't tell, its place among them."""
+    """Name of an answer's model; without one, the answer's index."""
     return candidate["model"] or f"candidate {index + 1}"
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share, count > 0 (Wilson 1927: holds for small counts and shares near 0 and 1)."""
+    """95% interval of a share, count > 0 (Wilson 1927: holds for small counts and shares near 0 and 1)."""
     share, z2 = hits / count, _Z**2
     centre = share + z2 / (2 * count)
     half = _Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
@@ -110,38 +110,38 @@ def interval(hits: int, count: int) -> tuple[float, float]:
 
 @dataclass
 class WinRecord:
-    """How often one was preferred to another."""
+    """How often one model was preferred to another."""
 
     wins: int = 0
     ties: int = 0
     losses: int = 0
 
     def add(self, sign: int) -> None:
-        """One more vote: 1 for it, -1 for the other, 0 a tie."""
+        """Add one vote: 1 for it, -1 for the other, 0 a tie."""
         self.wins += sign > 0
         self.ties += sign == 0
         self.losses += sign < 0
 
     def report(self) -> dict[str, int]:
-        """As plain data."""
+        """The record as plain data."""
         return {"wins": self.wins, "ties": self.ties, "losses": self.losses}
 
 
 @dataclass
 class Votes:
-    """The votes of rows under way. Rows with an error, and votes between equal texts, are left out."""
+    """Statistics of rows' votes. Rows with an error, and votes between equal texts, are left out."""
 
     count: int = 0
     ties: int = 0
     agreed: int = 0
-    judged: int = 0  # votes between candidates, no ties, on which the ranker had a view
-    undecided: int = 0  # the same where it had none: a margin of 0, or nothing compared
+    judged: int = 0  # votes between candidates, without ties, for which the ranker has a preference
+    undecided: int = 0  # the same where it has none: a margin of 0, or nothing compared
     blend_over_first: WinRecord = field(default_factory=WinRecord)
     blend_over_others: WinRecord = field(default_factory=WinRecord)
     models: dict[str, WinRecord] = field(default_factory=lambda: defaultdict(WinRecord))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row of `parsing.read_rows`."""
+        """Add one row of `read_rows`."""
         vote = None if row["error"] is not None else read_vote(row)
         if vote is None or _text(row, vote.left) == _text(row, vote.right):
             return
@@ -174,11 +174,11 @@ class Votes:
         (self.blend_over_first if is_first else self.blend_over_others).add(sign)
 
     def report(self) -> dict[str, Any]:
-        """What they tell, as plain data.
+        """The statistics as plain data.
 
         {"votes", "ties", "ranker": {"agrees", "of", "undecided", "share", "interval"}, "blend": {"over_first",
-        "over_others"}, "models": {name: record}}; a record is {"wins", "ties", "losses"}. "ranker" is about votes
-        between two candidates that are no ties: the share in which the person's choice is the ranker's (of
+        "over_others"}, "models": {name: record}}; a record is {"wins", "ties", "losses"}. "ranker" covers votes
+        between two candidates that are no ties: the share in which the user's choice is the ranker's (of
         "undecided" it made none), with its 95% interval; "over_first" is the blend against the ranker's first.
         """
         share = self.agreed / self.judged if self.judged else None
@@ -201,7 +201,7 @@ class Votes:
 
 
 def table(report: Mapping[str, Any]) -> Table:
-    """`Votes.report` for people, to print with rich."""
+    """`Votes.report` as a table to print with rich."""
     shown = Table(title=Text(f"By people ({_number(report['votes'], 'vote')})"), title_justify="left")
     shown.add_column("", no_wrap=True)
     for heading in ("won", "tied", "lost"):
@@ -230,7 +230,7 @@ def _agreement(ranker: Mapping[str, Any]) -> str | None:
 
 
 def _compared(row: Mapping[str, Any]) -> bool:
-    """Whether the ranker had a say; False for an order by the models' record so far (`actors.leaderboard`)."""
+    """Whether the ranker compared the row; False for an order by the leaderboard (`actors.leaderboard`)."""
     return row["logits"] is None or any(logit is not None for logits in row["logits"] for logit in logits)
 
 
@@ -239,7 +239,7 @@ def _number(count: int, what: str) -> str:
 
 
 def _text(row: Mapping[str, Any], side: Side) -> str | None:
-    """What that side says; None where the row has no such answer."""
+    """Text of a side; None if the row has no such answer."""
     if side == FUSED:
         return row["fused"]
     candidates = row["candidates"] or ()

@@ -18,7 +18,7 @@ from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.pipelines.bench.faults import title, under, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
-GOES_ON = "blend: interrupted; the same command goes on where it stopped\n"
+RESUMES = "blend: interrupted; the same command resumes where it stopped\n"
 PATIENCE_S = 60.0
 
 
@@ -76,12 +76,12 @@ def end(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
 def test_one_line_the_code_and_nothing_left(number: int, code: int, busy: str) -> None:
     """Also where the main thread is in C code that doesn't come back."""
     with started(*script(f"ready()\n{busy}")) as process:
-        assert end(process, number) == (code, GOES_ON)
+        assert end(process, number) == (code, RESUMES)
 
 
 def test_more_signals_change_nothing() -> None:
     with started(*script("ready()\ntime.sleep(600)")) as process:
-        assert end(process, signal.SIGINT, signal.SIGINT, signal.SIGINT) == (130, GOES_ON)
+        assert end(process, signal.SIGINT, signal.SIGINT, signal.SIGINT) == (130, RESUMES)
 
 
 def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
             time.sleep(600)
     """
     with started(*script(text)) as process:
-        assert end(process, signal.SIGINT) == (130, GOES_ON)
+        assert end(process, signal.SIGINT) == (130, RESUMES)
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_a_handler_that_another_set_is_left_alone_and_ours_comes_back() -> None:
         time.sleep(600)
     """
     with started(*script(text)) as process:
-        assert end(process, signal.SIGINT) == (130, GOES_ON)
+        assert end(process, signal.SIGINT) == (130, RESUMES)
 
 
 def test_a_signal_that_was_for_others_ends_nothing_later() -> None:
@@ -161,7 +161,7 @@ def test_a_forked_child_has_signals_of_its_own() -> None:
         time.sleep(600)
     """
     with started(*script(text)) as process:
-        assert end(process, signal.SIGINT) == (130, GOES_ON)
+        assert end(process, signal.SIGINT) == (130, RESUMES)
 
 
 def test_ignored_signals_stay_ignored() -> None:
@@ -174,11 +174,11 @@ def test_ignored_signals_stay_ignored() -> None:
     """
     code, *rest = script(text)
     with started(code, "import signal; signal.signal(2, signal.SIG_IGN)\n" + rest[0], *rest[1:]) as process:
-        assert end(process, signal.SIGTERM) == (143, GOES_ON)
+        assert end(process, signal.SIGTERM) == (143, RESUMES)
 
 
 def test_each_command_says_how_to_go_on() -> None:
-    assert "goes on where it stopped" in how_to_go_on(["--debug", "rank", "--input", "x"])
+    assert "resumes where it stopped" in how_to_go_on(["--debug", "rank", "--input", "x"])
     assert "job" in how_to_go_on(["submit", "c.yaml"])
     for arguments in (["serve", "c.yaml"], ["evaluate", "out"], []):
         assert how_to_go_on(arguments) == "interrupted; the same command starts again"
@@ -234,6 +234,6 @@ def test_a_run_is_interrupted_at_any_moment(phase: Callable[[Running], bool], nu
     run.process.send_signal(number)
     assert run.process.wait(timeout=PATIENCE_S) == 128 + number
     lines = [line for line in run.told.read_text().splitlines() if not line.startswith("import time:")]
-    assert lines == [GOES_ON.rstrip()]
+    assert lines == [RESUMES.rstrip()]
     assert not psutil.wait_procs(below, timeout=PATIENCE_S)[1]
     assert not run.output.exists()

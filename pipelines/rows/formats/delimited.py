@@ -122,7 +122,7 @@ class _Records:
             if len(lines) > 1 and self._goes_on(lines, closed=self._more()):
                 self._again.extendleft(reversed(lines[1:]))
                 self._number = first
-                why += f"; the quote on line {first} is taken for a stray one: reading goes on at the next line"
+                why += f"; the quote on line {first} counts as a stray one: reading continues at the next line"
                 lines = lines[:1]
             elif len(lines) > 1:
                 rest = " are not read as rows" if self._more() else ", the rest of the file, are not read as rows"
