@@ -15,7 +15,7 @@ from pathlib import Path
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.actors.records import Matchup, digest
 
-LOOKED_UP_AT_ONCE = 500  # older SQLite takes at most 999 parameters
+LOOKUP_BATCH = 500  # older SQLite takes at most 999 parameters
 WAIT_S = 60.0  # for another process that is writing
 
 
@@ -61,8 +61,8 @@ class ComparisonCache:
         keys = list(places)
         found: dict[int, float] = {}
         with self._open() as database:
-            for start in range(0, len(keys), LOOKED_UP_AT_ONCE):
-                some = keys[start : start + LOOKED_UP_AT_ONCE]
+            for start in range(0, len(keys), LOOKUP_BATCH):
+                some = keys[start : start + LOOKUP_BATCH]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT matchup, score, seal FROM sealed_comparisons WHERE matchup IN ({marks})"
                 for key, score, seal in database.execute(query, some):

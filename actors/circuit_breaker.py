@@ -20,7 +20,7 @@ from llm_blender_ray.actors.records import Candidate
 from llm_blender_ray.configs.breaker import BreakerSettings
 
 NOT_ASKED = "not asked: "
-LONGEST_CAUSE = 300  # characters
+MAX_CAUSE_LENGTH = 300  # characters
 State = Literal["closed", "open", "permanent"]
 CALLS_OWN = (RejectedError, RowError)  # errors without information about the next call
 
@@ -192,7 +192,7 @@ class CircuitBreaker:
             call.dropped()
             raise
         except Exception as error:
-            call.failed(one_line(error, LONGEST_CAUSE), permanent=isinstance(error, PermanentError))
+            call.failed(one_line(error, MAX_CAUSE_LENGTH), permanent=isinstance(error, PermanentError))
             raise
         except BaseException:  # cancelled, or the reader of the answer stopped
             call.dropped()

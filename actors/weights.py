@@ -71,7 +71,7 @@ def _download(model: str, revision: str | None, patterns: Sequence[str]) -> Path
     )
 
 
-def check_there(model: str, revision: str | None = None) -> None:
+def check_weights(model: str, revision: str | None = None) -> None:
     """Check that a local folder's weights are there and whole, or that the hub has the model.
 
     Of a model on the hub only config.json is fetched, so it is quick at any size.

@@ -157,7 +157,7 @@ def pack_waves(llms: Sequence[Placement], last: Sequence[Placement], capacity: C
     return Plan(tuple(wave.spread() for wave in waves), capacity)
 
 
-def together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
+def place_together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, ...]:
     """Placements of all parts of a service, which run at the same time, each with its fewest replicas.
 
     Raises:

@@ -20,7 +20,7 @@ from llm_blender_ray.configs.schema import RankerSettings
 START_S = 600.0  # to download and load a model
 
 
-def look_for(placements: Iterable[Placement]) -> None:
+def check_all_weights(placements: Iterable[Placement]) -> None:
     """Check that the weights of all models can be found, before any is loaded.
 
     A task of the cluster checks, since the cluster loads them.
@@ -41,10 +41,10 @@ def look_for(placements: Iterable[Placement]) -> None:
 
 
 def _check_there(weights: Sequence[Weights]) -> None:
-    from llm_blender_ray.actors.weights import check_there  # torch, which the driver does not need
+    from llm_blender_ray.actors.weights import check_weights  # torch, which the driver does not need
 
     for model, revision in weights:
-        check_there(model, revision)
+        check_weights(model, revision)
 
 
 class ScorerActor:

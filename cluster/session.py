@@ -74,7 +74,7 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
     address = address_of(settings)
     if address != LOCAL_ADDRESS:
         check_answers(address)
-    with keeping_to_itself() if address == LOCAL_ADDRESS else contextlib.nullcontext():
+    with private_ray() if address == LOCAL_ADDRESS else contextlib.nullcontext():
         try:
             with _keeping_signals():
                 ray.init(
@@ -164,7 +164,7 @@ def _local_options(settings: RayCluster, address: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def keeping_to_itself() -> Iterator[None]:
+def private_ray() -> Iterator[None]:
     """A Ray started within the block, here or in a child process, binds 127.0.0.1 only and reports no usage."""
     ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     if not any(name in os.environ for name in _AUTH):
@@ -222,7 +222,7 @@ def keep_to_own_gpus() -> None:
 def capacity(settings: RayCluster) -> Capacity:
     """Capacity of the connected cluster, or what it can grow to."""
     if settings.nodes:
-        return grown(settings)
+        return grown_capacity(settings)
     nodes = []
     for node in ray.nodes():
         if node["Alive"]:
@@ -241,7 +241,7 @@ def _internal(name: str) -> bool:
     return name in ("memory", "object_store_memory") or name.startswith(("node:", _ACCELERATOR))
 
 
-def grown(settings: RayCluster) -> Capacity:
+def grown_capacity(settings: RayCluster) -> Capacity:
     """Capacity that the cluster can grow to, by the settings."""
     return Capacity(
         tuple(

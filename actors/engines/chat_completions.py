@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.records import FinishReason
 
-MOST_TOKENS = 2**53  # a larger count is invalid; JSON readers with floats only would round it
+MAX_TOKEN_COUNT = 2**53  # a larger count is invalid; JSON readers with floats only would round it
 STOPPED = frozenset(
     {"stop", "stopped", "eos", "eostoken", "eosfound", "endturn", "endofturn", "stopsequence", "stopstringfound"}
     | {"end", "endoftext", "complete", "completed", "finished", "done"}
@@ -94,7 +94,7 @@ class StreamReader:
             ServiceError: It reports a failure, or isn't part of a chat completion.
         """
         try:
-            chunk = parsed(data)
+            chunk = parse_response_json(data)
         except ServiceError:
             if event == "error":
                 raise ServiceError(Failure(data)) from None
@@ -130,7 +130,7 @@ class StreamReader:
             raise ServiceError(Failure("the answer broke off: its stream ended without a finish_reason"))
         if not self._said:
             raise _no_text(self._reason)
-        return Completion("".join(self._pieces), ended(self._reason), *counts(self._usage))
+        return Completion("".join(self._pieces), finish_reason_of(self._reason), *token_counts(self._usage))
 
 
 def read_completion(body: bytes | str) -> Completion:
@@ -139,7 +139,7 @@ def read_completion(body: bytes | str) -> Completion:
     Raises:
         ServiceError: There is none; with the service's own reason where it gives one.
     """
-    answer = parsed(body)
+    answer = parse_response_json(body)
     if failure := failure_in(answer):
         raise ServiceError(failure)
     if not isinstance(answer, Mapping):
@@ -156,10 +156,10 @@ def read_completion(body: bytes | str) -> Completion:
     if text is None:
         refusal = message.get("refusal")
         raise ServiceError(Failure(f"it refused: {refusal}", rejected=True)) if refusal else _no_text(reason)
-    return Completion(text, ended(reason), *counts(answer.get("usage")))
+    return Completion(text, finish_reason_of(reason), *token_counts(answer.get("usage")))
 
 
-def parsed(body: bytes | str) -> Any:
+def parse_response_json(body: bytes | str) -> Any:
     """JSON as a value.
 
     Raises:
@@ -193,7 +193,7 @@ def _text_of_part(part: Mapping[str, Any]) -> str:
     return text if kind in ("text", "output_text", "text_delta") and isinstance(text, str) else ""
 
 
-def ended(reason: str | None) -> FinishReason:
+def finish_reason_of(reason: str | None) -> FinishReason:
     """A service's finish reason as one of ours; none, with a whole answer, is the end.
 
     Raises:
@@ -207,7 +207,7 @@ def ended(reason: str | None) -> FinishReason:
     raise ServiceError(_broken_off(reason))
 
 
-def counts(usage: Any) -> tuple[int | None, int | None]:
+def token_counts(usage: Any) -> tuple[int | None, int | None]:
     """Tokens of prompt and answer; None for what is no count."""
     if not isinstance(usage, Mapping):
         return None, None
@@ -216,7 +216,7 @@ def counts(usage: Any) -> tuple[int | None, int | None]:
 
 
 def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_COUNT
     return value if is_count else None
 
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from llm_blender_ray.actors.engines.chat_completions import Failure
-from llm_blender_ray.actors.engines.refusals import parameters_not_taken
+from llm_blender_ray.actors.engines.refusals import unsupported_parameters
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
@@ -60,7 +60,7 @@ class Requests:
         if failure.status not in (400, 422):
             return None
         may_go = self._may_go(request)
-        refused = parameters_not_taken(failure, may_go | {MAX_TOKENS} & set(request))
+        refused = unsupported_parameters(failure, may_go | {MAX_TOKENS} & set(request))
         changed = _without(request, refused & may_go)
         if MAX_TOKENS in refused and self._model.max_tokens_field == "auto":
             changed[MAX_COMPLETION_TOKENS] = changed.pop(MAX_TOKENS)

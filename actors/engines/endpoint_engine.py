@@ -22,7 +22,7 @@ from llm_blender_ray.actors.engines.chat_completions import (
     ServiceError,
     StreamReader,
     failure_in,
-    parsed,
+    parse_response_json,
     read_completion,
 )
 from llm_blender_ray.actors.engines.chat_requests import Requests
@@ -221,7 +221,7 @@ def _check_is_stream(response: httpx2.Response) -> None:
     """
     if content_type(response) == EVENT_STREAM:
         return
-    failure = failure_in(parsed(response.content)) if _is_json(response.content) else None
+    failure = failure_in(parse_response_json(response.content)) if _is_json(response.content) else None
     raise ServiceError(failure or Failure(f"its answer isn't a stream of events: {_described(response)}"))
 
 
@@ -232,7 +232,7 @@ def _failure_of(error: openai.APIStatusError) -> Failure:
         target = response.headers.get("location", "").partition("?")[0]
         return Failure(f"it redirects to {target or 'nowhere'}; set base_url to where it is", error.status_code)
     try:
-        failure = failure_in(parsed(response.content))
+        failure = failure_in(parse_response_json(response.content))
     except ServiceError:
         failure = None
     if failure is None:
@@ -257,7 +257,7 @@ def _kind(failure: Failure) -> type[GenerationError]:
 
 def _is_json(content: bytes) -> bool:
     try:
-        parsed(content)
+        parse_response_json(content)
     except ServiceError:
         return False
     return True

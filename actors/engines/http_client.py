@@ -13,11 +13,17 @@ from typing import Any, Self, cast
 import httpx2
 import openai
 
-from llm_blender_ray.actors.engines.chat_completions import Failure, ServiceError, StreamReader, failure_in, parsed
+from llm_blender_ray.actors.engines.chat_completions import (
+    Failure,
+    ServiceError,
+    StreamReader,
+    failure_in,
+    parse_response_json,
+)
 from llm_blender_ray.actors.engines.refusals import is_too_long
 
 BYTES_PER_MIB = 1 << 20
-MOST_HELD = BYTES_PER_MIB  # of a stream without text; longer reasoning is passed on
+MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text; longer reasoning is passed on
 EVENT_STREAM = "text/event-stream"
 
 
@@ -146,7 +152,7 @@ async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes
                 if event.data == "[DONE]":
                     break
                 try:
-                    if (event.data and reader.add(event.data, event.event)) or body.read > MOST_HELD:
+                    if (event.data and reader.add(event.data, event.event)) or body.read > MAX_HELD_BYTES:
                         break
                 except ServiceError as error:
                     if error.failure.status is None:
@@ -181,7 +187,7 @@ def _status(status: int, content: bytes) -> int:
 
 def _failure(content: bytes) -> Failure | None:
     try:
-        return failure_in(parsed(content))
+        return failure_in(parse_response_json(content))
     except ServiceError:
         return None
 

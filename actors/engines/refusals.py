@@ -45,7 +45,7 @@ UNKNOWN_MODEL = re.compile(
     r"|unable to access model|try pulling it",
     re.IGNORECASE,
 )
-NOT_TAKEN = re.compile(
+UNSUPPORTED_PARAMETER = re.compile(
     r"unsupported|not supported|n't support|not support|unknown|unrecognized|unrecognised|unexpected|not permitted"
     r"|not allowed|not accepted|deprecated|only the default|cannot find field|cannot be specified|instead",
     re.IGNORECASE,
@@ -63,7 +63,7 @@ def is_unknown_model(failure: Failure) -> bool:
     return failure.code in UNKNOWN_MODEL_CODES or bool(UNKNOWN_MODEL.search(failure.message))
 
 
-def parameters_not_taken(failure: Failure, names: Iterable[str]) -> set[str]:
+def unsupported_parameters(failure: Failure, names: Iterable[str]) -> set[str]:
     """Parameters of the request that the service rejects with any value."""
     if is_too_long(failure) or is_unknown_model(failure):
         return set()
@@ -72,6 +72,6 @@ def parameters_not_taken(failure: Failure, names: Iterable[str]) -> set[str]:
         for name in names
         if name == failure.param or re.search(rf"(?<!\w){name}(?!\w)", failure.message.replace("body.", ""))
     }
-    if NOT_TAKEN.search(failure.message):
+    if UNSUPPORTED_PARAMETER.search(failure.message):
         return named
     return set() if VALUE_REFUSED.search(failure.message) else named & {failure.param, "max_tokens"}

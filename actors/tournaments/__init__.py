@@ -16,7 +16,7 @@ from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.records import Comparison, Ranking
 from llm_blender_ray.actors.tournaments.aggregation import aggregate, falling
 from llm_blender_ray.actors.tournaments.board import Board, Pair, draw_by_hash
-from llm_blender_ray.actors.tournaments.strategies import most_forwards, reference_index, rounds
+from llm_blender_ray.actors.tournaments.strategies import max_forwards, reference_index, rounds
 from llm_blender_ray.configs.strategies import Strategy, ToReference
 
 __all__ = ["Pair", "Tournament", "most_comparisons", "tournament"]
@@ -86,9 +86,9 @@ def tournament(
     return _Rounds(settings, keys, top_k, symmetric, labels or [None] * len(keys), salt, clock)
 
 
-def most_comparisons(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
+def max_comparisons(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
     """The forwards that a tournament of n distinct candidates takes at most."""
-    forwards = most_forwards(settings, n, top_k, symmetric)
+    forwards = max_forwards(settings, n, top_k, symmetric)
     return forwards if settings.budget is None else min(forwards, settings.budget)
 
 

@@ -9,7 +9,7 @@ from llm_blender_ray.actors.tournaments.aggregation import Fit, contrasts
 from llm_blender_ray.actors.tournaments.board import Pair
 
 
-def most_telling(
+def most_informative(
     fit: Fit, pairs: Sequence[Pair], top_k: int | None, count: int, *, both_orders: bool
 ) -> list[Pair]:
     """`count` of the pairs, by turns the one that takes most off the expected loss of a wrong top k.

@@ -18,7 +18,7 @@ import numpy as np
 from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.tournaments.aggregation import aggregate, certainty, least_squares
 from llm_blender_ray.actors.tournaments.board import Board, Pair
-from llm_blender_ray.actors.tournaments.design import circulant, most_telling
+from llm_blender_ray.actors.tournaments.design import circulant, most_informative
 from llm_blender_ray.configs.strategies import (
     Bubble,
     Focus,
@@ -61,7 +61,7 @@ def rounds(settings: Strategy, board: Board, keys: Sequence[str | None], top_k: 
             return _to_reference(settings, board, board.seat[reference_index(settings, keys)])
 
 
-def most_forwards(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
+def max_forwards(settings: Strategy, n: int, top_k: int | None, symmetric: bool) -> int:
     """Forwards that a strategy takes at most, its budget aside."""
     orders = 1 if symmetric or settings.orders == "one" else 2
     again = 1 if symmetric else 2  # of a pair that is asked in the other order too
@@ -154,7 +154,7 @@ def _focus(settings: Focus, board: Board, top_k: int | None, clock: Clock) -> Ro
         if not pairs:
             return
         count = _further(settings, board.size, board.symmetric)
-        pairs = most_telling(least_squares(board.logits_PP), pairs, top_k, count, both_orders=paired)
+        pairs = most_informative(least_squares(board.logits_PP), pairs, top_k, count, both_orders=paired)
         yield _new_cells(settings, board, pairs)
 
 

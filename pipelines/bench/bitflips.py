@@ -33,7 +33,7 @@ from llm_blender_ray.pipelines.rows.outputs import Output
 _ROWS = 96
 
 
-def blended(folder: Path, *, seed: int = 0) -> BlendConfig:
+def finished_run(folder: Path, *, seed: int = 0) -> BlendConfig:
     """Complete the run in an empty folder; returns its config."""
     draw = random.Random(seed)
     source, words = folder / "in.jsonl", ["one", "two", "three", "four", "five", "six"]
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--left-in", type=int, default=5)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bits") as name:
-        report = measure_bitflips(blended(Path(name)), given.flips, given.seed, given.left_in)
+        report = measure_bitflips(finished_run(Path(name)), given.flips, given.seed, given.left_in)
     print(json.dumps(report))
     if report["silent"] or report["unnoticed"] or report["output_after"] != "the same":
         sys.exit(1)

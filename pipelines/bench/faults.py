@@ -29,7 +29,7 @@ import psutil
 import pyarrow.dataset
 import yaml
 
-from llm_blender_ray.cluster.session import keeping_to_itself
+from llm_blender_ray.cluster.session import private_ray
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk.worker import EVENT
@@ -166,7 +166,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool
     return True
 
 
-def under(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
+def descendants(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
     """Descendants of a process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(process if isinstance(process, int) else process.pid).children(recursive=True)
@@ -191,7 +191,7 @@ def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return list(left)
 
 
-def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) -> bool:
+def kill_target(target: Target, process: subprocess.Popen[Any], draw: random.Random) -> bool:
     """Kill a target; False when the run ended before.
 
     Raises:
@@ -200,7 +200,7 @@ def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) 
     there: list[psutil.Process] = []
 
     def found() -> bool:
-        there[:] = under(process)
+        there[:] = descendants(process)
         if target == "actor":
             there[:] = worker_actors(there)
         return any("raylet/raylet" in title(one) for one in there) if target == "node" else bool(there)
@@ -222,7 +222,7 @@ def strike(target: Target, process: subprocess.Popen[Any], draw: random.Random) 
     return True
 
 
-def undisturbed(job: Job) -> float:
+def run_undisturbed(job: Job) -> float:
     """Run the job once; seconds.
 
     Raises:
@@ -243,7 +243,7 @@ def finish(job: Job, process: subprocess.Popen[Any]) -> None:
         raise FaultError(f"exit {process.returncode}: {job.log.read_text(errors='replace')[-2000:]}")
 
 
-def disturbed(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target], int]:
+def run_with_kills(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target], int]:
     """Complete the job through kills.
 
     Returns:
@@ -260,7 +260,7 @@ def disturbed(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Target],
             if not wait_until(lambda kill=kill: job.kept() >= kill.results, process):  # type: ignore[misc]
                 break
             time.sleep(kill.delay_s)
-            if process.poll() is not None or not strike(kill.target, process, draw):
+            if process.poll() is not None or not kill_target(kill.target, process, draw):
                 break
             struck.append(kill.target)
             print(f"{kill.target} killed at {job.kept()} results", file=sys.stderr)
@@ -278,7 +278,7 @@ def nodes(cpus: Sequence[int]) -> Iterator[Any]:
     """A Ray cluster of several nodes on this machine; the first is its head."""
     from ray.cluster_utils import Cluster
 
-    with keeping_to_itself():
+    with private_ray():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "include_dashboard": False})
         try:
             for number in cpus[1:]:
@@ -296,9 +296,9 @@ def raylet_of(node: Any) -> int:
 
 def remove_busiest(cluster: Any) -> int:
     """Remove the worker node with most actors of stages, without notice; returns their number."""
-    busy = {node: len(worker_actors(under(raylet_of(node)))) for node in cluster.worker_nodes}
+    busy = {node: len(worker_actors(descendants(raylet_of(node)))) for node in cluster.worker_nodes}
     busiest = max(busy, key=lambda node: busy[node])
-    workers = under(raylet_of(busiest))
+    workers = descendants(raylet_of(busiest))
     cluster.remove_node(busiest, allow_graceful=False)
     for one in workers:  # lost together with the machine
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -349,7 +349,7 @@ def measure_faults(folder: Path, rows: int, kills: int, seed: int) -> dict[str, 
         return Job(folder / name, config, source, address)
 
     plain = job("a")
-    seconds = undisturbed(plain)
+    seconds = run_undisturbed(plain)
     reference = plain.rows()
     report: dict[str, Any] = {"rows": rows, "seed": seed}
     report["undisturbed"] = {"seconds": round(seconds, 1), **asdict(_count(plain, ids))}
@@ -357,7 +357,7 @@ def measure_faults(folder: Path, rows: int, kills: int, seed: int) -> dict[str, 
 
     hit = job("b")
     begin = time.perf_counter()
-    struck, starts = disturbed(hit, draw_fault(seed, kills, plain.kept()), seed)
+    struck, starts = run_with_kills(hit, draw_fault(seed, kills, plain.kept()), seed)
     report["kills"] = {
         "killed": dict(Counter(struck)),
         "starts": starts,

@@ -57,9 +57,9 @@ from llm_blender_ray.pipelines.bench.online_service import (
 
 _HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 TARGET_MS = {"p50": 15.0, "p99": 40.0}  # of a blend without work, one request at a time
-WARM = 50  # requests before anything counts: they set up connections, routers and caches
+WARMUP_REQUESTS = 50  # requests before anything counts: they set up connections, routers and caches
 SETTLING_S = 5.0  # of a load, before anything counts
-TIMES = 10.0  # overload, as a multiple of the best load
+OVERLOAD_FACTOR = 10.0  # overload, as a multiple of the best load
 QUORUM = 5  # of the miniature's six models
 
 
@@ -72,7 +72,7 @@ async def _latency(running: Running, requests: int, concurrency: int) -> dict[st
     """One request at a time, then many."""
     async with connections(running.url) as session:
         chat = ChatClient(session, read_prompts())
-        await closed_loop(chat, 1, requests=WARM)
+        await closed_loop(chat, 1, requests=WARMUP_REQUESTS)
         alone = await closed_loop(chat, 1, requests=requests)
         await closed_loop(chat, concurrency, requests=concurrency)
         before = running.cpu_s()
@@ -138,18 +138,18 @@ async def overload(running: Running, levels: Sequence[int], step_s: float, secon
         async def closed(concurrency: int) -> Load:
             return await closed_loop(chat, concurrency, seconds=step_s, settling_s=SETTLING_S)
 
-        await closed_loop(chat, max(levels), requests=WARM)
+        await closed_loop(chat, max(levels), requests=WARMUP_REQUESTS)
         loads = {concurrency: await closed(concurrency) for concurrency in levels}
         concurrency, best = max(loads.items(), key=lambda pair: pair[1].goodput)
         if not best.goodput:
             raise BlendError(f"no answers at all: {dict(best.outcomes)}")
-        due = arrivals(TIMES * best.goodput, SETTLING_S + seconds)
+        due = arrivals(OVERLOAD_FACTOR * best.goodput, SETTLING_S + seconds)
         over = await OpenLoop(chat, due).run(SETTLING_S)
         after = await closed(concurrency)
     return {
         "levels": {str(concurrency): load.account() for concurrency, load in loads.items()},
         "best": {"concurrency": concurrency, "goodput_per_s": round(best.goodput, 2)},
-        "overload": {"per_s": round(TIMES * best.goodput, 1), **over.account()},
+        "overload": {"per_s": round(OVERLOAD_FACTOR * best.goodput, 1), **over.account()},
         "after": after.account(),
         "goodput_kept": round(over.goodput / best.goodput, 3),
         "goodput_after": round(after.goodput / best.goodput, 3),

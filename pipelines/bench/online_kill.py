@@ -24,9 +24,9 @@ import openai
 import psutil
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.session import keeping_to_itself, session
+from llm_blender_ray.cluster.session import private_ray, session
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bench.faults import title, under
+from llm_blender_ray.pipelines.bench.faults import descendants, title
 from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,
@@ -106,7 +106,7 @@ def answered(shot: Shot) -> bool:
 def replicas(running: Running, part: str) -> list[psutil.Process]:
     """Processes of a part, by the titles that Ray gives them."""
     name = f"ray::ServeReplica:{_APPLICATION}:{part}"
-    return [one for one in under(running.pid) if re.match(rf"{re.escape(name)}(\W|$)", title(one))]
+    return [one for one in descendants(running.pid) if re.match(rf"{re.escape(name)}(\W|$)", title(one))]
 
 
 def whole(running: Running, part: str, count: int) -> bool:
@@ -165,11 +165,11 @@ def kill_each(
 def _connected(
     running: Running, parts: Sequence[tuple[str, int]], prompts: Sequence[str], per_s: float
 ) -> tuple[dict[str, Deaths], Sequence[Shot]]:
-    raylets = (re.search(r"raylet/raylet .*--gcs-address=(\S+)", title(one)) for one in under(running.pid))
+    raylets = (re.search(r"raylet/raylet .*--gcs-address=(\S+)", title(one)) for one in descendants(running.pid))
     address = next((found[1] for found in raylets if found), None)
     if address is None:
         raise BlendError("the service runs no Ray of its own")
-    with keeping_to_itself(), session(RayCluster(address=address)):
+    with private_ray(), session(RayCluster(address=address)):
         return asyncio.run(_kill_each(running, parts, prompts, per_s))
 
 

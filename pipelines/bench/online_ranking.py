@@ -21,7 +21,7 @@ CANDIDATES = 11  # as in the paper
 RANKED_PAIRS = CANDIDATES * (CANDIDATES - 1)
 TARGET_SHARE = 0.8  # of the ideal speedup, which is the number of replicas
 TARGET_TIMES = 1.6  # speedup of two replicas with a model, on a CPU each
-WARM_RANKINGS = 3  # requests before anything counts
+WARMUP_RANKINGS = 3  # requests before anything counts
 
 
 def ranking_config(url: str, ranker: Mapping[str, Any], replicas: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ async def _latency(running: Running, requests: int) -> float:
         if (made := (answer.get("blend") or {}).get("comparisons")) != RANKED_PAIRS:
             raise BlendError(f"a request took {made} comparisons, not {RANKED_PAIRS}: {str(answer)[:300]}")
         chat = ChatClient(session, ["Say something."], "blend-best")
-        await closed_loop(chat, 1, requests=WARM_RANKINGS)
+        await closed_loop(chat, 1, requests=WARMUP_RANKINGS)
         load = await closed_loop(chat, 1, requests=requests)
     if wrong := {outcome: count for outcome, count in load.outcomes.items() if outcome != ANSWERED}:
         raise BlendError(f"requests that weren't answered: {wrong}")

@@ -33,7 +33,7 @@ from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, session
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster
-from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, remaining, title, under
+from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, descendants, remaining, title
 
 HOST = "127.0.0.1"
 _MODELS = 6  # of the bare graph, and of the service compared with it
@@ -62,7 +62,7 @@ class Running:
     def cpu_s(self) -> float:
         """CPU seconds of its processes, except those that have ended."""
         taken = 0.0
-        for one in under(self.pid):
+        for one in descendants(self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = one.cpu_times()
                 taken += times.user + times.system
@@ -136,13 +136,13 @@ def _end(process: subprocess.Popen[Any]) -> None:
     Raises:
         BlendError: It has to be killed, or leaves processes behind.
     """
-    started = under(process)
+    started = descendants(process)
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
         process.wait(SERVICE_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        _kill([psutil.Process(process.pid), *under(process)])
+        _kill([psutil.Process(process.pid), *descendants(process)])
         raise BlendError(f"the service didn't end within {SERVICE_PATIENCE_S:g} s of SIGINT") from None
     if left := remaining(started):
         told = ", ".join(title(one) for one in left)

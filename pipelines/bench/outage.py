@@ -40,7 +40,7 @@ from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.rows.outputs import Output
 
-LIVING = 2  # models that answer
+LIVE_MODELS = 2  # models that answer
 TARGET = {"bulk": 0.9, "online": 1.1}  # rows/s at least, p50 at most, as a share of the same without the outage
 DOWN_MODEL = "down"  # the model's name
 
@@ -57,7 +57,7 @@ def urls(server: str) -> dict[str, str]:
 
 def config_of(server: str, broken: str | None, **more: Any) -> dict[str, Any]:
     """A blend of the living models and of the one that is down at this URL, which comes first."""
-    config = waiting_models(server, LIVING)
+    config = waiting_models(server, LIVE_MODELS)
     for model in config["models"]:
         del model["max_in_flight"]  # the default
     if broken:

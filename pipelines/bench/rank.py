@@ -74,7 +74,7 @@ def read_workload(uri: str, limit: int | None) -> Workload:
     return Workload(rows, scores)
 
 
-class Watch:
+class CountingScorer:
     """Scorer that passes calls on, and counts calls and matchups."""
 
     def __init__(self, scorer: Scorer) -> None:
@@ -98,7 +98,7 @@ class Watch:
         await self._scorer.close()
 
 
-class Replay:
+class ReplayScorer:
     """Scorer that gives the scores of a full comparison again."""
 
     def __init__(self, traits: Traits, rows: Sequence[CandidateRow], rankings: Sequence[Ranking]) -> None:
@@ -138,7 +138,7 @@ def measure_ranker(
     warm_up(scorer, workload.rows)
     full = play(settings, Full(), scorer, workload.rows)
     default = play(settings, None, scorer, workload.rows)
-    replay = Replay(scorer.traits, workload.rows, full.rankings)
+    replay = ReplayScorer(scorer.traits, workload.rows, full.rankings)
     replayed = {describe_rank(strategy): play(settings, strategy, replay, workload.rows) for strategy in strategies}
     return {
         "rows": len(workload.rows),
@@ -155,7 +155,7 @@ def measure_ranker(
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class StrategyRun:
     """Rankings, and the work for them."""
 
     rankings: list[Ranking]
@@ -171,13 +171,13 @@ class Played:
 
 def play(
     settings: RankerSettings, strategy: Strategy | None, scorer: Scorer, rows: Sequence[CandidateRow]
-) -> Played:
+) -> StrategyRun:
     """Rank the rows, in batches of the size of a bulk run's first blocks.
 
     Raises:
         Exception: A row cannot be ranked.
     """
-    watch = Watch(scorer)
+    watch = CountingScorer(scorer)
     ranker = RowRanker(settings.model_copy(update={"strategy": strategy}), watch)
     batches = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
 
@@ -191,7 +191,7 @@ def play(
         if isinstance(ranking, Exception):
             raise ranking
     rankings = [ranking for ranking in given if isinstance(ranking, Ranking)]
-    return Played(rankings, watch.matchups, watch.calls / len(batches), seconds)
+    return StrategyRun(rankings, watch.matchups, watch.calls / len(batches), seconds)
 
 
 def warm_up(scorer: Scorer, rows: Sequence[CandidateRow]) -> None:
@@ -201,7 +201,7 @@ def warm_up(scorer: Scorer, rows: Sequence[CandidateRow]) -> None:
     asyncio.run(scorer.score([Matchup(prompt, texts[0], texts[1])] * 8))
 
 
-def speed(scorer: Scorer, played: Played) -> dict[str, float | None]:
+def speed(scorer: Scorer, played: StrategyRun) -> dict[str, float | None]:
     """Rates of a run; of a PairRanker also tokens read, and the share of the machine's FLOP/s used."""
     rates: dict[str, float | None] = {
         "forwards_per_s": played.forwards / played.seconds,
@@ -220,7 +220,7 @@ def speed(scorer: Scorer, played: Played) -> dict[str, float | None]:
     return rates
 
 
-def quality(played: Played, full: Played, workload: Workload, top_k: int) -> dict[str, Any]:
+def quality(played: StrategyRun, full: StrategyRun, workload: Workload, top_k: int) -> dict[str, Any]:
     """A strategy's forwards, its agreement with the full comparison's top k, and the given scores of its choice.
 
     same_best: share of rows with the same first. scores: by metric the mean score of the first, of the top k.
@@ -235,7 +235,7 @@ def quality(played: Played, full: Played, workload: Workload, top_k: int) -> dic
     }
 
 
-def agreement(played: Played, full: Played, top_k: int) -> float:
+def agreement(played: StrategyRun, full: StrategyRun, top_k: int) -> float:
     """Share of the full comparison's top k that is in the other's, mean over rows."""
     return mean(
         len(set(ours.order[:top_k]) & set(theirs.order[:top_k])) / min(top_k, len(theirs.order))

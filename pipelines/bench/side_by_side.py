@@ -23,7 +23,7 @@ from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 from llm_blender_ray.configs.schema import PairRanker
 from llm_blender_ray.configs.strategies import Full, default_strategy
-from llm_blender_ray.pipelines.bench.rank import Replay, agreement, play, speed, warm_up
+from llm_blender_ray.pipelines.bench.rank import ReplayScorer, agreement, play, speed, warm_up
 from llm_blender_ray.pipelines.bench.workload import as_original, copy_ranker, make_ranker, make_rows, take_rows
 
 _TOP_K = 3
@@ -154,7 +154,7 @@ def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, floa
     settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=_TOP_K)
     scorer = PairwiseScorer(settings)
     full = play(settings, Full(), scorer, rows)
-    replay = Replay(scorer.traits, rows, full.rankings)
+    replay = ReplayScorer(scorer.traits, rows, full.rankings)
     strategies = {"default": default_strategy(_TOP_K), "one_random_order": Full(orders="one")}
     return {
         name: agreement(play(settings, strategy, replay, rows), full, _TOP_K)

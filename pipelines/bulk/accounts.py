@@ -11,7 +11,7 @@ from typing import Any
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate
 from llm_blender_ray.configs.parts import Stage
-from llm_blender_ray.pipelines.quality.error_kinds import Kinds
+from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 
 _RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked", "constant")
 
@@ -64,7 +64,7 @@ def account_of(
 
 def _failed(failures: Iterable[Sequence[str]]) -> dict[str, Any]:
     """Rows with errors, and how many of them have an error of each kind."""
-    kinds, failed = Kinds(), 0
+    kinds, failed = ErrorKinds(), 0
     for errors in failures:
         failed += bool(errors)
         for error in dict.fromkeys(errors):  # samples of one row that fail alike count once

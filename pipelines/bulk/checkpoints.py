@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The whole input. fingerprint: of the files it was read from; seen: see `columns.look`."""
+    """The whole input. fingerprint: of the files it was read from; seen: see `columns.inspect_columns`."""
 
     blocks: tuple[Block, ...]
     fingerprint: str

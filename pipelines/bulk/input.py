@@ -22,7 +22,7 @@ from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
 from llm_blender_ray.pipelines.bulk.tracker import Count, telling
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
-from llm_blender_ray.pipelines.rows.columns import deserialize_type, look, seen_of, serialize_type
+from llm_blender_ray.pipelines.rows.columns import deserialize_type, inspect_columns, seen_of, serialize_type
 from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, list_files, translate_errors
@@ -80,7 +80,7 @@ def read_input(
         seen = seen_of(seen, deserialize_type(row.pop("seen")))
         found.append(Block(**row))
     if not pa.types.is_struct(seen):
-        seen = look(ROW_SCHEMA.empty_table())
+        seen = inspect_columns(ROW_SCHEMA.empty_table())
     return Index(tuple(sorted(found, key=lambda block: block.file)), mark, seen)
 
 
@@ -140,5 +140,5 @@ def _entry(name: str, table: pa.Table) -> dict[str, Any]:
         "digest": stages.hexdigest(),
         "content": content.hexdigest(),
         "ids": ids.hexdigest(),
-        "seen": serialize_type(look(table)),
+        "seen": serialize_type(inspect_columns(table)),
     }

@@ -16,7 +16,7 @@ from llm_blender_ray.cluster.session import (
     address_of,
     capacity,
     check_variables,
-    grown,
+    grown_capacity,
     local_capacity,
     session,
 )
@@ -90,7 +90,7 @@ def _show(made: Plan, console: Console) -> None:
 
 def _capacity(config: BlendConfig) -> Capacity:
     if config.ray.nodes:
-        return grown(config.ray)
+        return grown_capacity(config.ray)
     if address_of(config.ray) == LOCAL_ADDRESS:
         return local_capacity(config.ray)
     with session(config.ray):

@@ -12,7 +12,7 @@ import ray
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Placement, Plan
-from llm_blender_ray.cluster.replicas import look_for
+from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.configs.preferences import Preferences
@@ -35,7 +35,7 @@ from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, a_board
 from llm_blender_ray.pipelines.rows.columns import Layout
 from llm_blender_ray.pipelines.rows.outputs import FileRecord
-from llm_blender_ray.pipelines.rows.storage import sweep
+from llm_blender_ray.pipelines.rows.storage import remove_temporary_files
 from llm_blender_ray.pipelines.rows.writers import (
     COMPARE_COLUMNS,
     BlendShape,
@@ -86,9 +86,9 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
         plan = run.planned(capacity(run.cluster))
         announce(plan)
         with a_board() as board, told_by(board):
-            look_for([placement for wave in plan.waves[1:] for placement in wave])
+            check_all_weights([placement for wave in plan.waves[1:] for placement in wave])
             if state.there:
-                sweep(store.root)
+                remove_temporary_files(store.root)
             elif overwrite or state.other_format:
                 store.clear()
             if address_of(run.cluster) == LOCAL_ADDRESS:

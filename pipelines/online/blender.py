@@ -17,7 +17,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings
 from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
-from llm_blender_ray.pipelines.online.circuits import RANKER, ending
+from llm_blender_ray.pipelines.online.circuits import RANKER, ending_call
 from llm_blender_ray.pipelines.online.events import BlendResult, Event
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
@@ -78,7 +78,7 @@ class Blender(Parts):
         limits = (self.timeouts.deadline_s, self.timeouts.timeouts_s.get(RANKER))
         limit = min((limit for limit in limits if limit is not None), default=None)
         call = self.circuits[RANKER].begin()
-        with ending(call, limit):
+        with ending_call(call, limit):
             async with asyncio.timeout(limit):
                 ranking = await self.ranker.rank_one(prompt, candidates, None, comparing)
             call.succeeded()

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-from llm_blender_ray.actors.circuit_breaker import CALLS_OWN, LONGEST_CAUSE, Call, CircuitBreaker, CircuitStatus
+from llm_blender_ray.actors.circuit_breaker import CALLS_OWN, MAX_CAUSE_LENGTH, Call, CircuitBreaker, CircuitStatus
 from llm_blender_ray.actors.errors import PermanentError, one_line
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.pipelines.online.clock import now
@@ -20,7 +20,7 @@ from llm_blender_ray.pipelines.online.clock import now
 _T = TypeVar("_T")
 
 RANKER, FUSER = "ranker", "fuser"  # names of parts; members have their own
-NEARLY = 0.9  # of its time counts as all of it: some passes before a part is called
+NEARLY_ALL = 0.9  # of its time counts as all of it: some passes before a part is called
 
 
 class Circuits:
@@ -69,7 +69,7 @@ class Circuits:
 
 
 @contextlib.contextmanager
-def ending(call: Call, whole_s: float | None) -> Iterator[asyncio.Event]:
+def ending_call(call: Call, whole_s: float | None) -> Iterator[asyncio.Event]:
     """End the call if the block raises; otherwise the block ends it.
 
     Args:
@@ -88,8 +88,8 @@ def ending(call: Call, whole_s: float | None) -> Iterator[asyncio.Event]:
         raise
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, TimeoutError):
-            call.failed(one_line(error, LONGEST_CAUSE), permanent=isinstance(error, PermanentError))
-        elif whole_s is not None and not heard.is_set() and now() - since >= NEARLY * whole_s:
+            call.failed(one_line(error, MAX_CAUSE_LENGTH), permanent=isinstance(error, PermanentError))
+        elif whole_s is not None and not heard.is_set() and now() - since >= NEARLY_ALL * whole_s:
             call.failed(f"no answer within {whole_s:.3g} s")
         else:
             call.dropped()
@@ -103,7 +103,7 @@ async def probe(call: Call, work: Coroutine[Any, Any, _T], whole_s: float | None
         TimeoutError: It takes longer than `whole_s`.
         Exception: What the work raises.
     """
-    with ending(call, whole_s):
+    with ending_call(call, whole_s):
         async with asyncio.timeout(whole_s):
             result = await work
         call.succeeded()

@@ -13,7 +13,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def least(*limits: float | None) -> float | None:
+def least_limit(*limits: float | None) -> float | None:
     """The least of the limits; None is no limit."""
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -12,8 +12,8 @@ from llm_blender_ray.actors.fusers import FuserPart
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, is_blank
 from llm_blender_ray.actors.stages import best_readable, missing_samples
-from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending, probe
-from llm_blender_ray.pipelines.online.clock import in_time, least, now
+from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending_call, probe
+from llm_blender_ray.pipelines.online.clock import in_time, least_limit, now
 from llm_blender_ray.pipelines.online.events import (
     AnswerDelta,
     Answered,
@@ -82,7 +82,7 @@ class BlendRun:
         return max(self._began + share * self._deadline_s - now(), 0.0)
 
     def _patient_with(self, name: str, left: float | None) -> float | None:
-        return least(self._timeouts.timeouts_s.get(name), left)
+        return least_limit(self._timeouts.timeouts_s.get(name), left)
 
     def _whole_s(self, name: str) -> float | None:
         """Total time that the service's settings give a part, whatever this request leaves of it."""
@@ -217,7 +217,7 @@ class BlendRun:
         """Pieces of a member's answer if they are followed, then its candidate, whatever happens."""
         candidate: Candidate
         try:
-            with ending(call, self._whole_s(member.name)) as heard:
+            with ending_call(call, self._whole_s(member.name)) as heard:
                 if follow:
                     stream = member.stream(self._ask.prompt, sample, self._ask.change)
                     async with contextlib.aclosing(in_time(stream, limit)) as pieces:
@@ -246,7 +246,7 @@ class BlendRun:
     def _generation_left(self) -> float | None:
         """Seconds until generation ends if nothing more happens."""
         grace = None if self._grace_over is None else max(self._grace_over - now(), 0.0)
-        return least(self._left(self._until()), grace)
+        return least_limit(self._left(self._until()), grace)
 
     def _enough(self) -> str | None:
         """Reason to stop waiting for missing answers, which becomes their error; None: wait."""
@@ -276,7 +276,7 @@ class BlendRun:
         cause = self._parts.circuits[part].status.cause
         task = self._parts.circuits.apart(work)
         try:
-            async with asyncio.timeout(least(self._grace_s(), limit)):
+            async with asyncio.timeout(least_limit(self._grace_s(), limit)):
                 return await asyncio.shield(task)
         except TimeoutError as error:
             raise BlendError(_not_waited_for(cause)) from error
@@ -320,7 +320,7 @@ class BlendRun:
             work = ranker.rank_one(prompt, candidates, _budget(whole_s))
             yield await self._in_grace(RANKER, probe(call, work, whole_s), limit)
             return
-        with ending(call, whole_s) as heard:
+        with ending_call(call, whole_s) as heard:
             if self._ask.follow_members:
                 stream = ranker.rounds(prompt, candidates, _budget(limit))
                 async with contextlib.aclosing(in_time(stream, limit)) as rounds:
@@ -384,7 +384,7 @@ class BlendRun:
             yield whole.text
             yield whole
             return
-        with ending(call, whole_s) as heard:
+        with ending_call(call, whole_s) as heard:
             if self._ask.follow:
                 stream = fuser.stream(prompt, texts, change)
                 async with contextlib.aclosing(in_time(stream, limit)) as pieces:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MOST = 1000  # kinds held at a time; texts of other programs' rows may differ in unknown ways
-LONGEST_ERROR = 160  # characters of a kind
+MAX_KINDS = 1000  # kinds held at a time; texts of other programs' rows may differ in unknown ways
+MAX_ERROR_LENGTH = 160  # characters of a kind
 OTHER_ERRORS = "others"
 
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
@@ -35,18 +35,18 @@ _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 
 
 def kind_of(error: str) -> str:
-    """The error without what differs between rows, in one line of at most `LONGEST_ERROR` characters."""
+    """The error without what differs between rows, in one line of at most `MAX_ERROR_LENGTH` characters."""
     text = " ".join(error.split())
     for pattern, put in _CUTS[:-1]:
         text = pattern.sub(put, text)
     numbers, number = _CUTS[-1]
     kept = {at for match in _KEPT.finditer(text) for at in (match.start("named"), match.start("alone"))}
     text = numbers.sub(lambda match: match[0] if match.start() in kept else str(number), text)
-    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 1] + "…"
+    return text if len(text) <= MAX_ERROR_LENGTH else text[: MAX_ERROR_LENGTH - 1] + "…"
 
 
 @dataclass
-class Kinds:
+class ErrorKinds:
     """Errors counted by kind, with the first text of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Kinds:
     def add(self, error: str) -> None:
         """Add one error."""
         kind = kind_of(error)
-        if kind not in self.counts and len(self.counts) >= MOST:
+        if kind not in self.counts and len(self.counts) >= MAX_KINDS:
             kind = OTHER_ERRORS
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if kind != OTHER_ERRORS:

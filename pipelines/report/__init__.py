@@ -27,7 +27,7 @@ from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.storage import get, put
 from llm_blender_ray.pipelines.rows.uris import filesystem
 
-LONGEST_TEXT = 600  # characters of a text in an example
+MAX_TEXT_LENGTH = 600  # characters of a text in an example
 
 
 def write_report(uri: str, output: str | None = None) -> str:
@@ -161,5 +161,5 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cut(text: str, most: int = LONGEST_TEXT) -> str:
+def _cut(text: str, most: int = MAX_TEXT_LENGTH) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} characters more)"

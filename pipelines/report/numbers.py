@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Self
 
-from llm_blender_ray.pipelines.quality.error_kinds import Kinds
+from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality, name_of
 
 SAMPLE = 5_000  # most rows of the sample; of more rows it holds at least about half as many
@@ -20,7 +20,7 @@ EXAMPLES = 3
 
 
 @dataclass
-class OfModel:
+class ModelNumbers:
     """One LLM. Shares are counted per row, and split among tied answers.
 
     Attributes:
@@ -43,11 +43,11 @@ class OfModel:
     rank: Mean = field(default_factory=Mean)
     first: Mean = field(default_factory=Mean)
     fused: Mean = field(default_factory=Mean)
-    errors: Kinds = field(default_factory=Kinds)
+    errors: ErrorKinds = field(default_factory=ErrorKinds)
 
 
 @dataclass
-class Orders:
+class OrderAgreement:
     """Pairs of different answers with a logit in both orders.
 
     Attributes:
@@ -142,8 +142,8 @@ class Numbers:
     """
 
     rows: int = 0
-    errors: Kinds = field(default_factory=Kinds)
-    models: dict[str, OfModel] = field(default_factory=lambda: defaultdict(OfModel))
+    errors: ErrorKinds = field(default_factory=ErrorKinds)
+    models: dict[str, ModelNumbers] = field(default_factory=lambda: defaultdict(ModelNumbers))
     with_candidates: int = 0
     ranked: int = 0
     fused: int = 0
@@ -153,7 +153,7 @@ class Numbers:
     compared: int = 0
     forwards: int = 0
     full: int = 0
-    orders: Orders = field(default_factory=Orders)
+    orders: OrderAgreement = field(default_factory=OrderAgreement)
     longest_first: Mean = field(default_factory=Mean)
     by_chance: Mean = field(default_factory=Mean)
     longer_above: Mean = field(default_factory=Mean)
@@ -193,7 +193,7 @@ class Numbers:
         if row["logits"]:
             self._orders([one["text"] for one in candidates], row["logits"])
 
-    def _answer(self, model: OfModel, candidate: Mapping[str, Any]) -> None:
+    def _answer(self, model: ModelNumbers, candidate: Mapping[str, Any]) -> None:
         if candidate["text"] is None:
             model.failed += 1
             model.errors.add(candidate["error"] or "no text given")

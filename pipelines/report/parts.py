@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from llm_blender_ray.pipelines.quality.evaluation import Mean
 
-SHOWN = 24  # most LLMs of a table or figure
+MAX_MODELS = 24  # most LLMs of a table or figure
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers, by_standing, errors_of_models
 from llm_blender_ray.pipelines.report.parts import (
-    SHOWN,
+    MAX_MODELS,
     Figure,
     Section,
     Table,
@@ -27,8 +27,8 @@ from llm_blender_ray.pipelines.report.quality import quality_sections
 def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:
     """All sections that there are numbers for, in the page's order."""
     names = by_standing(numbers)
-    if len(names) > SHOWN:
-        often = sorted(names, key=lambda name: -numbers.models[name].answers)[:SHOWN]
+    if len(names) > MAX_MODELS:
+        often = sorted(names, key=lambda name: -numbers.models[name].answers)[:MAX_MODELS]
         names = [name for name in names if name in often]
     found = [
         *quality_sections(numbers, names),
@@ -61,8 +61,8 @@ def missing(numbers: Numbers, manifest: Manifest | None) -> list[str]:
             f"The manifest counts {manifest.output.rows:,} rows, {numbers.rows:,} were read: "
             "these aren't the rows that the run wrote."
         )
-    if len(numbers.models) > SHOWN:
-        notes.append(f"Of {len(numbers.models):,} LLMs the {SHOWN} with the most answers are shown.")
+    if len(numbers.models) > MAX_MODELS:
+        notes.append(f"Of {len(numbers.models):,} LLMs the {MAX_MODELS} with the most answers are shown.")
     return notes
 
 

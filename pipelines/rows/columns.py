@@ -28,7 +28,10 @@ MAX_FIELDS = 1000  # of one struct: an object with more different keys is a map,
 _NUMBERS = (pa.int64(), LARGE, pa.float64())
 OTHER_KEYS = ""  # the field of a row's type that stands for all keys without a column of their own
 _EXACT = 2**53
-_MADE_IDS, _OTHER_IDS = "made", "other"  # in the result of `look`: some ids were made; some are outside `GIVEN_ID`
+_MADE_IDS, _OTHER_IDS = (
+    "made",
+    "other",
+)  # of `inspect_columns`: some ids are made, some outside `GIVEN_ID`
 MAX_TYPE_DEPTH = 16
 EMPTY = pa.struct([])
 
@@ -163,7 +166,7 @@ def infer_array(array: pa.Array | pa.ChunkedArray) -> pa.DataType:
     return found
 
 
-def look(table: pa.Table) -> pa.DataType:
+def inspect_columns(table: pa.Table) -> pa.DataType:
     """Everything that `Layout.of` needs of a table of rows; that of several tables is the `unify` of theirs."""
     lists = table.column("candidates").to_pylist()
     known = [name for name in (*OWN_COLUMNS, *RESULT_COLUMNS) if name in table.column_names]
@@ -209,7 +212,7 @@ def _given(table: pa.Table) -> list[GivenColumns]:
 
 
 def seen_of(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    """Result of `look` for two tables together."""
+    """Result of `inspect_columns` for two tables together."""
     if pa.types.is_null(a):
         return b
     parts = {field.name: field.type for field in a}
@@ -260,7 +263,7 @@ class Layout:
         """Layout of all rows.
 
         Args:
-            seen: Result of `look`.
+            seen: Result of `inspect_columns`.
             results: Result columns to write.
             keep: Result columns to write if some row has them.
         """

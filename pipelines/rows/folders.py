@@ -22,7 +22,7 @@ _EXAMPLES = 3
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """Files of rows under a URI.
 
     Attributes:
@@ -50,7 +50,7 @@ class Found:
         if keys := _keys(path, root):
             self.keys[path] = keys
 
-    def add(self, other: "Found") -> None:
+    def add(self, other: "FoundFiles") -> None:
         """Add the files of another place."""
         self.files += other.files
         self.left_out += other.left_out
@@ -64,7 +64,7 @@ class Found:
         return f"not read: {', '.join(names[:_EXAMPLES])}{more}"
 
 
-def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = None) -> Found:
+def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = None) -> FoundFiles:
     """Find the files under a folder; links are followed.
 
     Hidden files, and those whose names start with `_`, are not read.
@@ -76,7 +76,7 @@ def walk(fs: Any, folder: str, without: Sequence[str] = (), root: str | None = N
         root: The folder whose own name, and those above it, give no columns.
     """
     root = folder if root is None else root
-    found = Found([], root=root)
+    found = FoundFiles([], root=root)
     for path in sorted(_paths(fs, folder)):
         name = path.rstrip("/")
         if name in without or _is_work(name):
@@ -135,7 +135,7 @@ def _keys(path: str, root: str) -> dict[str, str | None]:
     return {unquote(key): None if value == _NULL else unquote(value) for key, _, value in pairs if key}
 
 
-def _keep_saved(fs: Any, state: str, found: Found) -> None:
+def _keep_saved(fs: Any, state: str, found: FoundFiles) -> None:
     """Leave out the `.arrow` files of a folder that are not part of the dataset saved in it.
 
     Raises:

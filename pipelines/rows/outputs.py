@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.rows.folders import WORK_FOLDER
 from llm_blender_ray.pipelines.rows.formats import format_endings
-from llm_blender_ray.pipelines.rows.storage import sweep
+from llm_blender_ray.pipelines.rows.storage import remove_temporary_files
 from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, kind, row_files, translate_errors
 
 _PART = re.compile(r"part-\d{6}-[0-9a-f]{16}(\.\w+)")
@@ -126,10 +126,10 @@ class Output:
             BlendError: The storage stays broken.
         """
         if self.is_folder:
-            sweep(self.location, "part-")
+            remove_temporary_files(self.location, "part-")
         else:
             folder, _, name = self.location.rpartition("/")
-            sweep(folder or "/", f"{name}.")
+            remove_temporary_files(folder or "/", f"{name}.")
 
     def damaged(self, files: Sequence[FileRecord]) -> list[str]:
         """Check the output against the record of its files.

@@ -30,7 +30,7 @@ class InputFile:
 
     Attributes:
         name: Name in errors of its rows.
-        keys: Columns from its folders' names (`folders.Found`).
+        keys: Columns from its folders' names (`folders.FoundFiles`).
     """
 
     uri: str

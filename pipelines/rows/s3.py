@@ -36,7 +36,7 @@ MAX_WAIT_S = 20  # between two of them; botocore's default
 S3_FILE_ERRORS = (BotoCoreError, ResponseParserError)  # in addition to the exceptions of any file system
 S3_PERMISSION_ERRORS = (NoCredentialsError,)
 # Raised by a body that breaks off or stalls; hardly by requests, which have been retried by then.
-BROKEN_OFF = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
+BODY_ERRORS = (aiohttp.ClientPayloadError, IncompleteReadError, ResponseStreamingError, TimeoutError)
 
 _HOOKS = (
     "_call_s3",
@@ -96,7 +96,7 @@ class S3(S3FileSystem):
         """Result of `read`, repeated up to `ATTEMPTS` times until a body arrives whole."""
         attempts = self.s3.meta.config.retries.get("total_max_attempts", ATTEMPTS)
         return tenacity.retry(
-            retry=tenacity.retry_if_exception_type(BROKEN_OFF),
+            retry=tenacity.retry_if_exception_type(BODY_ERRORS),
             stop=tenacity.stop_after_attempt(attempts),
             wait=tenacity.wait_random_exponential(max=MAX_WAIT_S),
             reraise=True,

@@ -66,7 +66,7 @@ def names(uri: str) -> set[str]:
     return {name for name in inside if not TEMPORARY.fullmatch(name)}
 
 
-def sweep(uri: str, target: str = "") -> None:
+def remove_temporary_files(uri: str, target: str = "") -> None:
     """Remove temporary files that killed writers left in a folder and those in it, on a disk.
 
     Args:

@@ -25,7 +25,7 @@ from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.pipelines.interruption import undone
 from llm_blender_ray.pipelines.rows.compression import compressing, decompressed, ending_of
-from llm_blender_ray.pipelines.rows.folders import Found, visible, walk
+from llm_blender_ray.pipelines.rows.folders import FoundFiles, visible, walk
 from llm_blender_ray.pipelines.rows.formats import format_endings, kind
 
 S3_SCHEMES = ("s3://", "s3a://")
@@ -120,7 +120,7 @@ def row_files(fs: Any, folder: str) -> list[str]:
     return walk(fs, folder).files
 
 
-def find(uri: str, without: Sequence[str] = ()) -> Found:
+def find(uri: str, without: Sequence[str] = ()) -> FoundFiles:
     """Find the files of a URI, each a URI of its own, sorted by path, and the other files there.
 
     Args:
@@ -136,7 +136,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
         if fs.isfile(path):
             if kind(path) is None:
                 raise BlendError(f"{uri}: not a file of rows; expected {', '.join(format_endings())}")
-            found = Found([path])
+            found = FoundFiles([path])
         elif fs.isdir(path):
             found = walk(fs, path, without)
         elif glob.has_magic(path) or "{" in path:
@@ -151,7 +151,7 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
     if is_local(fs):
         return found
     unstripped = fs.unstrip_protocol
-    return Found(
+    return FoundFiles(
         [unstripped(file) for file in found.files],
         found.left_out,
         {unstripped(file): keys for file, keys in found.keys.items()},
@@ -159,9 +159,9 @@ def find(uri: str, without: Sequence[str] = ()) -> Found:
     )
 
 
-def _globbed(fs: Any, path: str, without: Sequence[str]) -> Found:
+def _globbed(fs: Any, path: str, without: Sequence[str]) -> FoundFiles:
     fixed = _fixed(path)
-    found = Found([], root=fixed)
+    found = FoundFiles([], root=fixed)
     for pattern in _alternatives(path):
         for one in _matches(fs, pattern):
             if not visible(one, pattern) or one in without:

@@ -27,7 +27,7 @@ def application(arguments: Arguments) -> "Application":
         ConfigError: The config is invalid.
         PlanError: The cluster cannot hold it.
     """
-    from llm_blender_ray.cluster.plan import together
+    from llm_blender_ray.cluster.plan import place_together
     from llm_blender_ray.cluster.session import capacity
     from llm_blender_ray.configs.loading import load
     from llm_blender_ray.configs.online import online
@@ -36,4 +36,4 @@ def application(arguments: Arguments) -> "Application":
 
     config = load(arguments.config, BlendConfig, arguments.overrides)
     config = online(config)
-    return build(config, together(config, capacity(config.ray)))
+    return build(config, place_together(config, capacity(config.ray)))

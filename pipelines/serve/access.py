@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT = "BLEND_API_KEYS"
 LOCAL = "local"  # the caller's name without keys
-SHORTEST = 16  # characters of a key from elsewhere
+MIN_KEY_LENGTH = 16  # characters of a key from elsewhere
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+sha256:([0-9a-fA-F]{{64}})")
@@ -275,10 +275,10 @@ def _from_environment(value: str) -> Iterator[tuple[str, str, bytes]]:
         name, named, key = entry.strip().partition("=")
         if not named:
             name, key = "default", name
-        if not _NAME.fullmatch(name) or len(key) < SHORTEST or not (key.isascii() and key.isprintable()):
+        if not _NAME.fullmatch(name) or len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()):
             raise BlendError(
-                f"{where}: expected name=key (with a name if the key holds a =), the key of {SHORTEST} or more "
-                "visible ASCII characters; `blend key NAME` makes one"
+                f"{where}: expected name=key (with a name if the key holds a =), the key of {MIN_KEY_LENGTH} or "
+                "more visible ASCII characters; `blend key NAME` makes one"
             )
         yield where, name, _digest(key)
 

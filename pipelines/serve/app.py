@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from llm_blender_ray.pipelines.serve.endpoints import ENDPOINTS
 from llm_blender_ray.pipelines.serve.errors import ApiError, to_api_error
-from llm_blender_ray.pipelines.serve.middleware import API, REQUEST_ID_HEADER, Front
+from llm_blender_ray.pipelines.serve.middleware import API, REQUEST_ID_HEADER, RequestMiddleware
 from llm_blender_ray.pipelines.serve.responses import Chunk
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service
 
@@ -35,7 +35,7 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Front, service=service, endpoints=endpoints, tells_id=tells_id)
+    app.add_middleware(RequestMiddleware, service=service, endpoints=endpoints, tells_id=tells_id)
     if service.serving.allowed_origins:  # outermost: a browser's preflight request carries no key
         app.add_middleware(
             CORSMiddleware,

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import together
-from llm_blender_ray.cluster.replicas import look_for
+from llm_blender_ray.cluster.plan import place_together
+from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import (
     LOCAL_ADDRESS,
@@ -112,8 +112,8 @@ def _check_free(host: str, port: int) -> None:
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
     listen = (host, port) if local else None
     config = online(config)
-    placements = together(config, capacity(config.ray))
-    look_for(placements)
+    placements = place_together(config, capacity(config.ray))
+    check_all_weights(placements)
     from ray import serve  # reads its environment at import
     from ray.serve.config import HTTPOptions, ProxyLocation
 

@@ -20,7 +20,7 @@ from llm_blender_ray.pipelines.serve.errors import ApiError
 
 ABORT = "blend.abort"  # extension in the ASGI scope: a function that resets the connection
 PIPELINED = 16  # requests of a connection that wait for an earlier response
-LATER_S = 1.0  # after the middleware's own timeout of the body, which sends a response
+BODY_SLACK_S = 1.0  # after the middleware's own timeout of the body, which sends a response
 
 
 def server_config(app: ASGIApp, limits: Limits, **options: Any) -> uvicorn.Config:
@@ -137,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._cut()
             raise _HeadTooLargeError
         self._in_body = True
-        self._read_within(self.bounds.body_s + LATER_S)
+        self._read_within(self.bounds.body_s + BODY_SLACK_S)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -32,8 +32,8 @@ from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 GATEWAY = "gateway"
-LOADS = 2  # attempts to load a model before the service fails to start
-LOOK_S = 0.5  # wait of /healthz for parts that are not up yet
+LOAD_ATTEMPTS = 2  # attempts to load a model before the service fails to start
+STARTUP_POLL_S = 0.5  # wait of /healthz for parts that are not up yet
 HEALTH_S = 2.0  # between two health checks of a replica: bounds the time to replace a dead one
 NO_LIMIT = 10_000  # requests that Serve accepts; the gateway's own queue is the limit
 
@@ -161,12 +161,12 @@ class StartupCheck:
         self._checks: dict[str, asyncio.Task[None]] = {}
 
     async def __call__(self) -> list[str]:
-        """Names of these parts; waits up to `LOOK_S` for one to come up."""
+        """Names of these parts; waits up to `STARTUP_POLL_S` for one to come up."""
         for name, handle in self._handles.items():
             if name not in self._checks or self._checks[name].done():
                 self._checks[name] = asyncio.get_running_loop().create_task(_up(handle))
         if self._handles:
-            done, _ = await asyncio.wait([self._checks[name] for name in self._handles], timeout=LOOK_S)
+            done, _ = await asyncio.wait([self._checks[name] for name in self._handles], timeout=STARTUP_POLL_S)
             up = {check for check in done if not check.cancelled() and check.exception() is None}
             self._handles = {name: one for name, one in self._handles.items() if self._checks[name] not in up}
         return list(self._handles)
@@ -235,7 +235,7 @@ def _part(
             name=placement.name,
             ray_actor_options=placement.ray_options(),
             max_ongoing_requests=2 * width,  # the next call already waits in the replica
-            max_constructor_retry_count=LOADS,
+            max_constructor_retry_count=LOAD_ATTEMPTS,
             health_check_period_s=HEALTH_S,
             **({"request_router_config": router} if router else {}),
             **_replicas(placement.model, at_once or width, scaling),

@@ -71,7 +71,7 @@ def to_api_error(error: Exception) -> ApiError | None:
         case NoAnswerError(refused="other"):
             return ApiError(400, str(error), param="messages", code="invalid_value")
         case NoAnswerError():
-            return ApiError(503, str(error), code="no_answer", headers=later(error.retry_after_s))
+            return ApiError(503, str(error), code="no_answer", headers=retry_after_header(error.retry_after_s))
         case FieldError():
             return _field(error)
         case RowError() | PromptError():
@@ -81,9 +81,11 @@ def to_api_error(error: Exception) -> ApiError | None:
         case NotLocalError():
             return ApiError(403, str(error), code="no_api_keys")
         case RateError():
-            return ApiError(429, str(error), code="rate_limit_exceeded", headers=later(error.retry_after_s))
+            return ApiError(
+                429, str(error), code="rate_limit_exceeded", headers=retry_after_header(error.retry_after_s)
+            )
         case OverloadedError():
-            return ApiError(429, str(error), code="overloaded", headers=later(error.retry_after_s))
+            return ApiError(429, str(error), code="overloaded", headers=retry_after_header(error.retry_after_s))
         case UnknownAnswerError():
             return ApiError(404, str(error), code="unknown_answer")
         case VotedBeforeError():
@@ -115,7 +117,7 @@ def invalid(param: str, why: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, f"{param}: {why}", param=param, code=code)
 
 
-def later(seconds: float | None) -> dict[str, str] | None:
+def retry_after_header(seconds: float | None) -> dict[str, str] | None:
     """Header Retry-After; None without a time."""
     return None if seconds is None else {"retry-after": str(max(math.ceil(seconds), 1))}
 

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 MAX_ATTEMPTS = 3
 BUSY = "it has more to do than it can, or is not up"
-LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
+REPLICA_LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
 
 
 class PartError(BlendError):
@@ -85,7 +85,7 @@ class RemoteBallots:
 
 
 @contextlib.contextmanager
-def as_raised() -> Iterator[None]:
+def original_errors() -> Iterator[None]:
     """Raise what a replica raised with its own message, in place of Ray's traceback."""
     try:
         yield
@@ -105,7 +105,7 @@ async def call(method: Any, *arguments: Any) -> Any:
     for left in reversed(range(MAX_ATTEMPTS)):
         try:
             return await call_once(method, *arguments)
-        except LOST as error:
+        except REPLICA_LOST as error:
             if not left:
                 raise PartError("its replicas died") from error
     raise AssertionError("unreachable")
@@ -116,12 +116,12 @@ async def call_once(method: Any, *arguments: Any) -> Any:
 
     Raises:
         PartError: No replica can be called.
-        RayError: One of `LOST`: the replica died.
+        RayError: One of `REPLICA_LOST`: the replica died.
         Exception: What the replica raised.
     """
     response = method.remote(*arguments)
     try:
-        with as_raised():
+        with original_errors():
             return await response
     except asyncio.CancelledError:
         response.cancel()  # otherwise the replica would finish it
@@ -135,7 +135,7 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
     items = method.options(stream=True).remote(*arguments)
     done = False
     try:
-        with as_raised():
+        with original_errors():
             async for item in items:
                 yield item
         done = True
@@ -164,6 +164,6 @@ async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenera
                     if new := piece[len(known) :]:
                         said += new
                         yield new
-        except LOST as error:
+        except REPLICA_LOST as error:
             if not left:
                 raise PartError("its replicas died") from error

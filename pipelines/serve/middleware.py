@@ -33,7 +33,7 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
-class Front:
+class RequestMiddleware:
     """Gives each request an id, identifies its caller, bounds its size and time, and turns errors to responses."""
 
     def __init__(

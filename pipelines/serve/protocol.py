@@ -82,7 +82,7 @@ def first_unknown(value: Any, known: Container[str]) -> Any:
     return {name: value[name] for name in value if name in known or name == unknown}
 
 
-class Asked(BaseModel):
+class RequestModel(BaseModel):
     """A part of a request: types are strict, and any unknown field must be null."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
@@ -132,20 +132,20 @@ def text_of(given: str | WithText) -> str:
     return given if isinstance(given, str) else given.text
 
 
-class StreamOptions(Asked):
+class StreamOptions(RequestModel):
     """Options of a stream. `include_usage`: one more chunk with the tokens."""
 
     include_usage: bool | None = None
     include_obfuscation: Off = None
 
 
-class TextResponseFormat(Asked):
+class TextResponseFormat(RequestModel):
     """The only supported form of answers."""
 
     type: Literal["text"]
 
 
-class BlendOptions(Asked):
+class BlendOptions(RequestModel):
     """Options of this service alone.
 
     `details`: candidates, ranking, scores and timings in the response. `events`: the blend's events, in a stream.
@@ -170,7 +170,7 @@ Stop = Annotated[
 ]
 
 
-class ChatRequest(Asked):
+class ChatRequest(RequestModel):
     """`POST /v1/chat/completions`, as in OpenAI's API."""
 
     model: Name
@@ -213,7 +213,7 @@ class ChatRequest(Asked):
     reasoning_effort: Any = None  # set by the model's own config
 
 
-class RerankRequest(Asked):
+class RerankRequest(RequestModel):
     """`POST /v1/rerank`, as in Jina's and Cohere's APIs."""
 
     model: Name | None = None
@@ -223,7 +223,7 @@ class RerankRequest(Asked):
     return_documents: bool | None = None  # default: true, like Jina's
 
 
-class CompareRequest(Asked):
+class CompareRequest(RequestModel):
     """`POST /v1/compare`: a row with `prompt`, `instruction` (and `input`) or `messages`, and two candidates.
 
     As in rows, `prompt` may be a list of messages.

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """A part of a response."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Usage(Answer):
+class Usage(ResponseModel):
     """Tokens of all models that worked on the answer, where known."""
 
     prompt_tokens: int
@@ -25,7 +25,7 @@ class Usage(Answer):
     total_tokens: int
 
 
-class CandidateAnswer(Answer):
+class CandidateAnswer(ResponseModel):
     """One model's answer, or its error."""
 
     model: str | None
@@ -48,7 +48,7 @@ class CandidateAnswer(Answer):
         )
 
 
-class RankingAnswer(Answer):
+class RankingAnswer(ResponseModel):
     """`ranking`: indexes of candidates, best first. `scores`: of each, null without text.
 
     `comparisons`: forwards made. `logits`: `logits[i][j]` is how much better i is than j, i being read first; null
@@ -75,7 +75,7 @@ def _absent(value: object) -> bool:
     return value is None
 
 
-class Timings(Answer):
+class Timings(ResponseModel):
     """Seconds: waiting for a place, in each stage, and from the request's arrival in total."""
 
     queue: float
@@ -85,7 +85,7 @@ class Timings(Answer):
     total: float
 
 
-class Degraded(Answer):
+class Degraded(ResponseModel):
     """What the answer lacks, and why, one line each."""
 
     degraded: list[str]
@@ -103,7 +103,7 @@ class Details(Degraded):
     timings: Timings
 
 
-class MemberPieceEvent(Answer):
+class MemberPieceEvent(ResponseModel):
     """A piece of a member's answer. `candidate` is its index, here and below."""
 
     event: Literal["member_piece"] = "member_piece"
@@ -113,7 +113,7 @@ class MemberPieceEvent(Answer):
     text: str
 
 
-class AnsweredEvent(Answer):
+class AnsweredEvent(ResponseModel):
     """A member's whole answer, or its error; seconds since the member was called."""
 
     event: Literal["answered"] = "answered"
@@ -131,7 +131,7 @@ class RankedEvent(RankingAnswer):
     complete: bool
 
 
-class FusingEvent(Answer):
+class FusingEvent(ResponseModel):
     """The fuser has begun to write from these candidates; its text is the choice's content."""
 
     event: Literal["fusing"] = "fusing"
@@ -139,7 +139,7 @@ class FusingEvent(Answer):
     fused_from: list[int]
 
 
-class DoneEvent(Answer):
+class DoneEvent(ResponseModel):
     """The last event of a choice."""
 
     event: Literal["done"] = "done"
@@ -150,7 +150,7 @@ class DoneEvent(Answer):
 StageEvent = MemberPieceEvent | AnsweredEvent | RankedEvent | FusingEvent | DoneEvent
 
 
-class AnswerMessage(Answer):
+class AnswerMessage(ResponseModel):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
@@ -158,7 +158,7 @@ class AnswerMessage(Answer):
     refusal: None = None
 
 
-class Choice(Answer):
+class Choice(ResponseModel):
     """One of `n` answers; with n > 1 each has its own `blend`."""
 
     index: int
@@ -168,7 +168,7 @@ class Choice(Answer):
     blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(ResponseModel):
     """A whole response. `blend` is the first choice's: requested, or because it is degraded."""
 
     id: str
@@ -181,14 +181,14 @@ class ChatCompletion(Answer):
     blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
-class Delta(Answer):
+class Delta(ResponseModel):
     """Addition of a chunk to a choice."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
     content: str | None = Field(default=None, exclude_if=_absent)
 
 
-class ChunkChoice(Answer):
+class ChunkChoice(ResponseModel):
     """A choice in a chunk."""
 
     index: int
@@ -198,7 +198,7 @@ class ChunkChoice(Answer):
     blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
-class Chunk(Answer):
+class Chunk(ResponseModel):
     """A chunk of a streamed response.
 
     Chunks with an event in `blend` have no choices. The last one has the usage, if requested, and in `blend` the
@@ -215,7 +215,7 @@ class Chunk(Answer):
     blend: StageEvent | Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
-class Model(Answer):
+class Model(ResponseModel):
     """A model."""
 
     id: str
@@ -224,20 +224,20 @@ class Model(Answer):
     owned_by: str = "llm-blender"
 
 
-class ModelList(Answer):
+class ModelList(ResponseModel):
     """All models: the blend, the best candidate alone, and every member."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class Document(Answer):
+class Document(ResponseModel):
     """A document's text."""
 
     text: str
 
 
-class RerankResult(Answer):
+class RerankResult(ResponseModel):
     """`relevance_score`: the logistic function of the ranker's score; comparable within one response only."""
 
     index: int
@@ -245,13 +245,13 @@ class RerankResult(Answer):
     document: Document | None = Field(default=None, exclude_if=_absent)
 
 
-class RerankUsage(Answer):
+class RerankUsage(ResponseModel):
     """Work of the ranker, which counts no tokens."""
 
     comparisons: int
 
 
-class RerankAnswer(Answer):
+class RerankAnswer(ResponseModel):
     """The documents, best first."""
 
     id: str
@@ -260,7 +260,7 @@ class RerankAnswer(Answer):
     usage: RerankUsage
 
 
-class CompareAnswer(Answer):
+class CompareAnswer(ResponseModel):
     """`margin`: how much better the first candidate is. `preference`: index of the better one, null for a tie."""
 
     id: str
@@ -270,7 +270,7 @@ class CompareAnswer(Answer):
     comparisons: int
 
 
-class PartHealth(Answer):
+class PartHealth(ResponseModel):
     """State of a model, the ranker or the fuser, by its circuit breaker.
 
     `state`: `open` and `permanent` parts are left out of requests until a probe succeeds. `cause`: the last
@@ -283,7 +283,7 @@ class PartHealth(Answer):
     retry_after_s: float | None = None
 
 
-class Health(Answer):
+class Health(ResponseModel):
     """Whether the service answers. `missing`: parts that are not up yet. `parts`: all, if one of them is not ok."""
 
     status: Literal["ok", "starting", "down"] = "ok"
@@ -291,7 +291,7 @@ class Health(Answer):
     parts: dict[str, PartHealth] | None = None
 
 
-class Problem(Answer):
+class Problem(ResponseModel):
     """An error. `param`: path in the request, such as `messages[0].content`."""
 
     message: str
@@ -300,7 +300,7 @@ class Problem(Answer):
     code: str | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ResponseModel):
     """An error, as in OpenAI's API."""
 
     error: Problem

@@ -38,7 +38,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def side_by_side(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+async def run_concurrently(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
     """Results of all works; the first exception ends the others, and is raised."""
     if len(works) == 1:
         return [await works[0]]

@@ -26,11 +26,11 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bench.faults import (
+    descendants,
     draw_fault,
     nodes,
     remaining,
     remove_busiest,
-    under,
     wait_until,
     worker_actors,
 )
@@ -105,7 +105,7 @@ class Command:
     def kill_when(self, true: Callable[[], bool]) -> None:
         """SIGKILL as soon as something is so, and see that no process stays; then the same command again."""
         assert wait_until(true, self.process), self.end()
-        started = under(self.process.pid)
+        started = descendants(self.process.pid)
         self.process.kill()
         self.process.communicate()
         assert not remaining(started)
@@ -150,7 +150,7 @@ def test_an_actor_killed_at_work(tmp_path: Path) -> None:
     def strike() -> None:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not struck:
-            if blocks(kept(output), "rank") and (found := worker_actors(under(os.getpid()))):
+            if blocks(kept(output), "rank") and (found := worker_actors(descendants(os.getpid()))):
                 for one in found:
                     one.kill()
                     struck.append(len(kept(output)))

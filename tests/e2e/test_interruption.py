@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.pipelines.bench.faults import title, under, wait_until
+from llm_blender_ray.pipelines.bench.faults import descendants, title, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
 RESUMES = "blend: interrupted; the same command resumes where it stopped\n"
@@ -41,7 +41,7 @@ def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
     try:
         yield process
     finally:
-        for one in [*under(process), psutil.Process(process.pid)] if process.poll() is None else []:
+        for one in [*descendants(process), psutil.Process(process.pid)] if process.poll() is None else []:
             one.kill()
 
 
@@ -62,7 +62,7 @@ def end(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
     """Signal a process that is ready; its exit code and what it wrote to stderr. Nothing below it is left."""
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.communicate()
-    below = under(process)
+    below = descendants(process)
     assert below
     for number in signals:
         process.send_signal(number)
@@ -209,7 +209,7 @@ class Running:
         return "pydantic" in self.told.read_text()
 
     def starts_ray(self) -> bool:
-        return any("gcs_server" in title(one) for one in under(self.process))
+        return any("gcs_server" in title(one) for one in descendants(self.process))
 
     def reads(self) -> bool:
         return any(self.work.glob("rows/*/*.parquet"))
@@ -230,7 +230,7 @@ class Running:
 def test_a_run_is_interrupted_at_any_moment(phase: Callable[[Running], bool], number: int, tmp_path: Path) -> None:
     run = Running(tmp_path)
     assert wait_until(lambda: phase(run), run.process)
-    below = under(run.process)
+    below = descendants(run.process)
     run.process.send_signal(number)
     assert run.process.wait(timeout=PATIENCE_S) == 128 + number
     lines = [line for line in run.told.read_text().splitlines() if not line.startswith("import time:")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_blender_ray.pipelines.bench.bitflips import Session, blended, draw_flips, flip, measure_bitflips
+from llm_blender_ray.pipelines.bench.bitflips import Session, draw_flips, finished_run, flip, measure_bitflips
 from llm_blender_ray.pipelines.bulk.checkpoints import Store
 
 
@@ -23,7 +23,7 @@ def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
 def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = blended(tmp_path)
+    config = finished_run(tmp_path)
     report = measure_bitflips(config, flips=40, seed=0, left_in=1)
     assert (report["silent"], report["unnoticed"], report["output_after"]) == (0, 0, "the same")
     assert sum(report["by_part"].values()) == 40

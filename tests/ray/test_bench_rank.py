@@ -13,7 +13,7 @@ from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.bench.machine import matrix_rate
 from llm_blender_ray.pipelines.bench.pool import SIMULATED
 from llm_blender_ray.pipelines.bench.pool import main as measure_pool
-from llm_blender_ray.pipelines.bench.rank import Replay, agreement, describe_rank, main, play, read_workload
+from llm_blender_ray.pipelines.bench.rank import ReplayScorer, agreement, describe_rank, main, play, read_workload
 
 RANKER = PairRanker(model=str(PRESETS / "miniature" / "ranker"), device="cpu")
 STRATEGY: TypeAdapter[Strategy] = TypeAdapter(Strategy)
@@ -59,7 +59,7 @@ def test_a_replay_gives_what_the_scorer_gives(file: Path) -> None:
     scorer = load_scorer(RANKER)
     settings = RANKER.model_copy(update={"top_k": 2})
     full = play(settings, Full(), scorer, rows)
-    replay = Replay(scorer.traits, rows, full.rankings)
+    replay = ReplayScorer(scorer.traits, rows, full.rankings)
     for text in ("focus", "swiss", "knockout", "sparse-refine", "bubble"):
         strategy = STRATEGY.validate_python(text)
         real, replayed = (play(settings, strategy, each, rows) for each in (scorer, replay))

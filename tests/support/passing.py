@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from llm_blender_ray.pipelines.bulk.checkpoints import _read, _written
 from llm_blender_ray.pipelines.bulk.input import _entry
-from llm_blender_ray.pipelines.rows.columns import Layout, look, seen_of
+from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns, seen_of
 from llm_blender_ray.pipelines.rows.formats import format_of, kind
 from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.uris import replacing
@@ -23,7 +23,7 @@ def passed(source: Path, output: Path, results: dict[str, pa.DataType] | None = 
     seen: pa.DataType = pa.null()
     for table in tables:
         assert _entry("block", table)["rows"] == len(table)
-        seen = seen_of(seen, look(table))
+        seen = seen_of(seen, inspect_columns(table))
     shape = BlendShape(Layout.of(seen, results or {}, ()))
     written = format_of(kind(str(output)) or "")
     pieces = [written.encoded(shape, table) for table in [*tables, pa.concat_tables(tables)[:0]]]

@@ -104,7 +104,7 @@ def _write(file: IO[bytes], data: bytes) -> None:
     file.write(data)
 
 
-def refuse_twins(names: Sequence[str], file: str) -> None:
+def reject_duplicate_columns(names: Sequence[str], file: str) -> None:
     """Check that no two columns have one name.
 
     Raises:

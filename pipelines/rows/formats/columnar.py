@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import PAIR, RAW
 from llm_blender_ray.pipelines.rows.arrow_types import cast, to_rows
-from llm_blender_ray.pipelines.rows.formats.base import Format, Join, Origin, Shape, refuse_twins
+from llm_blender_ray.pipelines.rows.formats.base import Format, Join, Origin, Shape, reject_duplicate_columns
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID
 
@@ -30,7 +30,7 @@ class _Columnar(Format):
     def native(self, source: IO[bytes], origin: Origin) -> pa.Schema:
         """See base class."""
         with self._opened(source, origin) as (schema, _):
-            refuse_twins(schema.names, origin.file)
+            reject_duplicate_columns(schema.names, origin.file)
             fields = [field for field in schema if field.name not in _NOT_NATIVE]
             at = schema.get_field_index("id")
             if at >= 0 and not (

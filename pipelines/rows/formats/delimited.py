@@ -19,7 +19,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.rows.formats.base import Join, Origin, Shape, TextFormat, refuse_twins
+from llm_blender_ray.pipelines.rows.formats.base import Join, Origin, Shape, TextFormat, reject_duplicate_columns
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, bad_row, read_row
 
 _JSON = ("messages", "candidates", "ranking", "scores", "comparisons", "logits", "fused_from")
@@ -100,7 +100,7 @@ class _Records:
         if why is not None:
             raise BlendError(f"{origin.file}: no CSV header: {why}")
         self.header, self.nameless = _named(cells if cells is not None else [])
-        refuse_twins(self.header, origin.file)
+        reject_duplicate_columns(self.header, origin.file)
 
     def __iter__(self) -> Iterator[_Record]:
         while True:

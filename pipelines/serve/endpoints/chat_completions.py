@@ -14,7 +14,7 @@ from llm_blender_ray.pipelines.serve.ballots import BallotBox, id_of
 from llm_blender_ray.pipelines.serve.protocol import ChatRequest
 from llm_blender_ray.pipelines.serve.responses import ERROR_RESPONSES, ChatCompletion
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service, json_response
-from llm_blender_ray.pipelines.serve.streaming import EventStream, merge_streams, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.streaming import EventStream, merge_streams, run_concurrently, while_connected
 from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 
@@ -68,7 +68,7 @@ class _ChatWork:
         """The whole response."""
         async with self.service.admission.slot(self._deadline_s) as waited_s:
             self.record.waited(waited_s)
-            outcomes = await side_by_side([self._outcome(ask) for ask in self.asked.blend_requests(waited_s)])
+            outcomes = await run_concurrently([self._outcome(ask) for ask in self.asked.blend_requests(waited_s)])
             return chat.completion(self.asked, outcomes, waited_s)
 
     async def stream(self) -> AsyncGenerator[str, None]:

@@ -14,7 +14,7 @@ from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, read_prom
 from llm_blender_ray.actors.stages import margin
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
-from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, later, unknown_model
+from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, retry_after_header, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, RerankRequest, TextInput, text_of
 from llm_blender_ray.pipelines.serve.responses import (
     ERROR_RESPONSES,
@@ -85,7 +85,7 @@ async def _ranked(
         except TimeoutError as error:
             raise ApiError(503, "no ranking in time", code="no_ranking") from error
         except NotAskedError as error:
-            wait = later(error.retry_after_s)
+            wait = retry_after_header(error.retry_after_s)
             raise ApiError(503, f"no ranking: {error}", code="no_ranking", headers=wait) from error
         except Exception as error:  # whatever the ranker or its replicas raise
             raise ApiError(503, f"no ranking: {one_line(error)}", code="no_ranking") from error

@@ -14,7 +14,7 @@ from tiny_models import save_plain_model
 
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.model_files import check_folder, has_chat_template, weight_files
-from llm_blender_ray.actors.weights import check_there, load_model, load_tensors, locate
+from llm_blender_ray.actors.weights import check_weights, load_model, load_tensors, locate
 
 CPU = torch.device("cpu")
 Save = Callable[[dict[str, torch.Tensor], Path], None]
@@ -63,7 +63,7 @@ def as_bin(folder: Path, shards: int = 1, save: Save = zipped) -> list[Path]:
 @pytest.mark.parametrize("save", [zipped, legacy])
 def test_bin_weights_are_the_same_model(folder: Path, published: Path, shards: int, save: Save) -> None:
     as_bin(folder, shards, save)
-    check_there(str(folder))
+    check_weights(str(folder))
     auto = transformers.AutoModelForCausalLM
     model, expected = (load_model(auto, one, device=CPU, dtype=torch.float32) for one in (folder, published))
     assert model.state_dict().keys() == expected.state_dict().keys()
@@ -127,7 +127,7 @@ def test_a_broken_or_missing_file_is_named(folder: Path, layout: str, break_it: 
         (folder / "pytorch_model.bin.index.json").unlink()
     break_it(files[-1])
     with pytest.raises(ModelLoadError) as caught:
-        check_there(str(folder))
+        check_weights(str(folder))
     told = str(caught.value)
     assert "\n" not in told and len(told) < 400
     assert files[-1].name in told or (len(files) == 1 and "no weights" in told)

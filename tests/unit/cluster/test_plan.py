@@ -17,7 +17,7 @@ from llm_blender_ray.cluster.plan import (
     make_plan,
     pack_waves,
     place,
-    together,
+    place_together,
 )
 from llm_blender_ray.configs.schema import BlendConfig, PairRanker
 
@@ -202,7 +202,7 @@ class TestSpread:
 
 
 def test_a_service_holds_all_its_models_at_once() -> None:
-    parts = together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 5))
+    parts = place_together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 5))
     assert {part.name: (part.num_gpus, part.replicas) for part in parts} == {
         "m0": (1, 1),
         "m1": (1, 2),
@@ -210,29 +210,29 @@ def test_a_service_holds_all_its_models_at_once() -> None:
         "fuser": (1, 1),
     }
     with pytest.raises(PlanError, match="fuser finds no room with the others: a service holds all"):
-        together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 4))
+        place_together(config(VLLM, VLLM | {"replicas": {"min": 2, "max": 8}}), machine(4, 4))
 
 
 def test_a_model_that_is_loaded_when_asked_takes_no_room() -> None:
     asleep = VLLM | {"replicas": {"min": 0, "max": 1}}
-    assert len(together(config(VLLM, asleep, fuser=None), machine(4, 2))) == 3
+    assert len(place_together(config(VLLM, asleep, fuser=None), machine(4, 2))) == 3
     assert make_plan(config(asleep), machine(4, 1)).placements[0].replicas == 1  # in a bulk run it is
 
 
 def test_a_services_gateway_has_its_room() -> None:
     serve = {"gateway": {"num_cpus": 2, "replicas": 2}}
-    assert together(config(ENDPOINT, serve=serve, fuser=None), machine(5))
+    assert place_together(config(ENDPOINT, serve=serve, fuser=None), machine(5))
     with pytest.raises(PlanError, match="no room with the others"):
-        together(config(ENDPOINT, serve=serve, fuser=None), machine(4))
+        place_together(config(ENDPOINT, serve=serve, fuser=None), machine(4))
     with pytest.raises(
         PlanError, match=r"no CPU for the gateway \(serve.gateway.num_cpus\) in addition to its models"
     ):
-        together(config(ENDPOINT, serve=serve, fuser=None), machine(3))
+        place_together(config(ENDPOINT, serve=serve, fuser=None), machine(3))
 
 
 def test_a_part_too_large_for_a_service_is_named() -> None:
     with pytest.raises(PlanError, match="m0 needs 4 GPU: the cluster has 2 GPU"):
-        together(config(VLLM | {"tensor_parallel_size": 4}, fuser=None), machine(4, 2))
+        place_together(config(VLLM | {"tensor_parallel_size": 4}, fuser=None), machine(4, 2))
 
 
 def test_how_much_a_replica_does_at_once() -> None:

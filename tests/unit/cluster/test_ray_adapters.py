@@ -7,13 +7,13 @@ from ray._private import ray_constants
 from ray.job_submission import JobSubmissionClient
 
 from llm_blender_ray.cluster import job_client, ray_internals
-from llm_blender_ray.cluster.session import ClusterError, keeping_to_itself
+from llm_blender_ray.cluster.session import ClusterError, private_ray
 from llm_blender_ray.configs.extras import missing_method
 
 
 def test_a_local_ray_is_refused_where_it_would_listen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ray_constants, "ENABLE_RAY_CLUSTER")
-    with pytest.raises(ClusterError, match="would listen on all interfaces"), keeping_to_itself():
+    with pytest.raises(ClusterError, match="would listen on all interfaces"), private_ray():
         raise AssertionError("unreachable")
 
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import pytest
 
-from llm_blender_ray.cluster.session import ClusterError, _keeping_signals, check_answers, keeping_to_itself
+from llm_blender_ray.cluster.session import ClusterError, _keeping_signals, check_answers, private_ray
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -58,12 +58,12 @@ def test_an_address_without_a_port_is_left_to_ray(address: str) -> None:
 def test_a_local_ray_has_a_token_that_no_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
-    with keeping_to_itself():
+    with private_ray():
         token = os.environ["RAY_AUTH_TOKEN"]
         assert len(token) == 64
         os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
     assert not set(AUTH) & set(os.environ)
-    with keeping_to_itself():
+    with private_ray():
         assert os.environ["RAY_AUTH_TOKEN"] == token  # Ray's core has read it once
 
 
@@ -72,7 +72,7 @@ def test_what_a_user_set_of_tokens_stays(name: str, monkeypatch: pytest.MonkeyPa
     for one in AUTH:
         monkeypatch.delenv(one, raising=False)
     monkeypatch.setenv(name, "theirs")
-    with keeping_to_itself():
+    with private_ray():
         assert {one: os.environ.get(one) for one in AUTH} == dict.fromkeys(AUTH) | {name: "theirs"}
 
 

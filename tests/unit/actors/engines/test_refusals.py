@@ -4,7 +4,7 @@
 import pytest
 
 from llm_blender_ray.actors.engines.chat_completions import Failure
-from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model, parameters_not_taken
+from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model, unsupported_parameters
 
 TOO_LONG = [
     # OpenAI
@@ -90,7 +90,7 @@ NAMES = ("max_tokens", "temperature", "top_p", "stop", "seed", "stream_options")
 def test_too_long(message: str) -> None:
     failure = Failure(message, 400)
     assert is_too_long(failure) and not is_unknown_model(failure)
-    assert parameters_not_taken(failure, NAMES) == set()
+    assert unsupported_parameters(failure, NAMES) == set()
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_unknown_model(message: str) -> None:
 @pytest.mark.parametrize(("message", "param", "names"), NOT_TAKEN)
 def test_parameters_not_taken(message: str, param: str | None, names: set[str]) -> None:
     failure = Failure(message, 400, param=param)
-    assert parameters_not_taken(failure, NAMES) == names
+    assert unsupported_parameters(failure, NAMES) == names
     assert not is_too_long(failure) and not is_unknown_model(failure)

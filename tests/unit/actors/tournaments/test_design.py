@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llm_blender_ray.actors.tournaments.aggregation import contrasts, least_squares
 from llm_blender_ray.actors.tournaments.board import Pair
-from llm_blender_ray.actors.tournaments.design import circulant, most_telling
+from llm_blender_ray.actors.tournaments.design import circulant, most_informative
 
 
 @given(st.integers(0, 24), st.sampled_from([2, 4, 6, 10]))
@@ -59,7 +59,7 @@ def test_every_choice_takes_off_most_of_the_expected_loss(seed: int, top_k: int 
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j and np.isnan(logits_PP[i, j])]
     if both_orders:
         pairs = [(i, j) for i, j in pairs if i < j]
-    chosen = most_telling(fit, pairs, top_k, 3, both_orders=both_orders)
+    chosen = most_informative(fit, pairs, top_k, 3, both_orders=both_orders)
     assert len(set(chosen)) == 3 and set(chosen) <= set(pairs)
 
     leads_C, variances_C, above_C, below_C = contrasts(fit, top_k)

@@ -10,7 +10,7 @@ from paths import GOLDEN
 
 from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.records import Comparison, Ranking
-from llm_blender_ray.actors.tournaments import Pair, Tournament, most_comparisons, tournament
+from llm_blender_ray.actors.tournaments import Pair, Tournament, max_comparisons, tournament
 from llm_blender_ray.configs.strategies import (
     Bubble,
     Focus,
@@ -142,7 +142,7 @@ def test_the_promise_and_the_budget_are_kept(
 ) -> None:
     distinct = [key for key in dict.fromkeys(keys) if key is not None]
     ranking, _ = play(settings, distinct, noise(seed), top_k=top_k, symmetric=symmetric)
-    assert ranking.comparisons <= most_comparisons(settings, len(distinct), top_k, symmetric)
+    assert ranking.comparisons <= max_comparisons(settings, len(distinct), top_k, symmetric)
     ranking, _ = play(settings, keys, noise(seed), top_k=top_k, symmetric=symmetric)
     assert ranking.comparisons <= (settings.budget or 10**6)
 
@@ -165,7 +165,7 @@ def test_the_promise_and_the_budget_are_kept(
     ids=str,
 )
 def test_what_eleven_candidates_cost_for_a_top_three(settings: Strategy, forwards: int, rounds: int) -> None:
-    assert most_comparisons(settings, 11, 3, False) == forwards
+    assert max_comparisons(settings, 11, 3, False) == forwards
     for seed in range(20):
         assert play(settings, list("abcdefghijk"), noise(seed), top_k=3)[1] <= rounds
 

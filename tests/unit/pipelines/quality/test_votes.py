@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.pipelines.quality.votes import Verdict, Votes, interval, read_vote, table
-from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
 from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_rows, read_tables
 from llm_blender_ray.pipelines.rows.schema import read_row
 from llm_blender_ray.pipelines.rows.writers import BlendShape
@@ -125,7 +125,7 @@ def test_a_vote_outlives_parquet(tmp_path):
     cast = [(0, "fused", "left"), (1, 0, "tie")]
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(columns(*one)) + "\n" for one in cast))
     (rows,) = read_tables(*input_files(str(tmp_path / "votes.jsonl")), native_schema([]), 10)
-    shape = BlendShape(Layout.of(look(rows), dict(RESULT_COLUMNS), ()))
+    shape = BlendShape(Layout.of(inspect_columns(rows), dict(RESULT_COLUMNS), ()))
     written = shape.table(rows)
     assert written.schema.field("vote").type.field("left").type == pa.int64()
     assert written.schema.field("vote").type.field("right").type == pa.string()

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.pipelines.quality.error_kinds import LONGEST_ERROR, MOST, OTHER_ERRORS, Kinds, kind_of
+from llm_blender_ray.pipelines.quality.error_kinds import (
+    MAX_ERROR_LENGTH,
+    MAX_KINDS,
+    OTHER_ERRORS,
+    ErrorKinds,
+    kind_of,
+)
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality
 from llm_blender_ray.pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
 from llm_blender_ray.pipelines.rows.schema import read_row
@@ -185,19 +191,19 @@ def test_different_causes_stay_apart():
     ]
     assert len({kind_of(text) for text in told}) == len(told)
     assert kind_of("GPT4 can't and/or won't") == "GPT4 can't and/or won't"
-    assert len(kind_of("x" * 1000)) == LONGEST_ERROR
+    assert len(kind_of("x" * 1000)) == MAX_ERROR_LENGTH
 
 
 def test_kinds_are_bounded_and_add_up():
-    kinds = Kinds()
-    for i in range(MOST + 50):
+    kinds = ErrorKinds()
+    for i in range(MAX_KINDS + 50):
         kinds.add("".join(chr(ord("a") + int(digit)) for digit in str(i)))
         kinds.add("often")
-    assert len(kinds.counts) <= MOST + 1
+    assert len(kinds.counts) <= MAX_KINDS + 1
     most = kinds.most(3)
-    assert most[0] == ("often", MOST + 50)
+    assert most[0] == ("often", MAX_KINDS + 50)
     assert most[-1][0] == OTHER_ERRORS
-    assert sum(n for _, n in most) == kinds.total == 2 * (MOST + 50)
+    assert sum(n for _, n in most) == kinds.total == 2 * (MAX_KINDS + 50)
 
 
 _TEXT = st.sampled_from(["", "x", "yy", "yy z", "1) a", "1) b"])

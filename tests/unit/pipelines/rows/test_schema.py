@@ -18,7 +18,7 @@ from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
 from llm_blender_ray.pipelines.quality.evaluation import evaluate
 from llm_blender_ray.pipelines.quality.metrics import METRICS
-from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
 from llm_blender_ray.pipelines.rows.preferences import preference_table
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row
@@ -232,7 +232,7 @@ FIELDS = st.sampled_from([*NAMES, *RESULT_COLUMNS, "chosen", "rejected", "of the
 def test_no_mix_of_forms_ends_a_run(given: list[dict[str, Any]], results: dict[str, Any]) -> None:
     """Whatever rows have under names of ours: all are written, in the types that the layout says."""
     rows = pa.Table.from_pylist([read_row(row, "a.jsonl line 1") for row in given], schema=ROW_SCHEMA)
-    layout = Layout.of(look(rows), results, tuple(RESULT_COLUMNS))
+    layout = Layout.of(inspect_columns(rows), results, tuple(RESULT_COLUMNS))
     table = layout.table(rows)
     assert table.schema.names == layout.schema().names and len(table) == len(given)
     pq.write_table(table, io.BytesIO())
@@ -265,7 +265,7 @@ def test_preference_pairs_are_rows_again(tmp_path: Path, format: str) -> None:
     rows = pa.Table.from_pylist(
         [read(**given, candidates=[{"model": m, "text": m * 2} for m in "abc"])], schema=ROW_SCHEMA
     )
-    table = PreferenceShape(settings, Layout.of(look(rows), {}, ())).table(rows)
+    table = PreferenceShape(settings, Layout.of(inspect_columns(rows), {}, ())).table(rows)
     assert table.column("id").to_pylist() == [7] * 3
     path = tmp_path / f"pairs.{format}"
     if format == "parquet":

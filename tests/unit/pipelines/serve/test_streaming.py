@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from llm_blender_ray.pipelines.serve.errors import path
-from llm_blender_ray.pipelines.serve.streaming import merge_streams, side_by_side, while_connected
+from llm_blender_ray.pipelines.serve.streaming import merge_streams, run_concurrently, while_connected
 
 
 async def stays() -> Message:
@@ -97,9 +97,9 @@ def test_of_works_side_by_side_the_first_error_counts() -> None:
         await for_ever(stopped)
         return 0
 
-    assert asyncio.run(side_by_side([number(2), number(1)])) == [2, 1]
+    assert asyncio.run(run_concurrently([number(2), number(1)])) == [2, 1]
     with pytest.raises(ValueError, match="broken"):
-        asyncio.run(side_by_side([endless(), fails(), endless()]))
+        asyncio.run(run_concurrently([endless(), fails(), endless()]))
     assert stopped == ["stopped"] * 2
 
 

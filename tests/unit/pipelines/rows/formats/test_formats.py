@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.formats import FORMATS, FormatName
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
-from llm_blender_ray.pipelines.rows.columns import Layout, look
+from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
 from llm_blender_ray.pipelines.rows.compression import CODECS, Codec
 from llm_blender_ray.pipelines.rows.formats import kind
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -257,7 +257,7 @@ def test_a_column_called_raw_is_kept_beside_what_is_wrong(tmp_path):
 def part_of(folder: Path, rows: list[dict[str, Any]], format: str) -> Path:
     """One part of a folder, written by a sink."""
     table = pa.Table.from_pylist([read_row(row, "a") for row in rows], schema=ROW_SCHEMA)
-    shape = BlendShape(Layout.of(look(table), {}, ()))
+    shape = BlendShape(Layout.of(inspect_columns(table), {}, ()))
     Sink(Output(str(folder), format), shape, "0" * 16).piece(3, table)
     return folder / f"part-000003-0000000000000000.{format}"
 
