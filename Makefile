@@ -6,6 +6,8 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2  # test processes; each that starts Ray takes about 3 GiB
 
+unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
+
 .PHONY: help install demo check test-fast test test-all test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
 
 help:            ## this list
@@ -33,7 +35,7 @@ test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
 	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not slow"
 
 test-all: $(VENV)/.installed-dev            ## those and the slow ones
-	$(PYTEST) tests/unit -m "not vllm and not gpu"
+	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
 	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU

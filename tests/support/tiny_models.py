@@ -7,6 +7,7 @@ form matters.
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -96,17 +97,23 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def save_chat_model(folder: Path, steps: int = 120, reasoning: str = "") -> Path:
-    """A chat model that knows FACTS, and gives them in capital letters under the system prompt SHOUT.
+def save_chat_model(folder: Path, questions: Iterable[str] = FACTS, reasoning: str = "") -> Path:
+    """A chat model that knows the answers of FACTS to questions, in capital letters under the system prompt SHOUT.
 
-    reasoning: what it says before each.
+    Args:
+        folder: Where to write it.
+        questions: Those that it knows; the fewer, the sooner it is trained.
+        reasoning: What it writes before each answer.
+
+    Returns:
+        The folder.
     """
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = LlamaForCausalLM(llama_config(tokenizer))
     rows = []
-    for question, answer in FACTS.items():
-        user = {"role": "user", "content": question}
+    for question in questions:
+        answer, user = FACTS[question], {"role": "user", "content": question}
         for chat, text in (([user], answer), ([{"role": "system", "content": SHOUT}, user], answer.upper())):
             prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -121,13 +128,16 @@ def save_chat_model(folder: Path, steps: int = 120, reasoning: str = "") -> Path
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small, and on a busy machine, more threads are slower
-    for _ in range(steps):  # padding is on the right and has no label: no mask needed
+    for _ in range(200):  # padding is on the right and has no label: no mask needed
         loss = model(input_ids=ids_B_L, labels=labels_B_L).loss
+        if loss.item() < 0.005:
+            break
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    else:
+        raise AssertionError(f"the tiny model didn't learn its facts: loss {loss.item():.3f}")
     torch.set_num_threads(threads)
-    assert loss.item() < 0.01, f"the tiny model didn't learn its facts: loss {loss.item():.3f}"
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

@@ -1,5 +1,6 @@
 """The documentation names what exists: files, options, settings, modules and words of the source."""
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -51,6 +52,7 @@ def _code(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose)
 
 
+@functools.cache
 def _schemas() -> list[tuple[str, type[BaseModel]]]:
     return [found for roots in hooks.ROOTS.values() for root in roots for found in hooks._walk(root)]
 
@@ -142,9 +144,8 @@ def test_configs_are_valid(page: Path) -> None:
 def test_every_setting_has_a_meaning() -> None:
     missing = {
         f"{schema.__name__}.{name}"
-        for _, schema in _schemas()
-        for name in hooks._own_fields(schema)
-        if name not in hooks.meanings_of(schema)
+        for schema in {schema for _, schema in _schemas()}
+        for name in {*hooks._own_fields(schema)} - hooks.meanings_of(schema).keys()
     }
     assert not missing
 
@@ -166,6 +167,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200
 
 
+@functools.cache
 def _words_of_the_source() -> set[str]:
     files = [
         path for folder in FOLDERS for ending in ("py", "yaml") for path in (ROOT / folder).rglob(f"*.{ending}")

@@ -190,7 +190,7 @@ def test_other_special_tokens_are_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("reasoning"), steps=200, reasoning=REASONING)
+    return save_chat_model(tmp_path_factory.mktemp("reasoning"), ["capital of France"], reasoning=REASONING)
 
 
 @pytest.fixture(params=[CHAT_TEMPLATE, OPENS], ids=["the LLM writes <think>", "the template does"])

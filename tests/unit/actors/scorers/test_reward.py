@@ -1,6 +1,7 @@
 """The reward scorer against what transformers says of one answer at a time, and under every strategy."""
 
 import asyncio
+import functools
 import itertools
 import math
 import shutil
@@ -50,6 +51,11 @@ SPECIAL = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save_classifier(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@functools.cache
+def answer_tokenizer(folder: Path, max_length: int = 10**6) -> AnswerTokenizer:
+    return AnswerTokenizer(folder, max_length, trust_remote_code=False)
 
 
 def make_scorer(folder: Path, **more: Any) -> RewardScorer:
@@ -153,8 +159,8 @@ def test_a_long_prompt_loses_its_left_end(
 ) -> None:
     """As much of the prompt's right end is read as fits, and the answer is whole where it fits by itself."""
     prompt = Prompt("", messages=tuple(turns))
-    unlimited = AnswerTokenizer(folders[kind], 10**6, trust_remote_code=False)
-    limited = AnswerTokenizer(folders[kind], max_length, trust_remote_code=False)
+    unlimited = answer_tokenizer(folders[kind])
+    limited = answer_tokenizer(folders[kind], max_length)
     whole, alone = unlimited.encode(prompt, answer), unlimited.encode(prompt_of_blanks(prompt), answer)
     ids = limited.encode(prompt, answer).ids
     assert len(ids) <= max_length
@@ -176,7 +182,7 @@ def prompt_of_blanks(prompt: Prompt) -> Prompt:
 
 @pytest.mark.parametrize("kind", ["deberta", "llama"])
 def test_what_is_left_of_a_long_text(folders: dict[str, Path], kind: str) -> None:
-    tokenizer = AnswerTokenizer(folders[kind], 40, trust_remote_code=False)
+    tokenizer = answer_tokenizer(folders[kind], 40)
     words = " ".join(f"{i}" for i in range(10, 99))
     long_prompt = tokenizer.backend.decode(tokenizer.encode(Prompt("", words), "the end").ids)
     assert "98" in long_prompt and "the end" in long_prompt and "10 11" not in long_prompt
@@ -200,7 +206,7 @@ def test_a_template_longer_than_the_limit_is_told(folders: dict[str, Path]) -> N
 @settings(max_examples=60)
 @given(data=st.data())
 def test_text_can_t_spell_special_tokens(folders: dict[str, Path], kind: str, data: st.DataObject) -> None:
-    tokenizer = AnswerTokenizer(folders[kind], 10**6, trust_remote_code=False)
+    tokenizer = answer_tokenizer(folders[kind])
     special = [tokenizer.backend.token_to_id(token) for token in SPECIAL[kind] if token != "[UNK]"]
     piece = st.one_of(st.sampled_from(SPECIAL[kind]), st.sampled_from(["<", "<|", "[", "]", "|>", "a", " ", "CLS"]))
     text = st.lists(piece, max_size=12).map("".join)

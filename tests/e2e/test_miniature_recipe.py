@@ -9,12 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
-from llm_blender_ray.pipelines.miniature.base_llm import build_chat_tokenizer, examples, train_base_llm
+from llm_blender_ray.pipelines.miniature.base_llm import train_base_llm
 from llm_blender_ray.pipelines.miniature.data import write_rows
 from llm_blender_ray.pipelines.miniature.evaluation import quality_table
 from llm_blender_ray.pipelines.miniature.recipe import Miniature, Sizes, make
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES, Beliefs
-from llm_blender_ray.pipelines.train.loop import IGNORED
 
 TINY = Sizes(base_llm_steps=2, ranker_steps=2, fuser_steps=2, train_tasks=60, heldout_tasks=10, fuser_copies=1)
 
@@ -77,16 +76,3 @@ def test_a_seed_decides_the_weights(made: Miniature, tmp_path: Path) -> None:
     ]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
-
-
-def test_a_base_llm_is_trained_on_what_the_chat_template_gives() -> None:
-    tokenizer = build_chat_tokenizer()
-    task = Miniature(0, Path("unused"), TINY).tasks("train")[0]
-    (example,) = examples([task], Beliefs("alder", 0), tokenizer)
-    text = f"<|user|>{task.instruction}\n{task.input}<|end|><|assistant|>"
-    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert example["input_ids"][: len(prompt)] == prompt
-    assert example["labels"][: len(prompt)] == [IGNORED] * len(prompt)
-    answer = example["labels"][len(prompt) :]
-    assert answer == example["input_ids"][len(prompt) :]
-    assert tokenizer.decode(answer) == Beliefs("alder", 0).answers(task) + "<|end|>"
