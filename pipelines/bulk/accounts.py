@@ -1,7 +1,7 @@
-"""Account of one stage on one block: rows, failures by kind, tokens, comparisons; kept with the block's results.
+"""Account of one stage on one block: rows, failures by kind, tokens, comparisons; stored with the block's results.
 
-The manifest's `StageRecord` is the sum of a stage's accounts: of the whole run, whichever session made which block.
-An account is computed from all rows of its block: after a retry it is that of the rows as they are then.
+The manifest's `StageRecord` is the sum of a stage's accounts over the whole run, whichever session ran which block.
+An account is computed from all rows of its block; after a retry, from its new rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ _RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked
 
 
 def added(before: Sequence[Blend], after: Sequence[Blend]) -> list[tuple[Candidate, ...]]:
-    """The candidates that each blend has got."""
+    """Candidates added to each blend."""
     return [done.candidates[len(had.candidates) :] for had, done in zip(before, after, strict=True)]
 
 
@@ -28,13 +28,13 @@ def account_of(
 
     Args:
         kind: Of the stage.
-        before: The block's rows as the stage saw them.
-        after: The same rows with what it made.
-        failed: Of a ranker or fuser, the error of each row's last attempt, where that isn't the row's own error
+        before: The block's rows before the stage.
+        after: The same rows after it.
+        failed: Of a ranker or fuser, the error of each row's last attempt, if that is not the row's own error
             because it keeps an earlier result.
 
     Returns:
-        Fields of `board.Count` and `manifest.StageRecord`.
+        Fields of `tracker.Count` and `manifest.StageRecord`.
     """
     if kind == "generate":
         new = added(before, after)
@@ -63,17 +63,17 @@ def account_of(
 
 
 def _failed(failures: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Rows with errors, and how many of them have an error of each kind."""
+    """Rows with errors, and the number of them by kind of error."""
     kinds, failed = ErrorKinds(), 0
     for errors in failures:
         failed += bool(errors)
-        for error in dict.fromkeys(errors):  # samples of one row that fail alike count once
+        for error in dict.fromkeys(errors):  # samples of one row with the same error count once
             kinds.add(error)
     return {"failed": failed, "errors": kinds.counts}
 
 
 def _ranked(blend: Blend, ranking: Ranking) -> dict[str, int]:
-    """Copies of one text count once; two logits of 0 say the same in both orders."""
+    """Count one ranking. Copies of one text count once; two logits of 0 agree."""
     firsts = list({c.text: i for i, c in reversed([*enumerate(blend.candidates)]) if c.text is not None}.values())
     both = [
         (forward, back)

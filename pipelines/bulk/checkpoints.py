@@ -1,18 +1,18 @@
-"""What a run keeps beside its output, so that it can be killed at any moment and go on: the work folder.
+"""Checkpoint store of a bulk run (`OUTPUT/.blend`): input blocks, per-stage results, manifest.
 
-    rows/FINGERPRINT/00000-000012.parquet   the input as it was read, cut into blocks
-    index.parquet                           the blocks: file, rows, digests; written when all are there
-    results/generate-alder-3f2a91c04d/8c1f...-01ab....parquet  what one stage made of one block
-    run.json                                what the run was started with
-    manifest.json                           what it did; written when the output is complete
+    rows/FINGERPRINT/00000-000012.parquet   the input, cut into blocks
+    index.parquet                           the blocks: file, rows, digests; written after all of them
+    results/generate-alder-3f2a91c04d/8c1f...-01ab....parquet  one stage's result of one block
+    run.json                                settings at the start of the run
+    manifest.json                           record of the run; written when the output is complete
 
-A result's folder is named by all that decides it (the stage's settings, and those of the stages before), its file
-by the block's content and its rows' ids. So a result is there or it isn't, whoever made it and when: a killed run,
-a restarted actor, a twelfth LLM or a longer input compute what is missing, and nothing else. Files appear whole
-(`storage.put`), and every file has a checksum (`seals`): a damaged one reads as a missing one.
+A result's folder is named by everything that decides it (the stage's settings, and those of the stages before), its
+file by the block's content and its rows' ids. So a result exists or not, independent of who made it and when: a
+killed run, a restarted actor, a twelfth LLM or a longer input compute only what is missing. Files appear whole
+(`storage.put`), and every file has a checksum (`checksums`): a damaged one counts as missing.
 
-`--retry-failed` replaces a result by one in which the rows that failed are made again; others keep their values.
-Each result has the number of the attempt that made it, and `run.json` that of the current one (see `retry`).
+`--retry-failed` replaces a result by one in which the failed rows are run again; others keep their values. Each
+result has the number of the attempt that made it, and `run.json` that of the current one (see `retry`).
 """
 
 import contextlib
@@ -43,12 +43,12 @@ _READ_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some rows of the input that travel together.
+    """Rows of the input that travel together.
 
     Attributes:
         bad: Rows with an error of their own.
-        digest: Of what stages see of the rows.
-        content: Of all that they hold.
+        digest: Of what stages read of the rows.
+        content: Of all their content.
         ids: Of their ids.
     """
 
@@ -62,7 +62,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The whole input. fingerprint: of the files it was read from; seen: see `columns.inspect_columns`."""
+    """Blocks of the whole input.
+
+    Attributes:
+        fingerprint: Of the input's files.
+        seen: See `columns.inspect_columns`.
+    """
 
     blocks: tuple[Block, ...]
     fingerprint: str
@@ -70,13 +75,14 @@ class Index:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(block.rows for block in self.blocks)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name that each block's results have: its digest, and what tells it from blocks of equal content.
+        """Name of each block's results: its digest, and what distinguishes it from blocks of equal content.
 
-        That is its rows' ids and how many such blocks are before it: rows keep their results wherever they move to.
+        That is its rows' ids and the number of such blocks before it: rows keep their results wherever they move.
         """
         before: Counter[tuple[str, str]] = Counter()
         found = []
@@ -87,13 +93,13 @@ class Index:
 
     @property
     def digest(self) -> str:
-        """Of the content of all rows in order."""
+        """Digest of the content of all rows in order."""
         return settings_digest([block.content for block in self.blocks])
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a stage made of one block: columns, and the account that goes into the manifest."""
+    """Result of a stage for one block: columns, and the account for the manifest."""
 
     table: pa.Table
     account: dict[str, Any]
@@ -106,38 +112,38 @@ class Store:
     root: str
 
     def run(self) -> dict[str, Any] | None:
-        """What the run was started with; None when there is none, or it is damaged."""
+        """Settings at the start of the run; None if they are missing or damaged."""
         data = self._get(RECORD)
         return None if data is None else json.loads(data)
 
     def save_run(self, run: Mapping[str, Any]) -> None:
-        """Keep what the run is started with."""
+        """Store the settings at the start of the run."""
         self._put(RECORD, json.dumps({"format": FORMAT, **run}, indent=2).encode())
 
     def format(self) -> int | None:
-        """Version of the work folder's layout; None when there is none, or its record is damaged."""
+        """Version of the work folder's layout; None if its record is missing or damaged."""
         try:
             record = json.loads(get(f"{self.root}/{RECORD}") or b"")
         except ValueError:
             return None
         if isinstance(record, dict) and "identity" in record and not {"format", "blake2b"} & set(record):
-            return 1  # it had neither
+            return 1  # that version had neither
         whole = self.run()
         return None if whole is None else int(whole["format"])
 
     def manifest(self) -> bytes | None:
-        """The finished run's manifest; None when it isn't finished, or the manifest is damaged."""
+        """Manifest of the finished run; None if it is not finished, or the manifest is damaged."""
         return self._get(MANIFEST)
 
     def save_manifest(self, text: str | None) -> None:
-        """Keep the manifest; None: the output isn't complete (any more)."""
+        """Store the manifest; None: the output is not complete (any more)."""
         if text is None:
             remove(f"{self.root}/{MANIFEST}")
         else:
             self._put(MANIFEST, text.encode())
 
     def index(self) -> Index | None:
-        """The input's blocks; None when it wasn't read whole, or the index is damaged."""
+        """Blocks of the input; None if it was not read completely, or the index is damaged."""
         data = self._get(INDEX)
         if data is None:
             return None
@@ -146,16 +152,16 @@ class Store:
         return Index(tuple(Block(**row) for row in table.to_pylist()), meta["fingerprint"], seen)
 
     def save_index(self, index: Index) -> None:
-        """Keep the input's blocks."""
+        """Store the blocks of the input."""
         table = pa.Table.from_pylist([asdict(block) for block in index.blocks], schema=_INDEX_SCHEMA)
         meta = {"fingerprint": index.fingerprint, "seen": serialize_type(index.seen).hex()}
         self._put(INDEX, _written(table, meta))
 
     def rows(self, fingerprint: str, block: str) -> pa.Table:
-        """The rows of one block.
+        """Rows of one block.
 
         Raises:
-            DamagedError: they are gone or damaged.
+            DamagedError: They are missing or damaged.
         """
         name = _rows(fingerprint, block)
         data = self._get(name)
@@ -164,7 +170,7 @@ class Store:
         return _read(data)[0]
 
     def save_rows(self, fingerprint: str, block: str, table: pa.Table) -> None:
-        """Keep one block of the input."""
+        """Store one block of the input."""
         self._put(_rows(fingerprint, block), _written(table, {}))
 
     def keep_rows(self, fingerprint: str) -> None:
@@ -173,39 +179,39 @@ class Store:
             remove(f"{self.root}/rows/{name}")
 
     def lost_rows(self, index: Index) -> list[str]:
-        """The names of the input's blocks that are gone or damaged."""
+        """Names of the input's blocks that are missing or damaged."""
         expected = {_rows(index.fingerprint, block.file) for block in index.blocks}
         there = {f"rows/{index.fingerprint}/{name}" for name in names(f"{self.root}/rows/{index.fingerprint}")}
         return sorted([*(expected - there), *self.damaged(expected & there)])
 
     def stages(self) -> set[str]:
-        """The folders of results that are there."""
+        """Folders of results."""
         return names(f"{self.root}/results")
 
     def done(self, stage: str) -> set[str]:
-        """The digests of blocks of which a stage's results are there."""
+        """Names of the blocks with a result of a stage."""
         return {PurePosixPath(name).stem for name in names(f"{self.root}/results/{stage}")}
 
     def result(self, stage: str, digest: str) -> Result | None:
-        """What a stage made of a block; None when it hasn't, or what it made is damaged."""
+        """Result of a stage for a block; None if it is missing or damaged."""
         data = self._get(_result(stage, digest))
         return None if data is None else Result(*_read(data))
 
     def save_result(self, stage: str, digest: str, result: Result) -> None:
-        """Keep what a stage made of a block."""
+        """Store a stage's result of a block."""
         self._put(_result(stage, digest), _written(result.table, result.account))
 
     def forget_result(self, stage: str, digest: str) -> None:
-        """Remove what a stage made of a block."""
+        """Remove a stage's result of a block."""
         remove(f"{self.root}/{_result(stage, digest)}")
 
     def damaged_results(self, stage: str) -> list[str]:
-        """The names of blocks of which a stage's results are damaged."""
+        """Names of blocks with a damaged result of a stage."""
         found = self.damaged(_result(stage, name) for name in self.done(stage))
         return [PurePosixPath(one).stem for one in found]
 
     def damaged(self, objects: Iterable[str] = (RECORD, INDEX, MANIFEST)) -> list[str]:
-        """Those of some objects that are there and damaged, sorted. All of each is read."""
+        """Existing objects that are damaged, sorted. All of each is read."""
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             objects = list(objects)
             return sorted(name for name, bad in zip(objects, pool.map(self._damaged, objects), strict=True) if bad)
@@ -218,7 +224,7 @@ class Store:
             return True
 
     def _get(self, name: str) -> bytes | None:
-        """An object as it was put; None when it isn't there or damaged."""
+        """Content of an object; None if it is missing or damaged."""
         data = get(f"{self.root}/{name}")
         try:
             return None if data is None else opened(data, name)
@@ -229,16 +235,16 @@ class Store:
         put(f"{self.root}/{name}", sealed(data, name))
 
     def make_private(self) -> None:
-        """Make the work folder, on a disk, for this user alone."""
+        """Restrict the work folder, on a disk, to this user."""
         fs, path = filesystem(self.root)
         if is_local(fs):
             with translate_errors(self.root, "make it"):
                 Path(path).mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(PermissionError):  # it is somebody else's, who shares it
+                with contextlib.suppress(PermissionError):  # another user's folder
                     Path(path).chmod(0o700)
 
     def clear(self) -> None:
-        """Remove all of it."""
+        """Remove everything."""
         remove(self.root)
 
 

@@ -1,8 +1,8 @@
-"""Checksums of the objects in a work folder: what is read is what was written, or it counts as damaged.
+"""Checksums of the objects in a work folder: an object that is not as it was written counts as damaged.
 
-A seal is a BLAKE2b digest of an object's name and bytes. It stands where the format has room for it, between the
-pages and the footer of Parquet and as the last key of a JSON object, so that other programs read a sealed file as
-before. The name is part of it, so that a file in another's place is found out too.
+A seal is a BLAKE2b digest of an object's name and bytes. It is stored where the format has room for it, between the
+pages and the footer of Parquet and as the last key of a JSON object, so that other programs can read a sealed file.
+It covers the name, so that a misplaced file is detected too.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ _PARQUET_LENGTH = len(_PARQUET_SEAL) + _SIZE
 
 
 class DamagedError(BlendError):
-    """A kept object is gone, or its bytes aren't those that were written."""
+    """A stored object is missing, or its bytes have changed."""
 
 
 def sealed(data: bytes, name: str) -> bytes:
     """Add the seal to an object.
 
     Args:
-        data: a Parquet file, or a JSON object as `json.dumps(..., indent=2)` writes it.
-        name: where the object is kept; it must be opened by the same name.
+        data: A Parquet file, or a JSON object in the form of `json.dumps(..., indent=2)`.
+        name: Name of the object; it must be opened by the same name.
 
     Returns:
         The same Parquet file or JSON object, with a seal.
@@ -43,14 +43,14 @@ def opened(data: bytes, name: str) -> bytes:
     """Check an object's seal.
 
     Args:
-        data: what `sealed` gave.
-        name: the name it was sealed with.
+        data: A result of `sealed`.
+        name: The name it was sealed with.
 
     Returns:
         The object: a JSON object without the seal, a Parquet file with it.
 
     Raises:
-        DamagedError: a bit of it has changed, a part is missing, or it never had a seal.
+        DamagedError: It has changed, a part is missing, or it never had a seal.
     """
     if data.endswith(_JSON_END):
         at = len(data) - len(_JSON_END) - _JSON_LENGTH
@@ -66,7 +66,7 @@ def opened(data: bytes, name: str) -> bytes:
 
 
 def _footer(data: bytes) -> int:
-    """The length of a Parquet file's footer, with its own length and the magic number after it."""
+    """Length of a Parquet file's footer, with its own length and the magic number after it."""
     return int.from_bytes(data[-8:-4], "little") + 8
 
 

@@ -1,4 +1,4 @@
-"""The commands that work on whole datasets: what `blend run`, `rank`, `fuse` and `compare` do."""
+"""Commands over whole datasets: `blend run`, `rank`, `fuse` and `compare`."""
 
 import functools
 import json
@@ -33,10 +33,15 @@ FUSE_RESULTS = ("fused", "fused_from")
 
 
 def run_blend(config: BlendConfig, **existing: bool) -> Summary:
-    """`blend run`: `config.input` and `config.output` are set; `existing` as in `runs.execute`.
+    """Run `blend run`.
+
+    Args:
+        config: With `input` and `output`.
+        **existing: Treatment of an existing output; see `run.execute`.
 
     Raises:
-        BlendError: The run failed; FailedRunError: all is written, but a model or too many rows failed.
+        BlendError: The run failed.
+        FailedRunError: Everything is written, but a model or too many rows failed.
     """
     assert config.input is not None and config.output is not None
     run = Run(
@@ -72,14 +77,18 @@ def _parts(config: BlendConfig) -> dict[str, PartSettings]:
 
 
 def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
-    """The summary of a run of which enough succeeded. Raises FailedRunError."""
+    """The summary of a run that counts as done.
+
+    Raises:
+        FailedRunError: Too many rows failed.
+    """
     if problem := summary.problem(max_error_rate):
         raise FailedRunError(problem, summary.details())
     return summary
 
 
 def _written(config: BlendConfig) -> Mapping[str, Any]:
-    """The settings that decide what is written of the results, but no result."""
+    """Settings that decide the output, but no result."""
     preferences = config.preferences.model_dump(mode="json") if config.preferences else None
     return {"limit": config.limit, "matrix": config.matrix, "format": config.format, "preferences": preferences}
 
@@ -93,13 +102,21 @@ def run_rank(
     preferences: Preferences | None = None,
     **existing: bool,
 ) -> Summary:
-    """`blend rank`; `existing` as in `runs.execute`. Raises BlendError."""
+    """Run `blend rank`; `existing` as for `run.execute`.
+
+    Raises:
+        BlendError: The run failed.
+    """
     results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
     return _run_stage("rank", settings, input, output, results, existing, preferences=preferences)
 
 
 def run_fuse(settings: FuserSettings, input: str, output: str, **existing: bool) -> Summary:
-    """`blend fuse`: what ranking left in the rows stays there. Raises BlendError."""
+    """Run `blend fuse`: the ranking in the rows stays; `existing` as for `run.execute`.
+
+    Raises:
+        BlendError: The run failed.
+    """
     return _run_stage(
         "fuse",
         settings,
@@ -113,7 +130,11 @@ def run_fuse(settings: FuserSettings, input: str, output: str, **existing: bool)
 
 
 def run_compare(settings: RankerSettings, input: str, output: str, **existing: bool) -> Summary:
-    """`blend compare`. Raises BlendError."""
+    """Run `blend compare`; `existing` as for `run.execute`.
+
+    Raises:
+        BlendError: The run failed.
+    """
     results = ("margin", "preference", "comparisons")
     return _run_stage(
         "compare", settings, input, output, results, existing, prepare=only_pairs, finish=with_margins
@@ -131,7 +152,7 @@ def _run_stage(
     preferences: Preferences | None = None,
     **changes: Any,
 ) -> Summary:
-    """One stage over rows that have candidates, on the Ray that RAY_ADDRESS names or a local one."""
+    """One stage over rows with candidates, on the Ray of RAY_ADDRESS or a local one."""
     name = "fuser" if settings.stage == "fuse" else "ranker"
 
     def planned(have: Capacity) -> Plan:
@@ -142,7 +163,7 @@ def _run_stage(
         command=command,
         input=input,
         output=Output(output),
-        cluster=RayCluster(num_cpus=max(2, os.cpu_count() or 1)),  # one to read, one for the model, if in turns
+        cluster=RayCluster(num_cpus=max(2, os.cpu_count() or 1)),  # one to read, one for the model
         planned=planned,
         results=results,
         identity={"command": command, name: deciding(settings), "results": list(results), "preferences": shown},
@@ -168,7 +189,7 @@ def _is_odd(row: Mapping[str, Any]) -> bool:
 
 
 def only_pairs(table: pa.Table) -> pa.Table:
-    """The table with an error in every row that hasn't exactly two candidates."""
+    """The table with an error in every row without exactly two candidates."""
     errors = [_not_a_pair(blend) for blend in to_blends(table)]
     return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
 
@@ -181,7 +202,7 @@ def _not_a_pair(blend: Blend) -> str | None:
 
 
 def with_margins(table: pa.Table) -> pa.Table:
-    """The table with `margin`, and `preference` 0 or 1 (null for a tie), of rows that were ranked."""
+    """The table with `margin`, and `preference` 0 or 1 (null for a tie), of ranked rows."""
     blends = to_blends(table)
     margins = [margin(blend.ranking) if blend.ranking and blend.error is None else None for blend in blends]
     preferences = [int(value < 0) if value else None for value in margins]

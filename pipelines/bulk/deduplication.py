@@ -1,6 +1,6 @@
-"""Equal blocks: what can't differ is made once and copied; what is drawn at random is made for each of them.
+"""Equal blocks: deterministic results are made once and copied; sampled ones are made for each block.
 
-A result is copied only where nothing in it failed: a short outage costs the rows that it hit, and no others.
+A result is copied only if nothing in it failed: a short outage affects only the rows that it hit.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ Named = Mapping[str, Block]  # blocks by the names of their results
 
 
 def leaders(blocks: Named, work: Work, wave: Sequence[Step], todo: Todo) -> Todo:
-    """Find what to make first: of equal blocks one, by the steps whose results the others can take."""
+    """One of several equal blocks, which is run first, by the steps whose results the others can take."""
     first: Todo = {}
     for step in wave:
         equal: dict[str, list[str]] = defaultdict(list)
@@ -36,7 +36,7 @@ def lend(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Tod
     """Copy results between equal blocks, also from those of an earlier input.
 
     Args:
-        store: Where results are.
+        store: The results.
         index: The input.
         work: All steps.
         wave: The steps to do this for, in order.
@@ -65,12 +65,12 @@ def lend(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Tod
 def _found(
     store: Store, index: Index, work: Work, step: Step, block: Block, name: str, there: Sequence[str]
 ) -> Result | None:
-    """A result of an equal block without failures, made of the same candidates."""
+    """Result of an equal block without failures, made of the same candidates."""
     if not there:
         return None
     try:
         seen = to_blends(work.seen_by(step, store, index.fingerprint, block.file, name))
-    except BlendError:  # a step before has still to make its part
+    except BlendError:  # an earlier step is not done
         return None
     for other in there:
         result = store.result(step.key, other)

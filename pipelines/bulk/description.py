@@ -1,4 +1,4 @@
-"""What a command does to its rows, as data: what `pipelines.bulk.run` executes."""
+"""Description of a command's work on rows, which `pipelines.bulk.run` executes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ TableFunction = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class Run:
-    """What a command does to its rows.
+    """Work of a command on its rows.
 
     Attributes:
         planned: The pools on a given cluster.
         parts: Settings of the parts by the names of their placements, in the order of their stages.
         llms: Names in the order of their candidates.
         results: Columns that the run adds.
-        keep: Result columns of the input that are written where rows have them.
-        settings: What the manifest shows.
-        identity: Those settings that decide what is written.
+        keep: Result columns of the input that are written if rows have them.
+        settings: Settings for the manifest.
+        identity: Those settings that decide the output.
     """
 
     command: str
@@ -48,6 +48,6 @@ class Run:
 
     @property
     def outputs(self) -> list[Output]:
-        """Where the run writes: its rows, then its preference pairs."""
+        """Outputs: the rows, then the preference pairs."""
         pairs = [Output(self.preferences.output, self.output.format)] if self.preferences else []
         return [self.output, *pairs]

@@ -1,6 +1,6 @@
-"""Last lines of a run: models that failed, by cause; bad rows; rankers that are constant or contradict themselves.
+"""Last lines of a run: failed models, by cause; bad rows; rankers that are constant or contradict themselves.
 
-All of it comes from the manifest, so a run that was complete already has the same lines.
+Everything comes from the manifest, so that an already complete run has the same lines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.quality.error_kinds import OTHER_ERRORS
 
-CAUSES = 5  # told of one model, the most frequent ones
+CAUSES = 5  # of one model, the most frequent ones
 AGAIN = "--retry-failed asks again what failed, and keeps the rest"
 _VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
-_FEW = 3  # pairs or rows that say nothing yet of a ranker
+_FEW = 3  # pairs or rows too few to judge a ranker
 
 
 def last_lines(manifest: Manifest) -> list[str]:
-    """One line for each model that failed and each kind of trouble; none where there is none."""
+    """One line for each failed model and each kind of problem."""
     lines = [line for stage in manifest.stages for line in _of_stage(stage)]
     bad = manifest.input
     if bad.bad:
@@ -26,7 +26,7 @@ def last_lines(manifest: Manifest) -> list[str]:
 
 
 def problems(stages: Sequence[StageRecord]) -> list[str]:
-    """What ends a run with exit 1: models that failed more often than they may."""
+    """Reasons for exit code 1: models that failed more often than allowed."""
     return [
         f"{stage.name} failed on {_share(stage.failed, stage.asked)}, more than its max_error_rate "
         f"{stage.max_error_rate:g} allows"
@@ -61,7 +61,7 @@ def _share(count: int, all_of: int) -> str:
 
 
 def _causes(kinds: Mapping[str, int]) -> str:
-    """The most frequent kinds with their counts; ` 3 x HTTP 503`."""
+    """The most frequent kinds with their counts: ` 3 x HTTP 503`."""
     if not kinds:
         return ""
     ordered = sorted(kinds.items(), key=lambda item: (item[0] == OTHER_ERRORS, -item[1], item[0]))

@@ -1,7 +1,7 @@
-"""The input into a run's work folder: blocks of checked rows, cut the same way each time.
+"""Input of a run into its work folder: blocks of validated rows, cut deterministically.
 
-After that a run depends on nothing but its work folder: what it reads can't change under it, every block can be
-read by itself anywhere, and how many rows there are is known before the first model loads.
+Afterwards a run depends only on its work folder: its input cannot change, every block can be read anywhere, and the
+number of rows is known before the first model loads.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _GROWTH = 64  # a block has at most this share of the rows before it
 
 
 def rows_of_block(before: int, most: int) -> int:
-    """How many rows the block has that begins after `before` rows of a file.
+    """Number of rows of the block that begins after `before` rows of a file.
 
     Small at first, so that few rows fill all stages and replicas; larger later, so that many rows make few files.
     """
@@ -43,18 +43,17 @@ def rows_of_block(before: int, most: int) -> int:
 
 
 def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str:
-    """A digest of the names, sizes and versions of a URI's files: another one, and the rows may have changed.
+    """Digest of the names, sizes and versions of a URI's files; it changes whenever the rows may have.
 
-    Raises BlendError when nothing is there.
+    Raises:
+        BlendError: There are no files.
     """
     versions = []
     for file in list_files(uri, without):
         fs, path = filesystem(file)
         with translate_errors(file, "read it"):
-            info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # not of a link
-        changed = (
-            info.get("ETag") or info.get("mtime") or info.get("LastModified")
-        )  # a number, a text or a datetime
+            info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # of a link's target
+        changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")  # number, text or datetime
         versions.append([file, info.get("size"), changed if isinstance(changed, int | float) else str(changed)])
     return settings_digest([versions, limit])
 
@@ -62,10 +61,15 @@ def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str
 def read_input(
     store: Store, uri: str, limit: int | None, rows_per_block: int, board: Any, without: Sequence[str] = ()
 ) -> Index:
-    """Read the rows of a file, folder or glob into the store, and give its index (not saved yet).
+    """Read the rows of a file, folder or glob into the store.
 
-    One task a file; with a limit one for all, for only it knows when there are enough. Raises BlendError when a
-    file can't be read.
+    One task a file; with a limit one for all, which alone can count.
+
+    Returns:
+        The index, not stored yet.
+
+    Raises:
+        BlendError: A file cannot be read.
     """
     files, mark = input_files(uri, without), fingerprint(uri, limit, without)
     work = _Reader(native_schema(files), rows_per_block, limit, store, mark, board)
@@ -86,7 +90,7 @@ def read_input(
 
 @dataclass(frozen=True)
 class _Reader:
-    """A task: keeps the rows of some files as blocks, and gives each block's entry in the index."""
+    """Task that stores the rows of some files as blocks, and yields each block's entry in the index."""
 
     native: pa.Schema
     rows_per_block: int
@@ -109,14 +113,14 @@ class _Reader:
                         return
 
     def _named(self, number: int, file: InputFile) -> Iterator[tuple[str, pa.Table]]:
-        """A file's blocks with rows, under names that sort in input order."""
+        """Non-empty blocks of a file, under names that sort in input order."""
         for block, table in enumerate(_blocks(file, self.native, self.rows_per_block)):
             if len(table):
                 yield f"{number:05}-{block:06}", table
 
 
 def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]:
-    """A file's rows in blocks of `rows_of_block` rows, or what is nearest to it."""
+    """Rows of a file in blocks of about `rows_of_block` rows."""
     unit = min(_FIRST_ROWS, most)
     tables = read_tables(file, native, unit)
     before = 0
@@ -127,7 +131,7 @@ def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]
 
 
 def _entry(name: str, table: pa.Table) -> dict[str, Any]:
-    """A block's entry in the index, and the types of what it holds."""
+    """A block's entry in the index, and the types of its content."""
     stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
     for row in to_rows(table):
         stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())

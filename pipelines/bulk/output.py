@@ -1,4 +1,4 @@
-"""From what stages kept of every block to the output: the last step of a run, and the account of all of it."""
+"""Output of a run from the stored results of every block, and the account of all of it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 from llm_blender_ray.pipelines.rows.writers import FileRecord, Sink, WrittenRows
 
 _READ_AT_ONCE = 16
-ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files read slowly
+ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files are slow to read
 _NUMBERS = (
     "rows",
     "asked",
@@ -41,13 +41,13 @@ _NUMBERS = (
 
 @dataclass
 class Account:
-    """What the output's rows are and cost.
+    """Statistics and costs of the output's rows.
 
     Attributes:
         kinds: Rows by the kind of their error.
         bad: Rows that came with an error, likewise.
         failures: Rows on which a stage failed, likewise, by stage.
-        spans: When each actor of a stage was at work.
+        spans: Busy times of each actor of a stage.
     """
 
     rows: int = 0
@@ -59,7 +59,7 @@ class Account:
     spans: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)  # by stage and actor
 
     def add(self, other: Mapping[str, Any]) -> None:
-        """One piece's."""
+        """Add another account."""
         self.rows += other["rows"]
         self.errors += other["errors"]
         self.kinds.update(other["kinds"])
@@ -73,7 +73,12 @@ class Account:
                 actors.setdefault(actor, []).append((started, ended))
 
     def stages(self, work: Work, waves: Mapping[str, int]) -> tuple[StageRecord, ...]:
-        """The manifest's records. waves: which one each stage ran in, from 1."""
+        """Records for the manifest.
+
+        Args:
+            work: All steps.
+            waves: Wave of each stage, from 1.
+        """
         return tuple(
             StageRecord(
                 name=step.name,
@@ -92,7 +97,7 @@ class Account:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of what intervals cover together."""
+    """Total length of the union of intervals."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))
@@ -103,9 +108,13 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 def assemble(
     store: Store, index: Index, work: Work, sinks: Sequence[Sink], board: Any
 ) -> tuple[Account, list[list[FileRecord]]]:
-    """Write every row of the run to each sink; gives the account, and the files of each sink.
+    """Write every row of the run to each sink.
 
-    Raises BlendError when something can't be written.
+    Returns:
+        The account, and the files of each sink.
+
+    Raises:
+        BlendError: Something cannot be written.
     """
     named = zip(index.blocks, index.names, strict=True)
     groups = [[(b.file, name, b.rows) for b, name in group] for group in grouped(list(named))]
@@ -125,7 +134,7 @@ def assemble(
 
 
 def grouped(blocks: Sequence[tuple[Block, str]]) -> Iterator[list[tuple[Block, str]]]:
-    """Consecutive blocks, so many that a piece has enough rows; one without blocks when there are none."""
+    """Groups of consecutive blocks with enough rows; one empty group when there are none."""
     group: list[tuple[Block, str]] = []
     for block in blocks:
         group.append(block)
@@ -138,7 +147,7 @@ def grouped(blocks: Sequence[tuple[Block, str]]) -> Iterator[list[tuple[Block, s
 
 @dataclass(frozen=True)
 class _Assembler:
-    """A task: one group of blocks for every sink, and the account of it."""
+    """Task that writes one group of blocks to every sink, and returns its account."""
 
     store: Store
     fingerprint: str
@@ -178,7 +187,7 @@ class _Assembler:
 
 @dataclass(frozen=True)
 class _Done:
-    """The finished rows of one block, each stage's account of them, and the errors that they came with."""
+    """Finished rows of one block, each stage's account of them, and their input errors."""
 
     table: pa.Table
     accounts: list[tuple[str, dict[str, Any]]]

@@ -1,5 +1,6 @@
-"""Outputs of a run that lie among its inputs: what an earlier session wrote is never read, what is a user's never
-replaced.
+"""Outputs of a run among its inputs.
+
+Files that an earlier session wrote are never read, and a user's files are never replaced.
 """
 
 import os
@@ -17,11 +18,11 @@ def own_outputs(uri: str, outputs: Sequence[Output], record: Callable[[], Mappin
 
     Args:
         uri: The input.
-        outputs: The run's output, and where its preference pairs go, if anywhere.
-        record: Reads what the work folder keeps of the run's start (`Store.run`): None without an earlier session.
+        outputs: The run's output, and that of its preference pairs, if any.
+        record: Reads the work folder's record of the run's start (`Store.run`): None without an earlier session.
 
     Raises:
-        BlendError: The run would write to what it reads, or nothing is at the input.
+        BlendError: The run would write to its input, or there is no input.
     """
     files = find(uri).files
     own = []
@@ -45,7 +46,7 @@ def _refusal(output: str) -> BlendError:
 
 
 def _written(outputs: Sequence[Output], record: Mapping[str, Any] | None) -> set[str]:
-    """Those outputs that an earlier session wrote, or began to."""
+    """Outputs that an earlier session wrote, or began to."""
     if record is None:
         return set()
     pairs = record["identity"].get("preferences") or {}
@@ -53,6 +54,6 @@ def _written(outputs: Sequence[Output], record: Mapping[str, Any] | None) -> set
 
 
 def _real(uri: str) -> str:
-    """A path with its links followed, where it is one of this machine."""
+    """A local path with its links resolved; other URIs unchanged."""
     fs, path = filesystem(uri)
     return os.path.realpath(path) if is_local(fs) else path.rstrip("/")

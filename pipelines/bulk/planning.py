@@ -1,4 +1,4 @@
-"""`blend plan`: what would run where, as a table."""
+"""`blend plan`: the placement of a run, as a table."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,10 +24,11 @@ from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 
 
 def show_plan(config: BlendConfig, gpus: int | None) -> None:
-    """Print who runs when and where, and takes what.
+    """Print the waves of a run with their resources.
 
     Raises:
-        PlanError: A part of it can't run. ClusterError: environment variables that its models need aren't set.
+        PlanError: A part cannot run.
+        ClusterError: Environment variables of its models are not set.
     """
     have = _capacity(config)
     if gpus is not None:
@@ -35,13 +36,13 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     made = make_plan(config, have)
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file or pipe is not 80 columns wide
+        console.width = 120  # of a file or pipe, for which rich takes 80
     _show(made, console)
     check_variables(config.ray, config)
 
 
 def announce(made: Plan) -> None:
-    """Before a run: the plan on a terminal; in a log one line, when there are several waves."""
+    """Print the plan before a run: on a terminal the table; in a log one line, if there are several waves."""
     console = Console(stderr=True)
     if console.is_terminal:
         _show(made, console)
@@ -52,7 +53,7 @@ def announce(made: Plan) -> None:
 
 
 def bare_prompts(parts: Iterable[object]) -> Iterator[str]:
-    """Tell of the LLMs that are asked with bare text because nothing has a chat template for them.
+    """Find the LLMs that get bare text because there is no chat template for them.
 
     Args:
         parts: Settings of the parts of a run. Hub models count once they are in the hub's cache.
@@ -71,13 +72,13 @@ def bare_prompts(parts: Iterable[object]) -> Iterator[str]:
 
 
 def _folder(llm: LocalLLM) -> Path | None:
-    """The model's folder, where it is on this machine already."""
+    """Local folder of the model, if there is one."""
     folder = Path(llm.model).expanduser()
     if folder.is_dir():
         return folder
     try:
         cached = try_to_load_from_cache(llm.model, "config.json", revision=llm.revision)
-    except HFValidationError:  # a path; loading tells that there is no such folder
+    except HFValidationError:  # a path; loading reports a missing folder
         return None
     return Path(cached).parent if isinstance(cached, str) else None
 
@@ -98,7 +99,7 @@ def _capacity(config: BlendConfig) -> Capacity:
 
 
 def _with_gpus(have: Capacity, gpus: int) -> Capacity:
-    """As if all were one machine with so many GPUs."""
+    """Capacity of one machine with all resources and `gpus` GPUs."""
     amounts = have.amounts()
     own = {name: amount for name, amount in amounts.items() if name not in ("CPU", "GPU")}
     kinds = {node.accelerator for node in have.nodes if node.accelerator}

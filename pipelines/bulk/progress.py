@@ -1,8 +1,8 @@
-"""How far a run is, for people: a live table on a terminal, a plain line now and then in a job's log.
+"""Progress of a run: a live table on a terminal, periodic plain lines in a job's log.
 
-It only looks: a board that is slow, gone or wrong, or a terminal that went away, never ends or holds up a run. So
-the board is asked by a thread that nothing waits for long, the terminal is drawn by another, and what is drawn is
-an immutable value that a pure function made of what the board said.
+It only observes: a tracker that is slow, lost or wrong, or a closed terminal, never ends or delays a run. So a
+thread that nothing waits for polls the tracker, another draws, and a pure function makes the immutable value that
+is drawn from the tracker's snapshots.
 """
 
 import sys
@@ -25,10 +25,10 @@ from llm_blender_ray.pipelines.bulk.tracker import Count, Snapshot
 
 WINDOW_S = 30.0
 _SHORTEST_S = 5.0  # a rate over less is noise
-_SILENCE_S = 30.0  # without news for so long, it is told
+_SILENCE_S = 30.0  # without news, after which that is shown
 _LOOK_EVERY_S = 1.0
-_LAST_LOOK_S = 5.0  # a board that doesn't answer holds up the end of a run for no longer
-_LINE_AFTER_S, _LINE_GROWTH, _LINE_EVERY_S = 15.0, 0.1, 120.0  # a tenth of the time gone, within these
+_LAST_LOOK_S = 5.0  # longest delay of a run's end by a tracker that does not answer
+_LINE_AFTER_S, _LINE_GROWTH, _LINE_EVERY_S = 15.0, 0.1, 120.0  # a tenth of the elapsed time, within these limits
 _WIDE = 80  # columns
 
 _State = Literal["running", "done", "stopped"]
@@ -36,7 +36,7 @@ _State = Literal["running", "done", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class ShownStage:
-    """A stage of a run, and how many actors it is to have."""
+    """A stage of a run, and its planned number of actors."""
 
     name: str
     replicas: int
@@ -44,10 +44,10 @@ class ShownStage:
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """How far one stage is.
+    """Progress of one stage.
 
-    queue: rows that have come as far as this stage and aren't through it. Rates are of this session, None while
-    unknown: over the last half minute or so, and over the stage's whole time once it is through.
+    `queue`: rows that have reached this stage and not passed it. Rates are of this session, None while unknown:
+    over about the last half minute, and over the stage's whole time once it is done.
     """
 
     name: str
@@ -63,15 +63,17 @@ class StageProgress:
 
     @property
     def done(self) -> bool:
+        """Whether all rows have passed the stage."""
         return self.rows >= self.total
 
     @property
     def loading(self) -> bool:
+        """Whether some of its actors are still loading."""
         return not self.begun and not self.done and self.loaded < self.replicas
 
     @property
     def seconds_left(self) -> float | None:
-        """None while nothing is known of the rate."""
+        """Estimated remaining seconds; None while the rate is unknown."""
         if self.done:
             return 0.0
         return None if self.rows_per_s is None else (self.total - self.rows) / self.rows_per_s
@@ -79,36 +81,36 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far all stages are at the time `at`, in the order that rows pass them."""
+    """Progress of all stages at the time `at`, in the order in which rows pass them."""
 
     at: float
     stages: tuple[StageProgress, ...]
 
     @property
     def seconds_left(self) -> float | None:
-        """That of the slowest stage; None while one's isn't known."""
+        """Remaining seconds of the slowest stage; None while one is unknown."""
         left = [seconds for stage in self.stages if (seconds := stage.seconds_left) is not None]
         return max(left, default=0.0) if len(left) == len(self.stages) else None
 
     @property
     def failed(self) -> int:
+        """Failures of all stages."""
         return sum(stage.failed for stage in self.stages)
 
 
 class _Rate:
-    """How fast a count grows that grows in lumps: a batch of rows, then nothing for a while.
+    """Rate of a count that grows in lumps: a batch of rows, then nothing for a while.
 
-    Measured from lump to lump over at least `WINDOW_S`, or it would swing with every lump; since the last lump when
-    that is longer ago than all the measured time, so that what has stopped falls towards 0.
+    Measured from lump to lump over at least `WINDOW_S`, to smooth over lumps; since the last lump if that is longer
+    ago than all the measured time, so that a stopped count falls towards 0.
     """
 
     def __init__(self, now: float, count: int) -> None:
         self._first = (now, count)
-        self._lumps = deque(
-            [self._first]
-        )  # one at least WINDOW_S before the last, if there is one, and all after it
+        self._lumps = deque([self._first])  # the latest at least WINDOW_S before the last, if any, and all after it
 
     def add(self, now: float, count: int) -> None:
+        """Add a value of the count."""
         if count == self._lumps[-1][1]:
             return
         self._lumps.append((now, count))
@@ -116,11 +118,11 @@ class _Rate:
             self._lumps.popleft()
 
     def recent(self, now: float) -> float | None:
-        """Per second; None while unknown."""
+        """Recent rate per second; None while unknown."""
         return self._since(self._lumps[0], now)
 
     def mean(self) -> float | None:
-        """Per second from the start to the last lump; None without one."""
+        """Rate per second from the start to the last lump; None without one."""
         return self._since(self._first, self._lumps[-1][0])
 
     def _since(self, start: tuple[float, int], now: float) -> float | None:
@@ -130,16 +132,16 @@ class _Rate:
 
 
 class Tracker:
-    """Makes of each `Snapshot` how far the run is, from it and those before."""
+    """Computes the run's progress from each `Snapshot` and those before."""
 
     def __init__(self, stages: Sequence[ShownStage], total: int) -> None:
-        """Of `total` rows, each of which passes the `stages` in this order."""
+        """Start; each of `total` rows passes the `stages` in this order."""
         self._stages = tuple(stages)
         self._total = total
         self._rates: dict[str, tuple[_Rate, _Rate]] = {}
 
     def add(self, now: float, snapshot: Snapshot) -> Progress:
-        """`snapshot` is the board's at the time `now`, in seconds of any clock that never goes back."""
+        """Add the snapshot of the time `now`, in seconds of any clock that never goes back."""
         come = self._total
         found = []
         for stage in self._stages:
@@ -148,7 +150,7 @@ class Tracker:
             made = count.rows - count.saved
             queue = max(0, come - count.rows)
             if stage.name not in self._rates or (made == 0 and not (loaded and queue)):
-                # Loading a model, and waiting for the first rows, is no time of work.
+                # Loading a model, and waiting for the first rows, does not count as busy time.
                 self._rates[stage.name] = _Rate(now, made), _Rate(now, count.completion_tokens)
             rows, tokens = self._rates[stage.name]
             rows.add(now, made)
@@ -174,7 +176,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """All that is shown at the time `now`, of what began at the time `began`."""
+    """What is displayed at the time `now`, of a run that began at the time `began`."""
 
     title: str
     total: int
@@ -185,11 +187,12 @@ class Moment:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the beginning."""
         return self.now - self.began
 
     @property
     def time_left(self) -> tuple[str, ...]:
-        """What is left of it while that is of interest and known, and whether the board is silent."""
+        """Remaining time, if known and relevant, and whether the tracker is silent."""
         left, silent = self.progress.seconds_left, self.now - self.progress.at
         return (
             *((f"{about(left)} left",) if self.state == "running" and left else ()),
@@ -197,7 +200,7 @@ class Moment:
         )
 
     def line(self) -> str:
-        """As one line of a log."""
+        """The progress as one line of a log."""
         stages = (_stage_text(stage, first=i == 0) for i, stage in enumerate(self.progress.stages))
         return " | ".join(
             (
@@ -213,7 +216,7 @@ class Moment:
         return elapsed if self.state == "running" else f"{self.state} after {elapsed}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """As a table, of which a narrow terminal gets less."""
+        """The progress as a table, with fewer columns on a narrow terminal."""
         wide = options.max_width >= _WIDE
         failed = self.progress.failed
         head = (
@@ -236,7 +239,7 @@ class Moment:
 
 
 def about(seconds: float) -> str:
-    """A duration as a person says it: `45 s`, `6 min`, `3 h 20 min`, `2 d 4 h`."""
+    """A rounded duration: `45 s`, `6 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -255,7 +258,7 @@ def _per_s(rate: float) -> str:
 
 
 def _stage_text(stage: StageProgress, *, first: bool) -> str:
-    """The first stage's queue is all that isn't done: no news."""
+    """Text of a stage. The first stage's queue, which is all remaining rows, is omitted."""
     known = []
     if stage.loading:
         known.append(f"loading {stage.loaded}/{stage.replicas}")
@@ -284,7 +287,7 @@ def _cells(stage: StageProgress, *, wide: bool) -> Iterator[RenderableType]:
 
 
 class _Display:
-    """What `shown` starts and finishes: one thread asks and writes `_progress`, another ends and writes `_end`."""
+    """Display of `shown`: one thread polls and writes `_progress`, another ends and writes `_end`."""
 
     def __init__(
         self,
@@ -303,23 +306,25 @@ class _Display:
             self._began, tuple(StageProgress(stage.name, total, stage.replicas) for stage in stages)
         )
         self._end: tuple[float, _State] | None = None
-        self._begun = False  # a line has been written
+        self._begun = False  # whether a line has been written
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="display", daemon=True)
-        # Ray's tracebacks of what it will try again come on stdout, which is elsewhere for that reason.
+        # Ray prints tracebacks of retried tasks on stdout, which is redirected for that reason.
         self._live = Live(console=console, get_renderable=self._now, redirect_stdout=False, refresh_per_second=2)
 
     def start(self) -> None:
+        """Start the threads."""
         if self._console.is_interactive:
             self._live.start(refresh=True)
         self._thread.start()
 
     def finish(self, state: _State) -> None:
+        """Stop them and draw the last state."""
         try:
             self._stop.set()
             if self._thread.is_alive():  # not when the start was interrupted
                 self._thread.join(_LAST_LOOK_S)
-        finally:  # a second, impatient Ctrl-C too leaves a clean terminal
+        finally:  # leaves a clean terminal also after a second Ctrl-C
             self._end = self._clock(), state
             if self._console.is_interactive:
                 with suppress(OSError):
@@ -337,12 +342,12 @@ class _Display:
         ending = False
         while not ending:
             ending = self._wait(self._stop, _LOOK_EVERY_S)
-            with suppress(Exception):  # whatever Ray raises when a board is gone
+            with suppress(Exception):  # whatever Ray raises when the tracker is lost
                 if (snapshot := self._read()) is not None:
                     self._progress = tracker.add(self._clock(), snapshot)
             moment = self._now()
             if not self._console.is_interactive and not self._stop.is_set() and moment.now >= line_at:
-                if not self._begun:  # a short run is told by its result alone
+                if not self._begun:  # a short run prints its result only
                     stages = ", ".join(f"{stage.name} x{stage.replicas}" for stage in self._stages)
                     self._print(f"{self._title} | start | {self._total} rows | {stages}")
                     self._begun = True
@@ -350,7 +355,7 @@ class _Display:
                 line_at = moment.now + min(max(_LINE_AFTER_S, moment.elapsed * _LINE_GROWTH), _LINE_EVERY_S)
 
     def _print(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # the reader has closed it
             print(line, file=self._console.file, flush=True)
 
 
@@ -365,13 +370,18 @@ def shown(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
 ) -> Iterator[None]:
-    """Show how far the run is while the block runs, on `sys.stderr` unless there is a `console`.
+    """Show the progress of a run while the block runs, on `sys.stderr` unless there is a `console`.
 
-    `read` asks the board, in a thread of its own; it may take long, give None or raise. `total` rows pass the
-    `stages` in this order. `wait(stop, seconds)` waits until `stop` is set, at most `seconds`, and tells whether it
-    was.
+    Args:
+        read: Polls the tracker, in a thread of its own; may be slow, return None or raise.
+        stages: Stages in the order in which rows pass them.
+        total: Number of rows.
+        title: Of the run.
+        console: Where to draw; None: stderr.
+        clock: Seconds, never going back.
+        wait: Waits until an event is set, at most a number of seconds; returns whether it is set.
     """
-    if console is None:  # a file is no terminal, whatever FORCE_COLOR says
+    if console is None:  # a file is no terminal, even with FORCE_COLOR
         console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     display = _Display(read, stages, total, title, console, clock, wait)
     try:

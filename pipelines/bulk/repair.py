@@ -1,4 +1,4 @@
-"""What is damaged in a run's work folder or output is found, named in one line, and made again."""
+"""Repair of a run's work folder and output: damaged objects are found, listed in one line, and made again."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,25 +7,25 @@ from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
 from llm_blender_ray.pipelines.bulk.stages import Work
 
 _READ_AT_ONCE = 16
-_NAMED = 3  # files in a line
+_NAMED = 3  # names in a line
 
 
 def mend(store: Store, index: Index, work: Work, read_again: Callable[[list[str]], Index]) -> Index:
-    """Make everything that is kept of a run's input and results either whole or missing.
+    """Make every stored object of a run's input and results whole or missing.
 
-    A result goes too when one is missing that it was made of: made again, that one may be another.
+    A result is removed too if one that it was made of is missing: made again, that one may differ.
 
     Args:
-        store: where it is kept.
-        index: of the input.
-        work: whose results.
-        read_again: called when rows are lost, with their names; gives the input's new index.
+        store: The checkpoints.
+        index: Of the input.
+        work: All steps.
+        read_again: Called with the names of lost rows; returns the input's new index.
 
     Returns:
         The index that holds afterwards.
 
     Raises:
-        BlendError: the rows can't be read again.
+        BlendError: The rows cannot be read again.
     """
     damaged, whole = [], dict[str, set[str]]()
     for step in work.steps:
@@ -44,7 +44,7 @@ def mend(store: Store, index: Index, work: Work, read_again: Callable[[list[str]
 
 
 def tell_damaged(store: Store, objects: Sequence[str]) -> None:
-    """One line on stderr that names damaged objects of a work folder; none when there are none."""
+    """Print one line on stderr with the names of damaged objects of a work folder, if any."""
     if objects:
         one = len(objects) == 1
         tell(
@@ -60,5 +60,5 @@ def named(files: Sequence[str]) -> str:
 
 
 def tell(line: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(f"blend: {line}", file=sys.stderr, flush=True)

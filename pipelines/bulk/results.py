@@ -1,7 +1,7 @@
-"""What a stage made of a block, as a table: its columns, and what shows which rows are to be made again.
+"""Result of a stage for a block, as a table: its columns, and marks of the rows that are to be run again.
 
-`inputs` marks what a ranking or fusion was made of: where it differs, the row is made anew. `failed` is the error
-of the last attempt: a row that had a ranking or a fusion keeps it when a new attempt fails, without an `error`.
+`inputs` marks the inputs of a ranking or fusion: if they differ, the row is run again. `failed` is the error of the
+last attempt: a row with a ranking or a fusion keeps it when a new attempt fails, without an `error`.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ COLUMNS: dict[Stage, tuple[str, ...]] = {
 TYPES = {"candidates": pa.list_(CANDIDATE_TYPE), **RESULT_COLUMNS, "error": pa.string()}
 # Not in rows:
 REFUSALS = "refused"  # of each candidate: `Candidate.refused`
-ANSWERS = "answers"  # digests of the candidates' texts, by which logits are found again
+ANSWERS = "answers"  # digests of the candidates' texts, to look up logits
 INPUTS = "inputs"
 FAILED = "failed"
 LEFT_OUT = "left_out"  # comparisons without a score
-ROWS = "rows"  # marks of the rows, by which their results are found again in another block
+ROWS = "rows"  # marks of the rows, to find their results in another block
 
 
 def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
@@ -74,7 +74,7 @@ def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.Chunked
 
 
 def candidates_of(table: pa.Table) -> list[list[Candidate]]:
-    """The candidates that a base LLM has made of each row."""
+    """Candidates of each row in a base LLM's result."""
     lists = table.column("candidates").to_pylist()
     refused = table.column(REFUSALS).to_pylist() if REFUSALS in table.column_names else [None] * len(lists)
     return [
@@ -87,13 +87,13 @@ def candidates_of(table: pa.Table) -> list[list[Candidate]]:
 
 
 def again(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
-    """Find the rows that a stage has to make again.
+    """Find the rows that a stage has to run again.
 
     Args:
         kind: Of the stage.
-        before: The block's rows as the stage sees them now.
-        had: What it made of them; null where it made nothing yet.
-        retry: Whether what failed is asked again; else only what was made of other inputs is.
+        before: The block's rows before the stage.
+        had: Their results; null without one.
+        retry: Whether failed rows are run again; otherwise only rows with other inputs are.
 
     Returns:
         Their numbers.
@@ -112,7 +112,7 @@ def again(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -
 
 
 def to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
-    """The rows as a stage sees them that is asked again: a base LLM with its own candidates in place."""
+    """The rows for another run of a stage: for a base LLM with its own candidates in place."""
     if kind != "generate":
         return list(before)
     made = candidates_of(had)
@@ -123,17 +123,17 @@ def to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> li
 
 
 def merged(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
-    """Put new results of some rows into the old ones of all; the others stay as they are.
+    """Merge new results of some rows into the old ones of all.
 
     Args:
         kind: Of the stage.
-        rows: The numbers of the rows that were made again.
+        rows: Numbers of the rows that were run again.
         had: The old results.
-        new: The new results of those rows. Of a base LLM, answers to what lacked one.
+        new: The new results of those rows; of a base LLM, the candidates that were missing.
 
     Returns:
-        The table. A row that had a ranking or a fusion keeps it where the new attempt failed, and so it does where
-        `inputs` says that it is of older ones.
+        The table. A row with a ranking or a fusion keeps it if the new attempt failed, even if `inputs` shows that
+        it has older inputs.
     """
     at = list(range(len(had)))
     if kind == "generate":
@@ -160,7 +160,7 @@ def merged(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa
 
 
 def with_earlier(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
-    """Give rows that failed what another ranker or fuser, or the same one of fewer candidates, made of them.
+    """Give failed rows the results of another ranker or fuser, or of the same one with fewer candidates.
 
     Args:
         kind: Of the stage.
@@ -169,8 +169,8 @@ def with_earlier(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa
         earlier: Results of the same rows before the config was changed.
 
     Returns:
-        The new results; a failed row whose earlier candidates are all there still has its earlier result, with
-        indexes as they are now.
+        The new results; a failed row whose earlier candidates all exist keeps its earlier result, with the current
+        indexes.
     """
     if ANSWERS not in earlier.column_names or len(earlier) != len(new):
         return new
@@ -182,7 +182,7 @@ def with_earlier(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa
 
 
 def _moved(kind: Stage, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An earlier result with indexes into the candidates as they are now; None where one isn't there any more."""
+    """An earlier result with indexes of the current candidates; None if one is missing."""
     places: dict[str, list[int]] = {}
     for i, candidate in enumerate(blend.candidates):
         if (mark := _mark(candidate.text)) is not None:
@@ -212,11 +212,11 @@ def borrowed(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) 
 
     Args:
         kind: Of the stage.
-        before: A block's rows as the stage sees them.
-        earlier: Results of blocks that aren't there any more.
+        before: A block's rows before the stage.
+        earlier: Results of blocks that no longer exist.
 
     Returns:
-        A table of the block's rows, null where nothing was found; None when that is everywhere.
+        A table of the block's rows, null without a result; None if no row has one.
     """
     tables = [table for table in earlier if ROWS in table.column_names]
     if not tables:
@@ -234,14 +234,14 @@ def borrowed(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) 
 
 
 def marked(kind: Stage, before: Sequence[Blend], table: pa.Table) -> pa.Table:
-    """The results of equal rows as those of these rows."""
+    """Results of equal rows as results of these rows."""
     marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     others = [name for name in table.column_names if name != ROWS]
     return table.select(others).append_column(ROWS, marks)
 
 
 def row_mark(kind: Stage, blend: Blend) -> str:
-    """Mark a row as a stage knows it: of rankings and fusions `inputs` has the rest."""
+    """Mark of a row for a stage; rankings and fusions also have `inputs`."""
     prompt = blend.prompt
     parts: list[Any] = [prompt.id, prompt.instruction, prompt.input, prompt.messages]
     if kind == "generate":
@@ -250,14 +250,14 @@ def row_mark(kind: Stage, blend: Blend) -> str:
 
 
 def inputs_of(blend: Blend) -> str:
-    """Mark what a ranking or a fusion is made of."""
+    """Mark of the inputs of a ranking or a fusion."""
     texts = [candidate.text for candidate in blend.candidates]
     order = blend.ranking.order if blend.ranking else None
     return _mark(json.dumps([texts, order, blend.error or no_candidate(blend)])) or ""
 
 
 def _failures(before: Sequence[Blend], after: Sequence[Blend]) -> list[str | None]:
-    """The errors of rows that the stage had something to do for."""
+    """Errors of the rows that the stage had to run."""
     return [
         done.error if had.error is None and no_candidate(had) is None else None
         for had, done in zip(before, after, strict=True)
@@ -265,7 +265,7 @@ def _failures(before: Sequence[Blend], after: Sequence[Blend]) -> list[str | Non
 
 
 def finished(blends: Sequence[Blend], kind: Stage, table: pa.Table) -> list[Blend]:
-    """Blends with what a ranker or fuser kept of them, for its account."""
+    """Blends with the stored results of a ranker or fuser, for its account."""
     if kind == "generate":
         pairs = zip(blends, candidates_of(table), strict=True)
         return [replace(blend, candidates=(*blend.candidates, *own)) for blend, own in pairs]
@@ -288,7 +288,7 @@ def _ranking(row: Mapping[str, Any]) -> Ranking | None:
 
 
 def known_scores(blends: Sequence[Blend], rankings: Sequence[pa.Table]) -> Mapping[bytes, float]:
-    """The scores in older rankings of the same rows, for texts that are candidates still: see `Ranker.rank`."""
+    """Scores in older rankings of the same rows, for current candidates: see `Ranker.rank`."""
     known: dict[bytes, float] = {}
     for ranking in rankings:
         rows = ranking.select([ANSWERS, "logits"]).to_pylist()

@@ -1,4 +1,4 @@
-"""What earlier sessions of a run left, and whether this one may go on from it."""
+"""State of a run's earlier sessions, and whether this session may resume from it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from llm_blender_ray.pipelines.rows.outputs import Output
 
 @dataclass(frozen=True)
 class EarlierState:
-    """What is known of earlier sessions."""
+    """Results of earlier sessions that this session can use."""
 
     there: bool = False
-    other_format: bool = False  # nothing in the work folder is used
-    gone: bool = False  # the output of a finished run, but not what it kept
+    other_format: bool = False  # the work folder is not used
+    gone: bool = False  # the output of a finished run without its checkpoints
     finished: bool = False
     fingerprint: str = ""
     started: datetime | None = None
@@ -41,22 +41,22 @@ def earlier_state(
     overwrite: bool,
     update: bool,
 ) -> EarlierState:
-    """What earlier sessions left.
+    """Find what earlier sessions left.
 
     Args:
-        run: What this session is to do.
+        run: The work of this session.
         store: The run's work folder.
         mark: Fingerprint of the input.
         damaged: Damaged objects of the work folder.
-        taken: Outputs where something is already.
-        overwrite: Whether what is there may be replaced.
+        taken: Outputs that exist.
+        overwrite: Whether they may be replaced.
         update: Whether the config or the input may have changed.
 
     Returns:
-        What this session goes on from.
+        What this session resumes from.
 
     Raises:
-        BlendError: This session mustn't go on from it.
+        BlendError: This session must not resume from it.
     """
     found = store.format()
     if found not in (None, FORMAT):
@@ -82,7 +82,7 @@ def earlier_state(
             f"{store.root}/{INDEX}: damaged, and {run.input} has changed since it was read; --update keeps what "
             "still holds, --overwrite begins anew"
         )
-    gone = finished and run.output not in taken  # somebody removed it: nothing stands in the way of another
+    gone = finished and run.output not in taken  # it was removed: another run may write there
     if changed and not update and not gone:
         more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
         was = "exists already, made" if finished else "was begun"
@@ -102,7 +102,7 @@ def earlier_state(
 
 
 def _unrecorded(run: Run, store: Store, taken: Sequence[Output], *, update: bool) -> EarlierState:
-    """The state of a run whose record is damaged: what was kept says by its names what it is good for."""
+    """State of a run whose record is damaged: the names of stored results show their use."""
     text = store.manifest()
     if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
         raise BlendError(
@@ -118,7 +118,7 @@ def _as_json(settings: Mapping[str, Any]) -> Any:
 
 
 def finished_summary(run: Run, store: Store) -> Summary | None:
-    """The summary of a run that is complete; None when it isn't, or some of its files are gone or damaged."""
+    """Summary of a complete run; None if it is not complete, or files are missing or damaged."""
     text = store.manifest()
     if text is None:
         return None
@@ -138,7 +138,7 @@ def finished_summary(run: Run, store: Store) -> Summary | None:
 
 
 def attempt_record(state: EarlierState, store: Store, *, retry: bool) -> dict[str, Any]:
-    """Which attempt this session works on, for `run.json`."""
+    """Attempt of this session, for `run.json`."""
     text = store.manifest() if state.there else None
     number = attempt_of(state.record, Manifest.parse(text) if text else None, retry=retry)
     again = retry or (text is None and state.record.get("retrying", False))

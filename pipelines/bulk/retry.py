@@ -1,11 +1,11 @@
-"""Which blocks each stage of a wave has to make, and what `--retry-failed` makes of a run that was finished.
+"""Blocks that each stage of a wave has to run, and the effect of `--retry-failed` on a finished run.
 
-Attempts are counted. `run.json` has the number of the current one, written before anything else of it, and the
-manifest has that of the one it describes: a retry that was killed goes on as the same attempt. Each result has the
-number of the attempt that made it. In attempt n a stage asks again in a block where its result is of an earlier
-attempt and has failures; a ranker or fuser also looks at blocks in which a stage before it has a newer result, and
-makes those rows anew whose inputs differ (see `results`). A block's new result replaces the old one at once,
-so that at any moment each result is of before or of after, and rows that didn't fail have what they had.
+Attempts are counted. `run.json` has the number of the current one, written before any of its results, and the
+manifest has that of the attempt it describes: a killed retry resumes as the same attempt. Each result has the
+number of the attempt that made it. In attempt n a stage runs a block again if its result is of an earlier attempt
+and has failures; a ranker or fuser also checks blocks in which a stage before it has a newer result, and runs those
+rows again whose inputs differ (see `results`). A block's new result replaces the old one at once, so that at any
+moment each result is an old or a new one, and rows that did not fail keep their results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ Todo = dict[str, set[str]]  # names of blocks, by stage
 
 
 def attempt_of(record: Mapping[str, Any] | None, manifest: Manifest | None, *, retry: bool) -> int:
-    """The number of the attempt that a session works on.
+    """Number of the attempt of a session.
 
     Args:
-        record: What the sessions before kept (`Store.run`).
-        manifest: That of the last one that finished; None where it isn't there (any more).
-        retry: Whether what failed is to be asked again.
+        record: Record of the sessions before (`Store.run`).
+        manifest: That of the last finished session; None if it is missing.
+        retry: Whether failed rows are to be run again.
 
     Returns:
-        0 where nothing is ever asked again.
+        0 without any retry.
     """
     number = int((record or {}).get("attempt", 0))
     under_way = (
@@ -39,7 +39,7 @@ def attempt_of(record: Mapping[str, Any] | None, manifest: Manifest | None, *, r
 
 
 def to_do(store: Store, index: Index, work: Work, wave: Sequence[Step]) -> Todo:
-    """Find what the steps of a wave have to make."""
+    """Find the blocks that the steps of a wave have to run."""
     names = index.names
     done = {step.name: store.done(step.key) for step in wave}
     todo = {step.name: {name for name in names if name not in done[step.name]} for step in wave}
@@ -55,7 +55,7 @@ def to_do(store: Store, index: Index, work: Work, wave: Sequence[Step]) -> Todo:
 def _look_again(
     name: str, steps: Sequence[Step], accounts: Mapping[str, Mapping[str, Any]], todo: Todo, attempt: int
 ) -> None:
-    """Add the steps that failed on a block in an earlier attempt, and those that come after such ones."""
+    """Add the steps that failed on a block in an earlier attempt, and those after them."""
     newest, changes = 0, False
     for step in steps:
         account = accounts[step.name].get(name)
@@ -78,5 +78,5 @@ def _accounts(store: Store, step: Step, names: Sequence[str]) -> dict[str, dict[
 
 
 def can_retry(manifest: Manifest) -> bool:
-    """Whether anything in a finished run failed that would be asked again."""
+    """Whether a finished run has failures that a retry would run again."""
     return any(stage.retryable for stage in manifest.stages)

@@ -1,4 +1,4 @@
-"""A bulk run from its start, or wherever it was killed, to its end: the same call goes on until all is written."""
+"""Execution of a bulk run from its start, or from where it was killed: repeating the same call completes it."""
 
 import functools
 import re
@@ -43,27 +43,26 @@ from llm_blender_ray.pipelines.rows.writers import (
     Sink,
 )
 
-_TRIES = 3  # to make what is damaged again, in one session: storage that damages more isn't to be trusted
+_TRIES = 3  # to repair damage, in one session: storage with more is not to be trusted
 
 
 def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_failed: bool = False) -> Summary:
-    """Do the run, or what is left of it.
+    """Execute a run, or the rest of it.
 
-    Nothing at the output is touched before the plan is known to fit.
+    The output is not touched before the plan is known to fit.
 
     Args:
-        run: What to do.
-        overwrite: Whatever is at the output is replaced, and nothing that was kept is used; but this very run goes
-            on when it was killed.
-        update: The config or the input may have changed since the output was begun; what was kept counts where it
-            still holds.
-        retry_failed: What failed is asked again, the rest keeps its results (`pipelines.bulk.retry`).
+        run: The work.
+        overwrite: Replace an existing output, and ignore its checkpoints; a killed run with the same settings is
+            resumed.
+        update: The config or the input may have changed; results that are still valid are reused.
+        retry_failed: Run failed rows again, and keep other results (`pipelines.bulk.retry`).
 
     Returns:
-        What was written.
+        The summary.
 
     Raises:
-        BlendError: One line.
+        BlendError: The run failed; one line.
     """
     run = replace(run, identity=run_identity(run.identity, run.parts))
     taken = [output for output in run.outputs if output.is_taken(overwrite=overwrite)]
@@ -119,12 +118,12 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
                     if not tries_left or not isinstance(reason(error, board), DamagedError):
                         raise
                     ray.get(board.reset.remote())
-                check = True  # what is found is made again
+                check = True  # repairs what it finds
     raise AssertionError("unreachable")
 
 
 def _through(run: Run, store: Store, index: Index, work: Work, waves: list[list[Step]], board: Any) -> None:
-    """Bring all blocks that lack something through all waves."""
+    """Run all incomplete blocks through all waves."""
     for number, wave in enumerate(waves, 1):
         todo = to_do(store, index, work, wave)
         stages = [ShownStage(step.name, actors(step, len(todo[step.name]))) for step in wave]
@@ -133,12 +132,16 @@ def _through(run: Run, store: Store, index: Index, work: Work, waves: list[list[
             run_wave(store, index, work, wave, todo, board)
 
 
-# In `run.json`: of each step the folder of its results, and of its results before the config was changed.
+# In `run.json`: each step's folder of results, and of its results before the config was changed.
 _STEPS = {"steps": "key", "previous": "previous"}
 
 
 def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *, update: bool) -> Index:
-    """The input's blocks: those that are there, or as they are read now. Raises BlendError when they changed."""
+    """Blocks of the input: the stored ones, or newly read.
+
+    Raises:
+        BlendError: The input has changed.
+    """
     index = store.index()
     if index is not None and index.fingerprint == mark:
         return index
@@ -161,7 +164,11 @@ def _read(run: Run, store: Store, board: Any, own: Sequence[str]) -> Index:
 
 
 def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], lost: Sequence[str]) -> Index:
-    """The input's blocks once more, after some were lost. Raises BlendError when the input has changed."""
+    """Blocks of the input after some were lost.
+
+    Raises:
+        BlendError: The input has changed.
+    """
     if fingerprint(run.input, run.limit, own) != mark:
         raise BlendError(
             f"{store.root}/{lost[0]}: gone or damaged, and {run.input} has changed since it was read; --update "
@@ -175,7 +182,7 @@ def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str
 def _work(
     run: Run, plan: Plan, store: Store, attempt: int, record: Mapping[str, Any]
 ) -> tuple[Work, list[list[Step]]]:
-    """What is made of every block, and the steps of each wave."""
+    """Work on every block, and the steps of each wave."""
     weights, versions_before = run.identity["weights"], record.get("identity", {}).get("stage_versions", {})
     keys = result_keys(run.parts, weights, run.llms, run.prepare.__name__ if run.prepare else "")
     there = store.stages()
@@ -211,7 +218,7 @@ def _written(
     board: Any,
     record: Mapping[str, Any],
 ) -> Summary:
-    """The output of all that was kept, and the manifest."""
+    """Write the output of all results, and the manifest."""
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
     layout = Layout.of(index.seen, types, run.keep)
     mark = settings_digest(

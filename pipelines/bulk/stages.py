@@ -1,10 +1,11 @@
-"""What stages make of a block: columns. Of a base LLM its candidates, of the ranker and the fuser theirs.
+"""Stages of a run on a block: a base LLM's candidates, the ranker's and the fuser's columns.
 
-Through Ray Data flow the blocks' names alone. Rows and results are in the store, where every stage finds what it
-needs of them: nothing is lost with a node, waits in memory, or is held by the driver.
+Only the blocks' names travel through Ray Data. Rows and results are in the store, where every stage finds its
+inputs:
+nothing is lost with a node, waits in memory, or is held by the driver.
 
-Results are of one place in the input: what is drawn at random for a block is no other block's answer. What can't
-differ is made once and copied (`pipelines.bulk.deduplication`).
+A result belongs to one place in the input: what is sampled for a block is no other block's answer. Deterministic
+results are made once and copied (`pipelines.bulk.deduplication`).
 """
 
 from collections.abc import Callable
@@ -40,9 +41,9 @@ class Step:
     """One stage of a run.
 
     Attributes:
-        key: The folder of its results.
+        key: Folder of its results.
         older: Folders of other rankings of the same rows.
-        previous: The folder of its results before the config was changed (`--update`).
+        previous: Folder of its results before the config was changed (`--update`).
         scorer: Of a ranker, the key of its scores of two answers (`keys.scorer_key`).
     """
 
@@ -54,37 +55,39 @@ class Step:
 
     @property
     def name(self) -> str:
+        """Name of its placement."""
         return self.placement.name
 
     @property
     def kind(self) -> Stage:
+        """Kind of the stage."""
         return self.placement.settings.stage
 
     @property
     def llm(self) -> BaseLLM | None:
-        """The LLM at work: a base LLM, a judge's or a fuser's."""
+        """Its LLM: a base LLM, a judge's or a fuser's."""
         return self.placement.settings.prompted_llm
 
     @property
     def deterministic(self) -> bool:
-        """Whether it makes the same of the same rows each time: nothing is drawn, or all of it with a seed."""
+        """Whether equal rows always get equal results: it does not sample, or samples with a seed."""
         return self.placement.settings.deterministic
 
     @property
     def max_error_rate(self) -> float:
-        """Share of the rows asked on which it may fail; an LLM's own setting, also that of a judge or a fuser."""
+        """Share of the rows run that may fail; an LLM's own setting, also that of a judge or a fuser."""
         return self.llm.max_error_rate if self.llm else MAX_ERROR_RATE
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is made of every block.
+    """Stages of a run on every block.
 
     Attributes:
         llms: Names of the base LLMs in the config's order, which is that of their candidates.
-        prepare: Done to the rows before any stage. Importable by name, as `finish` is.
-        finish: Done to the rows after all stages.
-        attempt: How often `--retry-failed` was given: what failed in an earlier attempt is asked again.
+        prepare: Applied to the rows before any stage. Importable by name, like `finish`.
+        finish: Applied to the rows after all stages.
+        attempt: Number of retries (`--retry-failed`): failures of an earlier attempt are run again.
     """
 
     steps: tuple[Step, ...]
@@ -94,12 +97,12 @@ class Work:
     attempt: int = 0
 
     def shared(self, step: Step) -> bool:
-        """Whether equal blocks get equal results of a step, so that those of one may be taken for another."""
+        """Whether equal blocks get equal results of a step, so that one's can be copied to another."""
         before = () if step.kind == "generate" else self.steps[: self.steps.index(step)]
         return all(one.deterministic for one in (*before, step))
 
     def fresh(self, rows: pa.Table) -> pa.Table:
-        """The rows without what they came with of results that are made anew."""
+        """The rows without input values of results that are made again."""
         table = self._without_old_failures(rows)
         table = self.prepare(table) if self.prepare else table
         made = {column for step in self.steps if step.kind != "generate" for column in COLUMNS[step.kind]}
@@ -108,7 +111,7 @@ class Work:
         return table
 
     def _without_old_failures(self, table: pa.Table) -> pa.Table:
-        """Drop errors of rows that an earlier run failed on in a stage that this one has, too."""
+        """Drop errors of an earlier run in a stage that this one has too."""
         kinds = {step.kind for step in self.steps}
         ours = [
             *((NOTHING_TO_RANK, RANKING_FAILED, BLANK) if kinds & {"generate", "rank"} else ()),
@@ -121,9 +124,10 @@ class Work:
         return _with(table, "error", pa.array(left, TYPES["error"]))
 
     def seen_by(self, step: Step, store: Store, fingerprint: str, file: str, name: str) -> pa.Table:
-        """The rows of a block as a step sees them, with what the steps before it made.
+        """Rows of a block as input of a step, with the results of the steps before it.
 
-        Raises DamagedError when rows or a result are gone that were there, or are damaged.
+        Raises:
+            DamagedError: Rows or a result are missing or damaged.
         """
         table = self.fresh(store.rows(fingerprint, file)).select(FLOWING)
         if step.kind == "generate":
@@ -133,17 +137,21 @@ class Work:
         return self.gathered(table)
 
     def result(self, step: Step, store: Store, name: str, rows: int) -> Result:
-        """What a step made of a block. Raises DamagedError when it is gone or damaged."""
+        """Result of a step for a block.
+
+        Raises:
+            DamagedError: It is missing or damaged.
+        """
         result = store.result(step.key, name)
         if result is not None and len(result.table) != rows:
-            store.forget_result(step.key, name)  # so that it is made again
+            store.forget_result(step.key, name)  # it will be made again
             result = None
         if result is None:
             raise DamagedError(f"{store.root}: what {step.name} made of block {name} is gone or damaged")
         return result
 
     def joined(self, table: pa.Table, step: Step, result: pa.Table) -> pa.Table:
-        """The table with what a step made."""
+        """The table with a step's result."""
         if step.kind == "generate":
             return table.append_column(_own(step.name), result.column("candidates"))
         for name in COLUMNS[step.kind]:
@@ -151,9 +159,9 @@ class Work:
         return table
 
     def gathered(self, table: pa.Table) -> pa.Table:
-        """The table with all LLMs' candidates in the one column, after those that came with the row.
+        """The table with all LLMs' candidates in one column, after given ones.
 
-        Where a given candidate of a model is an error, the model was asked again: the new one is in its place.
+        A given candidate with an error is replaced by its model's new one.
         """
         names = [name for name in map(_own, self.llms) if name in table.column_names]
         if not names:

@@ -1,4 +1,4 @@
-"""How a run ended, for a person: one line, and before it what failed."""
+"""Summary of a finished run: one line, preceded by its failures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from llm_blender_ray.pipelines.bulk.manifest import Manifest
 
 
 class FailedRunError(BlendError):
-    """A run is written, but too much of it failed.
+    """A run is complete, but too much of it failed.
 
     Attributes:
-        details: Lines about what failed.
+        details: Lines about the failures.
     """
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
@@ -25,12 +25,12 @@ class FailedRunError(BlendError):
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run, for a person.
+    """A finished run.
 
     Attributes:
-        resumed: Whether nothing was left to do.
-        preferences: Where pairs were written, and how many.
-        nothing_failed: Whether it was to ask again what failed, and nothing had.
+        resumed: Whether nothing remained to do.
+        preferences: URI and number of the preference pairs.
+        nothing_failed: Whether a retry was requested, and nothing had failed.
     """
 
     manifest: Manifest
@@ -46,11 +46,11 @@ class Summary:
         return written.errors / written.rows if written.rows else 0.0
 
     def details(self) -> list[str]:
-        """Lines about what failed, by model and cause; see `failures.last_lines`."""
+        """Lines about failures, by model and cause; see `failures.last_lines`."""
         return last_lines(self.manifest)
 
     def problem(self, max_error_rate: float = 1.0) -> str | None:
-        """Why the run counts as failed, though all is written; None when it doesn't.
+        """Reason why the run counts as failed though it is complete; None if it does not.
 
         Args:
             max_error_rate: Share of all rows that may have an error.
@@ -62,7 +62,7 @@ class Summary:
         return f"{self.line()}; {'; '.join(why)}" if why else None
 
     def line(self) -> str:
-        """One line: rows, errors, where."""
+        """One line: rows, errors, output."""
         written = self.manifest.output
         errors = f", {written.errors} of them with an error" if written.errors else ""
         pairs = "{1} pairs: {0}".format(*self.preferences) if self.preferences else ""
