@@ -18,20 +18,36 @@ from ray.exceptions import RayError
 
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.cluster.session import session, without_ray_output
-from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.configs.schema import BaseLLM, RayCluster
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
 from llm_blender_ray.pipelines.bulk.deduplication import leaders, lend
 from llm_blender_ray.pipelines.bulk.retry import Todo
 from llm_blender_ray.pipelines.bulk.stages import Step, Work
 from llm_blender_ray.pipelines.bulk.tracker import Count
-from llm_blender_ray.pipelines.bulk.worker import Worker, calls_at_once
+from llm_blender_ray.pipelines.bulk.worker import Worker
 
 ELSEWHERE = 256  # results of an earlier input that are looked at; every actor reads them once
+# Rows that an LLM's actor holds for each that its engine works on: one long answer delays its whole block, and the
+# engine works on the other blocks meanwhile.
+_ROWS_PER_SLOT = 8
 
 
 def actors(step: Step, blocks: int) -> int:
     """How many actors work on so many blocks: none that would find no block, since a model takes long to load."""
     return min(step.placement.replicas, max(blocks, 1))
+
+
+def calls_at_once(step: Step, rows_per_block: float) -> int:
+    """Blocks that one actor of a step works on at once.
+
+    Args:
+        step: The step.
+        rows_per_block: Mean over the blocks.
+    """
+    llm = step.placement.settings
+    if not isinstance(llm, BaseLLM):
+        return 2  # the next block is there when one is done
+    return max(2, min(64, round(_ROWS_PER_SLOT * llm.width / llm.samples / rows_per_block)))
 
 
 def run_wave(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Todo, board: Any) -> None:
@@ -99,7 +115,7 @@ def _stream(store: Store, index: Index, work: Work, steps: Sequence[Step], todo:
             ),
             udf_modifying_row_count=False,
             **step.placement.ray_options(),
-        )  # Ray starts dead actors and their tasks again for ever: the worker sees to it that deaths come to an end
+        )  # Ray Data restarts dead actors and their tasks without limit; `isolation` limits the deaths
     for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
 

@@ -1,11 +1,11 @@
-"""The board: a small Ray actor on which the actors of a run tell how far they are, and the driver reads.
+"""Progress and failure tracker: a Ray actor that the workers of a run report to and the driver polls.
 
-It also carries what Ray doesn't pass on well: the error that ends a run (what an actor raises arrives as the text
-of a traceback), and which work an actor was at when it died.
+It also holds what Ray does not pass on: the error that ends a run (Ray gives the text of a traceback), and the
+ledger of begun work, which outlives the workers.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.pipelines.bulk.isolation import Begun, Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,76 +37,66 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The board at one moment. loaded: actors of a stage that hold their model."""
+    """Progress at one moment, by stage.
+
+    Attributes:
+        counts: What each stage has done.
+        loaded: Actors of a stage that hold their model.
+    """
 
     counts: dict[str, Count] = field(default_factory=dict)
     loaded: dict[str, int] = field(default_factory=dict)
 
 
-class RunTracker:
-    """The actor itself. Work is anything hashable that tells one piece of work from others."""
+class RunTracker(Ledger):
+    """Progress, failure and ledger of a run; runs as a Ray actor."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._counts: dict[str, Count] = {}
         self._loaded: Counter[str] = Counter()
         self._failure: BlendError | None = None
-        self._begun: dict[Any, list[str]] = {}  # the actors that began a piece of work, while none has ended it
-        self._kept: dict[Any, Any] = {}
-        self._dead: set[str] = set()  # actors known to have died
-        self._deaths: Counter[str] = Counter()  # of a stage's actors since one finished something
 
     def reset(self) -> None:
-        """Forget everything: the run tries again."""
+        """Forget everything, for another try of the run."""
         RunTracker.__init__(self)
 
     def add(self, stage: str, count: Count) -> None:
-        """A stage has done more."""
+        """Add to what a stage has done."""
         self._counts[stage] = self._counts.get(stage, Count()) + count
 
     def loaded(self, stage: str) -> None:
-        """One more actor of a stage holds its model."""
+        """Count one more actor of a stage that holds its model."""
         self._loaded[stage] += 1
 
     def snapshot(self) -> Snapshot:
-        """Everything there is to show."""
+        """Return the progress so far."""
         return Snapshot(dict(self._counts), dict(self._loaded))
 
-    def begin(self, stage: str, work: Any, actor: str) -> int:
-        """An actor begins a piece of work; gives how often one began it and never came to its end."""
-        earlier = self._begun.setdefault((stage, work), [])
-        died = len(earlier)
-        lost = set(earlier) - self._dead  # an actor dies once, whatever it had in hand
-        self._dead |= lost
-        self._deaths[stage] += len(lost)
-        earlier.append(actor)
-        return died
-
-    def end(self, stage: str, work: Any, result: Any = None, *, survived: bool = True) -> None:
-        """The work is done; survived: by a process, not by giving its rows up.
-
-        A result is kept for whoever has to go on from it after a later death.
-        """
-        self._begun.pop((stage, work), None)
-        if survived:
-            self._deaths[stage] = 0
-        if result is not None:
-            self._kept[stage, work] = result
-
-    def kept(self, stage: str, work: Any) -> Any:
-        """The result of work that has ended, if it was kept."""
-        return self._kept.get((stage, work))
-
-    def deaths(self, stage: str) -> int:
-        """Of actors of this stage, one after the other, none of which finished anything."""
-        return self._deaths[stage]
-
     def fail(self, error: BlendError) -> None:
-        """What ends the run; the first counts."""
+        """Record the error that ends the run; the first one counts."""
         self._failure = self._failure or error
 
     def failure(self) -> BlendError | None:
-        """What ended the run, None while nothing has."""
+        """Return the error that ended the run; None while there is none."""
         return self._failure
+
+
+class RemoteLedger:
+    """Ledger of a `RunTracker` actor: an `isolation.AsyncLedger`."""
+
+    def __init__(self, tracker: Any) -> None:
+        """Use the tracker of this handle."""
+        self._tracker = tracker
+
+    async def begin(self, stage: str, work: Hashable, actor: str) -> Begun:
+        """See `isolation.Ledger`."""
+        begun: Begun = await self._tracker.begin.remote(stage, work, actor)
+        return begun
+
+    async def end(self, stage: str, work: Hashable, result: Any = None, *, survived: bool = True) -> None:
+        """See `isolation.Ledger`."""
+        await self._tracker.end.remote(stage, work, result, survived=survived)
 
 
 @contextmanager

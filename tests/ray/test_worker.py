@@ -1,6 +1,5 @@
 """What a worker does with a stage that breaks: its process is replaced, and what it can't mend ends the run."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.executor import told_by
 from llm_blender_ray.pipelines.bulk.stages import Step, Work
 from llm_blender_ray.pipelines.bulk.tracker import Count, start_board
-from llm_blender_ray.pipelines.bulk.worker import Gate, Worker
+from llm_blender_ray.pipelines.bulk.worker import Worker
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 FILE, NAME = "00000-000000", "0123456789abcdef-0123456789abcdef"
@@ -91,7 +90,7 @@ def test_a_stage_that_loses_a_row_ends_the_run(tmp_path: Path) -> None:
         async def check_health(self) -> None: ...
 
     store = Store(str(tmp_path / "work"))
-    with pytest.raises(BlendError, match=r"^stage gave back 4 rows for 5$"):
+    with pytest.raises(BlendError, match=r"^stage returned 4 rows for 5$"):
         through(Loses, store, start_board())
     assert store.done("generate-stage-0") == set()
 
@@ -106,55 +105,3 @@ def test_a_bug_in_a_stage_ends_the_run_in_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(BlendError, match=r"^the run failed: ZeroDivisionError: a bug of two lines$"):
         through(Buggy, Store(str(tmp_path / "work")), start_board())
-
-
-class TestGate:
-    def test_shared_is_together_and_alone_is_alone(self) -> None:
-        """One who wants to be alone waits for those inside, and goes before those who come later."""
-
-        async def scene() -> list[str]:
-            gate, told = Gate(), []
-            leave = asyncio.Event()
-
-            async def stay(name: str, way: Any, until: asyncio.Event | None = None) -> None:
-                async with way():
-                    told.append(f"{name} in")
-                    if until:
-                        await until.wait()
-                told.append(f"{name} out")
-
-            first = [asyncio.create_task(stay(name, gate.shared, leave)) for name in "ab"]
-            while len(told) < 2:
-                await asyncio.sleep(0)
-            alone = asyncio.create_task(stay("alone", gate.alone))
-            await asyncio.sleep(0)
-            late = asyncio.create_task(stay("late", gate.shared))
-            await asyncio.sleep(0)
-            leave.set()
-            await asyncio.gather(*first, alone, late)
-            return told
-
-        told = asyncio.run(scene())
-        assert told[:2] == ["a in", "b in"]
-        assert told.index("alone in") > max(told.index("a out"), told.index("b out"))
-        assert told.index("late in") > told.index("alone in")
-        assert set(told[-2:]) <= {"alone out", "late in", "late out"}
-
-    def test_one_who_gives_up_waiting_is_forgotten(self) -> None:
-        async def scene() -> None:
-            gate = Gate()
-
-            async def alone() -> None:
-                async with gate.alone():
-                    raise AssertionError("it was cancelled before")
-
-            async with gate.shared():
-                waiting = asyncio.create_task(alone())
-                await asyncio.sleep(0)
-                waiting.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await waiting
-            async with gate.shared(), gate.shared():
-                pass
-
-        asyncio.run(asyncio.wait_for(scene(), 60))

@@ -8,9 +8,8 @@ from ray.exceptions import RayActorError, RayError
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
-from llm_blender_ray.pipelines.bulk.executor import actors, reason
+from llm_blender_ray.pipelines.bulk.executor import actors, calls_at_once, reason
 from llm_blender_ray.pipelines.bulk.stages import Step
-from llm_blender_ray.pipelines.bulk.worker import calls_at_once
 
 RANKER = Step(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
 

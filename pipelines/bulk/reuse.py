@@ -1,0 +1,145 @@
+"""Reuse of earlier results in a block: which of its rows a stage still has to run, and the result of all of them.
+
+Earlier results are those of an earlier attempt, of the same rows in other blocks of an earlier input, of another
+config (`--update`), and the scores in other rankings of the same rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from llm_blender_ray.actors.records import Blend
+from llm_blender_ray.actors.tables import to_blends
+from llm_blender_ray.pipelines.bulk.accounts import account_of
+from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.results import (
+    ANSWERS,
+    FAILED,
+    ROWS,
+    again,
+    borrowed,
+    columns_of,
+    finished,
+    known_scores,
+    merged,
+    row_mark,
+    to_ask,
+    with_earlier,
+)
+from llm_blender_ray.pipelines.bulk.stages import Step
+
+KnownScores = Mapping[bytes, float]  # see `Ranker.rank`
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRows:
+    """Rows of a block that a stage has to run.
+
+    Attributes:
+        blends: All rows of the block, as the stage sees them.
+        rows: Numbers of those to run.
+        asked: Those to run.
+        known: Scores of their candidates that need no comparison.
+        earlier: Result of an earlier attempt at the block.
+        old: Results of all rows that those of `rows` are merged into.
+    """
+
+    blends: list[Blend]
+    rows: list[int]
+    asked: list[Blend]
+    known: KnownScores
+    earlier: Result | None
+    old: pa.Table | None
+
+
+class Reuse:
+    """Earlier results of one stage in the work folder."""
+
+    def __init__(self, step: Step, store: Store, elsewhere: Sequence[str] = ()) -> None:
+        """Reuse results of one stage.
+
+        Args:
+            step: The stage.
+            store: Where results are.
+            elsewhere: Names of results of blocks that an earlier input had and this one does not.
+        """
+        self._step, self._store, self._elsewhere = step, store, elsewhere
+        self._places: dict[str, str] | None = None  # names of results in `elsewhere` by the marks of their rows
+
+    def pending(self, block: str, table: pa.Table, earlier: Result | None) -> PendingRows:
+        """Find the rows of a block that have to run: without a result, with a failure, or with other inputs.
+
+        Args:
+            block: Name of the block.
+            table: Its rows as the stage sees them.
+            earlier: Result of an earlier attempt at the block.
+
+        Returns:
+            The rows, and what is reused for the others.
+        """
+        kind, blends = self._step.kind, to_blends(table)
+        old = earlier.table if earlier is not None and len(earlier.table) == len(blends) else None
+        if earlier is None and self._elsewhere:
+            old = self._in_other_blocks(blends)
+        known = self._known_scores(block, blends, old)
+        if old is None:
+            return PendingRows(blends, list(range(len(blends))), blends, known, earlier, None)
+        rows = again(kind, blends, old, retry=True)
+        asked = to_ask(kind, self._step.name, blends, old)
+        return PendingRows(blends, rows, [asked[row] for row in rows], known, earlier, old)
+
+    def result(self, block: str, pending: PendingRows, done: Sequence[Blend], session: Mapping[str, Any]) -> Result:
+        """Make the result of all rows of a block.
+
+        Args:
+            block: Name of the block.
+            pending: Its rows as `pending` found them.
+            done: What the stage made of `pending.asked`.
+            session: Fields of the account: `attempt`, `actor`, `started`, `ended`.
+
+        Returns:
+            The result with its account.
+        """
+        kind = self._step.kind
+        table = columns_of(kind, pending.asked, done)
+        if pending.old is not None:
+            table = merged(kind, pending.rows, pending.old, table)
+        elif self._step.previous and (previous := self._store.result(self._step.previous, block)):
+            table = with_earlier(kind, done, table, previous.table)
+        failed = table.column(FAILED).to_pylist() if kind != "generate" else ()
+        account = account_of(kind, pending.blends, finished(pending.blends, kind, table), failed) | {**session}
+        if kind == "rank":
+            account["scorer"] = self._step.scorer
+        if pending.earlier is not None:
+            before = pending.earlier.account
+            spent = [before[name] for name in ("actor", "started", "ended")]
+            account["earlier"] = [*before.get("earlier", ()), spent]
+            account["again"] = before.get("again", 0) + len(pending.rows)
+        return Result(table, account)
+
+    def _in_other_blocks(self, blends: Sequence[Blend]) -> pa.Table | None:
+        """Results of these rows in blocks of an earlier input; None where there are none."""
+        if self._places is None:
+            marked: dict[str, str] = {}  # whole before other threads see it: blocks run concurrently
+            for name in self._elsewhere:
+                result = self._store.result(self._step.key, name)
+                if result is not None and ROWS in result.table.column_names:
+                    marked |= dict.fromkeys(result.table.column(ROWS).to_pylist(), name)
+            self._places = marked
+        places = {self._places.get(row_mark(self._step.kind, blend)) for blend in blends}
+        found = [self._store.result(self._step.key, name) for name in sorted(name for name in places if name)]
+        return borrowed(self._step.kind, blends, [result.table for result in found if result])
+
+    def _known_scores(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> KnownScores:
+        """Scores that this ranker gave to candidates of these rows, in this or another ranking."""
+        if self._step.kind != "rank":
+            return {}
+        found = [self._store.result(key, block) for key in self._step.older]
+        tables = [one.table for one in found if one and one.account.get("scorer") == self._step.scorer]
+        if old is not None:
+            tables.append(old)
+        return known_scores(
+            blends, [table for table in tables if len(table) == len(blends) and ANSWERS in table.column_names]
+        )
