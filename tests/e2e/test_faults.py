@@ -1,7 +1,7 @@
 """Runs that are killed, hit or changed: what was kept counts, nothing is lost, nothing doubled.
 
 Models are echoes of the prompt cut to some words, so that a run takes seconds and each answer is known; where a
-process has to die of its work it is a transformers model whose own code does that.
+process has to die of its work, its stage ends it.
 """
 
 import json
@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pytest
 import ray
 import yaml
-from fault_models import POISON, save_dying_model
+from fault_models import POISON, dying_worker
 from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 
 from llm_blender_ray.actors.errors import BlendError
@@ -33,6 +33,7 @@ from llm_blender_ray.pipelines.bench.faults import (
     wait_until,
     worker_actors,
 )
+from llm_blender_ray.pipelines.bulk import executor
 from llm_blender_ray.pipelines.bulk.checkpoints import Store
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
@@ -44,11 +45,6 @@ RANKER = {"kind": "echo", "num_cpus": 0.1}
 
 def echo(name: str, words: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "engine": "echo", "model": "none", "sampling": {"max_tokens": words}, **more}
-
-
-def dying(folder: Path, **more: Any) -> dict[str, Any]:
-    model = {"name": "dying", "engine": "transformers", "model": str(folder), "trust_remote_code": True}
-    return model | {"device": "cpu", "num_cpus": 0.1, "sampling": {"max_tokens": 2}} | more
 
 
 def config(source: Path, output: Path | str, *models: dict[str, Any], **more: Any) -> BlendConfig:
@@ -191,7 +187,9 @@ def test_kills_are_drawn_over_the_whole_run() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 class TestPoison:
-    def test_rows_that_kill_their_process_get_an_error_and_no_other_does(self, tmp_path: Path) -> None:
+    def test_rows_that_kill_their_process_get_an_error_and_no_other_does(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Two in one block, side by side, and blocks before and after it."""
         source = prompts(tmp_path / "in.jsonl", 11)
         with source.open("a") as sink:
@@ -199,8 +197,8 @@ class TestPoison:
                 sink.write(json.dumps({"id": name, "prompt": f"{POISON} {name} three four"}) + "\n")
         prompts(source, 11, first=11)
         output = tmp_path / "out.jsonl"
-        model = dying(save_dying_model(tmp_path / "model", "on poison"))
-        summary = run_blend(config(source, output, model, echo("echo", 3)))
+        monkeypatch.setattr(executor, "Worker", dying_worker("dying", "on poison"))
+        summary = run_blend(config(source, output, echo("dying", 2), echo("echo", 3)))
         rows = rows_of(output)
         assert [row["id"] for row in rows] == [
             *(f"r{i}" for i in range(11)),
@@ -220,20 +218,24 @@ class TestPoison:
         (stage,) = [one for one in summary.manifest.stages if one.name == "dying"]
         assert (stage.rows, stage.failed) == (24, 2)
 
-    def test_a_model_that_always_dies_at_work_ends_the_run(self, tmp_path: Path) -> None:
+    def test_a_model_that_always_dies_at_work_ends_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         source = prompts(tmp_path / "in.jsonl", 40)
-        model = dying(save_dying_model(tmp_path / "model", "working"))
+        monkeypatch.setattr(executor, "Worker", dying_worker("dying", "working"))
         with pytest.raises(
             BlendError, match=r"^dying: its process died \d+ times and finished nothing in between$"
         ):
-            run_blend(config(source, tmp_path / "out.jsonl", model, rows_per_block=32))
+            run_blend(config(source, tmp_path / "out.jsonl", echo("dying", 2), rows_per_block=32))
         assert not (tmp_path / "out.jsonl").exists()
 
-    def test_a_model_that_dies_while_it_loads_ends_the_run(self, tmp_path: Path) -> None:
+    def test_a_model_that_dies_while_it_loads_ends_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         source = prompts(tmp_path / "in.jsonl", 1)
-        model = dying(save_dying_model(tmp_path / "model", "loading"))
+        monkeypatch.setattr(executor, "Worker", dying_worker("dying", "loading"))
         with pytest.raises(BlendError, match="dying") as caught:
-            run_blend(config(source, tmp_path / "out.jsonl", model))
+            run_blend(config(source, tmp_path / "out.jsonl", echo("dying", 2)))
         assert "\n" not in str(caught.value)
         assert "load" in str(caught.value)
         assert not (tmp_path / "out.jsonl").exists()
@@ -242,7 +244,7 @@ class TestPoison:
 @pytest.mark.usefixtures("ray_session")
 def test_a_model_of_a_later_wave_that_is_not_there_stops_the_run_before_the_first(tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 3)
-    gone = dying(tmp_path / "nothing", num_cpus=1, trust_remote_code=False)
+    gone = {"name": "gone", "engine": "transformers", "model": str(tmp_path / "nothing"), "num_cpus": 1}
     with pytest.raises(BlendError, match="nothing: no such folder"):
         run_blend(config(source, tmp_path / "out.jsonl", echo("first", 3, num_cpus=1), gone))
     assert not (tmp_path / ".out.jsonl.blend").exists()

@@ -1,41 +1,43 @@
-"""One of the miniature's LLMs with code of its own, which ends the process that runs it."""
+"""Workers whose base LLM ends its process, as the kernel does to one that takes too much memory."""
 
-import json
-import shutil
-from pathlib import Path
-from typing import Literal
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.actors.records import Blend
+from llm_blender_ray.actors.stages import Generate
+from llm_blender_ray.configs.schema import ModelSettings
+from llm_blender_ray.pipelines.bulk import isolation, worker
 
 POISON = "Ω"
-_LAST_BYTE = "©"  # how byte-level BPE writes the last of its two bytes; no other text in these tests has it
-_CODE = '''
-import os
-
-from transformers import LlamaForCausalLM
 
 
-class Dying(LlamaForCausalLM):
-    """A Llama that ends its process without a word, as the kernel does to one that takes too much memory."""
+def dying_worker(name: str, dies: Literal["loading", "working", "on poison"]) -> type[worker.Worker]:
+    """Make a worker, to be used in place of `Worker`, whose processes of one base LLM die.
 
-    def __init__(self, config):
-        super().__init__(config)
-        if config.dies == "loading":
-            os._exit(137)
+    Args:
+        name: Name of the base LLM.
+        dies: When; on poison: when POISON is in a prompt.
+    """
 
-    def forward(self, input_ids=None, **others):
-        if self.config.dies == "working" or (input_ids == self.config.poison).any():
-            os._exit(137)
-        return super().forward(input_ids=input_ids, **others)
-'''
+    class DyingGenerate(Generate):
+        def __init__(self, settings: ModelSettings) -> None:
+            super().__init__(settings)
+            self._dies = settings.name == name and dies
+            if self._dies == "loading":
+                os._exit(137)
 
+        async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:
+            poisoned = any(POISON in text for blend in blends for text in blend.prompt.texts())
+            if self._dies == "working" or (self._dies == "on poison" and poisoned):
+                os._exit(137)
+            return await super().__call__(blends)
 
-def save_dying_model(folder: Path, dies: Literal["loading", "working", "on poison"]) -> Path:
-    """A folder for `trust_remote_code`; on poison: when POISON is in a prompt."""
-    shutil.copytree(PRESETS / "miniature" / "rowan", folder)
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"dies": dies, "poison": vocabulary[_LAST_BYTE], "auto_map": {"AutoModelForCausalLM": "dying.Dying"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "dying.py").write_text(_CODE)
-    return folder
+    class DyingWorker(worker.Worker):  # pickled with its stage: an actor has it in a process of its own
+        def __init__(self, *args: Any) -> None:
+            worker.STAGES["generate"] = DyingGenerate
+            if dies == "working":
+                isolation.MAX_DEATHS = 4  # sooner; unit tests count to the limit
+            super().__init__(*args)
+
+    return DyingWorker
