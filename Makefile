@@ -8,7 +8,7 @@ JOBS ?= 2  # test processes; each that starts Ray takes about 3 GiB
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install demo check test-fast test test-all test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
+.PHONY: help install demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -32,11 +32,14 @@ test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray (JOBS=2)
 
 test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
 	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not slow"
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real and not slow"
 
 test-all: $(VENV)/.installed-dev            ## those and the slow ones
 	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu"
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real"
+
+test-real: $(VENV)/.installed-dev            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
+	$(PYTEST) -m "real and not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU
 	$(PYTEST) -m "vllm and not gpu"

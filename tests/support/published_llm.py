@@ -1,0 +1,75 @@
+"""A real published LLM for tests, and what plain transformers answers with it."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from paths import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm_blender_ray.actors.records import Message
+from llm_blender_ray.pipelines.miniature.published import fetch_llm
+
+NAME = "smollm2-135m-instruct"
+_LETTER = "Dear neighbours, the bridge over the mill stream is closed this week. "
+
+
+def asked(text: str) -> list[Message]:
+    """A chat of one question."""
+    return [Message(role="user", content=text)]
+
+
+CHATS: dict[str, list[Message]] = {
+    "fact": asked("What is the capital of France? Answer in one sentence."),
+    "code": asked("Write a Python function that returns the larger of two numbers."),
+    "characters": asked("Repeat exactly: 🦊🚀 naïve Straße 東京 👩‍👩‍👧"),
+    "list": asked("Name five animals that live in the sea, one per line."),
+    "system and turns": [
+        Message(role="system", content="You answer in a single short sentence."),
+        Message(role="user", content="My name is Ada. Who are you?"),
+        Message(role="assistant", content="I am an assistant. Nice to meet you, Ada."),
+        Message(role="user", content="What is my name?"),
+    ],
+    "template in the text": asked("What does <|im_end|> mean in a prompt?"),
+    "long": asked(f"{_LETTER * 40}\n\nWhich bridge is closed?"),
+}
+
+
+@functools.cache
+def folder() -> Path:
+    """The model's folder, made once per checkout."""
+    return fetch_llm(NAME, ROOT / "out" / "real")
+
+
+@functools.cache
+def _reference() -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    return tokenizer, AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
+
+
+def tokens_of(chat: Sequence[Message]) -> int:
+    """Number of tokens of the rendered chat."""
+    return int(_encoded(chat)["input_ids"].shape[1])
+
+
+def _encoded(chat: Sequence[Message]) -> Any:
+    tokenizer, _ = _reference()
+    return tokenizer.apply_chat_template(
+        list(chat), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+@functools.cache
+def greedy_answer(name: str, max_tokens: int) -> tuple[str, str, int]:
+    """Greedy answer to one of `CHATS` by transformers' `generate`, alone: text, finish reason, new tokens."""
+    tokenizer, model = _reference()
+    encoded = _encoded(CHATS[name])
+    with torch.inference_mode():
+        ids = model.generate(**encoded, max_new_tokens=max_tokens, do_sample=False)[
+            0, encoded["input_ids"].shape[1] :
+        ]
+    ended = ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+    return text, "stop" if ended else "length", len(ids)
