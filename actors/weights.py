@@ -99,9 +99,7 @@ def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
     except HFValidationError as error:  # not of the form "owner/name": a path was meant
         raise ModelLoadError(f"{model}: no such folder") from error
     except GatedRepoError as error:
-        raise ModelLoadError(
-            f"{model}: access must be asked for on its hub page, and HF_TOKEN set to your token"
-        ) from error
+        raise ModelLoadError(f"{model}: request access on its hub page, and set HF_TOKEN to your token") from error
     except RepositoryNotFoundError as error:
         raise ModelLoadError(
             f"{model}: neither a local folder nor on the hub (for a private one, set HF_TOKEN)"
@@ -128,7 +126,7 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
-            f"device: {name} is asked for, but this process sees no GPU; set device: cpu, or give it num_gpus"
+            f"device: {name} is set, but this process has no GPU; set device: cpu, or give it num_gpus"
         )
     try:
         torch.empty(1, device=device)

@@ -87,7 +87,7 @@ def compare_side_by_side(
     for part in (rows[start::rounds] for start in range(rounds)):
         theirs = ask(do="rank", rows=as_original(part), batch_size=calibration["batch_size"])
         if theirs["cpu_seconds"] < _BUSY * theirs["seconds"] * threads:
-            print("the machine is busy with something else: this round tells little", file=sys.stderr, flush=True)
+            print("other processes use the machine: this round is unreliable", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
         default = play(settings, None, scorers["bfloat16"], rows)  # all rows at once: a bulk run has 32 in hand
         lines.append(

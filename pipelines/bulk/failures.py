@@ -9,7 +9,7 @@ from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.quality.error_kinds import OTHER_ERRORS
 
 CAUSES = 5  # of one model, the most frequent ones
-AGAIN = "--retry-failed asks again what failed, and keeps the rest"
+AGAIN = "--retry-failed retries what failed, and keeps the rest"
 _VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
 _FEW = 3  # pairs or rows too few to judge a ranker
 

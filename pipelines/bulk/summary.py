@@ -68,5 +68,5 @@ class Summary:
         pairs = "{1} pairs: {0}".format(*self.preferences) if self.preferences else ""
         before = " (complete already; --overwrite does it again)" if self.resumed else ""
         if self.nothing_failed:
-            before = " (complete already, and nothing failed that could be asked again)"
+            before = " (already complete, with no failure that could be retried)"
         return f"{written.rows} rows{errors}: {self.output}{'; ' + pairs if pairs else ''}{before}"

@@ -124,7 +124,7 @@ def preference_settings(
     if not given:
         return configured
     if output is None and configured is None:
-        raise UsageError("--pairs and --margin say what --preferences writes: give it too")
+        raise UsageError("--pairs and --margin are options of --preferences: give it too")
     return settings_of(Preferences, **{**(configured.model_dump() if configured else {}), **given})
 
 

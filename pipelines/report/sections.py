@@ -47,15 +47,15 @@ def missing(numbers: Numbers, manifest: Manifest | None) -> list[str]:
     if not numbers.rows:
         notes.append("There are no rows.")
     elif not numbers.with_candidates:
-        notes.append("No row has candidates, so there is nothing to say about LLMs.")
+        notes.append("No LLMs: no row has candidates.")
     elif not quality.references and not quality.scores:
         notes.append("No quality: no row without an error has a reference (output), and no candidate has scores.")
     if numbers.with_candidates and not numbers.ranked:
-        notes.append("Nothing about ranking: no row is ranked.")
+        notes.append("No ranking: no row is ranked.")
     elif numbers.ranked and not numbers.orders.pairs and not _rankers(manifest):
         notes.append("No agreement of both orders: rows have no logits (matrix: true, or blend rank --matrix).")
     if manifest is None:
-        notes.append("No times, versions and settings: there is no manifest of a finished run beside these rows.")
+        notes.append("No times, versions and settings: these rows have no manifest of a finished run.")
     elif manifest.output.rows != numbers.rows:
         notes.append(
             f"The manifest counts {manifest.output.rows:,} rows, {numbers.rows:,} were read: "

@@ -205,7 +205,7 @@ class Access:
         if not given:
             raise NoKeyError("no API key: send one as `Authorization: Bearer KEY`")
         if (name := keys.owner(given[1])) is None:
-            raise NoKeyError("the API key is not one that this service knows")
+            raise NoKeyError("unknown API key")
         return name
 
     def _count(self, caller: str, per_minute: int) -> None:

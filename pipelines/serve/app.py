@@ -29,7 +29,7 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
     """
     app = _App(
         title="LLM-Blender on Ray",
-        description="One model name that is many models: all are asked, their answers ranked, the best ones fused.",
+        description="One model name for many models: all answer, the answers are ranked, the best ones fused.",
         version="1",
         docs_url=None,  # they load scripts from another host
         redoc_url=None,

@@ -47,8 +47,8 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     keys = Keys.load(config.serve.keys_file, os.environ)
     if keys is None and not is_loopback(host):
         raise ConfigError(
-            f"--host {host} needs API keys, or anybody who reaches this machine may ask: make one with `blend key "
-            "NAME`, and put its line into a file that serve.keys_file names"
+            f"--host {host} needs API keys, since any host that reaches this machine could use the service: "
+            "make one with `blend key NAME`, and put its line into a file that serve.keys_file names"
         )
     local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)

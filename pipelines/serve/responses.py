@@ -309,17 +309,17 @@ class ErrorAnswer(ResponseModel):
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
     for status, what in {
-        400: "The request is wrong: `param` tells where.",
+        400: "The request is invalid at `param`.",
         401: "No API key, or an unknown one.",
         403: "There are no API keys, and the request comes from another machine.",
         404: "There is no such model or answer.",
         408: "The body did not come in time.",
         413: "The body is too long.",
         415: "The body is not JSON, or compressed.",
-        429: "Too many requests: `Retry-After` tells when to come again.",
+        429: "Too many requests: retry after `Retry-After` seconds.",
         431: "The headers are too long.",
-        500: "Something went wrong that nobody foresaw.",
-        503: "No model answered, or none can be asked.",
+        500: "Internal error.",
+        503: "No model answered, or none is available.",
     }.items()
 }
 READING_ERRORS: dict[int | str, dict[str, Any]] = {

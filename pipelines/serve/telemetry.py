@@ -49,11 +49,11 @@ class ServiceMetric:
 
 
 REQUESTS = ServiceMetric(
-    "counter", "blend_requests_total", "Requests by how they ended.", ("route", "model", "status")
+    "counter", "blend_requests_total", "Requests by their result.", ("route", "model", "status")
 )
-ERRORS = ServiceMetric("counter", "blend_errors_total", "Requests that ended with an error, by kind.", ("kind",))
-IN_FLIGHT = ServiceMetric("gauge", "blend_requests_in_flight", "Requests that are worked on.")
-QUEUED = ServiceMetric("gauge", "blend_requests_queued", "Requests that wait to be worked on.")
+ERRORS = ServiceMetric("counter", "blend_errors_total", "Failed requests, by kind of error.", ("kind",))
+IN_FLIGHT = ServiceMetric("gauge", "blend_requests_in_flight", "Requests in flight.")
+QUEUED = ServiceMetric("gauge", "blend_requests_queued", "Requests in the queue.")
 REQUEST_SECONDS = ServiceMetric(
     "histogram", "blend_request_duration_seconds", "Answered requests, from first to last byte.", ("route", "model")
 )
@@ -64,11 +64,13 @@ STAGE_SECONDS = ServiceMetric(
     "histogram", "blend_stage_duration_seconds", "By stage: queue, generate, rank, fuse.", ("stage",)
 )
 MEMBER_SECONDS = ServiceMetric(
-    "histogram", "blend_member_duration_seconds", "Until a member's whole answer.", ("model",)
+    "histogram", "blend_member_duration_seconds", "Duration of a member's whole answer.", ("model",)
 )
-TOKENS = ServiceMetric("counter", "blend_tokens_total", "Tokens by who read or wrote them.", ("model", "kind"))
-COMPARISONS = ServiceMetric("counter", "blend_comparisons_total", "Forwards that the ranker made.")
-CACHE_HITS = ServiceMetric("counter", "blend_cache_hits_total", "Comparisons that the ranker's cache knew.")
+TOKENS = ServiceMetric(
+    "counter", "blend_tokens_total", "Tokens by model and kind (prompt or completion).", ("model", "kind")
+)
+COMPARISONS = ServiceMetric("counter", "blend_comparisons_total", "Forwards of the ranker.")
+CACHE_HITS = ServiceMetric("counter", "blend_cache_hits_total", "Comparisons found in the ranker's cache.")
 DEGRADATIONS = ServiceMetric(
     "counter",
     "blend_degradations_total",
@@ -78,10 +80,10 @@ DEGRADATIONS = ServiceMetric(
 CIRCUIT_OPEN = ServiceMetric(
     "gauge",
     "blend_circuit_open",
-    "1 while a model, the ranker or the fuser is left out, since it failed in a row.",
+    "1 while the circuit breaker of a model, the ranker or the fuser is open.",
     ("model",),
 )
-VOTES = ServiceMetric("counter", "blend_votes_total", "People's votes, by what they preferred.", ("preferred",))
+VOTES = ServiceMetric("counter", "blend_votes_total", "Users' votes, by preferred answer.", ("preferred",))
 SERVICE_METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
     TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,

@@ -367,7 +367,7 @@ def test_what_models_say_is_text_and_what_went_wrong_is_told(open_tab: Open, ser
     assert {text for _, text in tab.cards} == {markup, "plain", ""}
     assert tab["asked"].inner_text() == markup
     assert "luck" not in tab["result"].inner_text()  # an error may tell who it is
-    expect(tab["degraded"]).to_have_text("Something went wrong; what is told with the names.")
+    expect(tab["degraded"]).to_have_text("Something went wrong; details are shown with the names.")
     assert tab["left"].locator("option").count() == 3  # without cedar
     tab["reveal"].click()
     assert tab["degraded"].inner_text().split("\n\n") == [

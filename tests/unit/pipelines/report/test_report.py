@@ -217,10 +217,10 @@ def test_names_as_labels():
     ("rows", "told"),
     [
         ([], "There are no rows."),
-        ([{"prompt": "p"}], "No row has candidates"),
+        ([{"prompt": "p"}], "No LLMs: no row has candidates"),
         ([{"prompt": 1}, {"prompt": 2}, []], "prompt: expected text, got int 2 66.7%"),
         ([{"prompt": "p", "candidates": [{"model": "a", "error": "lost"}], "error": "none"}], "a lost 1 100.0%"),
-        ([{"prompt": "p", "candidates": [{"model": "a", "text": ""}]}], "Nothing about ranking"),
+        ([{"prompt": "p", "candidates": [{"model": "a", "text": ""}]}], "No ranking: no row"),
         ([{"prompt": "p", "fused": "x", "output": "y"}], "1 with a fused answer"),
         ([{"prompt": "p", "fused": "x", "candidates": [{"text": "x"}], "output": "y"}] * 2, "candidate 1"),
     ],
