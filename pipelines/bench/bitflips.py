@@ -25,7 +25,7 @@ from typing import Any
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -60,7 +60,7 @@ class Session:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.store = Store(Output(str(output)).work_folder)
+        self.store = CheckpointStore(Output(str(output)).work_folder)
         self.work = Path(self.store.root)
         self.files = sorted(file for file in [*self.work.rglob("*"), output] if file.is_file())
         text, index = self.store.manifest(), self.store.index()

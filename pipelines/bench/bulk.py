@@ -36,7 +36,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Prompt, read_prompt
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, Sampling, VLLMModel
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -104,7 +104,7 @@ def watching(samples: list[MemorySample]) -> Iterator[None]:
         thread.join()
 
 
-def spans(store: Store) -> dict[str, list[tuple[float, float]]]:
+def spans(store: CheckpointStore) -> dict[str, list[tuple[float, float]]]:
     """Start and end of the work on each block, by the folder of a stage's results."""
     found: dict[str, list[tuple[float, float]]] = {}
     for stage in sorted(store.stages()):
@@ -114,7 +114,7 @@ def spans(store: Store) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def phases(store: Store) -> Phases:
+def phases(store: CheckpointStore) -> Phases:
     """Phases of a run that was completed in one session."""
     manifest = Manifest.parse(store.manifest() or b"")
     began, ended = manifest.started.timestamp(), manifest.finished.timestamp()
@@ -176,8 +176,8 @@ def _config(scratch: str, count: int, model: dict[str, Any]) -> BlendConfig:
     )
 
 
-def _store(config: BlendConfig) -> Store:
-    return Store(Output(str(config.output)).work_folder)
+def _store(config: BlendConfig) -> CheckpointStore:
+    return CheckpointStore(Output(str(config.output)).work_folder)
 
 
 def _run(config: BlendConfig) -> Manifest:

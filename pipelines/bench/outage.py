@@ -36,7 +36,7 @@ from llm_blender_ray.pipelines.bench.online_service import (
     model_server,
     waiting_models,
 )
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.rows.outputs import Output
 
@@ -81,7 +81,7 @@ def run_bulk(server: str, broken: str | None, rows: int) -> dict[str, Any]:
         begin = time.perf_counter()
         manifest = run_blend(config).manifest
         wall = time.perf_counter() - begin
-        took = phases(Store(Output(str(output)).work_folder))
+        took = phases(CheckpointStore(Output(str(output)).work_folder))
         candidates = pyarrow.dataset.dataset(output, format="parquet").to_table(["candidates"])
     errors: dict[str, int] = {}
     for row in candidates.column("candidates").to_pylist():

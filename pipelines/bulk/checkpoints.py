@@ -106,7 +106,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class CheckpointStore:
     """A work folder. It travels to every actor, so it is only its URI."""
 
     root: str

@@ -11,15 +11,15 @@ import pyarrow as pa
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.tables import to_blends
-from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Result, Store
-from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, marked
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
+from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, with_row_marks
 from llm_blender_ray.pipelines.bulk.retry import Todo
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
 Named = Mapping[str, Block]  # blocks by the names of their results
 
 
-def leaders(blocks: Named, work: Work, wave: Sequence[Step], todo: Todo) -> Todo:
+def representatives(blocks: Named, work: StageGraph, wave: Sequence[StageSpec], todo: Todo) -> Todo:
     """One of several equal blocks, which is run first, by the steps whose results the others can take."""
     first: Todo = {}
     for step in wave:
@@ -32,7 +32,9 @@ def leaders(blocks: Named, work: Work, wave: Sequence[Step], todo: Todo) -> Todo
     return first
 
 
-def lend(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Todo) -> Todo:
+def copy_results(
+    store: CheckpointStore, index: Index, work: StageGraph, wave: Sequence[StageSpec], todo: Todo
+) -> Todo:
     """Copy results between equal blocks, also from those of an earlier input.
 
     Args:
@@ -63,7 +65,13 @@ def lend(store: Store, index: Index, work: Work, wave: Sequence[Step], todo: Tod
 
 
 def _found(
-    store: Store, index: Index, work: Work, step: Step, block: Block, name: str, there: Sequence[str]
+    store: CheckpointStore,
+    index: Index,
+    work: StageGraph,
+    step: StageSpec,
+    block: Block,
+    name: str,
+    there: Sequence[str],
 ) -> Result | None:
     """Result of an equal block without failures, made of the same candidates."""
     if not there:
@@ -80,11 +88,11 @@ def _found(
             step, seen, result.table
         ):
             account = {**result.account, "ended": result.account.get("started", 0.0), "earlier": [], "again": 0}
-            return Result(marked(step.kind, seen, result.table), account)
+            return Result(with_row_marks(step.kind, seen, result.table), account)
     return None
 
 
-def _same(step: Step, seen: Sequence[Blend], table: pa.Table) -> bool:
+def _same(step: StageSpec, seen: Sequence[Blend], table: pa.Table) -> bool:
     if step.kind == "generate":
         return True
     return INPUTS in table.column_names and table.column(INPUTS).to_pylist() == [*map(inputs_of, seen)]

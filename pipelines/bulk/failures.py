@@ -14,7 +14,7 @@ _VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing 
 _FEW = 3  # pairs or rows too few to judge a ranker
 
 
-def last_lines(manifest: Manifest) -> list[str]:
+def failure_lines(manifest: Manifest) -> list[str]:
     """One line for each failed model and each kind of problem."""
     lines = [line for stage in manifest.stages for line in _of_stage(stage)]
     bad = manifest.input

@@ -19,8 +19,8 @@ import ray.data
 
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.identity import settings_digest
-from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
-from llm_blender_ray.pipelines.bulk.tracker import Count, telling
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
+from llm_blender_ray.pipelines.bulk.tracker import Count, reporting_failure
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import deserialize_type, inspect_columns, seen_of, serialize_type
 from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
@@ -59,7 +59,12 @@ def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str
 
 
 def read_input(
-    store: Store, uri: str, limit: int | None, rows_per_block: int, board: Any, without: Sequence[str] = ()
+    store: CheckpointStore,
+    uri: str,
+    limit: int | None,
+    rows_per_block: int,
+    tracker: Any,
+    without: Sequence[str] = (),
 ) -> Index:
     """Read the rows of a file, folder or glob into the store.
 
@@ -72,7 +77,7 @@ def read_input(
         BlendError: A file cannot be read.
     """
     files, mark = input_files(uri, without), fingerprint(uri, limit, without)
-    work = _Reader(native_schema(files), rows_per_block, limit, store, mark, board)
+    work = _Reader(native_schema(files), rows_per_block, limit, store, mark, tracker)
     groups = [files] if limit is not None else [[file] for file in files]
     tasks = ray.data.from_items(
         [{"number": number, "files": pickle.dumps(group)} for number, group in enumerate(groups)],
@@ -95,18 +100,18 @@ class _Reader:
     native: pa.Schema
     rows_per_block: int
     limit: int | None
-    store: Store
+    store: CheckpointStore
     mark: str
-    board: Any
+    tracker: Any
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with telling(self.board):
+        with reporting_failure(self.tracker):
             left = self.limit
             for number, file in enumerate(pickle.loads(task["files"]), task["number"]):
                 for name, table in self._named(number, file):
                     table = table if left is None else table.slice(0, left)
                     self.store.save_rows(self.mark, name, table)
-                    ray.get(self.board.add.remote(READ, Count(rows=len(table))))
+                    ray.get(self.tracker.add.remote(READ, Count(rows=len(table))))
                     yield _entry(name, table)
                     left = None if left is None else left - len(table)
                     if left == 0:

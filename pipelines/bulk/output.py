@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.manifest import StageRecord
-from llm_blender_ray.pipelines.bulk.stages import Work
-from llm_blender_ray.pipelines.bulk.tracker import telling
+from llm_blender_ray.pipelines.bulk.stages import StageGraph
+from llm_blender_ray.pipelines.bulk.tracker import reporting_failure
 from llm_blender_ray.pipelines.quality.error_kinds import kind_of
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 from llm_blender_ray.pipelines.rows.writers import FileRecord, Sink, WrittenRows
@@ -72,7 +72,7 @@ class Account:
             for actor, started, ended in [*account.get("earlier", ()), own]:
                 actors.setdefault(actor, []).append((started, ended))
 
-    def stages(self, work: Work, waves: Mapping[str, int]) -> tuple[StageRecord, ...]:
+    def stages(self, work: StageGraph, waves: Mapping[str, int]) -> tuple[StageRecord, ...]:
         """Records for the manifest.
 
         Args:
@@ -86,7 +86,7 @@ class Account:
                 runs=step.placement.settings.label,
                 wave=waves[step.name],
                 replicas=step.placement.replicas,
-                seconds=round(sum(map(covered, self.spans.get(step.name, {}).values())), 3),
+                seconds=round(sum(map(covered_seconds, self.spans.get(step.name, {}).values())), 3),
                 errors=dict(self.failures[step.name].most_common()),
                 max_error_rate=step.max_error_rate,
                 scorer=getattr(step.placement.settings, "kind", None) if step.kind == "rank" else None,
@@ -96,7 +96,7 @@ class Account:
         )
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float:
+def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
     """Total length of the union of intervals."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
@@ -105,8 +105,8 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def assemble(
-    store: Store, index: Index, work: Work, sinks: Sequence[Sink], board: Any
+def write_output(
+    store: CheckpointStore, index: Index, work: StageGraph, sinks: Sequence[Sink], tracker: Any
 ) -> tuple[Account, list[list[FileRecord]]]:
     """Write every row of the run to each sink.
 
@@ -121,7 +121,7 @@ def assemble(
     items = [{"number": i, "blocks": group} for i, group in enumerate(groups)]
     dataset = ray.data.from_items([{"group": json.dumps(item)} for item in items], override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True  # its own copy
-    done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), board))
+    done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), tracker))
     account = Account()
     with contextlib.ExitStack() as stack:
         written = [stack.enter_context(sink.writing()) for sink in sinks]
@@ -149,15 +149,15 @@ def grouped(blocks: Sequence[tuple[Block, str]]) -> Iterator[list[tuple[Block, s
 class _Assembler:
     """Task that writes one group of blocks to every sink, and returns its account."""
 
-    store: Store
+    store: CheckpointStore
     fingerprint: str
-    work: Work
+    work: StageGraph
     sinks: tuple[Sink, ...]
-    board: Any
+    tracker: Any
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         group = json.loads(row["group"])
-        with telling(self.board):
+        with reporting_failure(self.tracker):
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
                 blocks = list(pool.map(self._block, group["blocks"]))
             rows = pa.concat_tables([done.table for done in blocks]) if blocks else ROW_SCHEMA.empty_table()

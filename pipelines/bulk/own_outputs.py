@@ -19,7 +19,7 @@ def own_outputs(uri: str, outputs: Sequence[Output], record: Callable[[], Mappin
     Args:
         uri: The input.
         outputs: The run's output, and that of its preference pairs, if any.
-        record: Reads the work folder's record of the run's start (`Store.run`): None without an earlier session.
+        record: Reads the record of the run's start (`CheckpointStore.run`): None without an earlier session.
 
     Raises:
         BlendError: The run would write to its input, or there is no input.

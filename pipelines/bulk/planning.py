@@ -47,7 +47,7 @@ def announce(made: Plan) -> None:
     if console.is_terminal:
         _show(made, console)
     elif len(made.waves) > 1:
-        print(verdict(made), file=console.file, flush=True)
+        print(plan_summary(made), file=console.file, flush=True)
     for line in bare_prompts(placement.model for wave in made.waves for placement in wave):
         print(line, file=console.file, flush=True)
 
@@ -86,7 +86,7 @@ def _folder(llm: LocalLLM) -> Path | None:
 def _show(made: Plan, console: Console) -> None:
     for number, wave in enumerate(made.waves, 1):
         console.print(wave_table(wave, made.capacity, f"wave {number} of {len(made.waves)}"))
-    console.print(verdict(made), highlight=False, soft_wrap=True)
+    console.print(plan_summary(made), highlight=False, soft_wrap=True)
 
 
 def _capacity(config: BlendConfig) -> Capacity:
@@ -135,7 +135,7 @@ def _cells(amounts: dict[str, float], accelerator: str | None = None) -> tuple[s
     return cpus, gpus, " ".join([*([accelerator] if accelerator else []), *other])
 
 
-def verdict(made: Plan) -> str:
+def plan_summary(made: Plan) -> str:
     """The plan in one sentence."""
     if len(made.waves) == 1:
         return "Everything fits at once."

@@ -35,7 +35,7 @@ _State = Literal["running", "done", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
-class ShownStage:
+class PlannedStage:
     """A stage of a run, and its planned number of actors."""
 
     name: str
@@ -131,10 +131,10 @@ class _Rate:
         return (count - before) / seconds if count > before and seconds >= _SHORTEST_S else None
 
 
-class Tracker:
+class ProgressEstimator:
     """Computes the run's progress from each `Snapshot` and those before."""
 
-    def __init__(self, stages: Sequence[ShownStage], total: int) -> None:
+    def __init__(self, stages: Sequence[PlannedStage], total: int) -> None:
         """Start; each of `total` rows passes the `stages` in this order."""
         self._stages = tuple(stages)
         self._total = total
@@ -175,7 +175,7 @@ class Tracker:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class ProgressView:
     """What is displayed at the time `now`, of a run that began at the time `began`."""
 
     title: str
@@ -195,8 +195,8 @@ class Moment:
         """Remaining time, if known and relevant, and whether the tracker is silent."""
         left, silent = self.progress.seconds_left, self.now - self.progress.at
         return (
-            *((f"{about(left)} left",) if self.state == "running" and left else ()),
-            *((f"no news for {about(silent)}",) if silent >= _SILENCE_S else ()),
+            *((f"{format_duration(left)} left",) if self.state == "running" and left else ()),
+            *((f"no news for {format_duration(silent)}",) if silent >= _SILENCE_S else ()),
         )
 
     def line(self) -> str:
@@ -238,7 +238,7 @@ class Moment:
         yield table
 
 
-def about(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A rounded duration: `45 s`, `6 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -287,12 +287,12 @@ def _cells(stage: StageProgress, *, wide: bool) -> Iterator[RenderableType]:
 
 
 class _Display:
-    """Display of `shown`: one thread polls and writes `_progress`, another ends and writes `_end`."""
+    """Display of `display_progress`: one thread polls and writes `_progress`, another ends and writes `_end`."""
 
     def __init__(
         self,
         read: Callable[[], Snapshot | None],
-        stages: Sequence[ShownStage],
+        stages: Sequence[PlannedStage],
         total: int,
         title: str,
         console: Console,
@@ -332,19 +332,19 @@ class _Display:
             elif self._begun:
                 self._print(self._now().line())
 
-    def _now(self) -> Moment:
+    def _now(self) -> ProgressView:
         now, state = self._end or (self._clock(), "running")
-        return Moment(self._title, self._total, self._began, now, self._progress, state)
+        return ProgressView(self._title, self._total, self._began, now, self._progress, state)
 
     def _watch(self) -> None:
-        tracker = Tracker(self._stages, self._total)
+        estimator = ProgressEstimator(self._stages, self._total)
         line_at = self._began + _LINE_AFTER_S
         ending = False
         while not ending:
             ending = self._wait(self._stop, _LOOK_EVERY_S)
             with suppress(Exception):  # whatever Ray raises when the tracker is lost
                 if (snapshot := self._read()) is not None:
-                    self._progress = tracker.add(self._clock(), snapshot)
+                    self._progress = estimator.add(self._clock(), snapshot)
             moment = self._now()
             if not self._console.is_interactive and not self._stop.is_set() and moment.now >= line_at:
                 if not self._begun:  # a short run prints its result only
@@ -360,9 +360,9 @@ class _Display:
 
 
 @contextmanager
-def shown(
+def display_progress(
     read: Callable[[], Snapshot | None],
-    stages: Sequence[ShownStage],
+    stages: Sequence[PlannedStage],
     *,
     total: int,
     title: str,

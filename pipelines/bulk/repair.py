@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
-from llm_blender_ray.pipelines.bulk.stages import Work
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
+from llm_blender_ray.pipelines.bulk.stages import StageGraph
 
 _READ_AT_ONCE = 16
 _NAMED = 3  # names in a line
 
 
-def mend(store: Store, index: Index, work: Work, read_again: Callable[[list[str]], Index]) -> Index:
+def repair_store(
+    store: CheckpointStore, index: Index, work: StageGraph, read_again: Callable[[list[str]], Index]
+) -> Index:
     """Make every stored object of a run's input and results whole or missing.
 
     A result is removed too if one that it was made of is missing: made again, that one may differ.
@@ -36,29 +38,29 @@ def mend(store: Store, index: Index, work: Work, read_again: Callable[[list[str]
         whole[step.name] = {name for name in there - {*bad} if all(name in before for before in made_of)}
         for name in there - whole[step.name]:
             store.forget_result(step.key, name)
-    tell_damaged(store, damaged)
+    report_damaged(store, damaged)
     if lost := store.lost_rows(index):
-        tell_damaged(store, lost)
+        report_damaged(store, lost)
         return read_again(lost)
     return index
 
 
-def tell_damaged(store: Store, objects: Sequence[str]) -> None:
+def report_damaged(store: CheckpointStore, objects: Sequence[str]) -> None:
     """Print one line on stderr with the names of damaged objects of a work folder, if any."""
     if objects:
         one = len(objects) == 1
-        tell(
+        report_line(
             f"{store.root}: {len(objects)} damaged {'file' if one else 'files'} made again "
-            f"(gone, or not the bytes that were written): {named(objects)}"
+            f"(gone, or not the bytes that were written): {listed_names(objects)}"
         )
 
 
-def named(files: Sequence[str]) -> str:
+def listed_names(files: Sequence[str]) -> str:
     """The first few of some names."""
     more = len(files) - _NAMED
     return ", ".join(files[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def tell(line: str) -> None:
+def report_line(line: str) -> None:
     """Print a line on stderr."""
     print(f"blend: {line}", file=sys.stderr, flush=True)

@@ -86,7 +86,7 @@ def candidates_of(table: pa.Table) -> list[list[Candidate]]:
     ]
 
 
-def again(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
+def rows_to_rerun(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
     """Find the rows that a stage has to run again.
 
     Args:
@@ -111,7 +111,7 @@ def again(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -
     ]
 
 
-def to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
+def rows_to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> list[Blend]:
     """The rows for another run of a stage: for a base LLM with its own candidates in place."""
     if kind != "generate":
         return list(before)
@@ -122,7 +122,7 @@ def to_ask(kind: Stage, name: str, before: Sequence[Blend], had: pa.Table) -> li
     ]
 
 
-def merged(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
+def merge_results(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa.Table:
     """Merge new results of some rows into the old ones of all.
 
     Args:
@@ -159,7 +159,7 @@ def merged(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table) -> pa
     return pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64())).combine_chunks()
 
 
-def with_earlier(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
+def keep_earlier_results(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
     """Give failed rows the results of another ranker or fuser, or of the same one with fewer candidates.
 
     Args:
@@ -207,7 +207,7 @@ def _moved(kind: Stage, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] 
     return {"ranking": order, "scores": scores, "comparisons": was["comparisons"], "logits": logits, "error": None}
 
 
-def borrowed(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
+def results_from_other_blocks(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
     """Find the results of rows that were in other blocks before the input changed.
 
     Args:
@@ -233,7 +233,7 @@ def borrowed(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) 
     return whole.take(pa.array(found, pa.int64())).combine_chunks()
 
 
-def marked(kind: Stage, before: Sequence[Blend], table: pa.Table) -> pa.Table:
+def with_row_marks(kind: Stage, before: Sequence[Blend], table: pa.Table) -> pa.Table:
     """Results of equal rows as results of these rows."""
     marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     others = [name for name in table.column_names if name != ROWS]

@@ -8,10 +8,10 @@ from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.identity import differences
-from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.repair import named, tell
+from llm_blender_ray.pipelines.bulk.repair import listed_names, report_line
 from llm_blender_ray.pipelines.bulk.retry import attempt_of
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -33,7 +33,7 @@ class EarlierState:
 
 def earlier_state(
     run: Run,
-    store: Store,
+    store: CheckpointStore,
     mark: str,
     damaged: Sequence[str],
     taken: Sequence[Output],
@@ -101,7 +101,7 @@ def earlier_state(
     )
 
 
-def _unrecorded(run: Run, store: Store, taken: Sequence[Output], *, update: bool) -> EarlierState:
+def _unrecorded(run: Run, store: CheckpointStore, taken: Sequence[Output], *, update: bool) -> EarlierState:
     """State of a run whose record is damaged: the names of stored results show their use."""
     text = store.manifest()
     if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
@@ -117,7 +117,7 @@ def _as_json(settings: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(settings))
 
 
-def finished_summary(run: Run, store: Store) -> Summary | None:
+def finished_summary(run: Run, store: CheckpointStore) -> Summary | None:
     """Summary of a complete run; None if it is not complete, or files are missing or damaged."""
     text = store.manifest()
     if text is None:
@@ -130,14 +130,16 @@ def finished_summary(run: Run, store: Store) -> Summary | None:
         assert record is not None
         if bad := output.damaged(record.files):
             kept = "from what was kept" if store.stages() else f"anew, for what was kept ({store.root}) is gone"
-            tell(f"{output.uri}: {named(bad)}: gone, or not as the run wrote it; written again {kept}")
+            report_line(
+                f"{output.uri}: {listed_names(bad)}: gone, or not as the run wrote it; written again {kept}"
+            )
             return None
         if record is manifest.preferences:
             pairs = (output.uri, record.rows)
     return Summary(manifest, run.output.uri, resumed=True, preferences=pairs)
 
 
-def attempt_record(state: EarlierState, store: Store, *, retry: bool) -> dict[str, Any]:
+def attempt_record(state: EarlierState, store: CheckpointStore, *, retry: bool) -> dict[str, Any]:
     """Attempt of this session, for `run.json`."""
     text = store.manifest() if state.there else None
     number = attempt_of(state.record, Manifest.parse(text) if text else None, retry=retry)

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
 _READ_AT_ONCE = 16
 Todo = dict[str, set[str]]  # names of blocks, by stage
@@ -24,7 +24,7 @@ def attempt_of(record: Mapping[str, Any] | None, manifest: Manifest | None, *, r
     """Number of the attempt of a session.
 
     Args:
-        record: Record of the sessions before (`Store.run`).
+        record: Record of the sessions before (`CheckpointStore.run`).
         manifest: That of the last finished session; None if it is missing.
         retry: Whether failed rows are to be run again.
 
@@ -38,7 +38,7 @@ def attempt_of(record: Mapping[str, Any] | None, manifest: Manifest | None, *, r
     return number + 1 if retry and not under_way else number
 
 
-def to_do(store: Store, index: Index, work: Work, wave: Sequence[Step]) -> Todo:
+def to_do(store: CheckpointStore, index: Index, work: StageGraph, wave: Sequence[StageSpec]) -> Todo:
     """Find the blocks that the steps of a wave have to run."""
     names = index.names
     done = {step.name: store.done(step.key) for step in wave}
@@ -53,7 +53,7 @@ def to_do(store: Store, index: Index, work: Work, wave: Sequence[Step]) -> Todo:
 
 
 def _look_again(
-    name: str, steps: Sequence[Step], accounts: Mapping[str, Mapping[str, Any]], todo: Todo, attempt: int
+    name: str, steps: Sequence[StageSpec], accounts: Mapping[str, Mapping[str, Any]], todo: Todo, attempt: int
 ) -> None:
     """Add the steps that failed on a block in an earlier attempt, and those after them."""
     newest, changes = 0, False
@@ -69,7 +69,7 @@ def _look_again(
         changes = changes or name in todo.get(step.name, ())
 
 
-def _accounts(store: Store, step: Step, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _accounts(store: CheckpointStore, step: StageSpec, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     there = store.done(step.key)
     wanted = [name for name in names if name in there]
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:

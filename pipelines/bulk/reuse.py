@@ -13,22 +13,22 @@ import pyarrow as pa
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.tables import to_blends
 from llm_blender_ray.pipelines.bulk.accounts import account_of
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.results import (
     ANSWERS,
     FAILED,
     ROWS,
-    again,
-    borrowed,
     columns_of,
     finished,
+    keep_earlier_results,
     known_scores,
-    merged,
+    merge_results,
+    results_from_other_blocks,
     row_mark,
-    to_ask,
-    with_earlier,
+    rows_to_ask,
+    rows_to_rerun,
 )
-from llm_blender_ray.pipelines.bulk.stages import Step
+from llm_blender_ray.pipelines.bulk.stages import StageSpec
 
 KnownScores = Mapping[bytes, float]  # see `Ranker.rank`
 
@@ -57,7 +57,7 @@ class PendingRows:
 class Reuse:
     """Earlier results of one stage in the work folder."""
 
-    def __init__(self, step: Step, store: Store, elsewhere: Sequence[str] = ()) -> None:
+    def __init__(self, step: StageSpec, store: CheckpointStore, elsewhere: Sequence[str] = ()) -> None:
         """Reuse results of one stage.
 
         Args:
@@ -86,8 +86,8 @@ class Reuse:
         known = self._known_scores(block, blends, old)
         if old is None:
             return PendingRows(blends, list(range(len(blends))), blends, known, earlier, None)
-        rows = again(kind, blends, old, retry=True)
-        asked = to_ask(kind, self._step.name, blends, old)
+        rows = rows_to_rerun(kind, blends, old, retry=True)
+        asked = rows_to_ask(kind, self._step.name, blends, old)
         return PendingRows(blends, rows, [asked[row] for row in rows], known, earlier, old)
 
     def result(self, block: str, pending: PendingRows, done: Sequence[Blend], session: Mapping[str, Any]) -> Result:
@@ -105,9 +105,9 @@ class Reuse:
         kind = self._step.kind
         table = columns_of(kind, pending.asked, done)
         if pending.old is not None:
-            table = merged(kind, pending.rows, pending.old, table)
+            table = merge_results(kind, pending.rows, pending.old, table)
         elif self._step.previous and (previous := self._store.result(self._step.previous, block)):
-            table = with_earlier(kind, done, table, previous.table)
+            table = keep_earlier_results(kind, done, table, previous.table)
         failed = table.column(FAILED).to_pylist() if kind != "generate" else ()
         account = account_of(kind, pending.blends, finished(pending.blends, kind, table), failed) | {**session}
         if kind == "rank":
@@ -130,7 +130,7 @@ class Reuse:
             self._places = marked
         places = {self._places.get(row_mark(self._step.kind, blend)) for blend in blends}
         found = [self._store.result(self._step.key, name) for name in sorted(name for name in places if name)]
-        return borrowed(self._step.kind, blends, [result.table for result in found if result])
+        return results_from_other_blocks(self._step.kind, blends, [result.table for result in found if result])
 
     def _known_scores(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> KnownScores:
         """Scores that this ranker gave to candidates of these rows, in this or another ranking."""

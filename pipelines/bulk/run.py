@@ -16,23 +16,23 @@ from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.description import Run
-from llm_blender_ray.pipelines.bulk.executor import actors, reason, run_wave, running, told_by
+from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, running, translated_errors
 from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input
 from llm_blender_ray.pipelines.bulk.keys import result_keys, run_identity, scorer_key
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
-from llm_blender_ray.pipelines.bulk.output import assemble
+from llm_blender_ray.pipelines.bulk.output import write_output
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
 from llm_blender_ray.pipelines.bulk.planning import announce
-from llm_blender_ray.pipelines.bulk.progress import ShownStage, shown
-from llm_blender_ray.pipelines.bulk.repair import mend, tell_damaged
+from llm_blender_ray.pipelines.bulk.progress import PlannedStage, display_progress
+from llm_blender_ray.pipelines.bulk.repair import repair_store, report_damaged
 from llm_blender_ray.pipelines.bulk.resume import attempt_record, earlier_state, finished_summary
 from llm_blender_ray.pipelines.bulk.retry import can_retry, to_do
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
-from llm_blender_ray.pipelines.bulk.tracker import Snapshot, a_board
+from llm_blender_ray.pipelines.bulk.tracker import Snapshot, run_tracker
 from llm_blender_ray.pipelines.rows.columns import Layout
 from llm_blender_ray.pipelines.rows.outputs import FileRecord
 from llm_blender_ray.pipelines.rows.storage import remove_temporary_files
@@ -66,7 +66,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     """
     run = replace(run, identity=run_identity(run.identity, run.parts))
     taken = [output for output in run.outputs if output.is_taken(overwrite=overwrite)]
-    store = Store(run.output.work_folder)
+    store = CheckpointStore(run.output.work_folder)
     damaged = store.damaged()
     own = own_outputs(run.input, run.outputs, store.run)
     mark = fingerprint(run.input, run.limit, own)
@@ -78,13 +78,13 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts.values())
     if state.there:
-        tell_damaged(store, damaged)
+        report_damaged(store, damaged)
     for output in run.outputs:
         output.sweep()
     with running(run.cluster):
         plan = run.planned(capacity(run.cluster))
         announce(plan)
-        with a_board() as board, told_by(board):
+        with run_tracker() as tracker, translated_errors(tracker):
             check_all_weights([placement for wave in plan.waves[1:] for placement in wave])
             if state.there:
                 remove_temporary_files(store.root)
@@ -101,7 +101,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
                 "sessions": sessions,
                 **attempt_record(state, store, retry=retry_failed),
             }
-            index = _input(run, store, mark, board, own, update=update or state.gone or not state.there)
+            index = _input(run, store, mark, tracker, own, update=update or state.gone or not state.there)
             work, waves = _work(run, plan, store, record["attempt"], state.record)
             record |= {name: {step.name: getattr(step, of) for step in work.steps} for name, of in _STEPS.items()}
             store.save_run(record)
@@ -109,34 +109,36 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             check = state.there
             for tries_left in reversed(range(_TRIES)):
                 if check:
-                    read_again = functools.partial(_read_again, run, store, mark, board, own)
-                    index = mend(store, index, work, read_again)
+                    read_again = functools.partial(_read_again, run, store, mark, tracker, own)
+                    index = repair_store(store, index, work, read_again)
                 try:
-                    _through(run, store, index, work, waves, board)
-                    return _written(run, store, index, work, waves, board, record)
+                    _through(run, store, index, work, waves, tracker)
+                    return _written(run, store, index, work, waves, tracker, record)
                 except Exception as error:
-                    if not tries_left or not isinstance(reason(error, board), DamagedError):
+                    if not tries_left or not isinstance(reason(error, tracker), DamagedError):
                         raise
-                    ray.get(board.reset.remote())
+                    ray.get(tracker.reset.remote())
                 check = True  # repairs what it finds
     raise AssertionError("unreachable")
 
 
-def _through(run: Run, store: Store, index: Index, work: Work, waves: list[list[Step]], board: Any) -> None:
+def _through(
+    run: Run, store: CheckpointStore, index: Index, work: StageGraph, waves: list[list[StageSpec]], tracker: Any
+) -> None:
     """Run all incomplete blocks through all waves."""
     for number, wave in enumerate(waves, 1):
         todo = to_do(store, index, work, wave)
-        stages = [ShownStage(step.name, actors(step, len(todo[step.name]))) for step in wave]
+        stages = [PlannedStage(step.name, actor_count(step, len(todo[step.name]))) for step in wave]
         title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
-        with shown(functools.partial(_look, board), stages, total=index.rows, title=title):
-            run_wave(store, index, work, wave, todo, board)
+        with display_progress(functools.partial(_look, tracker), stages, total=index.rows, title=title):
+            run_wave(store, index, work, wave, todo, tracker)
 
 
 # In `run.json`: each step's folder of results, and of its results before the config was changed.
 _STEPS = {"steps": "key", "previous": "previous"}
 
 
-def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *, update: bool) -> Index:
+def _input(run: Run, store: CheckpointStore, mark: str, tracker: Any, own: Sequence[str], *, update: bool) -> Index:
     """Blocks of the input: the stored ones, or newly read.
 
     Raises:
@@ -145,7 +147,7 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
     index = store.index()
     if index is not None and index.fingerprint == mark:
         return index
-    new = _read(run, store, board, own)
+    new = _read(run, store, tracker, own)
     if index is not None and new.digest != index.digest and not update:
         store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"
@@ -158,12 +160,14 @@ def _input(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], *,
     return new
 
 
-def _read(run: Run, store: Store, board: Any, own: Sequence[str]) -> Index:
-    with shown(functools.partial(_look, board), [ShownStage(READ, 1)], total=0, title="reading"):
-        return read_input(store, run.input, run.limit, run.rows_per_block, board, own)
+def _read(run: Run, store: CheckpointStore, tracker: Any, own: Sequence[str]) -> Index:
+    with display_progress(functools.partial(_look, tracker), [PlannedStage(READ, 1)], total=0, title="reading"):
+        return read_input(store, run.input, run.limit, run.rows_per_block, tracker, own)
 
 
-def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str], lost: Sequence[str]) -> Index:
+def _read_again(
+    run: Run, store: CheckpointStore, mark: str, tracker: Any, own: Sequence[str], lost: Sequence[str]
+) -> Index:
     """Blocks of the input after some were lost.
 
     Raises:
@@ -174,20 +178,20 @@ def _read_again(run: Run, store: Store, mark: str, board: Any, own: Sequence[str
             f"{store.root}/{lost[0]}: gone or damaged, and {run.input} has changed since it was read; --update "
             "keeps what still holds, --overwrite begins anew"
         )
-    index = _read(run, store, board, own)
+    index = _read(run, store, tracker, own)
     store.save_index(index)
     return index
 
 
 def _work(
-    run: Run, plan: Plan, store: Store, attempt: int, record: Mapping[str, Any]
-) -> tuple[Work, list[list[Step]]]:
+    run: Run, plan: Plan, store: CheckpointStore, attempt: int, record: Mapping[str, Any]
+) -> tuple[StageGraph, list[list[StageSpec]]]:
     """Work on every block, and the steps of each wave."""
     weights, versions_before = run.identity["weights"], record.get("identity", {}).get("stage_versions", {})
     keys = result_keys(run.parts, weights, run.llms, run.prepare.__name__ if run.prepare else "")
     there = store.stages()
 
-    def step(placement: Placement) -> Step:
+    def step(placement: Placement) -> StageSpec:
         kind = placement.settings.stage
         key = f"{kind}-{_slug(placement.name)}-{keys[placement.name]}"
         rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
@@ -196,13 +200,13 @@ def _work(
         if versions_before.get(kind) != run.identity["stage_versions"][kind]:
             previous = None  # its columns may have changed
         if kind != "rank":
-            return Step(placement, key, previous=previous)
+            return StageSpec(placement, key, previous=previous)
         scorer = scorer_key(placement.settings, weights.get(placement.name))
-        return Step(placement, key, tuple(rankings), previous, scorer)
+        return StageSpec(placement, key, tuple(rankings), previous, scorer)
 
     waves = [[step(placement) for placement in wave] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)
-    return Work(steps, run.llms, run.prepare, run.finish, attempt), waves
+    return StageGraph(steps, run.llms, run.prepare, run.finish, attempt), waves
 
 
 def _slug(name: str) -> str:
@@ -211,11 +215,11 @@ def _slug(name: str) -> str:
 
 def _written(
     run: Run,
-    store: Store,
+    store: CheckpointStore,
     index: Index,
-    work: Work,
-    waves: list[list[Step]],
-    board: Any,
+    work: StageGraph,
+    waves: list[list[StageSpec]],
+    tracker: Any,
     record: Mapping[str, Any],
 ) -> Summary:
     """Write the output of all results, and the manifest."""
@@ -231,7 +235,7 @@ def _written(
         sinks.append(Sink(run.outputs[1], shape, of_pairs))
     for sink in sinks:
         sink.clear()
-    account, files = assemble(store, index, work, sinks, board)
+    account, files = write_output(store, index, work, sinks, tracker)
     numbers = {step.name: number for number, wave in enumerate(waves, 1) for step in wave}
     manifest = Manifest(
         command=run.command,
@@ -262,5 +266,5 @@ def _pairs_record(settings: Preferences, files: Sequence[FileRecord]) -> OutputR
     return OutputRecord(uri=settings.output, rows=sum(file.rows for file in files), errors=0, files=tuple(files))
 
 
-def _look(board: Any) -> Snapshot:
-    return ray.get(board.snapshot.remote())
+def _look(tracker: Any) -> Snapshot:
+    return ray.get(tracker.snapshot.remote())

@@ -28,7 +28,7 @@ from llm_blender_ray.actors.stages import (
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
 
@@ -37,7 +37,7 @@ FLOWING = ("id", "instruction", "input", "prompt", "messages", "candidates", *RE
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StageSpec:
     """One stage of a run.
 
     Attributes:
@@ -80,7 +80,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StageGraph:
     """Stages of a run on every block.
 
     Attributes:
@@ -90,13 +90,13 @@ class Work:
         attempt: Number of retries (`--retry-failed`): failures of an earlier attempt are run again.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[StageSpec, ...]
     llms: tuple[str, ...] = ()
     prepare: Callable[[pa.Table], pa.Table] | None = None
     finish: Callable[[pa.Table], pa.Table] | None = None
     attempt: int = 0
 
-    def shared(self, step: Step) -> bool:
+    def shared(self, step: StageSpec) -> bool:
         """Whether equal blocks get equal results of a step, so that one's can be copied to another."""
         before = () if step.kind == "generate" else self.steps[: self.steps.index(step)]
         return all(one.deterministic for one in (*before, step))
@@ -123,7 +123,7 @@ class Work:
         left = [None if error and error.startswith(tuple(ours)) else error for error in errors.to_pylist()]
         return _with(table, "error", pa.array(left, TYPES["error"]))
 
-    def seen_by(self, step: Step, store: Store, fingerprint: str, file: str, name: str) -> pa.Table:
+    def seen_by(self, step: StageSpec, store: CheckpointStore, fingerprint: str, file: str, name: str) -> pa.Table:
         """Rows of a block as input of a step, with the results of the steps before it.
 
         Raises:
@@ -136,7 +136,7 @@ class Work:
             table = self.joined(table, before, self.result(before, store, name, len(table)).table)
         return self.gathered(table)
 
-    def result(self, step: Step, store: Store, name: str, rows: int) -> Result:
+    def result(self, step: StageSpec, store: CheckpointStore, name: str, rows: int) -> Result:
         """Result of a step for a block.
 
         Raises:
@@ -150,7 +150,7 @@ class Work:
             raise DamagedError(f"{store.root}: what {step.name} made of block {name} is gone or damaged")
         return result
 
-    def joined(self, table: pa.Table, step: Step, result: pa.Table) -> pa.Table:
+    def joined(self, table: pa.Table, step: StageSpec, result: pa.Table) -> pa.Table:
         """The table with a step's result."""
         if step.kind == "generate":
             return table.append_column(_own(step.name), result.column("candidates"))

@@ -19,9 +19,9 @@ from llm_blender_ray.pipelines.bulk.isolation import Begun, Ledger
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What one stage has done. Rows that were saved by an earlier session count, and are told apart as `saved`.
+    """Work of one stage. Rows of an earlier session count, and are also counted as `saved`.
 
-    failed: rows on which the stage has an error. Tokens are those made in this session.
+    `failed`: rows on which the stage has an error. Tokens are those of this session.
     """
 
     rows: int = 0
@@ -100,28 +100,31 @@ class RemoteLedger:
 
 
 @contextmanager
-def telling(board: Any) -> Iterator[None]:
-    """Let the driver know of what is raised in the block, which Ray passes on as the text of a traceback."""
+def reporting_failure(tracker: Any) -> Iterator[None]:
+    """Report what the block raises to the driver; Ray passes on only the text of a traceback."""
     try:
         yield
     except Exception as error:
         told = error if isinstance(error, BlendError) else BlendError(f"the run failed: {one_line(error)}")
-        ray.get(board.fail.remote(told))
+        ray.get(tracker.fail.remote(told))
         raise
 
 
-def start_board() -> Any:
-    """A board's handle, which can be handed to actors; on the driver's node, without which there is no run."""
+def start_tracker() -> Any:
+    """Start a run's tracker on the driver's node; the handle can be passed to actors.
+
+    No run outlives its driver, so no other node is as safe.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(RunTracker).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager
-def a_board() -> Iterator[Any]:
-    """A board for the block."""
-    board = start_board()
+def run_tracker() -> Iterator[Any]:
+    """Tracker for the block."""
+    tracker = start_tracker()
     try:
-        yield board
+        yield tracker
     finally:
         if ray.is_initialized():
-            ray.kill(board)
+            ray.kill(tracker)

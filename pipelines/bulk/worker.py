@@ -19,11 +19,11 @@ import ray
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.cluster.session import keep_to_own_gpus
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.isolation import Isolation
 from llm_blender_ray.pipelines.bulk.reuse import KnownScores, Reuse
-from llm_blender_ray.pipelines.bulk.stages import STAGES, Step, Work
-from llm_blender_ray.pipelines.bulk.tracker import Count, RemoteLedger, telling
+from llm_blender_ray.pipelines.bulk.stages import STAGES, StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.tracker import Count, RemoteLedger, reporting_failure
 
 MAX_LOAD_DEATHS = 3  # of one actor in a row, while it loads its model
 # What an actor writes to its log (Ray's `worker-*.err`) of a block that it runs: results' folder, block, event.
@@ -38,7 +38,13 @@ class Worker:
     """One actor of one stage: loads the model, skips blocks that are done, runs and saves the others."""
 
     def __init__(
-        self, step: Step, work: Work, store: Store, fingerprint: str, tracker: Any, elsewhere: Sequence[str] = ()
+        self,
+        step: StageSpec,
+        work: StageGraph,
+        store: CheckpointStore,
+        fingerprint: str,
+        tracker: Any,
+        elsewhere: Sequence[str] = (),
     ) -> None:
         """Load the model.
 
@@ -59,7 +65,7 @@ class Worker:
         self._reuse = Reuse(step, store, elsewhere)
         self._isolation = Isolation(step.name, self._actor, RemoteLedger(tracker), self._fail)
         keep_to_own_gpus()
-        with telling(tracker):
+        with reporting_failure(tracker):
             self._stage = self._load()
         tracker.loaded.remote(step.name)
 
@@ -77,7 +83,7 @@ class Worker:
 
     async def __call__(self, row: pa.Table) -> pa.Table:
         """Run the stage on one block: its `file`, the `name` of its results, and the `steps` that must run."""
-        with telling(self._tracker):
+        with reporting_failure(self._tracker):
             (block,) = row.to_pylist()
             if self._step.name in block["steps"]:
                 count = await self._through(block["file"], block["name"])

@@ -34,7 +34,7 @@ from llm_blender_ray.pipelines.bench.faults import (
     worker_actors,
 )
 from llm_blender_ray.pipelines.bulk import executor
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -67,7 +67,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def manifest_of(output: Path) -> Manifest:
-    text = Store(Output(str(output)).work_folder).manifest()
+    text = CheckpointStore(Output(str(output)).work_folder).manifest()
     assert text is not None
     return Manifest.parse(text)
 
@@ -359,7 +359,7 @@ def test_a_folder_is_read_by_what_reads_such_folders(written: str, tmp_path: Pat
 def test_killed_on_a_bucket_that_has_faults(s3_bucket: str, s3_faults: FaultyProxy, tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 500)
     output = f"{s3_bucket}/out"
-    store = Store(Output(output).work_folder)
+    store = CheckpointStore(Output(output).work_folder)
     s3_faults.plan(refuse(500, "InternalError"), "GET", r"/results/", times=1)
     s3_faults.plan(reset, "PUT", r"/rows/", times=1)
     s3_faults.plan(lose_answer, "PUT", r"/results/", times=1)

@@ -394,7 +394,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(open_tab: Open, serve: Serve, tm
     expect(tab["key"]).to_be_focused()
     tab["key"].fill("a-wrong-key-of-somebody")
     tab["key"].press("Enter")
-    expect(tab["problem"]).to_have_text(re.compile("^The API key is not one"))
+    expect(tab["problem"]).to_have_text(re.compile("^Unknown API key"))
     expect(tab["key"]).to_have_value("")
     tab["key"].fill(KEY)
     tab["key"].press("Enter")

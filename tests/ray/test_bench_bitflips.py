@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.pipelines.bench.bitflips import Session, draw_flips, finished_run, flip, measure_bitflips
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 
 
 def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
@@ -36,4 +36,4 @@ def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
     flip(file, 8 * at)
     assert session.read() != before
     assert not session.noticed()
-    assert Store(str(session.work)).damaged() == []
+    assert CheckpointStore(str(session.work)).damaged() == []

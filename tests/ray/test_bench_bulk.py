@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from llm_blender_ray.pipelines.bench import bulk
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -30,7 +30,7 @@ def test_made_rows_are_all_different(tmp_path: Path) -> None:
 
 
 def test_work_is_timed_from_what_stages_kept(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     for block, span in (("a", (1.0, 2.5)), ("b", (2.0, 4.0))):
         account = {"started": span[0], "ended": span[1]}
         store.save_result("generate-x-1", block, Result(pa.table({"n": [1]}), account))

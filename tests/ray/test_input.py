@@ -12,22 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.checkpoints import Index, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.input import READ, fingerprint, read_input, rows_of_block
-from llm_blender_ray.pipelines.bulk.tracker import start_board
+from llm_blender_ray.pipelines.bulk.tracker import start_tracker
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 
 ray_is_there = pytest.mark.usefixtures("ray_session")
 
 
-def imported(uri: object, store: Store, *, limit: int | None = None, rows_per_block: int = 32) -> Index:
-    index = read_input(store, str(uri), limit, rows_per_block, start_board())
+def imported(uri: object, store: CheckpointStore, *, limit: int | None = None, rows_per_block: int = 32) -> Index:
+    index = read_input(store, str(uri), limit, rows_per_block, start_tracker())
     store.save_index(index)
     return index
 
 
-def tables(store: Store, index: Index) -> list[pa.Table]:
+def tables(store: CheckpointStore, index: Index) -> list[pa.Table]:
     return [store.rows(index.fingerprint, block.file) for block in index.blocks]
 
 
@@ -45,12 +45,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "work"))
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "work"))
 
 
 @ray_is_there
-def test_rows_come_in_order_in_blocks_that_never_cross_a_file(folder: Path, store: Store) -> None:
+def test_rows_come_in_order_in_blocks_that_never_cross_a_file(folder: Path, store: CheckpointStore) -> None:
     index = imported(folder, store)
     blocks = tables(store, index)
     assert [len(block) for block in blocks] == [32, 32, 32, 24, 32, 32, 16, 32, 32, 32, 4]
@@ -65,14 +65,14 @@ def test_rows_come_in_order_in_blocks_that_never_cross_a_file(folder: Path, stor
 
 
 @ray_is_there
-def test_all_blocks_have_the_columns_of_all_files(folder: Path, store: Store) -> None:
+def test_all_blocks_have_the_columns_of_all_files(folder: Path, store: CheckpointStore) -> None:
     schema = pa.schema([*ROW_SCHEMA, ("year", pa.int16())])
     assert all(block.schema.equals(schema) for block in tables(store, imported(folder, store)))
 
 
 @ray_is_there
 @pytest.mark.parametrize("limit", [1, 130, 1000])
-def test_a_limit_takes_the_first_rows(folder: Path, store: Store, limit: int) -> None:
+def test_a_limit_takes_the_first_rows(folder: Path, store: CheckpointStore, limit: int) -> None:
     found = [
         row["id"] for table in tables(store, imported(folder, store, limit=limit)) for row in table.to_pylist()
     ]
@@ -80,14 +80,14 @@ def test_a_limit_takes_the_first_rows(folder: Path, store: Store, limit: int) ->
 
 
 @ray_is_there
-def test_the_board_is_told_what_was_read(folder: Path, store: Store) -> None:
-    board = start_board()
-    read_input(store, str(folder), None, 32, board)
-    assert ray.get(board.snapshot.remote()).counts[READ].rows == 300
+def test_the_board_is_told_what_was_read(folder: Path, store: CheckpointStore) -> None:
+    tracker = start_tracker()
+    read_input(store, str(folder), None, 32, tracker)
+    assert ray.get(tracker.snapshot.remote()).counts[READ].rows == 300
 
 
 @ray_is_there
-def test_an_empty_file_is_no_rows(tmp_path: Path, store: Store) -> None:
+def test_an_empty_file_is_no_rows(tmp_path: Path, store: CheckpointStore) -> None:
     (tmp_path / "a.jsonl").write_text("\n")
     index = imported(tmp_path / "a.jsonl", store)
     assert (index.blocks, index.rows) == ((), 0)
@@ -95,7 +95,7 @@ def test_an_empty_file_is_no_rows(tmp_path: Path, store: Store) -> None:
 
 
 @ray_is_there
-def test_what_cannot_be_read_is_told_before_anything_runs(tmp_path: Path, store: Store) -> None:
+def test_what_cannot_be_read_is_told_before_anything_runs(tmp_path: Path, store: CheckpointStore) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(BlendError, match=r"a\.parquet: not a readable Parquet file"):
         imported(tmp_path / "a.parquet", store)
@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_told_before_anything_runs(tmp_path: Path, store:
 
 
 @ray_is_there
-def test_digests_tell_what_changed(tmp_path: Path, store: Store) -> None:
+def test_digests_tell_what_changed(tmp_path: Path, store: CheckpointStore) -> None:
     """A changed reference is another content, but nothing that stages see; rows appended leave blocks alone."""
     file = tmp_path / "in.jsonl"
     rows = [{"id": str(i), "prompt": f"p{i}", "output": "a"} for i in range(70)]

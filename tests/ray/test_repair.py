@@ -15,11 +15,11 @@ from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk import output
-from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, Index, Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, OutputRecord
-from llm_blender_ray.pipelines.bulk.repair import mend
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.repair import repair_store
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.storage import get, put
@@ -150,7 +150,7 @@ def test_an_output_whose_results_are_gone_is_made_anew(run: Finished, capfd: pyt
 
 def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result is hit when all waves are through: the output isn't written without it."""
-    whole = output.assemble
+    whole = output.write_output
     hit = run.one_of("results/generate-five")
 
     def assemble(*arguments: Any) -> Any:
@@ -160,7 +160,7 @@ def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest
         return whole(*arguments)
 
     marker = run.output.with_name("marker")
-    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.run.assemble", assemble)
+    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.run.write_output", assemble)
     run.output.unlink()
     run.run()
     assert marker.exists()
@@ -218,18 +218,20 @@ def test_what_was_made_of_something_lost_goes_too(tmp_path: Path) -> None:
     model = EchoModel(engine="echo", name="one", model="m")
     ranker = PairRanker(model="r")
     steps = (
-        Step(place("one", model, capacity), "generate-one"),
-        Step(place("two", model, capacity), "generate-two"),
-        Step(place("ranker", ranker, capacity), "rank"),
+        StageSpec(place("one", model, capacity), "generate-one"),
+        StageSpec(place("two", model, capacity), "generate-two"),
+        StageSpec(place("ranker", ranker, capacity), "rank"),
     )
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     for step in steps:
         for block in ("a", "b", "c"):
             store.save_result(step.key, block, Result(pa.table({"n": [1]}), {}))
     damaged = tmp_path / "results" / "generate-two" / "a.parquet"
     damaged.write_bytes(flipped(damaged.read_bytes()))
     store.forget_result("generate-one", "b")
-    mend(store, Index((), "mark", pa.null()), Work(steps, ("one", "two")), lambda lost: pytest.fail(str(lost)))
+    repair_store(
+        store, Index((), "mark", pa.null()), StageGraph(steps, ("one", "two")), lambda lost: pytest.fail(str(lost))
+    )
     assert [store.done(step.key) for step in steps] == [{"a", "c"}, {"b", "c"}, {"c"}]
 
 
@@ -247,7 +249,7 @@ def test_a_file_is_damaged_by_size_hash_or_absence(s3_bucket: str) -> None:
 
 
 def test_objects_of_a_bucket_are_checked_too(s3_bucket: str) -> None:
-    store = Store(f"{s3_bucket}/.blend")
+    store = CheckpointStore(f"{s3_bucket}/.blend")
     store.save_run({"identity": {}})
     assert store.run() == {"format": FORMAT, "identity": {}}
     data = get(f"{store.root}/run.json")
@@ -257,7 +259,7 @@ def test_objects_of_a_bucket_are_checked_too(s3_bucket: str) -> None:
 
 
 def test_a_manifest_says_what_was_written_of_pairs(run: Finished) -> None:
-    text = Store(str(run.work)).manifest()
+    text = CheckpointStore(str(run.work)).manifest()
     assert text is not None
     pairs = Manifest.parse(text).preferences
     assert pairs is not None

@@ -20,13 +20,20 @@ from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
 from llm_blender_ray.pipelines.bulk import run as bulk_run
 from llm_blender_ray.pipelines.bulk.accounts import account_of
-from llm_blender_ray.pipelines.bulk.checkpoints import Block, Index, Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.commands import run_blend
-from llm_blender_ray.pipelines.bulk.deduplication import leaders, lend
+from llm_blender_ray.pipelines.bulk.deduplication import copy_results, representatives
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.results import again, borrowed, columns_of, merged, to_ask, with_earlier
+from llm_blender_ray.pipelines.bulk.results import (
+    columns_of,
+    keep_earlier_results,
+    merge_results,
+    results_from_other_blocks,
+    rows_to_ask,
+    rows_to_rerun,
+)
 from llm_blender_ray.pipelines.bulk.retry import attempt_of, to_do
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
@@ -36,8 +43,8 @@ REFUSED = Candidate("a", error="too long", refused="too long")
 HERE = Capacity.machine(4)
 
 
-def step(name: str, settings: Any, **more: Any) -> Step:
-    return Step(place(name, settings, HERE), f"{name}-key", **more)
+def step(name: str, settings: Any, **more: Any) -> StageSpec:
+    return StageSpec(place(name, settings, HERE), f"{name}-key", **more)
 
 
 ECHO = step("a", EchoModel(engine="echo", name="a", model="m"))
@@ -71,16 +78,18 @@ class TestRows:
         before = [Blend(PROMPT, ())] * 4
         rows = [(GOOD, GOOD), (BAD, GOOD), (REFUSED, GOOD), (BAD, REFUSED)]
         had = columns_of("generate", before, [Blend(PROMPT, row) for row in rows])
-        asked = again("generate", before, had, retry=True)
-        assert (asked, again("generate", before, had, retry=False)) == ([1, 3], [])
-        seen = to_ask("generate", "a", before, had)
+        asked = rows_to_rerun("generate", before, had, retry=True)
+        assert (asked, rows_to_rerun("generate", before, had, retry=False)) == ([1, 3], [])
+        seen = rows_to_ask("generate", "a", before, had)
         assert [blend.candidates for blend in seen] == rows
         new = Candidate("a", "now", completion_tokens=3)
         answers = [Blend(PROMPT, (*seen[row].candidates, new)) for row in asked]
-        made = merged("generate", asked, had, columns_of("generate", [seen[row] for row in asked], answers))
+        made = merge_results("generate", asked, had, columns_of("generate", [seen[row] for row in asked], answers))
         found = [[one["text"] or one["error"] for one in row] for row in made.column("candidates").to_pylist()]
         assert found == [["yes", "yes"], ["now", "yes"], ["too long", "yes"], ["now", "too long"]]
-        assert made.slice(0, 1).equals(had.slice(0, 1)) and again("generate", before, made, retry=True) == []
+        assert (
+            made.slice(0, 1).equals(had.slice(0, 1)) and rows_to_rerun("generate", before, made, retry=True) == []
+        )
 
     def test_rows_keep_their_results_in_other_blocks(self) -> None:
         """Three rows of two earlier blocks, in another order, with one that is new and one that is there twice."""
@@ -92,12 +101,12 @@ class TestRows:
             return columns_of("generate", of, answers)
 
         before = [rows[2], rows[3], rows[0], rows[0]]
-        had = borrowed("generate", before, [drawn(rows[0], rows[1]), drawn(rows[2])])
-        assert had is not None and again("generate", before, had, retry=False) == [1, 3]
-        made = merged("generate", [1, 3], had, drawn(rows[3], Blend(Prompt("new", "a question"), ())))
+        had = results_from_other_blocks("generate", before, [drawn(rows[0], rows[1]), drawn(rows[2])])
+        assert had is not None and rows_to_rerun("generate", before, had, retry=False) == [1, 3]
+        made = merge_results("generate", [1, 3], had, drawn(rows[3], Blend(Prompt("new", "a question"), ())))
         texts = [[one["text"] for one in row] for row in made.column("candidates").to_pylist()]
         assert texts == [["draw 2"], ["draw 3"], ["draw 0"], ["draw new"]]
-        assert borrowed("generate", [rows[3]], [drawn(rows[0])]) is None
+        assert results_from_other_blocks("generate", [rows[3]], [drawn(rows[0])]) is None
 
     def test_a_ranking_of_other_candidates_is_not_kept(self) -> None:
         pair = Blend(PROMPT, (GOOD, Candidate("b", "no")))
@@ -105,10 +114,12 @@ class TestRows:
         earlier = columns_of("rank", [pair], [Blend(PROMPT, pair.candidates, ranking)])
         other = Blend(PROMPT, (GOOD, Candidate("b", "another")))
         new = Blend(Prompt("new", "x"), pair.candidates)
-        had = borrowed("rank", [pair, new], [earlier])
-        assert had is not None and again("rank", [pair, new], had, retry=False) == [1]
-        assert again("rank", [other, new], had, retry=False) == [0, 1]
-        made = merged("rank", [1], had, columns_of("rank", [new], [Blend(new.prompt, new.candidates, ranking)]))
+        had = results_from_other_blocks("rank", [pair, new], [earlier])
+        assert had is not None and rows_to_rerun("rank", [pair, new], had, retry=False) == [1]
+        assert rows_to_rerun("rank", [other, new], had, retry=False) == [0, 1]
+        made = merge_results(
+            "rank", [1], had, columns_of("rank", [new], [Blend(new.prompt, new.candidates, ranking)])
+        )
         assert made.column("ranking").to_pylist() == [[1, 0]] * 2
 
     def test_rows_are_ranked_again_that_failed_or_have_other_candidates(self) -> None:
@@ -123,16 +134,16 @@ class TestRows:
         ]
         had = columns_of("rank", before, after)
         now = [before[0], Blend(PROMPT, (GOOD, other)), before[2]]
-        assert again("rank", now, had, retry=False) == [1]
-        assert again("rank", now, had, retry=True) == [1, 2]
+        assert rows_to_rerun("rank", now, had, retry=False) == [1]
+        assert rows_to_rerun("rank", now, had, retry=True) == [1, 2]
         failed = Blend(PROMPT, (GOOD, other), error="ranking failed: again")
-        made = merged(
+        made = merge_results(
             "rank", [1, 2], had, columns_of("rank", now[1:], [failed, Blend(PROMPT, (GOOD, other), ranking)])
         )
         assert made.column("ranking").to_pylist() == [[1, 0], [1], [1, 0]]  # the second keeps what it had
         assert made.column("error").to_pylist() == [None] * 3
         assert made.column("failed").to_pylist() == [None, "ranking failed: again", None]
-        assert again("rank", now, made, retry=True) == [1]
+        assert rows_to_rerun("rank", now, made, retry=True) == [1]
         account = account_of("rank", now, now, made.column("failed").to_pylist())
         assert (account["failed"], account["retryable"]) == (1, 1)
 
@@ -140,7 +151,7 @@ class TestRows:
         before = [Blend(PROMPT, (GOOD, Candidate("b", "no")))]
         half = Ranking((1, 0), (0.1, 0.2), ((None, None), (2.0, None)), 2, unreadable=1)
         had = columns_of("rank", before, [Blend(PROMPT, before[0].candidates, half)])
-        assert again("rank", before, had, retry=True) == [0]
+        assert rows_to_rerun("rank", before, had, retry=True) == [0]
 
     def test_a_new_config_takes_over_what_a_slip_would_lose(self) -> None:
         """A third candidate has come in between, and the new ranking and fusion of the first row failed."""
@@ -151,7 +162,7 @@ class TestRows:
         fused = columns_of("fuse", old, [Blend(PROMPT, (a, c), fused="cc!", fused_from=(1, 0))] * 2)
         now = [Blend(PROMPT, (a, b, c)), Blend(PROMPT, (b, c))]
         slipped = [Blend(blend.prompt, blend.candidates, error="it failed") for blend in now]
-        row, other = with_earlier("rank", now, columns_of("rank", now, slipped), ranked).to_pylist()
+        row, other = keep_earlier_results("rank", now, columns_of("rank", now, slipped), ranked).to_pylist()
         assert (row["ranking"], row["scores"], row["error"], row["failed"]) == (
             [2, 0],
             [0.1, None, 0.2],
@@ -160,12 +171,12 @@ class TestRows:
         )
         assert row["logits"] == [[None, None, -1.0], [None] * 3, [1.0, None, None]]
         assert (other["ranking"], other["error"]) == (None, "it failed")  # its first candidate is gone
-        row, other = with_earlier("fuse", now, columns_of("fuse", now, slipped), fused).to_pylist()
+        row, other = keep_earlier_results("fuse", now, columns_of("fuse", now, slipped), fused).to_pylist()
         assert (row["fused"], row["fused_from"], row["error"]) == ("cc!", [2, 0], None)
         assert (other["fused"], other["error"]) == (None, "it failed")
 
 
-def index_of(store: Store, *texts: str, ids: str = "x") -> Index:
+def index_of(store: CheckpointStore, *texts: str, ids: str = "x") -> Index:
     """Blocks of one row; equal texts are equal blocks."""
     blocks = []
     for number, text in enumerate(texts):
@@ -175,7 +186,7 @@ def index_of(store: Store, *texts: str, ids: str = "x") -> Index:
     return Index(tuple(blocks), "mark", pa.null())
 
 
-def save(store: Store, of: Step, name: str, candidate: Candidate, **account: Any) -> None:
+def save(store: CheckpointStore, of: StageSpec, name: str, candidate: Candidate, **account: Any) -> None:
     before = [Blend(PROMPT, ())]
     after = [Blend(PROMPT, (candidate,))]
     found = account_of("generate", before, after) | {"actor": "x", "started": 1.0, "ended": 2.0} | account
@@ -184,7 +195,7 @@ def save(store: Store, of: Step, name: str, candidate: Candidate, **account: Any
 
 class TestSharing:
     def test_results_are_of_one_place(self, tmp_path: Path) -> None:
-        store = Store(str(tmp_path))
+        store = CheckpointStore(str(tmp_path))
         names = index_of(store, "a", "b", "a").names
         assert len(set(names)) == 3
         moved = index_of(store, "c", "a", "b", "a")
@@ -193,22 +204,22 @@ class TestSharing:
         assert len(set(copies.names)) == 2
 
     def test_of_equal_blocks_one_goes_first_where_nothing_is_drawn(self, tmp_path: Path) -> None:
-        store = Store(str(tmp_path))
+        store = CheckpointStore(str(tmp_path))
         index = index_of(store, "a", "b", "a")
-        work = Work((ECHO, RANKER), ("a",))
+        work = StageGraph((ECHO, RANKER), ("a",))
         named = dict(zip(index.names, index.blocks, strict=True))
-        first = leaders(named, work, work.steps, to_do(store, index, work, work.steps))
+        first = representatives(named, work, work.steps, to_do(store, index, work, work.steps))
         assert first == {"a": set(index.names[:2]), "ranker": set(index.names[:2])}
-        assert leaders(named, work, work.steps, {"a": {index.names[0]}, "ranker": set()}) == {}
+        assert representatives(named, work, work.steps, {"a": {index.names[0]}, "ranker": set()}) == {}
 
     def test_copies_are_of_what_did_not_fail(self, tmp_path: Path) -> None:
-        store = Store(str(tmp_path))
+        store = CheckpointStore(str(tmp_path))
         index = index_of(store, "a", "b", "a", "b")
-        work = Work((ECHO,), ("a",))
+        work = StageGraph((ECHO,), ("a",))
         save(store, ECHO, index.names[0], GOOD)
         save(store, ECHO, index.names[1], BAD)
         todo = to_do(store, index, work, work.steps)
-        assert lend(store, index, work, work.steps, todo) == {"a": {index.names[2]}}
+        assert copy_results(store, index, work, work.steps, todo) == {"a": {index.names[2]}}
         assert todo == {"a": {index.names[3]}}
         copy = store.result(ECHO.key, index.names[2])
         assert copy is not None and copy.account["ended"] == copy.account["started"]
@@ -230,28 +241,28 @@ class TestSharing:
         )
         member, judge = step("a", config.models[0]), step("ranker", config.ranker)
         fuser = step("fuser", config.fuser)
-        work = Work((member, judge, fuser), ("a",))
+        work = StageGraph((member, judge, fuser), ("a",))
         assert isinstance(config.ranker, Judge) and isinstance(config.fuser, GenFuser)
         assert [work.shared(one) for one in work.steps] == [not drawn] * 3
-        assert fuser.deterministic and Work((ECHO, RANKER), ("a",)).shared(RANKER)
+        assert fuser.deterministic and StageGraph((ECHO, RANKER), ("a",)).shared(RANKER)
 
 
 def test_a_retry_looks_where_something_failed_and_at_what_came_of_it(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     index = index_of(store, "a", "b", "c")
     steps = (ECHO, RANKER)
     for name, candidate in zip(index.names, (GOOD, BAD, GOOD), strict=True):
         save(store, ECHO, name, candidate)
         save(store, RANKER, name, GOOD)
     one, two, three = index.names
-    assert to_do(store, index, Work(steps, ("a",)), steps) == {"a": set(), "ranker": set()}
-    first = Work(steps, ("a",), attempt=1)
+    assert to_do(store, index, StageGraph(steps, ("a",)), steps) == {"a": set(), "ranker": set()}
+    first = StageGraph(steps, ("a",), attempt=1)
     assert to_do(store, index, first, steps) == {"a": {two}, "ranker": {two}}
     save(store, ECHO, two, BAD, attempt=1)  # then killed
     assert to_do(store, index, first, steps) == {"a": set(), "ranker": {two}}
     save(store, RANKER, two, GOOD, attempt=1)
     assert to_do(store, index, first, steps) == {"a": set(), "ranker": set()}
-    assert to_do(store, index, Work(steps, ("a",), attempt=2), steps) == {"a": {two}, "ranker": {two}}
+    assert to_do(store, index, StageGraph(steps, ("a",), attempt=2), steps) == {"a": {two}, "ranker": {two}}
     assert one != three
 
 
@@ -353,7 +364,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
         def killed(*_: Any) -> None:
             raise BlendError("killed")
 
-        patch.setattr(bulk_run, "assemble", killed)
+        patch.setattr(bulk_run, "write_output", killed)
         with pytest.raises(BlendError, match="killed"):
             run_blend(config, retry_failed=True)
     again = endpoint.numbers()

@@ -15,17 +15,17 @@ from llm_blender_ray.actors.records import Blend, Candidate
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel
 from llm_blender_ray.pipelines.bulk import worker
-from llm_blender_ray.pipelines.bulk.checkpoints import Store
-from llm_blender_ray.pipelines.bulk.executor import told_by
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
-from llm_blender_ray.pipelines.bulk.tracker import Count, start_board
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
+from llm_blender_ray.pipelines.bulk.executor import translated_errors
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.tracker import Count, start_tracker
 from llm_blender_ray.pipelines.bulk.worker import Worker
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 FILE, NAME = "00000-000000", "0123456789abcdef-0123456789abcdef"
 
 
-def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
+def through(stage: type, store: CheckpointStore, tracker: Any) -> list[dict[str, Any]]:
     """A block of five rows through a worker of this stage in a real actor."""
 
     class Of(Worker):
@@ -34,19 +34,19 @@ def through(stage: type, store: Store, board: Any) -> list[dict[str, Any]]:
             super().__init__(*args)
 
     placement = place("stage", EchoModel(engine="echo", name="stage", model="m"), Capacity.machine(2))
-    step = Step(placement, "generate-stage-0")
-    work = Work((step,), ("stage",))
+    step = StageSpec(placement, "generate-stage-0")
+    work = StageGraph((step,), ("stage",))
     rows = [read_row({"id": str(i), "prompt": "x"}, "") for i in range(5)]
     store.save_rows("input", FILE, pa.Table.from_pylist(rows, schema=ROW_SCHEMA))
     dataset = ray.data.from_items([{"file": FILE, "name": NAME, "steps": ["stage"]}]).map_batches(
         Of,
-        fn_constructor_args=(step, work, store, "input", board),
+        fn_constructor_args=(step, work, store, "input", tracker),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=1),
         num_cpus=0.1,
     )
-    with told_by(board):
+    with translated_errors(tracker):
         return dataset.take_all()
 
 
@@ -68,14 +68,14 @@ def test_a_broken_process_is_replaced_and_its_block_done_again(tmp_path: Path) -
                 self._marker.touch()
                 raise BlendError("broken for good")
 
-    board = start_board()
-    store = Store(str(tmp_path / "work"))
-    assert through(BreaksOnce, store, board) == [{"file": FILE, "name": NAME, "steps": ["stage"]}]
+    tracker = start_tracker()
+    store = CheckpointStore(str(tmp_path / "work"))
+    assert through(BreaksOnce, store, tracker) == [{"file": FILE, "name": NAME, "steps": ["stage"]}]
     assert (tmp_path / "broken").exists()
     result = store.result("generate-stage-0", NAME)
     assert result is not None
     assert [[one["text"] for one in row] for row in result.table.column("candidates").to_pylist()] == [["kept"]] * 5
-    assert ray.get(board.snapshot.remote()).counts == {"stage": Count(rows=5)}
+    assert ray.get(tracker.snapshot.remote()).counts == {"stage": Count(rows=5)}
     assert store.done("generate-stage-0") == {NAME}
 
 
@@ -89,9 +89,9 @@ def test_a_stage_that_loses_a_row_ends_the_run(tmp_path: Path) -> None:
 
         async def check_health(self) -> None: ...
 
-    store = Store(str(tmp_path / "work"))
+    store = CheckpointStore(str(tmp_path / "work"))
     with pytest.raises(BlendError, match=r"^stage returned 4 rows for 5$"):
-        through(Loses, store, start_board())
+        through(Loses, store, start_tracker())
     assert store.done("generate-stage-0") == set()
 
 
@@ -104,4 +104,4 @@ def test_a_bug_in_a_stage_ends_the_run_in_one_line(tmp_path: Path) -> None:
             raise ZeroDivisionError("a bug\nof two lines")
 
     with pytest.raises(BlendError, match=r"^the run failed: ZeroDivisionError: a bug of two lines$"):
-        through(Buggy, Store(str(tmp_path / "work")), start_board())
+        through(Buggy, CheckpointStore(str(tmp_path / "work")), start_tracker())

@@ -10,9 +10,9 @@ from llm_blender_ray.pipelines.bulk.checkpoints import (
     MANIFEST,
     RECORD,
     Block,
+    CheckpointStore,
     Index,
     Result,
-    Store,
 )
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 
@@ -29,24 +29,24 @@ def index(*blocks: Block) -> Index:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "work"))
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "work"))
 
 
-def damage(store: Store, name: str) -> None:
+def damage(store: CheckpointStore, name: str) -> None:
     file = Path(store.root) / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
 
 
-def test_an_empty_work_folder_has_nothing(store: Store) -> None:
+def test_an_empty_work_folder_has_nothing(store: CheckpointStore) -> None:
     assert (store.run(), store.format(), store.manifest(), store.index()) == (None, None, None, None)
     assert (store.stages(), store.done("rank-0"), store.damaged()) == (set(), set(), [])
     assert store.result("rank-0", "x") is None
 
 
-def test_what_is_saved_is_read_back(store: Store) -> None:
+def test_what_is_saved_is_read_back(store: CheckpointStore) -> None:
     store.save_index(index(block("0"), block("1", "e")))
     store.save_rows("mark", "0", TABLE)
     store.save_result("rank-0", "x", Result(TABLE, {"rows": 2}))
@@ -62,7 +62,7 @@ def test_what_is_saved_is_read_back(store: Store) -> None:
     assert store.done("rank-0") == set()
 
 
-def test_what_is_damaged_reads_as_missing_and_is_named(store: Store) -> None:
+def test_what_is_damaged_reads_as_missing_and_is_named(store: CheckpointStore) -> None:
     store.save_run({"identity": {}})
     store.save_index(index(block("0")))
     store.save_manifest('{\n  "a": 1\n}')
@@ -75,7 +75,7 @@ def test_what_is_damaged_reads_as_missing_and_is_named(store: Store) -> None:
     assert store.damaged_results("rank-0") == ["x"]
 
 
-def test_lost_rows_are_named_and_reading_them_is_an_error(store: Store) -> None:
+def test_lost_rows_are_named_and_reading_them_is_an_error(store: CheckpointStore) -> None:
     blocks = index(block("0"), block("1"), block("2"))
     for name in "12":
         store.save_rows("mark", name, TABLE)
@@ -86,7 +86,7 @@ def test_lost_rows_are_named_and_reading_them_is_an_error(store: Store) -> None:
             store.rows("mark", name)
 
 
-def test_rows_of_other_inputs_are_removed(store: Store) -> None:
+def test_rows_of_other_inputs_are_removed(store: CheckpointStore) -> None:
     for mark in ("old", "mark"):
         store.save_rows(mark, "0", TABLE)
     store.keep_rows("mark")
@@ -94,7 +94,7 @@ def test_rows_of_other_inputs_are_removed(store: Store) -> None:
     assert store.rows("mark", "0") == TABLE
 
 
-def test_a_result_moved_to_another_name_is_damaged(store: Store) -> None:
+def test_a_result_moved_to_another_name_is_damaged(store: CheckpointStore) -> None:
     store.save_result("rank-0", "x", Result(TABLE, {}))
     folder = Path(store.root) / "results" / "rank-0"
     (folder / "x.parquet").rename(folder / "y.parquet")
@@ -114,7 +114,7 @@ def test_equal_blocks_have_names_of_their_own() -> None:
     assert same.rows == 6
 
 
-def test_a_work_folder_on_a_disk_is_private(store: Store) -> None:
+def test_a_work_folder_on_a_disk_is_private(store: CheckpointStore) -> None:
     store.make_private()
     assert Path(store.root).stat().st_mode & 0o777 == 0o700
     store.clear()

@@ -8,21 +8,21 @@ from ray.exceptions import RayActorError, RayError
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
-from llm_blender_ray.pipelines.bulk.executor import actors, calls_at_once, reason
-from llm_blender_ray.pipelines.bulk.stages import Step
+from llm_blender_ray.pipelines.bulk.executor import actor_count, calls_at_once, reason
+from llm_blender_ray.pipelines.bulk.stages import StageSpec
 
-RANKER = Step(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
+RANKER = StageSpec(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
 
 
-def llm(**more: Any) -> Step:
+def llm(**more: Any) -> StageSpec:
     settings = {"engine": "transformers", "name": "m", "model": "m", "sampling": {"temperature": 1}} | more
-    return Step(place("m", TransformersModel.model_validate(settings), Capacity.machine(8)), "generate-m")
+    return StageSpec(place("m", TransformersModel.model_validate(settings), Capacity.machine(8)), "generate-m")
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (9, 4)])
 def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
     settings = EchoModel.model_validate({"engine": "echo", "name": "m", "model": "m", "num_cpus": 1, "replicas": 4})
-    assert actors(Step(place("m", settings, Capacity.machine(8)), "generate-m"), blocks) == expected
+    assert actor_count(StageSpec(place("m", settings, Capacity.machine(8)), "generate-m"), blocks) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,9 @@ def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int
         (llm(max_batch_size=32), 0.5, 64),
     ],
 )
-def test_an_llm_has_blocks_enough_to_fill_its_batches(step: Step, rows_per_block: float, expected: int) -> None:
+def test_an_llm_has_blocks_enough_to_fill_its_batches(
+    step: StageSpec, rows_per_block: float, expected: int
+) -> None:
     assert calls_at_once(step, rows_per_block) == expected
 
 
@@ -62,7 +64,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_the_reason_is_at_the_bottom_in_one_line(error: Exception, expected: str) -> None:
-    found = str(reason(error, board=None))
+    found = str(reason(error, tracker=None))
     assert expected in found
     assert "\n" not in found
 
@@ -72,4 +74,4 @@ def test_causes_that_go_round_come_to_an_end() -> None:
     inner = ValueError("inner")
     outer = caused(RuntimeError("outer"), inner)
     inner.__cause__ = outer
-    assert str(reason(outer, board=None)).startswith("the run failed: ")
+    assert str(reason(outer, tracker=None)).startswith("the run failed: ")

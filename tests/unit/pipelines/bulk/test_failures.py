@@ -7,7 +7,7 @@ import pytest
 
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.pipelines.bulk.accounts import account_of
-from llm_blender_ray.pipelines.bulk.failures import last_lines, problems
+from llm_blender_ray.pipelines.bulk.failures import failure_lines, problems
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 
 PROMPT = Prompt("id", "a question")
@@ -35,24 +35,24 @@ def manifest(*stages: StageRecord, bad: dict[str, int] | None = None) -> Manifes
 
 
 def test_nothing_failed_and_nothing_is_said() -> None:
-    assert last_lines(manifest(stage(asked=20), stage("ranker", "rank", asked=20, ranked=20, constant=19))) == []
+    assert failure_lines(manifest(stage(asked=20), stage("ranker", "rank", asked=20, ranked=20, constant=19))) == []
 
 
 def test_a_model_is_named_with_its_causes_most_frequent_first() -> None:
     model = stage(asked=20, failed=15, retryable=15, errors={"URL: 503: busy": 4, "URL: 401: no key": 11})
-    line, again = last_lines(manifest(model))
+    line, again = failure_lines(manifest(model))
     assert again.startswith("--retry-failed ")
     assert line == "a: no answer on 15 of 20 rows (75.0%): 11 x URL: 401: no key; 4 x URL: 503: busy"
 
 
 def test_causes_beyond_the_most_frequent_are_one() -> None:
     errors = {f"cause {chr(97 + i)}": 9 - i for i in range(8)}
-    (line, _) = last_lines(manifest(stage(asked=50, failed=44, retryable=44, errors=errors)))
+    (line, _) = failure_lines(manifest(stage(asked=50, failed=44, retryable=44, errors=errors)))
     assert line.endswith("5 x cause e; 9 x other causes") and "cause f" not in line
 
 
 def test_bad_rows_rankers_and_fusers_have_lines_of_their_own() -> None:
-    lines = last_lines(
+    lines = failure_lines(
         manifest(
             stage("ranker", "rank", asked=18, failed=2, errors={"ranking failed: x": 2}, left_out=3),
             stage("fuser", "fuse", asked=16, failed=16),
@@ -77,7 +77,7 @@ def test_bad_rows_rankers_and_fusers_have_lines_of_their_own() -> None:
     ],
 )
 def test_a_ranker_that_can_not_be_trusted_is_one_line(numbers: dict[str, Any], told: str) -> None:
-    (line,) = last_lines(manifest(stage("ranker", "rank", asked=20, **numbers)))
+    (line,) = failure_lines(manifest(stage("ranker", "rank", asked=20, **numbers)))
     assert line.startswith(f"ranker: {told}")
 
 

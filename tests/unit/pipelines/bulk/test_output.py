@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk.checkpoints import Block
-from llm_blender_ray.pipelines.bulk.output import ROWS_PER_PIECE, Account, covered, grouped
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.output import ROWS_PER_PIECE, Account, covered_seconds, grouped
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
 
 def named(*sizes: int) -> list[tuple[Block, str]]:
@@ -36,7 +36,7 @@ def test_no_rows_are_one_empty_group() -> None:
     [([], 0), ([(1, 3)], 2), ([(5, 6), (1, 3), (2, 4)], 4), ([(0, 9), (1, 2), (3, 4)], 9), ([(1, 1)], 0)],
 )
 def test_time_that_spans_cover_together(spans: list[tuple[float, float]], expected: float) -> None:
-    assert covered(spans) == expected
+    assert covered_seconds(spans) == expected
 
 
 def piece(**stage: Any) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def test_pieces_add_up_to_the_records_of_stages() -> None:
     assert (account.rows, account.errors, account.kinds["timeout"], account.bad["bad row"]) == (12, 3, 3, 6)
     capacity = Capacity.machine(4)
     steps = (
-        Step(place("one", EchoModel(engine="echo", name="one", model="m"), capacity), "generate-one"),
-        Step(place("ranker", PairRanker(model="r"), capacity), "rank-ranker"),
+        StageSpec(place("one", EchoModel(engine="echo", name="one", model="m"), capacity), "generate-one"),
+        StageSpec(place("ranker", PairRanker(model="r"), capacity), "rank-ranker"),
     )
-    one, ranker = account.stages(Work(steps), {"one": 1, "ranker": 2})
+    one, ranker = account.stages(StageGraph(steps), {"one": 1, "ranker": 2})
     assert (one.rows, one.asked, one.failed, one.errors) == (12, 7, 3, {"timeout": 2, "HTTP 500": 2})
     assert one.seconds == 3 + 1 + 2  # actor x from 0 to 3 and from 10 to 11, actor y from 0 to 2
     assert (one.wave, one.scorer, ranker.wave, ranker.scorer) == (1, None, 2, "pairranker")

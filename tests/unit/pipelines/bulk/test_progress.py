@@ -12,35 +12,35 @@ from rich.console import Console
 
 from llm_blender_ray.pipelines.bulk import progress as display
 from llm_blender_ray.pipelines.bulk.progress import (
-    Moment,
+    PlannedStage,
     Progress,
-    ShownStage,
+    ProgressEstimator,
+    ProgressView,
     StageProgress,
-    Tracker,
-    about,
-    shown,
+    display_progress,
+    format_duration,
 )
 from llm_blender_ray.pipelines.bulk.tracker import Count, Snapshot
 
-ONE = (ShownStage("alder", 1),)
-CHAIN = (ShownStage("alder", 1), ShownStage("birch", 1), ShownStage("ranker", 1))
-TWENTY = tuple(ShownStage(f"model-with-a-long-name-{i}", 1) for i in range(20))
+ONE = (PlannedStage("alder", 1),)
+CHAIN = (PlannedStage("alder", 1), PlannedStage("birch", 1), PlannedStage("ranker", 1))
+TWENTY = tuple(PlannedStage(f"model-with-a-long-name-{i}", 1) for i in range(20))
 
 
-def board(*, loaded: int = 1, **counts: Count) -> Snapshot:
+def snapshot_of(*, loaded: int = 1, **counts: Count) -> Snapshot:
     return Snapshot(counts, dict.fromkeys(counts, loaded))
 
 
 def follow(series: Iterable[tuple[float, int]], *, total: int = 10**9, saved: int = 0) -> StageProgress:
     """The one stage at the end of a series of (time, rows done in this session)."""
-    tracker = Tracker(ONE, total)
+    estimator = ProgressEstimator(ONE, total)
     for now, made in series:
         count = Count(rows=saved + made, saved=saved, completion_tokens=7 * made)
-        progress = tracker.add(now, board(alder=count))
+        progress = estimator.add(now, snapshot_of(alder=count))
     return progress.stages[0]
 
 
-def rendered(moment: Moment, width: int) -> list[str]:
+def rendered(moment: ProgressView, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(moment)
     return console.export_text().splitlines()
@@ -87,7 +87,7 @@ def test_rate_is_unknown_at_first() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 10**6)), min_size=1, max_size=60))
 def test_a_rate_is_never_negative_nor_zero(steps: list[tuple[float, int]]) -> None:
-    """Whatever a board says, even one that began anew."""
+    """Whatever a tracker reports, even one that began anew."""
     now, series = 0.0, []
     for seconds, rows in steps:
         now += seconds
@@ -98,11 +98,11 @@ def test_a_rate_is_never_negative_nor_zero(steps: list[tuple[float, int]]) -> No
 
 
 def test_loading_and_waiting_for_the_first_rows_is_no_time_of_work() -> None:
-    tracker = Tracker(CHAIN, 10_000)
+    estimator = ProgressEstimator(CHAIN, 10_000)
     for now in range(1000 + 1):
         done, ranked = max(0, now - 900), max(0, now - 950)
         counts = {"alder": Count(rows=done), "birch": Count(rows=done), "ranker": Count(rows=ranked)}
-        progress = tracker.add(now, Snapshot(counts, {"alder": int(now >= 900), "birch": 1, "ranker": 1}))
+        progress = estimator.add(now, Snapshot(counts, {"alder": int(now >= 900), "birch": 1, "ranker": 1}))
         if now == 920:  # it began within the second before it was seen
             alder, birch, ranker = (stage.rows_per_s for stage in progress.stages)
             assert [alder, birch] == pytest.approx([1, 1], rel=0.05)
@@ -122,20 +122,20 @@ def test_a_stage_that_is_through_shows_its_mean() -> None:
 @given(total=st.integers(0, 10**6), done=st.tuples(*[st.integers(0, 10**6)] * 3))
 def test_queue_is_what_came_and_is_not_through(total: int, done: tuple[int, int, int]) -> None:
     counts = {stage.name: Count(rows=rows) for stage, rows in zip(CHAIN, done, strict=True)}
-    stages = Tracker(CHAIN, total).add(0, Snapshot(counts)).stages
+    stages = ProgressEstimator(CHAIN, total).add(0, Snapshot(counts)).stages
     assert [stage.queue for stage in stages] == [
         max(0, came - rows) for came, rows in zip((total, *done[:2]), done, strict=True)
     ]
 
 
 def test_time_left_is_that_of_the_slowest_stage() -> None:
-    tracker = Tracker(CHAIN, 1000)
+    estimator = ProgressEstimator(CHAIN, 1000)
     for now in range(101):
         counts = {"alder": Count(rows=600 + 4 * now, saved=600), "birch": Count(rows=2 * now), "ranker": Count()}
-        progress = tracker.add(now, board(**counts))
+        progress = estimator.add(now, snapshot_of(**counts))
     assert [stage.seconds_left for stage in progress.stages] == [0, pytest.approx(400), None]
     assert progress.seconds_left is None
-    progress = tracker.add(101, board(**counts | {"ranker": Count(rows=101)}))
+    progress = estimator.add(101, snapshot_of(**counts | {"ranker": Count(rows=101)}))
     assert progress.stages[2].seconds_left == progress.seconds_left == pytest.approx(899)
 
 
@@ -147,9 +147,9 @@ def test_saved_rows_are_not_left_and_make_no_rate() -> None:
 
 
 def test_nothing_to_do_is_done() -> None:
-    progress = Tracker(CHAIN, 0).add(0, Snapshot())
+    progress = ProgressEstimator(CHAIN, 0).add(0, Snapshot())
     assert progress.seconds_left == 0
-    assert len(rendered(Moment("wave 1 of 1", 0, 0, 0, progress), 80)) == 5
+    assert len(rendered(ProgressView("wave 1 of 1", 0, 0, 0, progress), 80)) == 5
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,16 @@ def test_nothing_to_do_is_done() -> None:
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (360, "6 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")],
 )
 def test_about(seconds: float, text: str) -> None:
-    assert about(seconds) == text
+    assert format_duration(seconds) == text
 
 
 # A line, a table
 
 
-def halfway() -> Moment:
+def halfway() -> ProgressView:
     alder = StageProgress("alder", 2000, 2, 2, 512, 1488, 2, True, 4.31, 350.2)
     ranker = StageProgress("ranker", 2000, 1, 1, 448, 64, 0, True, 3.9, None)
-    return Moment("wave 1 of 2", 2000, 1000.0, 1120.0, Progress(1119.0, (alder, ranker)))
+    return ProgressView("wave 1 of 2", 2000, 1000.0, 1120.0, Progress(1119.0, (alder, ranker)))
 
 
 def test_line() -> None:
@@ -178,16 +178,16 @@ def test_line() -> None:
 
 def test_line_while_models_load() -> None:
     counts = {"alder": Count(rows=30, saved=30)}
-    progress = Tracker((ShownStage("alder", 2),), 50).add(0, board(loaded=1, **counts))
-    assert Moment("wave 1 of 1", 50, 0, 15, progress).line() == (
+    progress = ProgressEstimator((PlannedStage("alder", 2),), 50).add(0, snapshot_of(loaded=1, **counts))
+    assert ProgressView("wave 1 of 1", 50, 0, 15, progress).line() == (
         "wave 1 of 1 | 15 s | alder 30/50 (loading 1/2) | 0 errors"
     )
 
 
 def test_a_silent_board_is_told() -> None:
-    progress = Tracker(ONE, 50).add(0, Snapshot())
-    assert "no news" not in Moment("wave 1 of 1", 50, 0, 29, progress).line()
-    moment = Moment("wave 1 of 1", 50, 0, 45, progress)
+    progress = ProgressEstimator(ONE, 50).add(0, Snapshot())
+    assert "no news" not in ProgressView("wave 1 of 1", 50, 0, 29, progress).line()
+    moment = ProgressView("wave 1 of 1", 50, 0, 45, progress)
     assert moment.line().endswith(" | no news for 45 s")
     assert "no news for 45 s" in rendered(moment, 60)[0]
 
@@ -206,12 +206,12 @@ def test_table() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_twenty_stages_of_a_million_rows_fit_a_terminal(width: int) -> None:
-    tracker = Tracker(TWENTY, 1_000_000)
+    estimator = ProgressEstimator(TWENTY, 1_000_000)
     for now in (0.0, 100.0):
         made = int(now * 1234)
         count = Count(rows=800_000 + made, saved=800_000, failed=10 * made, completion_tokens=80 * made)
-        progress = tracker.add(now, board(**{stage.name: count for stage in TWENTY}))
-    lines = rendered(Moment("wave 10 of 12", 1_000_000, 0, 360_100, progress), width)
+        progress = estimator.add(now, snapshot_of(**{stage.name: count for stage in TWENTY}))
+    lines = rendered(ProgressView("wave 10 of 12", 1_000_000, 0, 360_100, progress), width)
     assert len(lines) == 22  # of a terminal's 24
     assert max(map(len, lines)) <= width
     assert lines[0].startswith("wave 10 of 12  4 days, 4:01:40")
@@ -222,8 +222,8 @@ def test_twenty_stages_of_a_million_rows_fit_a_terminal(width: int) -> None:
 
 
 def test_table_while_models_load() -> None:
-    progress = Tracker((ShownStage("alder", 2),), 50).add(0, Snapshot(loaded={"alder": 1}))
-    assert rendered(Moment("wave 1 of 1", 50, 0, 1, progress), 60)[2].split() == [
+    progress = ProgressEstimator((PlannedStage("alder", 2),), 50).add(0, Snapshot(loaded={"alder": 1}))
+    assert rendered(ProgressView("wave 1 of 1", 50, 0, 1, progress), 60)[2].split() == [
         "alder",
         "loading",
         "1/2",
@@ -255,12 +255,12 @@ class Time:
 
 
 def a_row_a_second(time: Time) -> Snapshot:
-    return board(alder=Count(rows=int(time.now)))
+    return snapshot_of(alder=Count(rows=int(time.now)))
 
 
 def test_a_log_gets_a_line_now_and_then() -> None:
     time, log = Time(10 * 3600), Console(file=io.StringIO())
-    with shown(
+    with display_progress(
         lambda: a_row_a_second(time),
         ONE,
         total=36_000,
@@ -283,7 +283,7 @@ def test_a_log_gets_a_line_now_and_then() -> None:
 def test_a_log_of_a_short_run_is_empty() -> None:
     """What it did is told by its result, and why it failed by one line."""
     log = Console(file=io.StringIO())
-    with shown(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
+    with display_progress(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
         pass
     assert log.file.getvalue() == ""
 
@@ -291,8 +291,8 @@ def test_a_log_of_a_short_run_is_empty() -> None:
 def test_the_end_is_seen() -> None:
     time, log = Time(20), Console(file=io.StringIO())
     done = 0
-    with shown(
-        lambda: board(alder=Count(rows=done)),
+    with display_progress(
+        lambda: snapshot_of(alder=Count(rows=done)),
         ONE,
         total=5,
         title="wave 1 of 1",
@@ -313,9 +313,9 @@ def test_a_board_that_gives_nothing_or_fails_ends_nothing() -> None:
             return a_row_a_second(time)
         if time.now < 40:
             return None
-        raise RuntimeError("the board is gone")
+        raise RuntimeError("the tracker is gone")
 
-    with shown(read, ONE, total=100, title="wave 1 of 1", console=log, clock=time.clock, wait=time.wait):
+    with display_progress(read, ONE, total=100, title="wave 1 of 1", console=log, clock=time.clock, wait=time.wait):
         assert time.over.wait(60)
     *_, late, last = log.file.getvalue().splitlines()
     assert late.startswith("wave 1 of 1 | 45 s | alder 19/100 (1.0 rows/s)")
@@ -331,7 +331,9 @@ def test_a_board_that_never_answers_does_not_hold_up_the_end(monkeypatch: pytest
         answer.wait()
 
     try:
-        with shown(read, ONE, total=5, title="wave 1 of 1", console=log, wait=lambda stop, _: stop.is_set()):
+        with display_progress(
+            read, ONE, total=5, title="wave 1 of 1", console=log, wait=lambda stop, _: stop.is_set()
+        ):
             assert asked.wait(60)
         assert log.file.getvalue() == ""
     finally:
@@ -340,7 +342,7 @@ def test_a_board_that_never_answers_does_not_hold_up_the_end(monkeypatch: pytest
 
 def test_a_log_that_cannot_be_written_ends_nothing() -> None:
     log = Console(file=io.StringIO())
-    with shown(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
+    with display_progress(Snapshot, ONE, total=5, title="wave 1 of 1", console=log):
         log.file.close()
 
 
@@ -348,7 +350,7 @@ def test_a_file_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """Whatever the environment of a CI says."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     time = Time(20)
-    with shown(Snapshot, ONE, total=5, title="wave 1 of 1", clock=time.clock, wait=time.wait):
+    with display_progress(Snapshot, ONE, total=5, title="wave 1 of 1", clock=time.clock, wait=time.wait):
         assert time.over.wait(60)
     said = capsys.readouterr()
     assert said.out == ""
@@ -364,7 +366,9 @@ def test_what_ends_a_run_leaves_a_clean_terminal(
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
     with (
         pytest.raises(error),
-        shown(lambda: board(alder=Count(rows=3)), ONE, total=5, title="wave 1 of 1", console=terminal),
+        display_progress(
+            lambda: snapshot_of(alder=Count(rows=3)), ONE, total=5, title="wave 1 of 1", console=terminal
+        ),
     ):
         raise error
     said = terminal.file.getvalue()
@@ -379,7 +383,7 @@ def test_a_log_says_that_a_run_was_stopped() -> None:
     time, log = Time(20), Console(file=io.StringIO())
     with (
         pytest.raises(KeyboardInterrupt),
-        shown(Snapshot, ONE, total=5, title="w", console=log, clock=time.clock, wait=time.wait),
+        display_progress(Snapshot, ONE, total=5, title="w", console=log, clock=time.clock, wait=time.wait),
     ):
         assert time.over.wait(60)
         raise KeyboardInterrupt

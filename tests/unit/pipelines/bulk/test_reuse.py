@@ -10,15 +10,15 @@ import pytest
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, digest
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, EchoRanker
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.results import candidates_of
 from llm_blender_ray.pipelines.bulk.reuse import Reuse
-from llm_blender_ray.pipelines.bulk.stages import Step
+from llm_blender_ray.pipelines.bulk.stages import StageSpec
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 CAPACITY = Capacity.machine(2)
-LLM = Step(place("m", EchoModel(engine="echo", name="m", model="m"), CAPACITY), "generate-m-new")
-RANKER = Step(place("ranker", EchoRanker(kind="echo"), CAPACITY), "rank-ranker-new", scorer="s")
+LLM = StageSpec(place("m", EchoModel(engine="echo", name="m", model="m"), CAPACITY), "generate-m-new")
+RANKER = StageSpec(place("ranker", EchoRanker(kind="echo"), CAPACITY), "rank-ranker-new", scorer="s")
 SESSION = {"attempt": 0, "actor": "a", "started": 1.0, "ended": 2.0}
 
 
@@ -38,11 +38,11 @@ def texts(result: Result) -> list[str | None]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path))
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path))
 
 
-def test_without_earlier_results_all_rows_run(store: Store) -> None:
+def test_without_earlier_results_all_rows_run(store: CheckpointStore) -> None:
     reuse = Reuse(LLM, store)
     pending = reuse.pending("block", rows("x", "y"), None)
     assert (pending.rows, pending.asked, pending.known) == ([0, 1], pending.blends, {})
@@ -53,7 +53,7 @@ def test_without_earlier_results_all_rows_run(store: Store) -> None:
     assert "earlier" not in account
 
 
-def test_a_new_attempt_runs_what_failed_and_keeps_the_rest(store: Store) -> None:
+def test_a_new_attempt_runs_what_failed_and_keeps_the_rest(store: CheckpointStore) -> None:
     reuse = Reuse(LLM, store)
     pending = reuse.pending("block", rows("x", "y", "z"), None)
     first = reuse.result("block", pending, answered(pending.asked, "1", None, "3"), SESSION)
@@ -65,14 +65,14 @@ def test_a_new_attempt_runs_what_failed_and_keeps_the_rest(store: Store) -> None
     assert (account["attempt"], account["earlier"], account["again"]) == (1, [["a", 1.0, 2.0]], 1)
 
 
-def test_a_result_of_another_number_of_rows_is_not_reused(store: Store) -> None:
+def test_a_result_of_another_number_of_rows_is_not_reused(store: CheckpointStore) -> None:
     reuse = Reuse(LLM, store)
     pending = reuse.pending("block", rows("x"), None)
     first = reuse.result("block", pending, answered(pending.asked, "1"), SESSION)
     assert reuse.pending("block", rows("x", "y"), first).rows == [0, 1]
 
 
-def test_rows_keep_their_results_in_other_blocks_of_a_changed_input(store: Store) -> None:
+def test_rows_keep_their_results_in_other_blocks_of_a_changed_input(store: CheckpointStore) -> None:
     before = Reuse(LLM, store).pending("old", rows("x", "y"), None)
     store.save_result(
         LLM.key, "old", Reuse(LLM, store).result("old", before, answered(before.asked, "1", "2"), SESSION)
@@ -85,23 +85,25 @@ def test_rows_keep_their_results_in_other_blocks_of_a_changed_input(store: Store
 
 
 def test_a_block_that_runs_while_another_looks_for_its_rows_finds_its_own(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Reuse(LLM, store).pending("old", rows("x"), None)
     store.save_result(LLM.key, "old", Reuse(LLM, store).result("old", before, answered(before.asked, "1"), SESSION))
-    reuse, read, inner = Reuse(LLM, store, ["old"]), Store.result, []
+    reuse, read, inner = Reuse(LLM, store, ["old"]), CheckpointStore.result, []
 
-    def read_slowly(self: Store, stage: str, name: str) -> Result | None:
-        monkeypatch.setattr(Store, "result", read)
+    def read_slowly(self: CheckpointStore, stage: str, name: str) -> Result | None:
+        monkeypatch.setattr(CheckpointStore, "result", read)
         inner.append(reuse.pending("second", rows("x"), None).rows)
         return self.result(stage, name)
 
-    monkeypatch.setattr(Store, "result", read_slowly)
+    monkeypatch.setattr(CheckpointStore, "result", read_slowly)
     assert [reuse.pending("first", rows("x"), None).rows, *inner] == [[], []]
 
 
 @pytest.mark.parametrize(("scorer", "known"), [("s", True), ("other", False)])
-def test_scores_of_the_same_scorer_in_other_rankings_are_known(store: Store, scorer: str, known: bool) -> None:
+def test_scores_of_the_same_scorer_in_other_rankings_are_known(
+    store: CheckpointStore, scorer: str, known: bool
+) -> None:
     table = rows("x", candidates=[{"model": "a", "text": "1"}, {"model": "b", "text": "2"}])
     before = replace(RANKER, key="rank-ranker-old", scorer=scorer)
     pending = Reuse(before, store).pending("block", table, None)
@@ -114,7 +116,7 @@ def test_scores_of_the_same_scorer_in_other_rankings_are_known(store: Store, sco
     assert found.known == (scores if known else {})
 
 
-def test_a_row_that_fails_keeps_its_ranking_from_before_the_config_changed(store: Store) -> None:
+def test_a_row_that_fails_keeps_its_ranking_from_before_the_config_changed(store: CheckpointStore) -> None:
     table = rows("x", candidates=[{"model": "a", "text": "1"}, {"model": "b", "text": "2"}])
     before = replace(RANKER, key="rank-ranker-old")
     pending = Reuse(before, store).pending("block", table, None)

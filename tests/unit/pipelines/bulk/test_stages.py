@@ -13,18 +13,18 @@ from llm_blender_ray.actors.tables import to_blends
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import EchoModel, GenFuser, PairRanker, TransformersModel
-from llm_blender_ray.pipelines.bulk.checkpoints import Result, Store
+from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.results import columns_of
-from llm_blender_ray.pipelines.bulk.stages import Step, Work
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
 
 CAPACITY = Capacity.machine(8)
 BLOCK = "0123456789abcdef-0123456789abcdef"
 
 
-def step(name: str, settings: PartSettings) -> Step:
-    return Step(place(name, settings, CAPACITY), f"{settings.stage}-{name}")
+def step(name: str, settings: PartSettings) -> StageSpec:
+    return StageSpec(place(name, settings, CAPACITY), f"{settings.stage}-{name}")
 
 
 ONE, TWO = (step(name, EchoModel(engine="echo", name=name, model="m")) for name in ("one", "two"))
@@ -68,15 +68,15 @@ def test_a_step_is_what_its_settings_say() -> None:
     ],
 )
 def test_equal_blocks_share_results_where_nothing_before_is_drawn(
-    steps: tuple[Step, ...], of: Step, expected: bool
+    steps: tuple[StageSpec, ...], of: StageSpec, expected: bool
 ) -> None:
-    assert Work(steps).shared(of) is expected
+    assert StageGraph(steps).shared(of) is expected
 
 
 def test_results_that_rows_came_with_are_dropped_where_they_are_made_anew() -> None:
     given = rows({"candidates": [{"model": "m", "text": "t"}], "ranking": [0]})
-    assert Work((ONE,)).fresh(given).column("ranking").to_pylist() == [[0]]
-    assert Work((RANKER,)).fresh(given).column("ranking").to_pylist() == [None]
+    assert StageGraph((ONE,)).fresh(given).column("ranking").to_pylist() == [[0]]
+    assert StageGraph((RANKER,)).fresh(given).column("ranking").to_pylist() == [None]
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,13 @@ def test_results_that_rows_came_with_are_dropped_where_they_are_made_anew() -> N
         ((FUSER,), {BLANK, RANKING_FAILED}),
     ],
 )
-def test_errors_of_stages_that_run_again_are_dropped(steps: tuple[Step, ...], kept: set[str]) -> None:
+def test_errors_of_stages_that_run_again_are_dropped(steps: tuple[StageSpec, ...], kept: set[str]) -> None:
     given = rows(*({"error": f"{begin}x"} for begin in (BLANK, RANKING_FAILED, FUSING_FAILED)))
     errors = pa.array([f"{begin}x" for begin in (BLANK, RANKING_FAILED, FUSING_FAILED)])
     given = given.set_column(given.schema.get_field_index("error"), "error", errors)
-    left = {error.removesuffix("x") for error in Work(steps).fresh(given).column("error").to_pylist() if error}
+    left = {
+        error.removesuffix("x") for error in StageGraph(steps).fresh(given).column("error").to_pylist() if error
+    }
     assert left == kept
 
 
@@ -100,11 +102,11 @@ def test_errors_of_the_rows_themselves_stay() -> None:
     given = rows({"prompt": 5})
     (error,) = given.column("error").to_pylist()
     assert error
-    assert Work((ONE, RANKER, FUSER)).fresh(given).column("error").to_pylist() == [error]
+    assert StageGraph((ONE, RANKER, FUSER)).fresh(given).column("error").to_pylist() == [error]
 
 
 def test_candidates_are_in_the_order_of_the_config_after_given_ones() -> None:
-    work = Work((TWO, ONE), llms=("one", "two"))
+    work = StageGraph((TWO, ONE), llms=("one", "two"))
     table = rows({"candidates": [{"model": "given", "text": "0"}]}, {})
     for made, text in ((TWO, "2"), (ONE, "1")):
         table = work.joined(table, made, generated(table, Candidate(made.name, text=text)))
@@ -112,14 +114,18 @@ def test_candidates_are_in_the_order_of_the_config_after_given_ones() -> None:
 
 
 def test_a_new_candidate_takes_the_place_of_an_error_of_its_model() -> None:
-    work = Work((ONE,), llms=("one",))
+    work = StageGraph((ONE,), llms=("one",))
     table = rows({"candidates": [{"model": "one", "error": "timeout"}, {"model": "given", "text": "0"}]})
     table = work.joined(table, ONE, generated(table, Candidate("one", text="1")))
     assert texts(work.gathered(table)) == [["1", "0"]]
 
 
 def test_a_ranker_sees_what_the_llms_made_and_llms_do_not(tmp_path: Path) -> None:
-    work, store, table = Work((ONE, TWO, RANKER), llms=("one", "two")), Store(str(tmp_path)), rows({}, {})
+    work, store, table = (
+        StageGraph((ONE, TWO, RANKER), llms=("one", "two")),
+        CheckpointStore(str(tmp_path)),
+        rows({}, {}),
+    )
     store.save_rows("mark", "0", table)
     store.save_result(ONE.key, BLOCK, Result(generated(table, Candidate("one", text="1")), {}))
     assert texts(work.seen_by(TWO, store, "mark", "0", BLOCK)) == [[], []]
@@ -130,8 +136,8 @@ def test_a_ranker_sees_what_the_llms_made_and_llms_do_not(tmp_path: Path) -> Non
 
 
 def test_a_result_of_another_number_of_rows_is_removed(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     store.save_result(ONE.key, BLOCK, Result(generated(rows({}), Candidate("one", text="1")), {}))
     with pytest.raises(DamagedError):
-        Work((ONE,)).result(ONE, store, BLOCK, 2)
+        StageGraph((ONE,)).result(ONE, store, BLOCK, 2)
     assert store.done(ONE.key) == set()
