@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,15 @@ import psutil
 import pyarrow.dataset
 import yaml
 
-from llm_blender_ray.cluster.session import private_ray
+from llm_blender_ray.cluster.processes import (
+    descendants,
+    nodes,
+    remaining,
+    remove_busiest,
+    title,
+    wait_until,
+    worker_actors,
+)
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk.worker import EVENT
@@ -38,7 +46,6 @@ Target = Literal["driver", "actor", "node"]
 TARGETS: tuple[Target, ...] = ("driver", "actor", "node")
 _HELDOUT = PRESETS / "miniature" / "heldout.jsonl"
 _MODELS = 2  # of the miniature's LLMs
-FAULT_POLL_S = 0.02
 MAX_KILL_DELAY_S = 2.0  # between the work that a kill waits for, and the kill
 _PATIENCE_S = 240.0  # for processes to end by themselves; a driver notices the loss of its Ray after a minute
 
@@ -157,40 +164,6 @@ def draw_fault(seed: int, kills: int, results: int) -> list[Kill]:
     ]
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
-    """Wait for something that a process brings about; False when the process ended before."""
-    while not true():
-        if process.poll() is not None:
-            return true()
-        time.sleep(FAULT_POLL_S)
-    return True
-
-
-def descendants(process: subprocess.Popen[Any] | int) -> list[psutil.Process]:
-    """Descendants of a process."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(process if isinstance(process, int) else process.pid).children(recursive=True)
-    return []
-
-
-def worker_actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that are actors of a stage, by the titles that Ray gives them."""
-    return [one for one in processes if "(Worker)" in title(one)]
-
-
-def title(process: psutil.Process) -> str:
-    """Command line of a process; empty when it has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def remaining(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Processes that do not end by themselves. Ray's agents do, but notice the end of the others after a minute."""
-    _, left = psutil.wait_procs([one for one in processes if "Agent" not in title(one)], timeout=_PATIENCE_S)
-    return list(left)
-
-
 def kill_target(target: Target, process: subprocess.Popen[Any], draw: random.Random) -> bool:
     """Kill a target; False when the run ended before.
 
@@ -271,39 +244,6 @@ def run_with_kills(job: Job, kills: Sequence[Kill], seed: int) -> tuple[list[Tar
         if process.poll() is None:
             process.kill()
     return struck, starts
-
-
-@contextlib.contextmanager
-def nodes(cpus: Sequence[int]) -> Iterator[Any]:
-    """A Ray cluster of several nodes on this machine; the first is its head."""
-    from ray.cluster_utils import Cluster
-
-    with private_ray():
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "include_dashboard": False})
-        try:
-            for number in cpus[1:]:
-                cluster.add_node(num_cpus=number)
-            yield cluster
-        finally:
-            cluster.shutdown()
-
-
-def raylet_of(node: Any) -> int:
-    """Process id of a node's raylet, the parent of its workers."""
-    (raylet,) = node.all_processes["raylet"]
-    return int(raylet.process.pid)
-
-
-def remove_busiest(cluster: Any) -> int:
-    """Remove the worker node with most actors of stages, without notice; returns their number."""
-    busy = {node: len(worker_actors(descendants(raylet_of(node)))) for node in cluster.worker_nodes}
-    busiest = max(busy, key=lambda node: busy[node])
-    workers = descendants(raylet_of(busiest))
-    cluster.remove_node(busiest, allow_graceful=False)
-    for one in workers:  # lost together with the machine
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    return busy[busiest]
 
 
 def write_job(folder: Path, rows: int, seed: int) -> tuple[Path, Path, list[str]]:

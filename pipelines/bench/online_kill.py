@@ -24,9 +24,9 @@ import openai
 import psutil
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.processes import descendants, title
 from llm_blender_ray.cluster.session import private_ray, session
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.pipelines.bench.faults import descendants, title
 from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
     DEGRADED,

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,11 +28,11 @@ import yaml
 from aiohttp import web
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.processes import PROCESS_POLL_S, descendants, free_port, remaining, title
 from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, session
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster
-from llm_blender_ray.pipelines.bench.faults import FAULT_POLL_S, descendants, remaining, title
 
 HOST = "127.0.0.1"
 _MODELS = 6  # of the bare graph, and of the service compared with it
@@ -117,7 +116,7 @@ def _started(command: Sequence[str], port: int, folder: Path) -> Iterator[Runnin
         while not running.healthy():
             if process.poll() is not None or time.monotonic() > until:
                 raise BlendError(f"the service didn't start: {_last_line(log)}")
-            time.sleep(FAULT_POLL_S)
+            time.sleep(PROCESS_POLL_S)
         yield running
         if process.poll() is not None:
             raise BlendError(f"the service ended by itself, with exit code {process.returncode}: {_last_line(log)}")
@@ -154,18 +153,6 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     for one in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-
-
-def free_port() -> int:
-    """A port of this machine that is free, and unlikely to be taken before a service listens on it.
-
-    Systems give outgoing connections, and Ray its processes, ports above and below these.
-    """
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
-            probe.bind((HOST, port))
-            return port
-    raise BlendError("no free port from 20000 to 32000")
 
 
 def miniature(**serve: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.processes import free_port
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bench.bulk import make_bulk_rows, phases
 from llm_blender_ray.pipelines.bench.online import read_prompts
@@ -32,7 +33,6 @@ from llm_blender_ray.pipelines.bench.online_load import ChatClient, connections
 from llm_blender_ray.pipelines.bench.online_service import (
     HOST,
     blend_service,
-    free_port,
     model_server,
     waiting_models,
 )

@@ -14,8 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.pipelines.bench.faults import descendants, title, wait_until
+from llm_blender_ray.cluster.processes import descendants, title, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
 RESUMES = "blend: interrupted; the same command resumes where it stopped\n"
@@ -192,7 +191,7 @@ class Running:
         source.write_text("".join(json.dumps({"id": str(i), "prompt": f"p {i}"}) + "\n" for i in range(20000)))
         settings = {
             "models": [{"name": "one", "engine": "echo", "model": "none"}],
-            "ranker": {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu"},
+            "ranker": {"kind": "echo"},
             "rows_per_block": 32,
             "ray": {"num_cpus": 2},
         }

@@ -24,9 +24,9 @@ from endpoint_server import EndpointServer, hang
 from serving import event_loop
 
 from llm_blender_ray.actors.records import Message, Prompt
+from llm_blender_ray.cluster.processes import free_port
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bench.online_service import free_port
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.rows.readers import read_rows
