@@ -111,7 +111,7 @@ class BlendConfig(Settings):
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first rows
     matrix: bool = False  # also write every row's logits
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = MAX_ERROR_RATE  # of all rows; more: a run's exit 1
-    rows_per_block: Annotated[int, Field(ge=1)] = 1024  # rows that are worked on and kept together, at most
+    rows_per_block: Annotated[int, Field(ge=1)] = 1024  # most rows that are run and stored together
     format: FormatName = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers
     serve: Serving = Serving()

@@ -66,8 +66,8 @@ class NoAnswerError(BlendError):
     """No member answered.
 
     Attributes:
-        refused: All refuse the prompt itself; "too long" where a shorter one may do.
-        retry_after_s: Seconds until a member may be asked again where all are left out; None: nobody is.
+        refused: All reject the prompt itself; "too long" if a shorter one may be accepted.
+        retry_after_s: Seconds until a member may be called again if all are left out; None: otherwise.
     """
 
     def __init__(self, message: str, refused: Refusal | None = None, retry_after_s: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Where a run writes rows: one file or a folder of parts, on a local disk or in S3, and what is there already."""
+"""Outputs of a run: one file or a folder of parts, on a local disk or in S3, and their current content."""
 
 import errno
 import glob
@@ -50,7 +50,7 @@ class Output:
 
     @property
     def location(self) -> str:
-        """The URI as it means the same in every process: a local path from the root."""
+        """The URI, the same in every process: an absolute path if it is local."""
         return self.uri if "://" in self.uri else filesystem(self.uri)[1]
 
     @property
@@ -60,12 +60,12 @@ class Output:
 
     @property
     def ending(self) -> str:
-        """The format, as the ending of its files."""
+        """Ending of its files, which is their format."""
         return kind(self.uri) or f".{self.format}"
 
     @property
     def work_folder(self) -> str:
-        """Folder of what a run keeps: hidden, so that whoever reads the output as a folder doesn't see it."""
+        """Folder of a run's checkpoints: hidden, so that readers of the output folder skip it."""
         location = self.location.rstrip("/")
         if self.is_folder:
             return f"{location}/{WORK_FOLDER}"
@@ -90,13 +90,13 @@ class Output:
         return [path.name for path in files if path.parent == PurePosixPath(folder) and is_part(path.name)]
 
     def is_taken(self, *, overwrite: bool) -> bool:
-        """Whether something is there.
+        """Whether the output exists.
 
         Args:
-            overwrite: Whether a run may replace it, except files that no run wrote.
+            overwrite: Whether a run may replace it; files that no run wrote are never replaced.
 
         Raises:
-            BlendError: A run can't write there, even if it may replace what is there.
+            BlendError: A run cannot write there, or may not replace it.
         """
         uri = self.uri
         if glob.has_magic(uri):
@@ -120,10 +120,10 @@ class Output:
             return bool(found)
 
     def sweep(self) -> None:
-        """Remove the unfinished files that killed writers left.
+        """Remove temporary files that killed writers left.
 
         Raises:
-            BlendError: The storage stays broken.
+            BlendError: The storage fails.
         """
         if self.is_folder:
             remove_temporary_files(self.location, "part-")
@@ -138,10 +138,10 @@ class Output:
             files: The record.
 
         Returns:
-            Those that are gone, or whose size or hash is another, in the order of the record.
+            Files that are missing, or whose size or hash differs, in the order of the record.
 
         Raises:
-            BlendError: The storage stays broken.
+            BlendError: The storage fails.
         """
         fs, path = filesystem(self.location)
         fs.invalidate_cache()
@@ -160,13 +160,17 @@ class Output:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name is one that a run wrote into a folder."""
+    """Whether a file of this name is a part that a run wrote into a folder."""
     match = _PART.fullmatch(name)
     return match is not None and match[1] in format_endings()
 
 
 def _check_place(path: Path) -> None:
-    """Raise OSError when nothing can be made at a local path."""
+    """Check that a local path can be made.
+
+    Raises:
+        OSError: It cannot.
+    """
     there = next(parent for parent in path.parents if parent.exists())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

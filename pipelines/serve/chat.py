@@ -193,12 +193,12 @@ def usage(outcomes: list[BlendResult]) -> Usage:
 
 
 async def lines(
-    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: RequestRecord
+    chat: Chat, events: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: RequestRecord
 ) -> AsyncGenerator[str, None]:
     """Lines of the stream. An error before the first line is raised; a later one is the last line."""
     said = False
     try:
-        async with contextlib.aclosing(_lines(chat, happenings, waited_s)) as made:
+        async with contextlib.aclosing(_lines(chat, events, waited_s)) as made:
             async for line in made:
                 said = True
                 yield line
@@ -215,7 +215,7 @@ async def lines(
 
 
 async def _lines(
-    chat: Chat, happenings: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float
+    chat: Chat, events: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float
 ) -> AsyncGenerator[str, None]:
     with_usage = bool(chat.asked.stream_options and chat.asked.stream_options.include_usage)
     outcomes: dict[int, BlendResult] = {}
@@ -237,15 +237,15 @@ async def _lines(
         return f"data: {chunk.model_dump_json(exclude=None if with_usage else {'usage'})}\n\n"
 
     def first() -> Details | Degraded | None:
-        """What the last chunk tells of the first choice; `done` has told it where there are events."""
+        """Field `blend` of the first choice in the last chunk; with events, `done` has it instead."""
         return None if chat.options.events else chat.blend_field(outcomes[0], waited_s)
 
-    async with contextlib.aclosing(happenings):
-        async for happened in happenings:
-            if happened is None:
+    async with contextlib.aclosing(events):
+        async for item in events:
+            if item is None:
                 yield KEEP_ALIVE
                 continue
-            choice, event = happened
+            choice, event = item
             if isinstance(event, AnswerDelta | BlendResult) and choice not in begun:
                 begun.add(choice)
                 yield line(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))

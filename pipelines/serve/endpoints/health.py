@@ -25,7 +25,7 @@ def _routes(service: Service) -> APIRouter:
     async def health(request: Request, response: Response) -> Health:
         """Whether the service answers: `starting` (503) until every part was up once, `down` (503) without models.
 
-        `parts` tells which are left out of requests, since when and why.
+        `parts` has those that are left out of requests, since when and why.
         """
         missing = await service.starting() if service.starting else ()
         if missing:

@@ -55,7 +55,7 @@ def _compare_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/compare", operation_id="compare", response_model=CompareAnswer, responses=ERROR_RESPONSES)
     async def compare(asked: CompareRequest, request: Request) -> Response:
-        """Say which of two answers is better."""
+        """Compare two answers."""
         record: RequestRecord = request.state.record
         model, id = model_of(asked), request.state.id
         prompt = read_compare(asked, id)

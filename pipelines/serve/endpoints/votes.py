@@ -17,7 +17,7 @@ def _routes(service: Service) -> APIRouter:
 
     @router.post("/v1/votes", status_code=201, operation_id="cast_vote", responses=VOTING_ERRORS)
     async def cast_vote(vote: Vote, request: Request) -> Kept:
-        """Say which of two answers to a request of the same API key is better."""
+        """Vote on two answers to a request of the same API key."""
         id = id_of(getattr(request.state, "caller", None), vote.id)
         await ballots.cast(vote.model_copy(update={"id": id}))
         service.telemetry.vote(_kind(vote))
