@@ -153,7 +153,7 @@ class Pool:
         head = list(islice(self._waiting, _fitting(self._waiting, self._share * len(self._replicas))))
         shares = even_shares([waiting.size for waiting in head], len(self._replicas))
         taken: set[int] = set()
-        for share in shares[: len(self._idle)]:
+        for share in sorted(shares, key=min)[: len(self._idle)]:  # by the oldest matchup, so that none starves
             self._start([head[i] for i in share])
             taken.update(share)
         rest = [waiting for i, waiting in enumerate(head) if i not in taken]
@@ -194,7 +194,9 @@ class Pool:
         for waiting in share:
             waiting.failures += 1
         self._fail([waiting for waiting in share if waiting.failures > RETRIES], one_line(error))
-        self._waiting.extendleft(waiting for waiting in reversed(share) if waiting.failures <= RETRIES)
+        returned = [waiting for waiting in share if waiting.failures <= RETRIES]
+        # those to be scored alone first: none of them gets into a share of `_dispatch`
+        self._waiting = deque(sorted([*returned, *self._waiting], key=lambda each: each.failures < ALONE_AFTER))
         self._dispatch_soon()
 
     def _fail(self, waiting: Iterable[_Waiting], reason: str) -> None:

@@ -1,16 +1,18 @@
 """The pool as pure asyncio, in virtual time: who gets which matchups, and what a broken replica costs."""
 
 import asyncio
+import math
 import random
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from virtual_time import run
 
-from llm_blender_ray.actors.pool import RETRIES, NoReplicaError, Pool, PoolError, even_shares
+from llm_blender_ray.actors.pool import ALONE_AFTER, RETRIES, NoReplicaError, Pool, PoolError, even_shares
 from llm_blender_ray.actors.records import Matchup, Prompt
 from llm_blender_ray.actors.scorers import Score, Traits
 
@@ -312,6 +314,138 @@ def test_an_idle_pool_closes() -> None:
         await pool.close()
 
     run(work())
+
+
+def test_a_small_request_is_not_always_overtaken_by_larger_ones() -> None:
+    """Two replicas that are never idle together, and a larger matchup waits whenever one of them is."""
+
+    def large(number: int) -> list[Matchup]:
+        return [Matchup(Prompt("", str(number)), "x" * 100, "y" * 100)]
+
+    async def work() -> float:
+        pool = Pool([SimulatedReplica(), SimulatedReplica()], PAIRWISE)
+        tasks = [asyncio.ensure_future(timed(pool.score(large(0))))]
+        await asyncio.sleep(1)
+        tasks.append(asyncio.ensure_future(timed(pool.score(large(1)))))
+        await asyncio.sleep(0.5)
+        tasks.append(asyncio.ensure_future(timed(pool.score([Matchup(Prompt(""), "x", "y")]))))
+        for number in range(2, 20):
+            tasks.append(asyncio.ensure_future(timed(pool.score(large(number)))))
+            await asyncio.sleep(1)
+        return (await asyncio.gather(*tasks))[2][1]
+
+    assert run(work()) < 3
+
+
+class Observed:
+    """Does what is drawn, and records what a pool must not do: an assertion would only be a failure of the call."""
+
+    def __init__(self, observed: "Observations") -> None:
+        self.observed = observed
+        self.busy = False
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        observed, now = self.observed, asyncio.get_running_loop().time()
+        observed.check(not self.busy, "a replica has two calls at once")
+        observed.check(
+            all(now() <= observed.ended.get(m.prompt.id, math.inf) for m in matchups),
+            "an ended call's share begins",
+        )
+        observed.check(
+            len(matchups) == 1 or all(observed.failures[m] < ALONE_AFTER for m in matchups),
+            "a matchup that may kill replicas is scored together with others",
+        )
+        self.busy = True
+        try:
+            await asyncio.sleep(1 + sum(len(m.left) for m in matchups) / 10)
+        finally:
+            self.busy = False
+        observed.check(
+            any(m.prompt.id not in observed.ended for m in matchups),
+            "a share goes on when all its calls have ended",
+        )
+        match observed.outcomes.pop() if observed.outcomes else "scores":
+            case "fails":
+                observed.failures.update(matchups)
+                raise ConnectionError("the replica is gone")
+            case "unreachable":
+                raise NoReplicaError("it is not up")
+        return [value(matchup) for matchup in matchups]
+
+    async def ready(self) -> None:
+        await asyncio.sleep(2)
+        if not (self.observed.recoveries.pop() if self.observed.recoveries else True):
+            raise RuntimeError("it never comes back")
+
+
+class Observations:
+    """What is drawn for all replicas, and what they have seen."""
+
+    def __init__(self, outcomes: list[str], recoveries: list[bool]) -> None:
+        self.outcomes, self.recoveries = [*outcomes], [*recoveries]
+        self.failures: Counter[Matchup] = Counter()
+        self.ended: dict[str, float] = {}  # when, by call
+        self.wrong: set[str] = set()
+
+    def check(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.wrong.add(otherwise)
+
+
+SECONDS = st.integers(0, 20)
+CALLS = st.tuples(SECONDS, st.integers(1, 6), st.integers(1, 40), st.none() | SECONDS)  # start, count, size, leaves
+USES = st.tuples(SECONDS, st.sets(st.integers(0, 2), min_size=1))
+
+
+@given(
+    st.lists(CALLS, min_size=1, max_size=8),
+    st.lists(USES, max_size=6),
+    st.lists(st.sampled_from(["scores", "fails", "unreachable"]), max_size=16),
+    st.lists(st.booleans(), max_size=4),
+    st.sampled_from([60, 150, 10_000]),
+)
+# a matchup that has failed twice comes back behind one that has failed once
+@example([(0, 1, 1, None), (1, 1, 2, None)], [(0, {0})], ["fails", "fails"], [], 60)
+def test_whatever_happens_every_call_ends_and_the_pool_is_idle_again(
+    calls: list[tuple[int, int, int, int | None]],
+    uses: list[tuple[int, set[int]]],
+    outcomes: list[str],
+    recoveries: list[bool],
+    share_characters: int,
+) -> None:
+    observed = Observations(outcomes, recoveries)
+    replicas = [Observed(observed) for _ in range(3)]
+
+    async def call(pool: Pool, id: str, start: int, count: int, size: int, leaves: int | None) -> None:
+        matchups = [Matchup(Prompt(id), "x" * size, f"{i}") for i in range(count)]
+        await asyncio.sleep(start)
+        try:
+            async with asyncio.timeout(leaves):
+                assert await pool.score(matchups) == [value(matchup) for matchup in matchups]
+        except TimeoutError:
+            assert leaves is not None
+        except PoolError:
+            assert {"fails", "unreachable"} & set(outcomes)
+        finally:
+            observed.ended[id] = asyncio.get_running_loop().time()
+
+    async def use(pool: Pool, start: int, wanted: set[int]) -> None:
+        await asyncio.sleep(start)
+        pool.use([replicas[i] for i in wanted])
+
+    async def work() -> None:
+        pool = Pool(replicas, PAIRWISE, share_characters=share_characters)
+        async with asyncio.timeout(10_000), asyncio.TaskGroup() as group:
+            for i, each in enumerate(calls):
+                group.create_task(call(pool, str(i), *each))
+            for each in uses:
+                group.create_task(use(pool, *each))
+        await asyncio.sleep(10)  # what was begun for them comes to its end
+        assert not pool._tasks and not pool._busy and not pool._waiting
+        assert sorted(map(id, pool._idle)) == sorted(map(id, pool._replicas))
+
+    run(work())
+    assert not observed.wrong
 
 
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 20))
