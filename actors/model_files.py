@@ -163,18 +163,46 @@ def _named_global(text: str) -> str:
 
 
 def check_config(folder: Path) -> None:
-    """Check that there is a folder with a config.json.
+    """Check that there is a folder with a config.json. Reads no weights, so it is quick at any size.
 
     Args:
         folder: A model folder.
 
     Raises:
-        ModelLoadError: When there is none.
+        ModelLoadError: There is none; the message says what is there instead.
     """
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
+        raise ModelLoadError(f"{folder}: {_GGUF}")
+    if folder.is_file():
+        raise ModelLoadError(f"{folder}: a file; give the folder of the model")
     if not folder.is_dir():
         raise ModelLoadError(f"{folder}: no such folder")
     if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder}: no config.json in it, so it isn't a model folder")
+        raise ModelLoadError(f"{folder}: {_other_contents(folder)}")
+
+
+_GGUF = (
+    "weights for llama.cpp (GGUF); give the folder of the model that they were made from, or serve them with "
+    "llama-server and use engine: endpoint"
+)
+
+
+def _other_contents(folder: Path) -> str:
+    """What a folder without a config.json holds, and the cure."""
+    if (folder / "adapter_config.json").is_file():
+        settings = read_json(folder / "adapter_config.json")
+        kind, base = settings.get("peft_type", "PEFT"), settings.get("base_model_name_or_path") or "another model"
+        return (
+            f"a {kind} adapter of {base}, not a model; merge it into that one (peft's merge_and_unload), and give "
+            "the merged folder"
+        )
+    if (folder / "model_index.json").is_file():
+        return "a diffusion pipeline, not a language model"
+    if any(folder.glob("*.gguf")):
+        return _GGUF
+    if (folder / "params.json").is_file():
+        return "weights in their publisher's own format (params.json); take the model's Hugging Face format"
+    return "no config.json in it, so it isn't a model folder"
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from llm_blender_ray.actors.model_files import has_chat_template
 from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
+from llm_blender_ray.cluster.preflight import check_local_models
 from llm_blender_ray.cluster.session import (
     LOCAL_ADDRESS,
     address_of,
@@ -39,6 +40,7 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
         console.width = 120  # of a file or pipe, for which rich takes 80
     _show(made, console)
     check_variables(config.ray, config)
+    check_local_models(config.ray, config)
 
 
 def announce(made: Plan) -> None:

@@ -12,6 +12,7 @@ import ray
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Placement, Plan
+from llm_blender_ray.cluster.preflight import check_local_models
 from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import settings_digest
@@ -77,6 +78,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
         if not can_retry(done.manifest):
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts.values())
+    check_local_models(run.cluster, *run.parts.values())
     if state.there:
         report_damaged(store, damaged)
     for output in run.outputs:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import place_together
+from llm_blender_ray.cluster.preflight import check_local_models
 from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.serving import lean_serve
 from llm_blender_ray.cluster.session import (
@@ -52,6 +53,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         )
     local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)
+    check_local_models(config.ray, config)
     if local:
         _check_free(host, port)
     if not sys.stderr.isatty():

@@ -1,0 +1,69 @@
+"""Model folders that are none, before Ray starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.cluster.preflight import check_local_models
+from llm_blender_ray.configs.schema import BlendConfig, RayCluster
+
+
+def config(model: Path | str, **settings: Any) -> BlendConfig:
+    llm = {"name": "a", "engine": "transformers", "model": str(model)}
+    return BlendConfig.model_validate({"models": [llm], "ranker": {"kind": "echo"}, **settings})
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            {"adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'},
+            r"a LORA adapter of org/base, not a model; merge it into that one \(peft's merge_and_unload\)",
+        ),
+        ({"adapter_config.json": "{}"}, "a PEFT adapter of another model"),
+        ({"model_index.json": "{}", "unet/config.json": "{}"}, "a diffusion pipeline, not a language model$"),
+        ({"model.Q4_K_M.gguf": "GGUF"}, r"weights for llama\.cpp \(GGUF\); .* engine: endpoint$"),
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "its publisher's own|their publisher's own format"),
+        ({"notes.txt": ""}, "no config.json in it, so it isn't a model folder$"),
+    ],
+)
+def test_what_is_there_instead_of_a_model_is_named(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelLoadError, match=rf"^{tmp_path}: .*{told}") as caught:
+        check_local_models(RayCluster(), config(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("GGUF")
+    (tmp_path / "model.safetensors").write_text("")
+    for name, told in (("model.gguf", "GGUF"), ("model.safetensors", "a file; give the folder"), ("x", "no such")):
+        with pytest.raises(ModelLoadError, match=told):
+            check_local_models(RayCluster(), config(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fuser": {"kind": "genfuser", "model": "/nowhere/fuser"}},
+        {"ranker": {"model": "/nowhere/ranker"}},
+        {"ranker": {"kind": "judge", "llm": {"name": "j", "engine": "vllm", "model": "/nowhere/judge"}}},
+    ],
+)
+def test_every_part_is_looked_at(settings: dict[str, Any]) -> None:
+    with pytest.raises(ModelLoadError, match=r"^/nowhere/\w+: no such folder$"):
+        check_local_models(RayCluster(), config("org/model", **settings))
+
+
+def test_hub_ids_and_other_machines_disks_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_local_models(RayCluster(), config("org/model"))
+    check_local_models(RayCluster(address="10.0.0.1:6379"), config("/nowhere/model"))
