@@ -51,13 +51,14 @@ class SimulatedScorer:
 
 
 @contextmanager
-def simulated_pool(count: int, seconds: float) -> Iterator[Pool]:
-    """Pool of `count` replicas that take `seconds` for a comparison, in a few actors."""
+def simulated_replicas(seconds: float) -> Iterator[list[RayReplica]]:
+    """Replicas that take `seconds` for a comparison, as many as the largest pool has, in a few actors."""
+    count = max(SIMULATED)
     remote = ray.remote(SimulatedScorer).options(num_cpus=0, max_concurrency=count)
-    actors = [remote.remote(seconds) for _ in range(min(PROCESSES, count))]
+    actors = [remote.remote(seconds) for _ in range(PROCESSES)]
     try:
         ray.get([actor.traits.remote() for actor in actors])  # wait for their start
-        yield Pool([RayReplica(actors[i % len(actors)]) for i in range(count)], Traits(pointwise=False))
+        yield [RayReplica(actors[i % PROCESSES]) for i in range(count)]
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -104,11 +105,11 @@ def measure_pool(settings: RankerSettings, rows: Sequence[CandidateRow], *, repl
 def bench_simulated(settings: RankerSettings, row: CandidateRow, seconds: float) -> list[dict[str, float]]:
     """Latency of one request by the number of replicas, when a comparison takes `seconds`."""
     lines: list[dict[str, float]] = []
-    for count in SIMULATED:
-        with simulated_pool(count, seconds) as pool:
-            took = _latency(settings, pool, [row])
-        first = lines[0]["latency_s"] if lines else took
-        lines.append({"replicas": count, "latency_s": took, "share_of_ideal": first / took / count})
+    with simulated_replicas(seconds) as replicas:
+        for count in SIMULATED:
+            took = _latency(settings, Pool(replicas[:count], Traits(pointwise=False)), [row])
+            first = lines[0]["latency_s"] if lines else took
+            lines.append({"replicas": count, "latency_s": took, "share_of_ideal": first / took / count})
     return lines
 
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from llm_blender_ray.actors.scorers import load_scorer
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.configs.schema import EchoRanker, PairRanker
 from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.bench.machine import matrix_rate
 from llm_blender_ray.pipelines.bench.pool import SIMULATED
@@ -84,8 +84,7 @@ def test_matrix_rate_is_that_of_a_machine() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_pool(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = RANKER.model_copy(update={"num_cpus": 0.5})
-    measure_pool(small, str(file), replicas=2, limit=1, simulated_s=0.0)
+    measure_pool(EchoRanker(kind="echo"), str(file), replicas=2, limit=1, simulated_s=0.0)
     result = last_line(capsys.readouterr().out)
     assert result["real"]["replicas"] == 2 and result["real"]["times_faster"] > 0
     assert [line["replicas"] for line in result["simulated"]] == list(SIMULATED)

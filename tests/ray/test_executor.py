@@ -17,6 +17,7 @@ from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 DEMO = PRESETS / "demo.yaml"
+ECHO = {"name": "echo", "engine": "echo", "model": "none"}
 SMALL = ["rows_per_block=4", "fuser.num_beams=2"]
 
 
@@ -108,11 +109,7 @@ def test_one_model_that_fails_leaves_the_others(prompts: list[dict], tmp_path: P
         "max_retries": 0,
         "max_error_rate": 1,
     }
-    config = demo()
-    data = config.model_dump() | {
-        "models": [nowhere, config.models[0].model_dump()],
-        "output": str(tmp_path / "o.jsonl"),
-    }
+    data = {"models": [nowhere, ECHO], "ranker": {"kind": "echo"}, "output": str(tmp_path / "o.jsonl")}
     file = tmp_path / "in.jsonl"
     file.write_text("\n".join(map(json.dumps, prompts[:2])))
     run_blend(BlendConfig.model_validate(data | {"input": str(file)}))
@@ -135,8 +132,15 @@ def test_one_model_that_fails_leaves_the_others(prompts: list[dict], tmp_path: P
 @pytest.mark.usefixtures("ray_session")
 def test_a_model_that_does_not_load_ends_the_run_in_one_line(prompts: list[dict], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(prompts[0]))
-    config = demo(f"fuser.model={tmp_path / 'nothing-there'}")
-    config = config.model_copy(update={"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "o.jsonl")})
+    config = BlendConfig.model_validate(
+        {
+            "models": [ECHO],
+            "ranker": {"kind": "echo"},
+            "fuser": {"model": str(tmp_path / "nothing-there"), "device": "cpu"},
+            "input": str(tmp_path / "in.jsonl"),
+            "output": str(tmp_path / "o.jsonl"),
+        }
+    )
     with pytest.raises(BlendError) as caught:
         run_blend(config)
     assert "nothing-there: no such folder" in str(caught.value)
@@ -160,14 +164,18 @@ def test_waves_give_what_one_wave_gives(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(
         "".join(f'{{"id": "{i}", "prompt": "one two three {i}"}}\n' for i in range(40))
     )
-    ranker = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
 
     def blended(name: str, cpus: tuple[float, float]) -> tuple[list[dict], list[tuple[str, int]]]:
         models = [
             {"name": name, "engine": "echo", "model": "none", "num_cpus": cpus, "sampling": {"max_tokens": tokens}}
             for name, tokens, cpus in (("short", 2, cpus[0]), ("long", 4, cpus[1]))
         ]
-        config = {"models": models, "ranker": ranker, "rows_per_block": 16, "input": str(tmp_path / "in.jsonl")}
+        config = {
+            "models": models,
+            "ranker": {"kind": "echo"},
+            "rows_per_block": 16,
+            "input": str(tmp_path / "in.jsonl"),
+        }
         summary = run_blend(BlendConfig.model_validate(config | {"output": str(tmp_path / name)}))
         stages = [(stage.name, stage.wave) for stage in summary.manifest.stages]
         return list(read_rows(str(tmp_path / name))), stages

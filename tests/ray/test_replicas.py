@@ -1,4 +1,4 @@
-"""A pool of real rankers in real Ray actors gives what one ranker in this process gives, whoever dies."""
+"""A pool of rankers in real Ray actors gives what one ranker in this process gives, whoever dies."""
 
 import asyncio
 import json
@@ -14,9 +14,11 @@ from llm_blender_ray.actors.scorers import load_scorer
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.cluster.replicas import RayReplica, ScorerActor, ranker_pool
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.configs.schema import EchoRanker, PairRanker
 
 SETTINGS = PairRanker(model=str(PRESETS / "miniature" / "ranker"), device="cpu", num_cpus=0.5, replicas=2)
+
+ECHO = EchoRanker(kind="echo", comparison_s=0.01)  # without torch: a restarted actor is there at once
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -58,9 +60,9 @@ def test_many_requests_at_once_get_what_one_ranker_gives(rows: list) -> None:
 
 def test_a_replica_that_is_killed_costs_no_request(rows: list) -> None:
     asked = matchups(rows)
-    placement = place("ranker", SETTINGS, Capacity.machine(2))
+    placement = place("ranker", ECHO, Capacity.machine(2))
     remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())
-    actors = [remote.remote(SETTINGS) for _ in range(2)]
+    actors = [remote.remote(ECHO) for _ in range(2)]
     traits = ray.get([actor.traits.remote() for actor in actors])
 
     async def killed_twice() -> list:
@@ -75,13 +77,13 @@ def test_a_replica_that_is_killed_costs_no_request(rows: list) -> None:
     results = asyncio.run(killed_twice())
     for actor in actors:
         ray.kill(actor)
-    expected = asyncio.run(load_scorer(SETTINGS).score(asked))
+    expected = asyncio.run(load_scorer(ECHO).score(asked))
     for scores in results:
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_ranker_that_does_not_load_is_told_when_the_pool_starts() -> None:
-    settings = SETTINGS.model_copy(update={"model": str(PRESETS / "miniature" / "fuser")})
+    settings = PairRanker(model=str(PRESETS / "miniature" / "fuser"), device="cpu", num_cpus=0.5)
     with (
         pytest.raises(ModelLoadError, match="not a PairRanker checkpoint"),
         ranker_pool(place("ranker", settings, Capacity.machine(2))),
