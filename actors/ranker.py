@@ -5,19 +5,25 @@ on the row alone.
 """
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
-from llm_blender_ray.actors.cache import ComparisonCache
+from llm_blender_ray.actors.cache import CacheError, ComparisonCache
 from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
 from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
 from llm_blender_ray.actors.tournaments import Pair, tournament
 from llm_blender_ray.configs.schema import ComparisonSettings
 from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 from llm_blender_ray.configs.strategies import default_strategy
+
+_A = TypeVar("_A")
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
 
 CandidateRow = tuple[Prompt, Sequence[Candidate]]
 BEHIND = 1e-6  # how far below the lowest score of a text a blank candidate's is, at least
@@ -120,9 +126,9 @@ class Ranker:
     async def _scores(self, asked: Sequence[tuple["_Game", Matchup]], known: Mapping[bytes, float]) -> list[Score]:
         """The scores of what is asked: from what is known or cached where it's there, else from the scorer."""
         matchups = [matchup for _, matchup in asked]
-        had = (
-            await asyncio.to_thread(self._cache.get, matchups) if self._cache else {}
-        )  # a disk's, or another's lock
+        had: dict[int, float] = {}
+        if self._cache:
+            had = await self._cached(self._cache.get, matchups) or {}
         self.cache_hits += len(had)
         for i, m in enumerate(matchups if known else ()):
             if (score := known.get(digest(m.prompt, m.left, m.right))) is not None:
@@ -134,10 +140,20 @@ class Ranker:
             game.scored.append(matchup)
         if self._cache:
             numbers = [(matchups[i], score) for i, score in zip(new, made, strict=True) if _is_number(score)]
-            await asyncio.to_thread(self._cache.put, numbers)
+            await self._cached(self._cache.put, numbers)
         scores: dict[int, Score] = {**had}
         scores.update(zip(new, made, strict=True))
         return [scores[i] for i in range(len(asked))]
+
+    async def _cached(self, operation: Callable[[Sequence[_A]], _T], argument: Sequence[_A]) -> _T | None:
+        """Read or write the cache; one that fails, as on a full disk, is not used again."""
+        try:
+            return await asyncio.to_thread(operation, argument)  # waits for the disk, or for another's lock
+        except CacheError as error:
+            if self._cache:  # the first of several rankings
+                _log.warning("comparisons are no longer cached: %s", error)
+            self._cache = None
+            return None
 
 
 def _is_number(score: Score) -> TypeGuard[float]:

@@ -1,7 +1,9 @@
 """Rows' tournaments played together: what a cache saves, and that one row's failure stays its own."""
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +122,30 @@ def test_one_rows_failure_stays_its_own(texts: tuple[str, ...], told: str) -> No
     assert [isinstance(result, Ranking) for result in results] == [True, False, True]
     assert told in str(results[1])
     assert results[0].order == results[2].order == (2, 1, 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fails", ["reading", "writing"])
+def test_a_cache_that_fails_later_costs_no_ranking(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    file = tmp_path / "cache"
+    scorer = Moody()
+    scorer.traits = Traits(pointwise=False, identity="moody")  # type: ignore[misc]
+    ranker = Ranker(settings(cache=str(file)), scorer)
+    if fails == "reading":
+        file.write_text("x" * 5000)
+    else:  # as on a full disk
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON sealed_comparisons "
+                "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+    for _ in range(2):
+        (ranking,) = asyncio.run(ranker.rank([row("a", "bb", "ccc")]))
+        assert isinstance(ranking, Ranking) and ranking.order == (2, 1, 0)
+    assert scorer.calls == [6, 6]
+    (warning,) = caplog.messages
+    assert str(file) in warning
 
 
 def test_rounds_of_all_rows_are_scored_in_one_call() -> None:
