@@ -23,16 +23,15 @@ from fault_models import POISON, dying_worker
 from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.bench.faults import (
+from llm_blender_ray.cluster.processes import (
     descendants,
-    draw_fault,
     nodes,
     remaining,
     remove_busiest,
     wait_until,
     worker_actors,
 )
+from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk import executor
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.commands import run_blend
@@ -175,14 +174,6 @@ def test_a_node_that_goes_without_notice(tmp_path_factory: pytest.TempPathFactor
     assert (code, told) == (0, f"2000 rows: {output}")
     assert at < len(kept(output))
     assert [row["fused"] for row in rows_of(output)] == [f"number {i} of" for i in range(2000)]
-
-
-def test_kills_are_drawn_over_the_whole_run() -> None:
-    kills = draw_fault(seed=0, kills=10, results=300)
-    assert draw_fault(seed=0, kills=10, results=300) == kills != draw_fault(seed=1, kills=10, results=300)
-    assert sorted(Counter(kill.target for kill in kills).values()) == [3, 3, 4]
-    assert [kill.results for kill in kills] == sorted(kill.results for kill in kills)
-    assert kills[0].results < 100 and 200 < kills[-1].results < 300
 
 
 @pytest.mark.usefixtures("ray_session")

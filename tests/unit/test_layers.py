@@ -170,6 +170,17 @@ def test_the_wheel_imports_nothing_that_only_a_checkout_has() -> None:
     assert found == {("pipelines.cli.bench", True)}  # `blend bench`, which is there in a checkout only
 
 
+def test_only_tests_of_the_benchmarks_import_them() -> None:
+    importers = {
+        file.stem
+        for file in (ROOT / "tests").rglob("*.py")
+        if "bench" not in file.parent.name and not file.stem.startswith("test_bench_")
+        for node, _ in imports(ast.parse(file.read_text(encoding="utf-8")), lazy=False)
+        if any(room(target) == "pipelines.bench" for target in targets(node))
+    }
+    assert importers == set()
+
+
 def test_every_folder_is_packaged() -> None:
     """`packages` of pyproject.toml names every folder of modules: a missing one is missing in the wheel."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
