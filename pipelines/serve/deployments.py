@@ -82,8 +82,14 @@ class _Gateway:
             breaker=serving.breaker,
         )
         self._ballots = RemoteBallots(ballots) if ballots else None
-        awake = {model.name: handles[model.name] for model in config.models if model.replicas.min}
-        self._starting = StartupCheck({**awake, "ranker": ranker, **({"fuser": fuser} if fuser else {})})
+        parts = [
+            *((model.name, model, handles[model.name]) for model in config.models),
+            ("ranker", config.placing_ranker, ranker),
+            *([("fuser", config.fuser, fuser)] if config.fuser and fuser else []),
+        ]
+        # others are loaded for their first request: there may be no room for all of them at once
+        awake = {name: handle for name, settings, handle in parts if settings.model_settings.replicas.min}
+        self._starting = StartupCheck(awake)
 
     def _app(self, **options: Any) -> FastAPI:
         """The application; to be called in the replica's event loop."""
