@@ -31,6 +31,7 @@ from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
+LLMS = 3  # of the miniature: each is a process with torch
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
 
 
@@ -112,13 +113,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(endpoint: EndpointServer, port: int, folder: Path) -> Iterator[Service]:
     config = yaml.safe_load((PRESETS / "demo.yaml").read_text())
+    config["models"] = config["models"][:LLMS]
     for part in (*config["models"], config["ranker"], config["fuser"]):
         part["model"] = str(PRESETS / part["model"])
     config["models"].append(
         {"name": "mute", "engine": "endpoint", "model": "m", "base_url": endpoint.url, "timeout_s": 600}
     )
     config["fuser"]["num_beams"] = 1
-    config["serve"] = {"quorum": 6, "votes": str(folder / "votes.jsonl"), "gateway": {"num_cpus": 0.1}}
+    config["serve"] = {"quorum": LLMS, "votes": str(folder / "votes.jsonl"), "gateway": {"num_cpus": 0.1}}
     file = folder / "blend.yaml"
     file.write_text(yaml.safe_dump(config))
     running = Service(str(file), "--port", str(port))
@@ -160,7 +162,7 @@ def test_it_says_where_it_listens_and_to_whom(service: Service, port: int) -> No
 
 def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
     config = load(PRESETS / "demo.yaml", BlendConfig, ["fuser.num_beams=1"])
-    reference = Blender.local(config)
+    reference = Blender.local(config.model_copy(update={"models": config.models[:LLMS]}))
 
     async def expected(text: str) -> Any:
         return await reference.outcome(BlendRequest(Prompt("p", messages=(Message(role="user", content=text),))))
@@ -173,10 +175,10 @@ def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
         answers = list(pool.map(lambda text: asked(client, text, extra_body={"blend": True}), texts))
     for answer, outcome in zip(answers, asyncio.run(all_expected(texts)), strict=True):
         assert answer.choices[0].message.content == outcome.answer.text
-        assert [c["text"] for c in answer.blend["candidates"][:6]] == [c.text for c in outcome.blend.candidates]
+        assert [c["text"] for c in answer.blend["candidates"][:LLMS]] == [c.text for c in outcome.blend.candidates]
         assert answer.blend["ranking"] == list(outcome.blend.ranking.order)
         assert answer.usage.completion_tokens == outcome.completion_tokens
-        assert answer.blend["degraded"] == ["mute: not waited for: 6 others had answered"]
+        assert answer.blend["degraded"] == [f"mute: not waited for: {LLMS} others had answered"]
 
 
 @pytest.mark.parametrize("model", ["blend", "blend-best", "alder"])
@@ -220,7 +222,7 @@ def test_a_request_is_one_line_with_its_id_and_without_its_prompt(client: openai
     assert answer.parse().id == "chatcmpl-told-once"
     line = service.line('"id": "told-once"').string
     told = json.loads(line[line.index("{") :])
-    assert told["status"] == 200 and told["model"] == "blend" and told["answered"] == 6
+    assert told["status"] == 200 and told["model"] == "blend" and told["answered"] == LLMS
     assert not any("a secret question" in line for line in service.lines)
 
 
@@ -306,8 +308,7 @@ def test_a_model_that_can_not_be_loaded_is_told_in_one_line(port: int, tmp_path:
     config = tmp_path / "broken.yaml"
     (tmp_path / "empty").mkdir()
     models = [{"name": "a", "engine": "transformers", "model": str(tmp_path / "empty"), "num_cpus": 0.1}]
-    ranker = {"model": str(PRESETS / "miniature" / "ranker"), "num_cpus": 0.1}
-    config.write_text(yaml.safe_dump({"models": models, "ranker": ranker, "ray": {"num_cpus": 2}}))
+    config.write_text(yaml.safe_dump({"models": models, "ranker": {"kind": "echo"}, "ray": {"num_cpus": 2}}))
     code, lines = failed(str(config), "--port", str(port + 1))
     assert code == 1
     (line,) = lines
@@ -319,10 +320,9 @@ def test_a_model_that_breaks_while_it_loads_is_told_in_one_line(port: int, tmp_p
     miniature = PRESETS / "miniature"
     sampling = {"max_tokens": 100_000}
     model = {"name": "a", "engine": "transformers", "model": str(miniature / "alder"), "sampling": sampling}
-    ranker = {"model": str(miniature / "ranker"), "num_cpus": 0.1}
     gateway = {"gateway": {"num_cpus": 0.1}}
     config.write_text(
-        yaml.safe_dump({"models": [model], "ranker": ranker, "serve": gateway, "ray": {"num_cpus": 2}})
+        yaml.safe_dump({"models": [model], "ranker": {"kind": "echo"}, "serve": gateway, "ray": {"num_cpus": 2}})
     )
     code, lines = failed(str(config), "--port", str(port + 1))
     assert code == 1

@@ -11,7 +11,6 @@ from ray import serve
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import PlanError
-from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.pipelines.serve import Arguments, application
 
 
@@ -21,7 +20,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     echo = {"engine": "echo", "model": "echo", "num_cpus": 0.1}
     asleep = {"name": "asleep", **echo, "replicas": {"min": 0, "max": 1}}
     file = tmp_path_factory.mktemp("application") / "blend.yaml"
-    ranker = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
+    ranker = {"kind": "echo", "num_cpus": 0.1}
     fuser = {"kind": "chat", "llm": {"name": "writer", **echo}}
     serving = {"gateway": {"num_cpus": 0.1, "replicas": 2}}
     models = [{"name": "awake", **echo}, asleep]
