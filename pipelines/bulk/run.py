@@ -34,7 +34,7 @@ from llm_blender_ray.pipelines.bulk.retry import can_retry, to_do
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, run_tracker
-from llm_blender_ray.pipelines.rows.columns import Layout
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.outputs import FileRecord
 from llm_blender_ray.pipelines.rows.storage import remove_temporary_files
 from llm_blender_ray.pipelines.rows.writers import (

@@ -16,9 +16,10 @@ import pyarrow as pa
 from llm_blender_ray.actors.records import plain
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
-from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS, Layout
+from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS
 from llm_blender_ray.pipelines.rows.formats import format_of
 from llm_blender_ray.pipelines.rows.formats.base import Shape
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.outputs import FileRecord, Output
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, preference_table
 from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, write_row

@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from llm_blender_ray.pipelines.bulk.checkpoints import _read, _written
 from llm_blender_ray.pipelines.bulk.input import _entry
-from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns, seen_of
+from llm_blender_ray.pipelines.rows.columns import inspect_columns, seen_of
 from llm_blender_ray.pipelines.rows.formats import format_of, kind
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.uris import replacing
 from llm_blender_ray.pipelines.rows.writers import BlendShape

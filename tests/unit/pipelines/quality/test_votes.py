@@ -11,7 +11,8 @@ from rich.console import Console
 
 from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.pipelines.quality.votes import Verdict, Votes, interval, read_vote, table
-from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
+from llm_blender_ray.pipelines.rows.columns import inspect_columns
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.readers import input_files, native_schema, read_rows, read_tables
 from llm_blender_ray.pipelines.rows.schema import read_row
 from llm_blender_ray.pipelines.rows.writers import BlendShape

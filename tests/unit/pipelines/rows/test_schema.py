@@ -18,7 +18,8 @@ from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
 from llm_blender_ray.pipelines.quality.evaluation import evaluate
 from llm_blender_ray.pipelines.quality.metrics import METRICS
-from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
+from llm_blender_ray.pipelines.rows.columns import inspect_columns
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.preferences import preference_table
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row

@@ -20,9 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.formats import FORMATS, FormatName
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
-from llm_blender_ray.pipelines.rows.columns import Layout, inspect_columns
+from llm_blender_ray.pipelines.rows.columns import inspect_columns
 from llm_blender_ray.pipelines.rows.compression import CODECS, Codec
 from llm_blender_ray.pipelines.rows.formats import kind
+from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
