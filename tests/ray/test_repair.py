@@ -12,7 +12,6 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Capacity, place
-from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk import output
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, CheckpointStore, Index, Result
@@ -25,7 +24,7 @@ from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.storage import get, put
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
-RANKER = {"model": str(PRESETS / "miniature" / "ranker"), "device": "cpu", "num_cpus": 0.1}
+RANKER = {"kind": "echo", "num_cpus": 0.1}
 ROWS = 24
 
 
