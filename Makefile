@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest
-JOBS ?= 2  # test processes; each that starts Ray takes about 3 GiB
+JOBS ?= 2  # processes of the unit tests
+RAY_JOBS ?= 0  # processes of the other tests, each with a Ray of about 3 GiB; 0: one after the other in pytest itself
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
