@@ -33,11 +33,11 @@ test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray (JOBS=2)
 
 test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
 	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real and not slow"
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real and not slow" -n $(RAY_JOBS) --dist loadfile
 
 test-all: $(VENV)/.installed-dev            ## those and the slow ones
 	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real"
+	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real" -n $(RAY_JOBS) --dist loadfile
 
 test-real: $(VENV)/.installed-dev            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
 	$(PYTEST) -m "real and not vllm and not gpu"
