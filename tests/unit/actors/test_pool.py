@@ -348,7 +348,7 @@ class Observed:
         observed, now = self.observed, asyncio.get_running_loop().time()
         observed.check(not self.busy, "a replica has two calls at once")
         observed.check(
-            all(now() <= observed.ended.get(m.prompt.id, math.inf) for m in matchups),
+            all(now <= observed.ended.get(m.prompt.id, math.inf) for m in matchups),
             "an ended call's share begins",
         )
         observed.check(
