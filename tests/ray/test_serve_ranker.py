@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from serving import event_loop
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.ranker import Ranker
@@ -84,14 +85,11 @@ def handle(ray_session: None, folder: Path) -> Iterator[Any]:
     serve.start(proxy_location="Disabled")
     yield serve.run(deployment.bind(str(folder)), name="ranking", route_prefix=None)
     serve.shutdown()
-    _runner.close()
-
-
-_runner = asyncio.Runner()  # handles belong to the loop of their first call
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:
-    return _runner.run(main)
+    """Run it in a loop that goes on between tests: handles belong to it, and learn there which replicas are up."""
+    return asyncio.run_coroutine_threadsafe(main, event_loop()).result()
 
 
 @pytest.fixture
