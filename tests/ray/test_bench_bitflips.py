@@ -31,7 +31,7 @@ def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
     session = Session(Path(config.output or ""))
     before = session.read()
     monkeypatch.setattr("llm_blender_ray.pipelines.bulk.checkpoints.opened", lambda data, name: data)
-    file = next(iter(session.work.glob("results/generate-*/*.parquet")))
+    file = next(iter(session.work.glob("results/generate-echo-3-*/*.parquet")))
     at = file.read_bytes().index(b"echo-3")
     flip(file, 8 * at)
     assert session.read() != before
