@@ -6,10 +6,9 @@ a built-in one by a line in `llms.ENGINES`, `rankers.RANKERS` or `fusers.FUSERS`
 point.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from llm_blender_ray.configs.registry import import_object
 from llm_blender_ray.configs.resources import Resources
@@ -122,20 +121,6 @@ class ModelPart(PartSettings, Resources):
     def weights(self) -> Weights | None:
         """Weights that the actor loads; None: none of its own."""
         return None
-
-
-def weights_of(settings: object) -> Iterator[Weights]:
-    """The weights of all parts in some settings, the LLMs of judges and fusers included."""
-    if isinstance(settings, WeightsPart):
-        yield Weights(settings.model, settings.revision)
-    if isinstance(settings, BaseModel):
-        for name in type(settings).model_fields:
-            yield from weights_of(getattr(settings, name))
-    elif isinstance(settings, Mapping):
-        yield from weights_of(list(settings.values()))
-    elif isinstance(settings, Sequence) and not isinstance(settings, str):
-        for item in settings:
-            yield from weights_of(item)
 
 
 class WeightsPart(ModelPart):

@@ -20,7 +20,7 @@ from llm_blender_ray.configs.llms import (
     TransformersModel,
     VLLMModel,
 )
-from llm_blender_ray.configs.parts import DeviceName, Dtype
+from llm_blender_ray.configs.parts import DeviceName, Dtype, PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.rankers import (
     ComparisonSettings,
@@ -122,6 +122,13 @@ class BlendConfig(Settings):
         """The ranker with `top_k` filled in: as many places must be right as the fuser takes."""
         taken = self.fuser.top_k if self.fuser else 1
         return self.ranker.model_copy(update={"top_k": self.ranker.top_k or taken})
+
+    @property
+    def parts(self) -> dict[str, PartSettings]:
+        """All parts of the blend by the names of their placements, in the order of their stages."""
+        parts: dict[str, PartSettings] = {model.name: model for model in self.models}
+        parts["ranker"] = self.placing_ranker
+        return parts | ({"fuser": self.fuser} if self.fuser else {})
 
     @field_validator("models", mode="before")
     @classmethod

@@ -13,7 +13,6 @@ from llm_blender_ray.actors.stages import TakeBest, margin
 from llm_blender_ray.actors.tables import to_blends, with_blends
 from llm_blender_ray.cluster.plan import Capacity, Plan, fill_cluster, make_plan, pack_waves, place
 from llm_blender_ray.configs.identity import deciding
-from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import (
     BlendConfig,
@@ -59,7 +58,7 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
             **_written(config),
         },
         settings=config.model_dump(mode="json"),
-        parts=_parts(config),
+        parts=config.parts,
         llms=tuple(model.name for model in config.models),
         limit=config.limit,
         rows_per_block=config.rows_per_block,
@@ -67,13 +66,6 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         finish=None if config.fuser else with_best,
     )
     return _checked(execute(run, **existing), config.max_error_rate)
-
-
-def _parts(config: BlendConfig) -> dict[str, PartSettings]:
-    """Parts of a blend by the names of their placements."""
-    parts: dict[str, PartSettings] = {model.name: model for model in config.models}
-    parts["ranker"] = config.placing_ranker
-    return parts | ({"fuser": config.fuser} if config.fuser else {})
 
 
 def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:

@@ -40,7 +40,7 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
         console.width = 120  # of a file or pipe, for which rich takes 80
     _show(made, console)
     check_variables(config.ray, config)
-    check_local_models(config.ray, config)
+    check_local_models(config.ray, config.parts.values())
 
 
 def announce(made: Plan) -> None:

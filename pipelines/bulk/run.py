@@ -78,7 +78,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
         if not can_retry(done.manifest):
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts.values())
-    check_local_models(run.cluster, *run.parts.values())
+    check_local_models(run.cluster, run.parts.values())
     if state.there:
         report_damaged(store, damaged)
     for output in run.outputs:

@@ -53,7 +53,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         )
     local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)
-    check_local_models(config.ray, config)
+    check_local_models(config.ray, config.parts.values())
     if local:
         _check_free(host, port)
     if not sys.stderr.isatty():

@@ -39,7 +39,7 @@ def test_what_is_there_instead_of_a_model_is_named(tmp_path: Path, files: dict[s
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelLoadError, match=rf"^{tmp_path}: .*{told}") as caught:
-        check_local_models(RayCluster(), config(tmp_path))
+        check_local_models(RayCluster(), config(tmp_path).parts.values())
     assert "\n" not in str(caught.value)
 
 
@@ -48,7 +48,7 @@ def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("")
     for name, told in (("model.gguf", "GGUF"), ("model.safetensors", "a file; give the folder"), ("x", "no such")):
         with pytest.raises(ModelLoadError, match=told):
-            check_local_models(RayCluster(), config(tmp_path / name))
+            check_local_models(RayCluster(), config(tmp_path / name).parts.values())
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
 )
 def test_every_part_is_looked_at(settings: dict[str, Any]) -> None:
     with pytest.raises(ModelLoadError, match=r"^/nowhere/\w+: no such folder$"):
-        check_local_models(RayCluster(), config("org/model", **settings))
+        check_local_models(RayCluster(), config("org/model", **settings).parts.values())
 
 
 def test_hub_ids_and_other_machines_disks_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_local_models(RayCluster(), config("org/model"))
-    check_local_models(RayCluster(address="10.0.0.1:6379"), config("/nowhere/model"))
+    check_local_models(RayCluster(), config("org/model").parts.values())
+    check_local_models(RayCluster(address="10.0.0.1:6379"), config("/nowhere/model").parts.values())
