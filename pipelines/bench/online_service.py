@@ -7,6 +7,7 @@ server answers anything after a fixed time and takes little CPU, so that the ser
 import argparse
 import asyncio
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -209,8 +210,12 @@ def model_server(delay_s: float) -> Iterator[str]:
 def made_answer(number: int) -> str:
     """A different text for each number, of 40 to 160 words of the included prompts."""
     draw = random.Random(number)
-    words = (PRESETS / "miniature" / "heldout.jsonl").read_text(encoding="utf-8").split()[:2000]
-    return " ".join([str(number), *draw.choices(words, k=draw.randint(40, 160))])
+    return " ".join([str(number), *draw.choices(_words(), k=draw.randint(40, 160))])
+
+
+@functools.cache
+def _words() -> list[str]:
+    return (PRESETS / "miniature" / "heldout.jsonl").read_text(encoding="utf-8").split()[:2000]
 
 
 async def serve_models(delay_s: float) -> None:

@@ -50,7 +50,7 @@ class RemoteMember:
 
 
 class RemoteFuser:
-    """See `pipelines.online.protocols.FuserPart`."""
+    """See `actors.fusers.FuserPart`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle

@@ -38,9 +38,8 @@ class RemoteRanker:
             ComparisonCache(settings.cache, identity="")
         self._settings = settings
         self._handle = handle
-        self._slots: list[_Slot] = []
-        self._pool: Pool | None = None
-        self._ranker: Ranker | None = None
+        self._slots = [_Slot(handle)]
+        self._connection: tuple[Pool, Ranker] | None = None
         self._hits = Counter(CACHE_HITS.name, CACHE_HITS.description)
         self._counted = 0
 
@@ -70,15 +69,16 @@ class RemoteRanker:
 
     async def _connected(self) -> Ranker:
         """The ranker, with a slot in its pool for each running replica. The first call waits until one is up."""
-        traits: Traits | None = None if self._ranker else await call(self._handle.traits)
+        if self._connection is None:
+            traits: Traits = await call(self._handle.traits)
+            if self._connection is None:  # another request has not been faster
+                pool = Pool(self._slots, traits)
+                self._connection = pool, Ranker(self._settings, pool)
+        pool, ranker = self._connection
         running = max(running_replicas(self._handle), 1)  # a call to none waits until one is up
         self._slots += [_Slot(self._handle) for _ in range(running - len(self._slots))]
-        if self._ranker is None or self._pool is None:
-            assert traits is not None
-            self._pool = Pool(self._slots[:running], traits)
-            self._ranker = Ranker(self._settings, self._pool)
-        self._pool.use(self._slots[:running])
-        return self._ranker
+        pool.use(self._slots[:running])
+        return ranker
 
     def _count(self, ranker: Ranker) -> None:
         if new := ranker.cache_hits - self._counted:

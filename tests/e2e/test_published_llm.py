@@ -9,7 +9,6 @@ import json
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
@@ -26,6 +25,7 @@ from llm_blender_ray.actors.engines import Completion, Engine, load_engine
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
+from llm_blender_ray.cluster.processes import free_port
 from llm_blender_ray.configs.fusers import LLMFuser
 from llm_blender_ray.configs.rankers import Judge
 from llm_blender_ray.configs.schema import Sampling, TransformersModel, VLLMModel
@@ -221,9 +221,7 @@ def test_blend_run(tmp_path: Path) -> None:
 
 def test_blend_serve(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "llm_blender_ray", "serve", str(tmp_path / "config.yaml"), "--port", str(port)],
         stderr=subprocess.PIPE,
