@@ -23,8 +23,9 @@ def _routes(service: Service) -> APIRouter:
         "/healthz", operation_id="health", response_model_exclude_none=True, responses={503: {"model": Health}}
     )
     async def health(request: Request, response: Response) -> Health:
-        """Whether the service answers: `starting` (503) until every part was up once, `down` (503) without models.
+        """Whether the service answers: `starting` (503) at first, `down` (503) without models.
 
+        It starts until every part that is kept loaded (`replicas.min` above 0) was up once.
         `parts` has those that are left out of requests, since when and why.
         """
         missing = await service.starting() if service.starting else ()
