@@ -22,10 +22,4 @@ FORMATS: Registry[Any] = Registry(  # subclasses of `pipelines.rows.formats.base
 )
 
 
-def _registered(name: str) -> str:
-    if name not in FORMATS.names():
-        raise ValueError(f"unknown file format {name!r}, expected one of {', '.join(FORMATS.names())}")
-    return name
-
-
-FormatName = Annotated[str, AfterValidator(_registered)]
+FormatName = Annotated[str, AfterValidator(FORMATS.check)]

@@ -45,6 +45,16 @@ class Registry(Generic[ItemT]):
         """Registered names, the built-in ones first."""
         return tuple(dict.fromkeys((*self._built_in, *self._entry_points, *self._added)))
 
+    def check(self, name: str) -> str:
+        """Return a registered name, without importing its object.
+
+        Raises:
+            RegistryError: The name is unknown.
+        """
+        if name not in self.names():
+            raise RegistryError(f"unknown {self._what} {name!r}, expected one of {', '.join(self.names())}")
+        return name
+
     def get(self, name: str) -> ItemT:
         """Import the object of a name.
 
@@ -57,15 +67,13 @@ class Registry(Generic[ItemT]):
         Raises:
             RegistryError: The name is unknown or registered twice, or its module cannot be imported.
         """
-        if name in self._added:
+        if self.check(name) in self._added:
             return self._added[name]
         found = self._entry_points.get(name, ())
         if name in self._built_in:
             if found:
                 raise RegistryError(f"{self._what} {name!r} is built in; {_packages(found)} must use another name")
             return cast(ItemT, import_object(self._built_in[name]))
-        if not found:
-            raise RegistryError(f"unknown {self._what} {name!r}, expected one of {', '.join(self.names())}")
         if len(found) > 1:
             raise RegistryError(f"{self._what} {name!r} is registered twice, by {_packages(found)}")
         try:
