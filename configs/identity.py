@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.parts import PartSettings
-from llm_blender_ray.configs.settings import RUNTIME_ONLY
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
 
 
 def deciding(settings: BaseModel) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def deciding(settings: BaseModel) -> dict[str, Any]:
         settings: Any settings.
 
     Returns:
-        Their values as JSON has them, without fields marked `RUNTIME_ONLY` at any depth, and with the
-        `results_version` of every part.
+        Their values as JSON has them, without fields marked `RUNTIME_ONLY` at any depth, nor those marked
+        `OMIT_DEFAULT` that have their default, and with the `results_version` of every part.
 
     Raises:
         PydanticSerializationError: A value has no JSON form.
@@ -51,7 +52,7 @@ def _deciding(value: Any, dumped: Any) -> Any:
     """The part of a value's JSON form that decides results."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        kept = [name for name, field in fields if RUNTIME_ONLY not in field.metadata]
+        kept = [name for name, field in fields if _decides(field, getattr(value, name))]
         found = {name: _deciding(getattr(value, name), dumped[name]) for name in kept}
         return found | {"results_version": value.results_version} if isinstance(value, PartSettings) else found
     if isinstance(value, Mapping):
@@ -61,6 +62,13 @@ def _deciding(value: Any, dumped: Any) -> Any:
     if isinstance(dumped, str) and dumped.startswith(f"{PRESETS}/"):
         return dumped.removeprefix(f"{PRESETS}/")  # included models: a job unpacks them elsewhere each time
     return dumped
+
+
+def _decides(field: FieldInfo, value: Any) -> bool:
+    """Whether a field with this value is part of what decides results."""
+    if RUNTIME_ONLY in field.metadata:
+        return False
+    return OMIT_DEFAULT not in field.metadata or value != field.get_default(call_default_factory=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

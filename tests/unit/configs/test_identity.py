@@ -1,12 +1,13 @@
 """What decides answers, and what may change between two sessions of a run."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from llm_blender_ray.configs.identity import deciding, differences, settings_digest
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import EndpointModel, VLLMModel
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, Settings
 
 
 def model(**changes: Any) -> VLLMModel:
@@ -57,6 +58,20 @@ def test_how_an_endpoint_is_asked_decides_nothing() -> None:
     fixed = {"name": "m", "engine": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
     how = {"max_retries": 0, "timeout_s": 3, "max_in_flight": 2, "breaker": {"failures": 1}}
     assert deciding(EndpointModel.model_validate(fixed | how)) == deciding(EndpointModel.model_validate(fixed))
+
+
+def test_a_later_field_decides_once_it_is_set() -> None:
+    """Or a release with a new setting would make every stored result anew."""
+
+    class Later(Settings):
+        old: int = 1
+        new: Annotated[dict[str, int] | None, OMIT_DEFAULT] = None
+
+    class Around(Settings):
+        inner: Later = Later()
+
+    assert deciding(Around()) == {"inner": {"old": 1}}
+    assert deciding(Around(inner=Later(new={}))) == {"inner": {"old": 1, "new": {}}}
 
 
 def test_a_digest_is_of_json_values_alone() -> None:
