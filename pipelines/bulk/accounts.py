@@ -12,6 +12,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
+from llm_blender_ray.pipelines.quality.ranker_signs import all_equal, orders_agree
 
 _RANKED = ("comparisons", "full", "both_orders", "agreeing", "left_out", "ranked", "constant")
 
@@ -75,18 +76,18 @@ def _failed(failures: Iterable[Sequence[str]]) -> dict[str, Any]:
 def _ranked(blend: Blend, ranking: Ranking) -> dict[str, int]:
     """Count one ranking. Copies of one text count once; two logits of 0 agree."""
     firsts = list({c.text: i for i, c in reversed([*enumerate(blend.candidates)]) if c.text is not None}.values())
-    both = [
-        (forward, back)
-        for i, j in combinations(firsts, 2)
-        if (forward := ranking.logits[i][j]) is not None and (back := ranking.logits[j][i]) is not None
+    pairs = [(ranking.logits[i][j], ranking.logits[j][i]) for i, j in combinations(firsts, 2)]
+    both = [(forward, back) for forward, back in pairs if forward is not None and back is not None]
+    in_one_order = [
+        forward if back is None else back for forward, back in pairs if (forward is None) != (back is None)
     ]
-    scores = {ranking.scores[i] for i in firsts}
+    leads = [(forward - back) / 2 for forward, back in both] + [lead for lead in in_one_order if lead is not None]
     return {
         "comparisons": ranking.comparisons,
         "full": len(firsts) * (len(firsts) - 1),
         "both_orders": len(both),
-        "agreeing": sum(forward * back < 0 or forward == back == 0 for forward, back in both),
+        "agreeing": sum(orders_agree(*logits) for logits in both),
         "left_out": ranking.unreadable,
         "ranked": len(firsts) > 1,
-        "constant": len(firsts) > 1 and len(scores) == 1,
+        "constant": len(firsts) > 1 and all_equal(leads),
     }

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.quality.error_kinds import OTHER_ERRORS
+from llm_blender_ray.pipelines.quality.ranker_signs import constant_sign, contradiction_sign, order_agreement
 
 CAUSES = 5  # of one model, the most frequent ones
 AGAIN = "--retry-failed retries what failed, and keeps the rest"
 _VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
-_FEW = 3  # pairs or rows too few to judge a ranker
 
 
 def failure_lines(manifest: Manifest) -> list[str]:
@@ -44,16 +44,11 @@ def _of_stage(stage: StageRecord) -> Iterator[str]:
     if stage.left_out:
         some = "1 comparison" if stage.left_out == 1 else f"{stage.left_out:,} comparisons"
         yield f"{stage.name}: {some} left out, for which it gave no readable answer"
-    if stage.both_orders:
-        agreeing = f"both orders of {stage.agreeing:,} of {stage.both_orders:,} pairs agree"
-        share = f"{agreeing} ({stage.agreeing / stage.both_orders:.0%})"
-        if stage.both_orders >= _FEW and 2 * stage.agreeing < stage.both_orders:
-            yield f"{stage.name}: contradicts itself: {share}; place decides more than content"
-            return
-        if stage.scorer == "judge":
-            yield f"{stage.name}: position consistency: {share}"
-    if stage.ranked >= _FEW and stage.constant == stage.ranked:
-        yield f"{stage.name}: constant: all answers of a row have the same score, on all {stage.ranked:,} rows"
+    sign = constant_sign(stage.constant, stage.ranked) or contradiction_sign(stage.agreeing, stage.both_orders)
+    if sign:
+        yield f"{stage.name}: {sign}"
+    elif stage.scorer == "judge" and stage.both_orders:
+        yield f"{stage.name}: position consistency: {order_agreement(stage.agreeing, stage.both_orders)}"
 
 
 def _share(count: int, all_of: int) -> str:

@@ -53,7 +53,7 @@ class StageRecord(_Part):
         agreeing: Those of them in which both orders preferred the same answer.
         left_out: Comparisons without a score.
         ranked: Rows with different answers that have a ranking.
-        constant: Those of them on which all answers have the same score.
+        constant: Those of them on which no two answers differ (`quality.ranker_signs.all_equal`).
         scorer: The kind of the ranker.
     """
 

@@ -73,12 +73,44 @@ def test_bad_rows_rankers_and_fusers_have_lines_of_their_own() -> None:
         ({"both_orders": 10, "agreeing": 7, "scorer": "judge"}, "position consistency: both orders of 7 of 10 "),
         ({"both_orders": 10, "agreeing": 0, "scorer": "judge"}, "contradicts itself: both orders of 0 of 10 pairs"),
         ({"both_orders": 10, "agreeing": 4, "scorer": "pairranker"}, "contradicts itself: "),
+        (
+            {"both_orders": 100, "agreeing": 55, "scorer": "judge"},
+            "hardly consistent: both orders of 55 of 100 pairs",
+        ),
+        ({"both_orders": 9, "agreeing": 0, "ranked": 30, "constant": 29}, "constant: on 29 of 30 rows no two "),
         ({"both_orders": 10, "agreeing": 10, "ranked": 5, "constant": 5, "scorer": "pairranker"}, "constant: "),
     ],
 )
 def test_a_ranker_that_can_not_be_trusted_is_one_line(numbers: dict[str, Any], told: str) -> None:
     (line,) = failure_lines(manifest(stage("ranker", "rank", asked=20, **numbers)))
     assert line.startswith(f"ranker: {told}")
+
+
+@pytest.mark.parametrize("numbers", [{"agreeing": 60}, {"agreeing": 100, "ranked": 20, "constant": 19}])
+def test_a_ranker_that_decides_something_has_no_line(numbers: dict[str, Any]) -> None:
+    assert failure_lines(manifest(stage("ranker", "rank", asked=20, both_orders=100, **numbers))) == []
+
+
+def ranked_by(logits: tuple[tuple[float | None, ...], ...]) -> dict[str, Any]:
+    blend = Blend(PROMPT, tuple(Candidate(text, text) for text in "xyz"[: len(logits)]))
+    ranking = Ranking(tuple(range(len(logits))), tuple(map(float, range(len(logits)))), logits, 2)
+    return account_of("rank", [blend], [Blend(PROMPT, blend.candidates, ranking)])
+
+
+@pytest.mark.parametrize(
+    ("logits", "constant"),
+    [
+        (((None, 2e-4), (3e-4, None)), 1),  # rounding
+        (((None, 7.0), (7.0, None)), 1),  # place alone
+        (((None, 2e-3), (-2e-3, None)), 0),
+        (((None, 2e-4, None), (None, None, None), (0.0, 0.5, None)), 0),  # 1 and 2 in one order
+        (((None, 2e-4, None), (None, None, None), (0.0, 5e-4, None)), 1),
+    ],
+)
+def test_answers_are_equal_when_no_pair_has_a_winner(
+    logits: tuple[tuple[float | None, ...], ...], constant: int
+) -> None:
+    assert ranked_by(logits)["constant"] == constant
 
 
 def test_a_model_that_fails_more_than_it_may_is_a_problem() -> None:
