@@ -61,6 +61,8 @@ class BaseLLM(ModelPart):
 class LocalLLM(WeightsPart, BaseLLM):
     """Settings of a base LLM whose weights this project loads."""
 
+    results_version: ClassVar[int] = 2  # the template `koala` has no space before earlier answers
+
     max_model_len: Annotated[int, Field(ge=1)] | None = None  # tokens of prompt and answer together
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None  # longer prompts are refused; None: what fits
     trust_remote_code: bool = False

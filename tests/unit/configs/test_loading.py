@@ -139,7 +139,7 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["demo", "three-models", "endpoints", "paper"])
 def test_presets_are_valid(preset: str) -> None:
     config = load(PRESETS / f"{preset}.yaml", BlendConfig)
-    assert all(not getattr(m, "trust_remote_code", False) for m in config.models if preset != "paper")
+    assert all(not getattr(m, "trust_remote_code", False) for m in config.models)
     if preset == "demo":
         assert all(isinstance(m, TransformersModel) and Path(m.model).is_dir() for m in config.models)
     if preset == "paper":
