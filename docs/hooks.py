@@ -1,6 +1,7 @@
 """MkDocs hooks: generated pages of the site, and links that work both on GitHub and in the site.
 
 - `configuration.md`: the line `<!-- settings -->` becomes one table per settings class of the pydantic schema.
+- `presets.md`: the line `<!-- presets -->` becomes one table per config in `configs/`, with the plans for it.
 - `first_hour.ipynb`: rendered to a page by nbconvert.
 - Pages that live elsewhere in the repository (`INCLUDED`) become pages of the site.
 """
@@ -10,6 +11,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from contextlib import suppress
 from inspect import get_annotations, getdoc, getsourcefile
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,8 +23,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from llm_blender_ray.cluster.plan import Capacity, PlanError, make_plan
+from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.registry import OneOf
-from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 from llm_blender_ray.configs.training import FuserTraining, RankerTraining
 
@@ -45,6 +49,9 @@ ROOTS = {
     "blend train ranker": (RankerTraining,),
     "blend train fuser": (FuserTraining,),
 }
+MODEL_NOTE = re.compile(r"\bname: ([\w.-]+)[^#\n]*?#\s*(.+)")  # a preset's comment behind a model's name
+PLANNED_GPUS = (0, 1, 4, 8)
+PLANNED_CPUS = 16
 
 
 def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
@@ -61,6 +68,8 @@ def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", fil
     """Fill in generated parts and turn links to repository files into links to pages of the site."""
     if "<!-- settings -->" in markdown:
         markdown = markdown.replace("<!-- settings -->", settings_reference())
+    if "<!-- presets -->" in markdown:
+        markdown = markdown.replace("<!-- presets -->", presets_reference())
     for name, source in INCLUDED.items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
@@ -74,6 +83,49 @@ def notebook_page() -> str:
 
     body, _ = MarkdownExporter(exclude_input_prompt=True).from_filename(str(ROOT / "docs" / NOTEBOOK))
     return str(body)
+
+
+def blend_presets() -> dict[str, Path]:
+    """Config files of whole blends in `configs/` by name."""
+    files = sorted(PRESETS.glob("*.yaml"))
+    return {file.stem: file for file in files if not file.stem.startswith("train-")}
+
+
+def model_notes(text: str) -> dict[str, str]:
+    """Comments behind the names of a preset's models: parameters, weights, licence."""
+    return dict(MODEL_NOTE.findall(text))
+
+
+def presets_reference() -> str:
+    """One section per preset: its header comment, its models, and its waves on machines with 0 to 8 GPUs."""
+    return "\n\n".join(_preset(name, file) for name, file in blend_presets().items())
+
+
+def _preset(name: str, file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    config, notes = load(file, BlendConfig), model_notes(text)
+    header = re.match(r"(?:#.*\n)*", text)
+    about = re.sub(r"^# ?", "", header.group() if header else "", flags=re.MULTILINE).strip()
+    lines = ["| model | engine | GPUs | parameters, weights, licence |", "|---|---|---|---|"]
+    for model in config.models:
+        gpus = model.default_gpus(has_gpus=True) if model.num_gpus is None else model.num_gpus
+        shown = Path(model.model).name if Path(model.model).is_dir() else model.model
+        revision = f" @ {model.revision}" if isinstance(model, LocalLLM) and model.revision else ""
+        cells = (f"`{shown}`{revision}", model.engine, f"{gpus:g}", notes.get(model.name, ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    plans = ", ".join(
+        f"{waves} with {gpus} GPU{'s' * (gpus != 1)}" for gpus, waves in planned_waves(config).items()
+    )
+    return f"## `configs/{name}.yaml`\n\n{about}\n\n" + "\n".join(lines) + f"\n\nWaves: {plans}."
+
+
+def planned_waves(config: BlendConfig) -> dict[int, int]:
+    """Waves of a config on one machine, by its GPUs, where it can run at all."""
+    found: dict[int, int] = {}
+    for gpus in PLANNED_GPUS:
+        with suppress(PlanError):
+            found[gpus] = len(make_plan(config, Capacity.machine(PLANNED_CPUS, gpus)).waves)
+    return found
 
 
 def settings_reference() -> str:
