@@ -85,7 +85,7 @@ class AuxiliaryLosses(Settings):
 class RankerTraining(TrainingRun):
     """Settings of training a PairRanker on rows with scored candidates."""
 
-    backbone: Annotated[str, Field(min_length=1)]  # encoder to start from, or a PairRanker to continue
+    backbone: Annotated[str, Field(min_length=1)]  # encoder or causal LM to start from, or a PairRanker to continue
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # keys of candidates[].scores; one head output each
     source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens

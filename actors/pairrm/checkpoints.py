@@ -2,30 +2,29 @@
 
 - `llm-blender/PairRM`, `llm-blender/pair-ranker`: config.json is the original's RankerConfig; `model_name` is the
   backbone (hub id, or a path relative to the checkpoint), which gives the encoder's config and the tokenizer.
-- `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids and the tokenizer.
+- `llm-blender/PairRM-hf`: config.json is the encoder's own, with the markers' ids and the tokenizer. Rankers on
+  other backbones are written in the same form, under the architecture that `backbones` names.
 
 Weights are safetensors; a checkpoint that has only `pytorch_model*.bin` (early `pair-ranker`) is read with
 `weights_only`, which runs no code of it.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from tokenizers import AddedToken
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.model_files import read_json
-from llm_blender_ray.actors.pairrm.network import MarkerIds, PairRMNetwork
-from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
-from llm_blender_ray.actors.tokens import load_tokenizer_backend
-from llm_blender_ray.actors.weights import load_config, load_model, load_tensors, load_tokenizer, locate, quiet
-
-HF_ARCHITECTURE = "DebertaV2PairRM"
+from llm_blender_ray.actors.pairrm.backbones import Backbone, EncoderBackbone, registered_backbones
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
+from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
+from llm_blender_ray.actors.weights import load_config, load_model, load_tensors, locate
 
 
 class _Config(BaseModel):
@@ -62,7 +61,7 @@ def load_pairrm(
     revision: str | None = None,
     source_max_length: int | None = None,
     candidate_max_length: int | None = None,
-) -> tuple[PairRMNetwork, PairTokenizer]:
+) -> tuple[PairRMNetwork, PairTokenization]:
     """The network (float32, on CPU, in eval mode) and tokenizer of a local folder or hub id, any published layout.
 
     The lengths (tokens) override the checkpoint's own.
@@ -74,37 +73,44 @@ def load_pairrm(
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder}: no config.json in it; give a folder or hub id of a PairRanker checkpoint")
     settings = read_json(folder / "config.json")
+    kind = _backbone_of_ranker(settings)
     if "ranker_type" in settings:
         original = _read(_OriginalConfig, settings, folder)
         inside = folder / original.model_name
         backbone = inside.resolve() if inside.is_dir() else locate(original.model_name, weights=False)
         checkpoint: _Config = original
-    elif HF_ARCHITECTURE in (settings.get("architectures") or ()):
+    elif kind is not None:
         checkpoint, backbone = _read(_HFConfig, settings, folder), folder
     else:
         raise ModelLoadError(
-            f"{folder}: not a PairRanker checkpoint (neither ranker_type nor {HF_ARCHITECTURE} in its config.json)"
+            f"{folder}: not a PairRanker checkpoint (neither ranker_type nor {_architectures()} in its config.json)"
         )
     budget = PairBudget(
         source_max_length or checkpoint.source_maxlength, candidate_max_length or checkpoint.candidate_maxlength
     )
     config = load_config(backbone)
     if not hasattr(config, "hidden_size") or getattr(config, "is_encoder_decoder", False):
-        raise ModelLoadError(f"{backbone}: not an encoder (DeBERTa, RoBERTa, BERT), so no backbone of a PairRanker")
-    encoder = AutoModel.from_config(config, dtype=torch.float32)
-    network, tokenizer = _assemble(encoder, backbone, budget, checkpoint.n_tasks, checkpoint.drop_out)
+        raise ModelLoadError(f"{backbone}: neither an encoder nor a causal LM, so no backbone of a PairRanker")
+    model_on = kind or EncoderBackbone()
+    network, tokenizer = model_on.assemble(
+        AutoModel.from_config(config, dtype=torch.float32),
+        backbone,
+        budget,
+        n_tasks=checkpoint.n_tasks,
+        dropout=checkpoint.drop_out,
+    )
     _load_weights(network, folder)
     return network.eval(), tokenizer
 
 
 def create_pairrm(
     backbone: str, budget: PairBudget, *, n_tasks: int = 1, dropout: float = 0.05
-) -> tuple[PairRMNetwork, PairTokenizer]:
+) -> tuple[PairRMNetwork, PairTokenization]:
     """A ranker to train.
 
     Args:
-        backbone: Folder or hub id. Of an encoder: its published weights, new embeddings for the markers and a new
-            head. Of a PairRanker in any published layout: encoder, markers and head as they are.
+        backbone: Folder or hub id. Of an encoder or a causal LM: its published weights, what else the kind of
+            backbone needs (`backbones`), and a new head. Of a PairRanker: all as it is.
         budget: Token budgets of the ranker.
         n_tasks: Outputs of the head, one for each metric.
         dropout: Of the head.
@@ -113,7 +119,8 @@ def create_pairrm(
         ModelLoadError: The backbone can't be used, or its head has another number of outputs.
     """
     folder = locate(backbone)
-    if _is_pairrm(folder):
+    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "ranker_type" in settings or _backbone_of_ranker(settings):
         network, tokenizer = load_pairrm(
             str(folder),
             source_max_length=budget.source_max_length,
@@ -122,18 +129,24 @@ def create_pairrm(
         if network.n_tasks != n_tasks:
             raise ModelLoadError(
                 f"{backbone}: its head has {network.n_tasks} outputs, but metrics has {n_tasks}; name as many "
-                "metrics as it was trained on, or start from an encoder"
+                "metrics as it was trained on, or start from an encoder or a causal LM"
             )
         network.set_dropout(dropout)
         return network, tokenizer
-    encoder = load_model(AutoModel, folder, device=torch.device("cpu"), dtype=torch.float32)
-    return _assemble(encoder, folder, budget, n_tasks, dropout)
+    model = load_model(AutoModel, folder, device=torch.device("cpu"), dtype=torch.float32)
+    architectures = settings.get("architectures") or ()
+    kind = next(kind for kind in registered_backbones() if kind.fits(architectures))
+    return kind.assemble(model, folder, budget, n_tasks=n_tasks, dropout=dropout)
 
 
-def _is_pairrm(folder: Path) -> bool:
-    """Whether the folder has a PairRanker in a layout that `load_pairrm` reads."""
-    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    return "ranker_type" in settings or HF_ARCHITECTURE in (settings.get("architectures") or ())
+def _backbone_of_ranker(settings: Mapping[str, Any]) -> Backbone | None:
+    """The kind of backbone that a ranker with this config.json is on; None for another model or layout."""
+    architectures = settings.get("architectures") or ()
+    return next((kind for kind in registered_backbones() if kind.architecture in architectures), None)
+
+
+def _architectures() -> str:
+    return " or ".join(kind.architecture for kind in registered_backbones())
 
 
 def _read(schema: type[_ConfigT], settings: dict[str, Any], folder: Path) -> _ConfigT:
@@ -142,22 +155,6 @@ def _read(schema: type[_ConfigT], settings: dict[str, Any], folder: Path) -> _Co
     except ValidationError as error:
         fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ModelLoadError(f"{folder}: config.json: {fields}") from error
-
-
-def _assemble(
-    encoder: PreTrainedModel, backbone: Path, budget: PairBudget, n_tasks: int, dropout: float
-) -> tuple[PairRMNetwork, PairTokenizer]:
-    """The network and tokenizer on an encoder, with the four markers added where they are new."""
-    names = load_tokenizer(backbone)  # only for what the special tokens are called
-    if names.cls_token is None or names.sep_token is None or names.pad_token is None:
-        raise ModelLoadError(f"{backbone}: its tokenizer lacks a CLS, SEP or PAD token")
-    backend = load_tokenizer_backend(backbone)
-    backend.add_tokens([AddedToken(marker, normalized=True, special=False) for marker in MARKERS])
-    tokenizer = PairTokenizer(backend, budget, cls=names.cls_token, sep=names.sep_token, pad=names.pad_token)
-    with quiet():  # it warns how new rows are initialised; a ranker's are read or trained
-        encoder.resize_token_embeddings(tokenizer.vocab_size)
-    markers = MarkerIds(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
-    return PairRMNetwork(encoder, markers, n_tasks=n_tasks, dropout=dropout), tokenizer
 
 
 def _load_weights(network: PairRMNetwork, folder: Path) -> None:
@@ -174,32 +171,21 @@ def _load_weights(network: PairRMNetwork, folder: Path) -> None:
 
 
 def save_pairrm(
-    network: PairRMNetwork, tokenizer: PairTokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32
+    network: PairRMNetwork, tokenizer: PairTokenization, folder: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write the Hugging Face layout (as `llm-blender/PairRM-hf`, with the token budgets added)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = network.pretrained_model.config.to_dict() | {
-        "architectures": [HF_ARCHITECTURE],
         "dtype": str(dtype).removeprefix("torch."),
-        "vocab_size": tokenizer.vocab_size,
         "n_tasks": network.n_tasks,
         "drop_out": network.dropout,
-        "sep_token_id": tokenizer.sep_id,
-        "source_prefix_id": tokenizer.source_id,
-        "cand1_prefix_id": tokenizer.left_id,
-        "cand2_prefix_id": tokenizer.right_id,
-        "cand_prefix_id": tokenizer.candidate_id,
         "source_maxlength": tokenizer.budget.source_max_length,
         "candidate_maxlength": tokenizer.budget.candidate_max_length,
+        **tokenizer.config_fields,
     }
     config.pop("_name_or_path", None)  # where it was trained from is a path of that machine
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend,
-        cls_token=tokenizer.cls,
-        sep_token=tokenizer.sep,
-        pad_token=tokenizer.pad,
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **tokenizer.special_tokens).save_pretrained(folder)

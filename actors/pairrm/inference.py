@@ -18,17 +18,14 @@ class PairRMForward:
         self._head = network.head_layer.to(device=device, dtype=dtype)
         config = network.pretrained_model.config
         self._config = config if isinstance(config, DebertaV2Config) else None
-        self._markers = (network.markers.source, network.markers.left, network.markers.right)
+        self._pooling = network.pooling
 
     @torch.inference_mode()
     def logits(self, pairs: Sequence[list[int]]) -> list[float]:
-        """Logits of left over right, one per pair of token ids. A marker counts where it first occurs."""
-        places = [[pair.index(marker) for marker in self._markers] for pair in pairs]
-        source_BH, left_BH, right_BH = self._encoder.at_markers(pairs, places).unbind(dim=1)
-        left_BT, right_BT = (
-            self._head(torch.cat([source_BH, candidate_BH], dim=-1)) for candidate_BH in (left_BH, right_BH)
-        )
-        return (left_BT - right_BT).mean(dim=-1).float().tolist()
+        """Logits of left over right, one per pair of token ids."""
+        places = [self._pooling.places(pair) for pair in pairs]
+        hidden_BMH = self._encoder.at_markers(pairs, places)
+        return self._pooling.lead(self._head, hidden_BMH).mean(dim=-1).float().tolist()
 
     def positions(self, lengths: Sequence[int]) -> int:
         """Number of tokens computed for pairs of these lengths in one batch, padding included."""

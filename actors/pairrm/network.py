@@ -1,45 +1,45 @@
-"""PairRanker's network: an encoder reads source and both candidates at once; a head reads the three markers.
+"""PairRanker's network: a backbone reads source and both candidates at once; a head reads it at a few tokens.
 
 Follows LLM-Blender (arXiv 2306.02561, section 3; llm-blender 0.0.2 `CrossCompareReranker`), whose parameter names
 (`pretrained_model`, `head_layer`) are kept, so that published weights load as they are.
 Shape suffixes: B pairs, L tokens, H hidden, T tasks.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True, slots=True)
-class MarkerIds:
-    """Token ids at which the head reads the encoder."""
-
-    source: int
-    left: int
-    right: int
+from llm_blender_ray.actors.pairrm.pooling import Pooling
 
 
 class PairRMNetwork(nn.Module):
-    """Scores the left and the right candidate of each pair."""
+    """Gives the lead of the left over the right candidate of each pair."""
 
     def __init__(
-        self, backbone: PreTrainedModel, markers: MarkerIds, *, n_tasks: int = 1, dropout: float = 0.05
+        self,
+        backbone: PreTrainedModel,
+        pooling: Pooling,
+        *,
+        n_tasks: int = 1,
+        dropout: float = 0.05,
+        gpu_dtype: torch.dtype = torch.float16,
     ) -> None:
+        """Make a network with a new head.
+
+        Args:
+            backbone: Its last hidden states are read; it becomes a part of the network.
+            pooling: Where they are read.
+            n_tasks: Outputs of the head.
+            dropout: Of the head.
+            gpu_dtype: Of inference on a GPU, unless settings name another; the original's.
+        """
         super().__init__()
-        hidden = backbone.config.hidden_size
         self.pretrained_model = backbone
-        self.markers = markers
+        self.pooling = pooling
         self.n_tasks = n_tasks
         self.dropout = dropout
-        self.head_layer = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(2 * hidden, hidden),
-            nn.Tanh(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, n_tasks),
-        )
+        self.gpu_dtype = gpu_dtype
+        self.head_layer = pooling.make_head(backbone.config.hidden_size, n_tasks, dropout)
 
     def set_dropout(self, dropout: float) -> None:
         """Set the head's dropout."""
@@ -49,30 +49,22 @@ class PairRMNetwork(nn.Module):
                 module.p = dropout
 
     def encode(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """The encoder's last hidden states, B x L x H."""
+        """The backbone's last hidden states, B x L x H."""
         return self.pretrained_model(
             input_ids=input_ids_BL, attention_mask=attention_mask_BL, return_dict=True
         ).last_hidden_state
 
-    def score(self, hidden_BLH: Tensor, input_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """(left, right) scores, each B x T, read at the markers of every sequence."""
-        rows_B = torch.arange(len(input_ids_BL), device=input_ids_BL.device)
+    def lead(self, hidden_BLH: Tensor, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """Leads of left over right from all hidden states, B x T."""
+        places_BM = self.pooling.places_of_batch(input_ids_BL, attention_mask_BL)
+        rows_B1 = torch.arange(len(places_BM), device=places_BM.device)[:, None]
+        return self.pooling.lead(self.head_layer, hidden_BLH[rows_B1, places_BM])
 
-        def at(marker: int) -> Tensor:
-            return hidden_BLH[rows_B, (input_ids_BL == marker).int().argmax(dim=1)]
-
-        source_BH = at(self.markers.source)
-        left, right = (
-            self.head_layer(torch.cat([source_BH, at(marker)], dim=-1))
-            for marker in (self.markers.left, self.markers.right)
-        )
-        return left, right
-
-    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """(left, right) scores, each B x T. The pair's logit is `(left - right).mean(-1)`."""
-        return self.score(self.encode(input_ids_BL, attention_mask_BL), input_ids_BL)
+    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """Leads of left over right, B x T."""
+        return self.lead(self.encode(input_ids_BL, attention_mask_BL), input_ids_BL, attention_mask_BL)
 
     def logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Logits of left over right, one per pair."""
-        left_BT, right_BT = self(input_ids_BL, attention_mask_BL)
-        return (left_BT - right_BT).mean(dim=-1)
+        lead_BT: Tensor = self(input_ids_BL, attention_mask_BL)
+        return lead_BT.mean(dim=-1)

@@ -57,7 +57,7 @@ class PairwiseScorer:
         )
         self.device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, self.device)
-        self.dtype = torch.float16 if dtype == "auto" else dtype  # on GPU as the original
+        self.dtype = network.gpu_dtype if dtype == "auto" else dtype
         tokenizer = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget))
         decides = (*tokenizer, str(self.dtype), settings.results_version)
         identity = weights_digest(network, *decides) if settings.cache else None

@@ -19,9 +19,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModel, DebertaV2Config
 
 from llm_blender_ray import configs
-from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
-from llm_blender_ray.actors.pairrm.network import MarkerIds, PairRMNetwork
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
+from llm_blender_ray.actors.pairrm.pooling import MarkerPooling
 from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
 from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.records import Candidate, Prompt, read_candidates, read_prompt
@@ -163,7 +164,7 @@ def make_ranker(
         pos_att_type=["p2c", "c2p"],
         position_biased_input=False,
     )
-    markers = MarkerIds(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
+    markers = MarkerPooling(tokenizer.source_id, tokenizer.left_id, tokenizer.right_id)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         network = PairRMNetwork(AutoModel.from_config(config, dtype=torch.float32), markers)
@@ -189,7 +190,10 @@ def copy_ranker(model: str, folder: Path) -> Path:
     Raises:
         ModelLoadError: The ranker cannot be loaded.
     """
-    return _save(*load_pairrm(model), folder)
+    network, tokenizer = load_pairrm(model)
+    if not isinstance(tokenizer, PairTokenizer):
+        raise ModelLoadError(f"{model}: the original package has rankers on encoders only")
+    return _save(network, tokenizer, folder)
 
 
 def _save(network: PairRMNetwork, tokenizer: PairTokenizer, folder: Path) -> Path:

@@ -6,9 +6,8 @@ Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
 """
 
 import random
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from torch.utils.data import Dataset
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, save_pairrm
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
-from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
+from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization, PairTokenizer
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import AuxiliaryLosses, PairSampling, RankerTraining
+from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
 from llm_blender_ray.pipelines.train.loop import (
     IGNORED,
     Example,
@@ -32,60 +32,8 @@ from llm_blender_ray.pipelines.train.loop import (
     print_results,
     run_trainer,
 )
+from llm_blender_ray.pipelines.train.pairs import sample_pairs
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingPair:
-    """Two candidates of a row.
-
-    Attributes:
-        row: Index of the row.
-        left: Index of the left candidate.
-        right: Index of the right candidate.
-        lead: By how much left is better, per metric.
-    """
-
-    row: int
-    left: int
-    right: int
-    lead: tuple[float, ...]
-
-
-def sample_pairs(
-    texts: Sequence[str],
-    scores: Sequence[tuple[float, ...]],
-    settings: PairSampling,
-    rng: random.Random,
-    row: int = 0,
-) -> list[TrainingPair]:
-    """Sample pairs of different texts and different scores, on random sides.
-
-    Args:
-        texts: The candidates of a row. A text that several have counts once, with the first one's score.
-        scores: Each candidate's score by each metric.
-        settings: Which pairs, and how many.
-        rng: Decides pairs and sides.
-        row: Index that the pairs carry.
-
-    Returns:
-        The pairs; none when all texts or all scores are equal.
-    """
-    first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        first.setdefault(text, i)
-    best_first = sorted(first.values(), key=lambda i: sum(scores[i]), reverse=True)
-    if settings.sampling == "top_bottom":
-        count = min(settings.per_row, len(best_first) - 1)
-        chosen = list(zip(best_first[:count], best_first[-count:], strict=True)) if count > 0 else []
-        chosen = [pair for pair in chosen if scores[pair[0]] != scores[pair[1]]]
-    else:
-        differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
-        chosen = rng.sample(differing, min(settings.per_row, len(differing)))
-    sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
-    return [
-        TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
-    ]
 
 
 class PairDataset(Dataset[Example]):
@@ -95,7 +43,7 @@ class PairDataset(Dataset[Example]):
         self,
         rows: Sequence[TrainingRow],
         metrics: Sequence[str],
-        tokenizer: PairTokenizer,
+        tokenizer: PairTokenization,
         pairs: PairSampling,
         seed: int,
     ) -> None:
@@ -130,12 +78,12 @@ class PairDataset(Dataset[Example]):
         row = self._rows[pair.row]
         source = self._tokenizer.encode_source(*row.prompt.turns())
         left, right = (self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right))
-        reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
-        return {
-            "input_ids": self._tokenizer.join(source, left, right),
-            "reference_ids": [IGNORED] * len(source) + _aligned(left, reference) + _aligned(right, reference),
-            "labels": pair.lead,
-        }
+        example = {"input_ids": self._tokenizer.join(source, left, right), "labels": pair.lead}
+        if isinstance(self._tokenizer, PairTokenizer):  # the parts of the others are not aligned
+            reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
+            aligned = _aligned(left, reference) + _aligned(right, reference)
+            return example | {"reference_ids": [IGNORED] * len(source) + aligned}
+        return example
 
 
 def _aligned(candidate: list[int], reference: list[int]) -> list[int]:
@@ -163,7 +111,7 @@ class RankerLoss(nn.Module):
         self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference_ids: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference_ids: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Compute loss and logits.
 
@@ -171,17 +119,15 @@ class RankerLoss(nn.Module):
             input_ids: B x L.
             attention_mask: B x L.
             labels: B x T, by how much left is better.
-            reference_ids: B x L, the reference's token at each position, or IGNORED.
+            reference_ids: B x L, the reference's token at each position, or IGNORED; None: nowhere.
 
         Returns:
             `loss` (scalar) and `logits` (B).
         """
         hidden_BLH = self.network.encode(input_ids, attention_mask)
-        left_BT, right_BT = self.network.score(hidden_BLH, input_ids)
-        score_gap_BT = left_BT - right_BT
-        loss = -functional.logsigmoid(score_gap_BT * labels.sign()).mean()
-        aligned = reference_ids != IGNORED
-        if aligned.any():
+        lead_BT = self.network.lead(hidden_BLH, input_ids, attention_mask)
+        loss = -functional.logsigmoid(lead_BT * labels.sign()).mean()
+        if reference_ids is not None and (aligned := reference_ids != IGNORED).any():
             hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
             if self.reference_head:
                 cross_entropy = functional.cross_entropy(self.reference_head(hidden), expected)
@@ -191,7 +137,7 @@ class RankerLoss(nn.Module):
                 logits = self.right_head(hidden).squeeze(-1)
                 cross_entropy = functional.binary_cross_entropy_with_logits(logits, is_right)
                 loss = loss + self.auxiliary.token_is_right * cross_entropy
-        return {"loss": loss, "logits": score_gap_BT.mean(dim=-1)}
+        return {"loss": loss, "logits": lead_BT.mean(dim=-1)}
 
 
 def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -219,6 +165,8 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         n_tasks=len(config.metrics),
         dropout=config.dropout,
     )
+    if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
+        raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
     seed = config.optimization.seed
     dataset = PairDataset(rows, config.metrics, tokenizer, config.pairs, seed)
     every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
@@ -226,12 +174,14 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
-        return {
+        tensors = {
             "input_ids": pad(ids, tokenizer.pad_id),
             "attention_mask": mask(ids),
-            "reference_ids": pad([example["reference_ids"] for example in batch], IGNORED),
             "labels": torch.tensor([example["labels"] for example in batch]),
         }
+        if "reference_ids" in batch[0]:
+            tensors["reference_ids"] = pad([example["reference_ids"] for example in batch], IGNORED)
+        return tensors
 
     output = Path(config.output)
     measured = run_trainer(
@@ -248,4 +198,10 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     if is_main_process():
         save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
         print_results("ranker", output, measured)
+        if heldout_rows:
+            pairs = heldout_pairs(heldout_rows, config.metrics, config.pairs.per_row, seed)
+            result = measure_heldout(str(output), heldout_rows, pairs)
+            print(f"ranker, in both orders: {result.line()}", flush=True)
+            for warning in result.warnings():
+                print(f"ranker: warning: {warning}", file=sys.stderr, flush=True)
     return measured

@@ -16,17 +16,18 @@ from training_rows import WORDS, short, write, write_once
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm
-from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
+from llm_blender_ray.actors.pairrm.prompt import PromptPairTokenizer
+from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.pairs import sample_pairs
 from llm_blender_ray.pipelines.train.ranker import (
     PairDataset,
     RankerLoss,
     pair_is_right,
     run_ranker_training,
-    sample_pairs,
 )
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
@@ -105,7 +106,7 @@ def test_sides_are_random() -> None:
     assert sides == {0, 1}
 
 
-def pair_tokenizer(backbone: Path) -> PairTokenizer:
+def pair_tokenizer(backbone: Path) -> PairTokenization:
     return create_pairrm(str(backbone), PairBudget(32, 16))[1]
 
 
@@ -215,6 +216,25 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     resumed, _ = load_pairrm(str(stopped))
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_causal_lm_is_a_backbone_like_an_encoder(tmp_path: Path) -> None:
+    """A short run changes all of its weights, resumes from its checkpoint, and saves what the ranker loads."""
+    config = settings(tmp_path, PRESETS / "miniature" / "alder", auxiliary=AuxiliaryLosses())
+    run_ranker_training(config)
+    state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-40" / "trainer_state.json").read_text())
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert losses[-1] < losses[0]
+    network, tokenizer = load_pairrm(config.output)
+    assert isinstance(tokenizer, PromptPairTokenizer)
+    before, _ = create_pairrm(str(PRESETS / "miniature" / "alder"), PairBudget(32, 16))
+    changed = [not torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True)]
+    assert all(changed)
+
+
+def test_auxiliary_losses_are_refused_on_a_causal_lm(tmp_path: Path) -> None:
+    with pytest.raises(BlendError, match="auxiliary losses need an encoder"):
+        run_ranker_training(settings(tmp_path, PRESETS / "miniature" / "alder"))
 
 
 def test_a_person_sees_a_bar(

@@ -1,0 +1,61 @@
+"""Pairs of a row's candidates that a ranker learns from or is measured on."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from llm_blender_ray.configs.training import PairSampling
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    """Two candidates of a row.
+
+    Attributes:
+        row: Index of the row.
+        left: Index of the left candidate.
+        right: Index of the right candidate.
+        lead: By how much left is better, per metric.
+    """
+
+    row: int
+    left: int
+    right: int
+    lead: tuple[float, ...]
+
+
+def sample_pairs(
+    texts: Sequence[str],
+    scores: Sequence[tuple[float, ...]],
+    settings: PairSampling,
+    rng: random.Random,
+    row: int = 0,
+) -> list[TrainingPair]:
+    """Sample pairs of different texts and different scores, on random sides.
+
+    Args:
+        texts: The candidates of a row. A text that several have counts once, with the first one's score.
+        scores: Each candidate's score by each metric.
+        settings: Which pairs, and how many.
+        rng: Decides pairs and sides.
+        row: Index that the pairs carry.
+
+    Returns:
+        The pairs; none when all texts or all scores are equal.
+    """
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+    best_first = sorted(first.values(), key=lambda i: sum(scores[i]), reverse=True)
+    if settings.sampling == "top_bottom":
+        count = min(settings.per_row, len(best_first) - 1)
+        chosen = list(zip(best_first[:count], best_first[-count:], strict=True)) if count > 0 else []
+        chosen = [pair for pair in chosen if scores[pair[0]] != scores[pair[1]]]
+    else:
+        differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
+        chosen = rng.sample(differing, min(settings.per_row, len(differing)))
+    sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
+    return [
+        TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
+    ]
