@@ -3,11 +3,12 @@
 What fails for one prompt is that candidate's `error`; only a model that doesn't load raises.
 """
 
+import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from llm_blender_ray.actors.engines import Completion, load_engine
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta, load_engine
 from llm_blender_ray.actors.errors import (
     BLANK,
     GenerationError,
@@ -36,6 +37,7 @@ class Generator:
         self.samples = model.samples
         self._system_prompt = model.system_prompt
         self._sampling = model.sampling
+        self._include_reasoning = model.include_reasoning
         self._engine = load_engine(model)
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
@@ -58,8 +60,8 @@ class Generator:
 
     async def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Candidate, None]:
-        """Stream the same answer: pieces of its text, then the candidate.
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
+        """Stream the same answer: pieces of its reasoning and its text, then the candidate.
 
         If the answer breaks off, the candidate has the error and no text. Closing the iterator stops the work.
         """
@@ -67,10 +69,10 @@ class Generator:
         try:
             async with aclosing(self._engine.stream(*self._asked(prompt, sample, change))) as pieces:
                 async for piece in pieces:
-                    if isinstance(piece, str):
-                        yield piece
-                    else:
+                    if isinstance(piece, Completion):
                         candidate = self._candidate(piece)
+                    else:
+                        yield piece
         except Exception as error:  # as above; GeneratorExit passes too
             candidate = self._failed(prompt, error)
         yield candidate
@@ -93,6 +95,9 @@ class Generator:
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
+            extra=_reasoning(completion) if self._include_reasoning else None,
+            reasoning=completion.reasoning,
+            reasoning_tokens=completion.reasoning_tokens,
         )
 
     def _failed(self, prompt: Prompt, error: Exception) -> Candidate:
@@ -120,3 +125,10 @@ class Generator:
     async def close(self) -> None:
         """Free the model."""
         await self._engine.close()
+
+
+def _reasoning(completion: Completion) -> str | None:
+    """The reasoning as a candidate's `extra`; None for none."""
+    if completion.reasoning is None:
+        return None
+    return json.dumps({"reasoning_content": completion.reasoning, "reasoning_tokens": completion.reasoning_tokens})

@@ -75,6 +75,8 @@ class Candidate:
     refused: Refusal | None = None  # the error is the prompt's own: this LLM will never answer it; not in rows
     permanent: bool = False  # the error holds for any prompt (`PermanentError`); not in rows
     rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
+    reasoning: str | None = None  # what the LLM has reasoned before `text`; in rows only as a part of `extra`
+    reasoning_tokens: int | None = None  # those of `completion_tokens` that are reasoning; as `reasoning`
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
@@ -161,6 +163,8 @@ CANDIDATE_TYPE = pa.struct(
 PAIR = ("chosen", "rejected")  # TRL's names for the answers of a preference pair
 RAW = "raw"  # a key of `extra`: what could not be taken
 _INT64 = range(-(2**63), 2**63)
+# Keys of `extra` with what a base LLM gives beside its answer on demand (`BaseLLM.candidate_fields`).
+ON_DEMAND_TYPES = {"reasoning_content": pa.string(), "reasoning_tokens": pa.int64()}
 CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
 

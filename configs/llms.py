@@ -8,9 +8,10 @@ from llm_blender_ray.configs import templates
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.configs.endpoint import RequestSettings
 from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, WeightsPart
+from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
 from llm_blender_ray.configs.registry import OneOf, Registry
 from llm_blender_ray.configs.sampling import Sampling
-from llm_blender_ray.configs.settings import RUNTIME_ONLY
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
 
 MAX_ERROR_RATE = 0.5  # of rows
 _ENGINES = "llm_blender_ray.actors.engines"
@@ -27,9 +28,22 @@ class BaseLLM(ModelPart):
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
     samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
-    keep_reasoning: bool = False  # keep <think>...</think> at the start of answers; max_tokens counts it
+    # auto, or the family that marks reasoning (configs/reasoning.py); under vLLM, any of its parsers
+    reasoning_parser: Annotated[str, OMIT_DEFAULT] = AUTO
+    include_reasoning: Annotated[bool, OMIT_DEFAULT] = (
+        False  # write it into rows, as a candidate's reasoning_content
+    )
+    # keep <think>...</think> at the start of answers, so that rankers and fusers read it; max_tokens counts it
+    keep_reasoning: bool = False
     # of the rows asked; more: a run's exit code is 1
     max_error_rate: Annotated[float, Field(ge=0, le=1), RUNTIME_ONLY] = MAX_ERROR_RATE
+
+    @field_validator("reasoning_parser")
+    @classmethod
+    def _is_family(cls, value: str) -> str:
+        if value not in (AUTO, *FAMILIES):
+            raise ValueError(f"unknown parser {value!r}, expected {AUTO} or one of {', '.join(FAMILIES)}")
+        return value
 
     @field_validator("samples")
     @classmethod
@@ -41,6 +55,11 @@ class BaseLLM(ModelPart):
                 "sampling.top_k of 1"
             )
         return value
+
+    @property
+    def candidate_fields(self) -> tuple[str, ...]:
+        """Fields that its candidates have in rows beside those of all candidates (`records.ON_DEMAND_TYPES`)."""
+        return ("reasoning_content", "reasoning_tokens") if self.include_reasoning else ()
 
     @property
     def label(self) -> str:
@@ -97,6 +116,11 @@ class VLLMModel(LocalLLM):
     max_num_seqs: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None
     quantization: str | None = None
     enforce_eager: Annotated[bool, RUNTIME_ONLY] = False
+
+    @field_validator("reasoning_parser")
+    @classmethod
+    def _is_family(cls, value: str) -> str:
+        return value  # the engine knows vLLM's parsers
 
     def default_gpus(self, *, has_gpus: bool) -> float:
         """See `ModelPart`."""

@@ -1,10 +1,11 @@
 """Sampling settings of LLMs."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.reasoning import ReasoningEffort
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, Settings
 
 
 class Sampling(Settings):
@@ -20,6 +21,16 @@ class Sampling(Settings):
     top_k: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    # sent to endpoints, and a variable of chat templates; None: the model's own
+    reasoning_effort: Annotated[ReasoningEffort | None, OMIT_DEFAULT] = None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Variables for chat templates, by the names that templates and vLLM have for them."""
+        if self.reasoning_effort is None:
+            return {}
+        thinks = self.reasoning_effort != "none"
+        return {"reasoning_effort": self.reasoning_effort, "enable_thinking": thinks, "thinking": thinks}
 
     @property
     def local_temperature(self) -> float:
@@ -46,6 +57,7 @@ class SamplingOverrides(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
     def of(self, sampling: Sampling) -> Sampling:
         """The changed settings."""

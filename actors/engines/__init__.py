@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llm_blender_ray.actors.records import FinishReason, Message
-from llm_blender_ray.configs.schema import ModelSettings, Sampling
+from llm_blender_ray.configs.reasoning import AUTO
+from llm_blender_ray.configs.schema import LocalLLM, ModelSettings, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,10 @@ class Completion:
     """One LLM's answer to one prompt. Token counts are None where an endpoint doesn't report them.
 
     Attributes:
+        completion_tokens: Tokens of reasoning and answer.
         candidates_read: Of a fuser's answer: how many of the candidates fitted its input, the best ones; None: all.
+        reasoning: What the LLM has reasoned before the answer; None for nothing.
+        reasoning_tokens: Those of the completion's tokens that are reasoning.
     """
 
     text: str
@@ -26,20 +30,27 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     candidates_read: int | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A streamed piece of what an LLM reasons before its answer."""
+
+    text: str
+
+
+Piece = str | ReasoningDelta | Completion  # of a stream; a text is the answer's
 
 
 class Engine(Protocol):
-    """One LLM, loaded and ready. It belongs to the event loop of its first call.
-
-    Attributes:
-        opens_reasoning: Mark of reasoning (`<think>`) that the chat template writes in front of answers, so that
-            their text lacks it; "" where it writes none.
-    """
-
-    opens_reasoning: str
+    """One LLM, loaded and ready. It belongs to the event loop of its first call."""
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """Answer one chat. Cancelling the call stops the work on it.
+
+        The text may begin with marked reasoning. A mark that the chat template writes (`<think>`) is part of it.
 
         Raises:
             GenerationError: This prompt gets no answer; others are not affected.
@@ -47,8 +58,10 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
+
+        Reasoning that the engine itself tells apart comes in pieces of its own.
 
         Text that may yet become part of a stop string is held back. Raises as `generate` does, also in the
         middle. Closing the iterator, or cancelling its reader, stops the work.
@@ -71,7 +84,7 @@ def load_engine(model: ModelSettings) -> Engine:
         model: The settings of the LLM.
 
     Returns:
-        The engine, without the reasoning in its answers unless the settings keep it.
+        The engine. It tells reasoning apart from its answers, unless the settings keep it in them.
 
     Raises:
         ModelLoadError: The LLM cannot be used.
@@ -80,4 +93,7 @@ def load_engine(model: ModelSettings) -> Engine:
     from llm_blender_ray.actors.engines.reasoning import AnswersOnly
 
     engine = FittingEngine(model.load(), model.sampling.max_tokens)
-    return engine if model.keep_reasoning else AnswersOnly(engine)
+    if model.keep_reasoning:
+        return engine
+    named = model.reasoning_parser != AUTO
+    return AnswersOnly(engine, model.reasoning_parser, implied=named and not isinstance(model, LocalLLM))

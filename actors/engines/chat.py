@@ -5,10 +5,11 @@ a prompt which doesn't fit is refused in the same words.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding
@@ -31,12 +32,26 @@ _REASONING_TAGS = {
 }
 
 
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+
+
+class ChatPrompt(NamedTuple):
+    """A chat as a model reads it.
+
+    Attributes:
+        ids: Token ids, up to where the answer begins.
+        opened: Mark of reasoning (`<think>`) that the chat template wrote in the answer's place; "" for none.
+    """
+
+    ids: list[int]
+    opened: str
+
+
 class ChatTokenizer:
     """A tokenizer with a model's chat template. No text can spell a control token of it.
 
     Attributes:
         tokenizer: The tokenizer.
-        opens_reasoning: See `actors.engines.Engine`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
@@ -53,7 +68,6 @@ class ChatTokenizer:
         self._template = _own(tokenizer) if chat_template is None else templates.template_text(chat_template)
         self._controls = control_tokens(tokenizer, self._template)
         self._tokens = PromptTokenizer(tokenizer, self._controls)
-        self.opens_reasoning = self._opens_reasoning()
 
     @classmethod
     def load(cls, folder: Path, model: LocalLLM) -> Self:
@@ -78,6 +92,13 @@ class ChatTokenizer:
                 model.name,
                 ", ".join(templates.template_names()),
             )
+        variables = model.sampling.template_variables
+        if variables and not any(name in (chat._template or "") for name in variables):
+            _log.warning(
+                "%s: its chat template knows none of %s, so sampling.reasoning_effort changes nothing",
+                model.name,
+                ", ".join(variables),
+            )
         try:
             chat.encode([Message(role="user", content="How many are 3 and 4?")])
         except PromptError as error:
@@ -91,20 +112,26 @@ class ChatTokenizer:
         return self._template is None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the chat, up to where the answer begins.
+        """Token ids of the chat, up to where the answer begins. See `prompt`."""
+        return self.prompt(messages).ids
+
+    def prompt(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NO_VARIABLES) -> ChatPrompt:
+        """The chat as the model reads it.
 
         Args:
             messages: The chat.
+            variables: Further variables of the template.
 
         Returns:
-            Ids. Without a template, with the special tokens that the tokenizer adds by itself.
+            The prompt. Without a template, with the special tokens that the tokenizer adds by itself.
 
         Raises:
             PromptError: The template refuses the chat or leaves out a message.
         """
         if self._template is None:
-            return self._tokens.encode_text("\n".join(message["content"] for message in messages))
-        return self._tokens.encode(self._render(messages, add_generation_prompt=True))
+            return ChatPrompt(self._tokens.encode_text("\n".join(message["content"] for message in messages)), "")
+        text = self._render(messages, variables, add_generation_prompt=True)
+        return ChatPrompt(self._tokens.encode(text), opened_reasoning(text))
 
     def encode_whole(self, messages: Sequence[Message]) -> Encoding:
         """Encode a chat that ends with an answer; where there is no template, a question and its answer as a pair.
@@ -120,7 +147,7 @@ class ChatTokenizer:
         """
         if self._template is None:
             return self._tokens.encode_pair(*(message["content"] for message in messages))
-        return self._tokens.encoding(self._render(messages, add_generation_prompt=False))
+        return self._tokens.encoding(self._render(messages, _NO_VARIABLES, add_generation_prompt=False))
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each token of a plain text. Only for a tokenizer of the `tokenizers` library."""
@@ -134,7 +161,7 @@ class ChatTokenizer:
         """
         if self._template is None:
             return "\n".join(message["content"] for message in messages)
-        return self._tokens.unguard(self._render(messages, add_generation_prompt=True))
+        return self._tokens.unguard(self._render(messages, _NO_VARIABLES, add_generation_prompt=True))
 
     def token_ids(self, tokens: Iterable[str]) -> list[int]:
         """Ids of those strings that are control tokens: a stop string may be one."""
@@ -159,21 +186,16 @@ class ChatTokenizer:
         added = self.tokenizer.added_tokens_decoder.items()
         return {token.content: i for i, token in added if token.special}
 
-    def _opens_reasoning(self) -> str:
-        if self._template is None:
-            return ""
-        try:
-            return opened_reasoning(self.rendered([Message(role="user", content="?")]))
-        except PromptError:  # raised again for a real chat
-            return ""
-
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_generation_prompt: bool
+    ) -> str:
         def apply(turns: list[Any]) -> str:
             return self.tokenizer.apply_chat_template(
                 turns,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **variables,
             )
 
         return render_chat(apply, [self._guarded(message) for message in messages])

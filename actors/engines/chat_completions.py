@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.records import FinishReason
 
 MAX_TOKEN_COUNT = 2**53  # a larger count is invalid; JSON readers with floats only would round it
@@ -76,11 +76,12 @@ class StreamReader:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self._reasoning: list[str] = []
         self._reason: str | None = None
         self._said = False  # any content at all, blank too
         self._usage: Any = None
 
-    def add(self, data: str, event: str = "message") -> str:
+    def add(self, data: str, event: str = "message") -> list[str | ReasoningDelta]:
         """Take an event.
 
         Args:
@@ -88,7 +89,7 @@ class StreamReader:
             event: Its name; one that is called `error` is a failure in whatever form.
 
         Returns:
-            Its piece of the text, which may be empty.
+            Its pieces of reasoning and text, none empty.
 
         Raises:
             ServiceError: It reports a failure, or isn't part of a chat completion.
@@ -109,16 +110,18 @@ class StreamReader:
         self._usage = chunk.get("usage") or self._usage
         choices = chunk.get("choices")
         if not choices:
-            return ""
+            return []
         choice = _first(choices)
         self._reason = _word(choice.get("finish_reason")) or self._reason
         delta = choice.get("delta")
         if (delta is None and "message" in choice) or not isinstance(delta, Mapping | None):
             raise _malformed("choices.0.delta", "expected an object")
         text = content_text((delta or {}).get("content"), "choices.0.delta.content")
+        reasoning = reasoning_text(delta or {})
         self._said |= text is not None
         self._pieces.append(text or "")
-        return text or ""
+        self._reasoning.append(reasoning)
+        return [*([ReasoningDelta(reasoning)] if reasoning else []), *([text] if text else [])]
 
     def completion(self) -> Completion:
         """The whole answer, after its last event.
@@ -130,7 +133,7 @@ class StreamReader:
             raise ServiceError(Failure("the answer broke off: its stream ended without a finish_reason"))
         if not self._said:
             raise _no_text(self._reason)
-        return Completion("".join(self._pieces), finish_reason_of(self._reason), *token_counts(self._usage))
+        return _completion("".join(self._pieces), self._reason, "".join(self._reasoning), self._usage)
 
 
 def read_completion(body: bytes | str) -> Completion:
@@ -156,7 +159,14 @@ def read_completion(body: bytes | str) -> Completion:
     if text is None:
         refusal = message.get("refusal")
         raise ServiceError(Failure(f"it refused: {refusal}", rejected=True)) if refusal else _no_text(reason)
-    return Completion(text, finish_reason_of(reason), *token_counts(answer.get("usage")))
+    return _completion(text, reason, reasoning_text(message), answer.get("usage"))
+
+
+def _completion(text: str, reason: str | None, reasoning: str, usage: Any) -> Completion:
+    prompt, completion, thought = token_counts(usage)
+    return Completion(
+        text, finish_reason_of(reason), prompt, completion, reasoning=reasoning or None, reasoning_tokens=thought
+    )
 
 
 def parse_response_json(body: bytes | str) -> Any:
@@ -193,6 +203,32 @@ def _text_of_part(part: Mapping[str, Any]) -> str:
     return text if kind in ("text", "output_text", "text_delta") and isinstance(text, str) else ""
 
 
+def reasoning_text(message: Mapping[str, Any]) -> str:
+    """The reasoning beside a message's content, or in its thinking parts; "" for none.
+
+    DeepSeek, SGLang and vLLM call it `reasoning_content`, newer vLLM, OpenRouter and Groq `reasoning`; Mistral and
+    Anthropic have parts of the type `thinking`.
+    """
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(message.get(name), str):
+            return str(message[name])
+    parts = message.get("content")
+    return (
+        "".join(_thinking_of(part) for part in parts if isinstance(part, Mapping))
+        if isinstance(parts, list)
+        else ""
+    )
+
+
+def _thinking_of(part: Mapping[str, Any]) -> str:
+    if part.get("type") not in ("thinking", "reasoning"):
+        return ""
+    thinking = part.get("thinking") or part.get("text")
+    if isinstance(thinking, list):  # Mistral's: text parts
+        return "".join(_text_of_part(one) for one in thinking if isinstance(one, Mapping))
+    return thinking if isinstance(thinking, str) else ""
+
+
 def finish_reason_of(reason: str | None) -> FinishReason:
     """A service's finish reason as one of ours; none, with a whole answer, is the end.
 
@@ -207,12 +243,13 @@ def finish_reason_of(reason: str | None) -> FinishReason:
     raise ServiceError(_broken_off(reason))
 
 
-def token_counts(usage: Any) -> tuple[int | None, int | None]:
-    """Tokens of prompt and answer; None for what is no count."""
+def token_counts(usage: Any) -> tuple[int | None, int | None, int | None]:
+    """Tokens of the prompt, of the answer with its reasoning, and of the reasoning; None for what is no count."""
     if not isinstance(usage, Mapping):
-        return None, None
-    prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-    return prompt, completion
+        return None, None, None
+    details = usage.get("completion_tokens_details")
+    thought = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(thought)
 
 
 def _count(value: Any) -> int | None:

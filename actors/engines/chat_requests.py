@@ -37,9 +37,11 @@ class Requests:
             parameters["stop"] = list(sampling.stop)
         if sampling.seed is not None:
             parameters["seed"] = sampling.seed
+        if sampling.reasoning_effort is not None:
+            parameters["reasoning_effort"] = sampling.reasoning_effort
         if stream and self._model.stream_usage:
             parameters["stream_options"] = {"include_usage": True}
-        extra: dict[str, Any] = dict(self._model.extra_body)
+        extra = {name: value for name, value in self._model.extra_body.items() if name not in parameters}
         if sampling.top_k is not None:  # not OpenAI's, but vLLM's, SGLang's, llama.cpp's, OpenRouter's
             extra["top_k"] = sampling.top_k
         request = {"model": self._model.model, "messages": messages, **parameters}
@@ -80,9 +82,11 @@ class Requests:
         """Parameters that may be left out: those that the answer doesn't depend on, or that are not set."""
         may_go = {"stream_options"}
         if self._model.drop_params:
-            may_go |= {"temperature", "top_p", "top_k", "stop", "seed"}
+            may_go |= {"temperature", "top_p", "top_k", "stop", "seed", "reasoning_effort"}
         if request.get("temperature") == DEFAULT_TEMPERATURE:
             may_go.add("temperature")
+        if request.get("reasoning_effort") != self._model.sampling.reasoning_effort:  # a client's, of all models
+            may_go.add("reasoning_effort")
         return frozenset(may_go & _names(request))
 
 

@@ -10,8 +10,6 @@ from llm_blender_ray.configs.schema import EchoModel, Sampling
 class EchoEngine:
     """Answers with the last message, and counts words as tokens. See `Engine`."""
 
-    opens_reasoning = ""
-
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """At most `max_tokens` words of the last message, up to the first stop string."""
         words = messages[-1]["content"].split(" ")

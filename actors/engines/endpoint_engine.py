@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.engines.chat_completions import (
     Failure,
     ServiceError,
@@ -57,8 +57,6 @@ _R = TypeVar("_R")
 class EndpointEngine:
     """See `actors.engines.Engine`."""
 
-    opens_reasoning = ""  # as far as can be known
-
     def __init__(self, model: EndpointModel) -> None:
         """Make a client of the endpoint.
 
@@ -94,7 +92,7 @@ class EndpointEngine:
             failed = self._failed(error)
         raise failed  # outside of the except block: the client's errors hold the request, and with it the key
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`. The time that a caller takes between pieces counts towards `timeout_s`."""
         reader = StreamReader()
         failed: GenerationError | None = None
@@ -115,9 +113,9 @@ class EndpointEngine:
                             async with asyncio.timeout(DRAIN_S):
                                 await anext(events, None)
                         break
-                    if event.data and (text := reader.add(event.data, event.event)):
+                    for piece in reader.add(event.data, event.event) if event.data else ():
                         begun = True
-                        yield text
+                        yield piece
             completion = reader.completion()
         except _FAILURES as error:
             failed = self._failed(error, begun=begun)

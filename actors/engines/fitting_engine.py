@@ -7,7 +7,7 @@ model's own `sampling.max_tokens` counts: a generous bound must not cost the ans
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines import Completion, Engine, Piece
 from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import TooLongError
 from llm_blender_ray.actors.records import Message
@@ -37,7 +37,7 @@ class FittingEngine(EngineWrapper):
                 raise
         return await self._engine.generate(messages, shorter)
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`."""
         shorter = self._shorter(sampling)
         begun = False

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from llm_blender_ray.actors.circuit_breaker import CircuitBreaker
-from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines import Completion, Engine, Piece
 from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
 from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
@@ -53,7 +53,7 @@ class GuardedEngine(EngineWrapper):
         async with self._turn() as engine:
             return await engine.generate(messages, sampling)
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`."""
         async with self._turn() as engine, contextlib.aclosing(engine.stream(messages, sampling)) as pieces:
             async for piece in pieces:
@@ -101,7 +101,7 @@ class _FirstAttempts(EngineWrapper):
                 return completion
         return await super().generate(messages, sampling)
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         if not self._there:
             begun = False
             try:

@@ -23,7 +23,7 @@ from llm_blender_ray.actors.engines.chat_completions import (
 from llm_blender_ray.actors.engines.refusals import is_too_long
 
 BYTES_PER_MIB = 1 << 20
-MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text; longer reasoning is passed on
+MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text
 EVENT_STREAM = "text/event-stream"
 
 
@@ -139,7 +139,11 @@ class _Unclosed(httpx2.AsyncByteStream):
 
 
 async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes | None]:
-    """Read a stream up to its first text: the status it stands for, and its content where that is a failure."""
+    """Read a stream up to its first text or reasoning.
+
+    Returns:
+        The status it stands for, and its content where that is a failure.
+    """
     body.held = []
     head = {"content-type": response.headers["content-type"]}
     peeked = httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body))

@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 import transformers
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
-from llm_blender_ray.actors.engines import Completion, chat
-from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.engines import Completion, Piece, chat
+from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
 from llm_blender_ray.configs.schema import Sampling, TransformersModel
@@ -31,7 +32,6 @@ class TransformersEngine:
         chat.check_room(model.sampling, self._context)
         self._chat = ChatTokenizer.load(folder, model)
         self._tokenizer = self._chat.tokenizer
-        self.opens_reasoning = self._chat.opens_reasoning
         self._model = load_model(
             transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM,
             folder,
@@ -53,13 +53,18 @@ class TransformersEngine:
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
-        return await self._decoder.complete(self._encode(messages, sampling), sampling)
+        prompt = self._prompt(messages, sampling)
+        completion = await self._decoder.complete(prompt.ids, sampling)
+        return replace(completion, text=prompt.opened + completion.text)
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`."""
-        async with aclosing(self._decoder.stream(self._encode(messages, sampling), sampling)) as pieces:
+        prompt = self._prompt(messages, sampling)
+        if prompt.opened:
+            yield prompt.opened
+        async with aclosing(self._decoder.stream(prompt.ids, sampling)) as pieces:
             async for piece in pieces:
-                yield piece
+                yield piece if isinstance(piece, str) else replace(piece, text=prompt.opened + piece.text)
 
     async def check_health(self) -> None:
         """See `actors.engines.Engine`."""
@@ -69,11 +74,11 @@ class TransformersEngine:
         """See `actors.engines.Engine`."""
         await self._decoder.close()
 
-    def _encode(self, messages: list[Message], sampling: Sampling) -> list[int]:
-        ids = self._chat.encode(messages)
+    def _prompt(self, messages: list[Message], sampling: Sampling) -> ChatPrompt:
+        prompt = self._chat.prompt(messages, sampling.template_variables)
         answer_tokens = 0 if self._seq2seq else sampling.max_tokens
-        chat.check_fits(len(ids), answer_tokens, self._context, self._max_prompt_tokens)
-        return ids
+        chat.check_fits(len(prompt.ids), answer_tokens, self._context, self._max_prompt_tokens)
+        return prompt
 
 
 def _special_tokens(

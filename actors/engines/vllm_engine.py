@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llm_blender_ray.actors.engines import Completion, chat
-from llm_blender_ray.actors.engines.chat import ChatTokenizer
+from llm_blender_ray.actors.engines import Completion, Piece, chat
+from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, one_line
 from llm_blender_ray.actors.model_files import check_folder
 from llm_blender_ray.actors.records import FinishReason, Message
@@ -49,7 +49,6 @@ class VLLMEngine:
         folder = locate(model.model, model.revision)
         check_folder(folder)
         self._chat = ChatTokenizer.load(folder, model)
-        self.opens_reasoning = self._chat.opens_reasoning
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -101,28 +100,31 @@ class VLLMEngine:
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
-        prompt_ids = self._prompt_ids(messages, sampling)
-        async with aclosing(self._outputs(prompt_ids, sampling, stream=False)) as outputs:
+        prompt = self._prompt(messages, sampling)
+        async with aclosing(self._outputs(prompt.ids, sampling, stream=False)) as outputs:
             answer = await anext(outputs)
-        return Completion(answer.text, _reason(answer), len(prompt_ids), len(answer.token_ids))
+        text = prompt.opened + answer.text
+        return Completion(text, _reason(answer), len(prompt.ids), len(answer.token_ids))
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`. Pieces are what vLLM's own detokenizer lets go of."""
-        prompt_ids = self._prompt_ids(messages, sampling)
-        pieces: list[str] = []
+        prompt = self._prompt(messages, sampling)
+        pieces = [prompt.opened]
         tokens = 0
-        async with aclosing(self._outputs(prompt_ids, sampling, stream=True)) as outputs:
+        if prompt.opened:
+            yield prompt.opened
+        async with aclosing(self._outputs(prompt.ids, sampling, stream=True)) as outputs:
             async for answer in outputs:
                 tokens += len(answer.token_ids)
                 if answer.text:
                     pieces.append(answer.text)
                     yield answer.text
-        yield Completion("".join(pieces), _reason(answer), len(prompt_ids), tokens)
+        yield Completion("".join(pieces), _reason(answer), len(prompt.ids), tokens)
 
-    def _prompt_ids(self, messages: list[Message], sampling: Sampling) -> list[int]:
-        prompt_ids = self._chat.encode(messages)
-        chat.check_fits(len(prompt_ids), sampling.max_tokens, self._context, self._max_prompt_tokens)
-        return prompt_ids
+    def _prompt(self, messages: list[Message], sampling: Sampling) -> ChatPrompt:
+        prompt = self._chat.prompt(messages, sampling.template_variables)
+        chat.check_fits(len(prompt.ids), sampling.max_tokens, self._context, self._max_prompt_tokens)
+        return prompt
 
     async def _outputs(
         self, prompt_ids: list[int], sampling: Sampling, *, stream: bool

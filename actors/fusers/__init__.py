@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.errors import BLANK, RejectedError
 from llm_blender_ray.actors.records import Prompt, is_blank
 from llm_blender_ray.configs.schema import FuserSettings, SamplingOverrides
@@ -35,7 +35,7 @@ class FuserPart(Protocol):
 
     def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Completion, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """Stream the same answer: non-empty pieces of text, then the Completion that consists of them.
 
         The answer of a beam search comes in one piece. Closing the iterator stops the work.
@@ -73,20 +73,18 @@ def require_text(reply: Completion) -> Completion:
     return reply
 
 
-async def skip_leading_blanks(
-    stream: AsyncGenerator[str | Completion, None],
-) -> AsyncGenerator[str | Completion, None]:
-    """The stream, with blank pieces held back until there is something to see.
+async def skip_leading_blanks(stream: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """The stream, with blank pieces of text held back until there is something to see.
 
     Raises:
-        RejectedError: All of the answer is blank; no piece has been let through then.
+        RejectedError: All of the answer is blank; none of its text has been let through then.
     """
     held: str | None = ""
     async with aclosing(stream) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
                 yield require_text(piece)
-            elif held is None:
+            elif held is None or not isinstance(piece, str):
                 yield piece
             elif not is_blank(held := held + piece):
                 yield held

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
 from llm_blender_ray.actors.records import Prompt
@@ -195,12 +195,14 @@ class GenFuserModel:
 
     async def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Completion, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """See `actors.fusers.Fuser`."""
         read = self._input(prompt, candidates)
         async with aclosing(skip_leading_blanks(self._decoder.stream(read.ids, self._sampling(change)))) as pieces:
             async for piece in pieces:
-                yield piece if isinstance(piece, str) else replace(piece, candidates_read=read.candidates)
+                if isinstance(piece, Completion):
+                    piece = replace(piece, candidates_read=read.candidates)
+                yield piece
 
     async def check_health(self) -> None:
         """See `actors.fusers.Fuser`."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from llm_blender_ray.actors.engines import Completion, load_engine
+from llm_blender_ray.actors.engines import Completion, Piece, load_engine
 from llm_blender_ray.actors.errors import TooLongError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
 from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
@@ -75,7 +75,7 @@ class ChatFuser:
 
     async def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Completion, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """See `actors.fusers.Fuser`."""
         for attempt in attempts(prompt, candidates, self._instruction):
             text = ""
@@ -85,6 +85,8 @@ class ChatFuser:
                     async for piece in pieces:
                         if isinstance(piece, Completion):
                             yield replace(piece, text=text, candidates_read=attempt.candidates)
+                        elif not isinstance(piece, str):
+                            yield piece
                         else:
                             new = piece if text else piece.lstrip()
                             text += new

@@ -10,12 +10,13 @@ from typing import Any
 import ray
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.records import RESULT_COLUMNS
+from llm_blender_ray.actors.records import ON_DEMAND_TYPES, RESULT_COLUMNS
 from llm_blender_ray.cluster.plan import Placement, Plan
 from llm_blender_ray.cluster.preflight import check_local_models
 from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of, capacity, check_variables
 from llm_blender_ray.configs.identity import settings_digest
+from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
@@ -226,7 +227,8 @@ def _written(
 ) -> Summary:
     """Write the output of all results, and the manifest."""
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
-    layout = Layout.of(index.seen, types, run.keep)
+    asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
+    layout = Layout.of(index.seen, types, run.keep, [name for name in ON_DEMAND_TYPES if name in asked])
     mark = settings_digest(
         [index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.output.format]
     )

@@ -1,9 +1,12 @@
-"""Events that a blend emits while it runs; `BlendResult` is always the last."""
+"""Events that a blend emits while it runs; `BlendResult` is always the last.
+
+A `ReasoningDelta` is a piece of the reasoning before the final answer.
+"""
 
 from dataclasses import dataclass
 
-from llm_blender_ray.actors.engines import Completion
-from llm_blender_ray.actors.records import Blend, Candidate, Ranking
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta
+from llm_blender_ray.actors.records import Blend, Candidate, FinishReason, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class BlendResult:
 
     Attributes:
         blend: Candidates, ranking and fused text.
-        answer: Text, finish reason and the fuser's own token counts.
+        answer: Text, reasoning, finish reason and the fuser's own token counts.
         seconds: Duration of each stage (`generate`, `rank`, `fuse`).
         degraded: What the answer lacks and why, one line each.
     """
@@ -85,5 +88,23 @@ class BlendResult:
             self.answer.completion_tokens or 0
         )
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Those of the completion tokens that are reasoning, where known."""
+        return sum(candidate.reasoning_tokens or 0 for candidate in self.blend.candidates) + (
+            self.answer.reasoning_tokens or 0
+        )
 
-Event = MemberDelta | Answered | Ranked | Fusing | AnswerDelta | BlendResult
+
+Event = MemberDelta | Answered | Ranked | Fusing | ReasoningDelta | AnswerDelta | BlendResult
+
+
+def answer_of(candidate: Candidate) -> Completion:
+    """A candidate as the answer; its tokens count as the candidate's."""
+    reason: FinishReason = "length" if candidate.finish_reason == "length" else "stop"
+    return Completion(candidate.text or "", reason, reasoning=candidate.reasoning)
+
+
+def delta_of(piece: str | ReasoningDelta) -> AnswerDelta | ReasoningDelta:
+    """A streamed piece as an event."""
+    return AnswerDelta(piece) if isinstance(piece, str) else piece

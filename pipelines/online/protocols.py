@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
@@ -33,8 +34,8 @@ class Member(Protocol):
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Candidate, None]:
-        """Pieces of the answer's text as they are made, then the candidate."""
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
+        """Pieces of the reasoning and of the answer's text as they are made, then the candidate."""
         ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from llm_blender_ray.actors.circuit_breaker import Call, NotAskedError
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta
 from llm_blender_ray.actors.errors import BLANK, BlendError, one_line
 from llm_blender_ray.actors.fusers import FuserPart
 from llm_blender_ray.actors.ranker import blanks_last
@@ -22,6 +22,8 @@ from llm_blender_ray.pipelines.online.events import (
     Fusing,
     MemberDelta,
     Ranked,
+    answer_of,
+    delta_of,
 )
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, Member, NoAnswerError
@@ -111,15 +113,15 @@ class BlendRun:
         with self._timed("generate"):
             async with contextlib.aclosing(self._asked(call, member, sample, self._ask.follow, limit)) as pieces:
                 async for piece in pieces:
-                    if isinstance(piece, str):
-                        yield AnswerDelta(piece)
-                    else:
+                    if isinstance(piece, Candidate):
                         said = piece
+                    else:
+                        yield delta_of(piece)
         assert said is not None  # every stream ends with it
         if said.text is None:
             raise NoAnswerError(f"{member.name}: {said.error}", said.refused)
         self._candidates = [said]
-        self._answer = Completion(said.text, "length" if said.finish_reason == "length" else "stop")
+        self._answer = answer_of(said)
 
     async def _generate(self) -> AsyncGenerator[Event, None]:
         happened: asyncio.Queue[MemberDelta | Answered] = asyncio.Queue()
@@ -206,14 +208,14 @@ class BlendRun:
             async for piece in pieces:
                 if isinstance(piece, str):
                     happened.put_nowait(MemberDelta(index, member.name, piece))
-                else:
+                elif isinstance(piece, Candidate):
                     said = piece
         assert said is not None  # every stream ends with it
         happened.put_nowait(Answered(index, said, now() - began))
 
     async def _asked(
         self, call: Call, member: Member, sample: int, follow: bool, limit: float | None
-    ) -> AsyncGenerator[str | Candidate, None]:
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
         """Pieces of a member's answer if they are followed, then its candidate, whatever happens."""
         candidate: Candidate
         try:
@@ -222,11 +224,11 @@ class BlendRun:
                     stream = member.stream(self._ask.prompt, sample, self._ask.change)
                     async with contextlib.aclosing(in_time(stream, limit)) as pieces:
                         async for piece in pieces:
-                            if isinstance(piece, str):
+                            if isinstance(piece, Candidate):
+                                candidate = piece
+                            else:
                                 heard.set()
                                 yield piece
-                            else:
-                                candidate = piece
                 else:
                     async with asyncio.timeout(limit):
                         candidate = await member.answer(self._ask.prompt, sample, self._ask.change)
@@ -342,8 +344,8 @@ class BlendRun:
         if fuser is None:
             if is_blank(best.text or ""):
                 raise NoAnswerError(BLANK)
-            self._take(best, ranking.order[:1])
-            yield AnswerDelta(self._answer.text)
+            for delta in self._take(best, ranking.order[:1]):
+                yield delta
             return
         self._fused_from = best_readable(ranking.order, candidates, self._parts.top_k)
         yield Fusing(self._fused_from)
@@ -354,11 +356,11 @@ class BlendRun:
             try:
                 async with contextlib.aclosing(self._fusion(fuser, texts, limit)) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, str):
-                            written += piece
-                            yield AnswerDelta(piece)
-                        else:
+                        if isinstance(piece, Completion):
                             self._answer = piece
+                        else:
+                            written += piece if isinstance(piece, str) else ""
+                            yield delta_of(piece)
                 self._fused_from = self._fused_from[: self._answer.candidates_read]
                 return
             except TimeoutError as error:
@@ -370,12 +372,10 @@ class BlendRun:
             self._answer = Completion(written, "length")
             return
         self._degraded.append(f"fuser: {why}; the best candidate instead")
-        self._take(best, ranking.order[:1])
-        yield AnswerDelta(self._answer.text)
+        for delta in self._take(best, ranking.order[:1]):
+            yield delta
 
-    async def _fusion(
-        self, fuser: FuserPart, texts: list[str], limit: float | None
-    ) -> AsyncGenerator[str | Completion, None]:
+    async def _fusion(self, fuser: FuserPart, texts: list[str], limit: float | None) -> AsyncGenerator[Piece, None]:
         """The answer's text, in pieces if they are followed, then the completion."""
         prompt, change = self._ask.prompt, self._ask.change
         call, whole_s = self._parts.circuits[FUSER].begin(), self._whole_s(FUSER)
@@ -399,10 +399,11 @@ class BlendRun:
                 yield whole.text
                 yield whole
 
-    def _take(self, best: Candidate, at: tuple[int, ...]) -> None:
-        """Make the best candidate the answer; its tokens count as the candidate's."""
-        self._fused_from = at
-        self._answer = Completion(best.text or "", "length" if best.finish_reason == "length" else "stop")
+    def _take(self, best: Candidate, at: tuple[int, ...]) -> list[AnswerDelta | ReasoningDelta]:
+        """Make the best candidate the answer."""
+        self._fused_from, self._answer = at, answer_of(best)
+        reasoning = [ReasoningDelta(best.reasoning)] if best.reasoning else []
+        return [*reasoning, AnswerDelta(self._answer.text)]
 
 
 def _budget(limit: float | None) -> float | None:

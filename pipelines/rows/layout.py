@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from llm_blender_ray.actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, RAW, RESULT_COLUMNS
+from llm_blender_ray.actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, ON_DEMAND_TYPES, RAW, RESULT_COLUMNS
 from llm_blender_ray.pipelines.rows.arrow_types import cast, to_python
 from llm_blender_ray.pipelines.rows.columns import (
     JSON,
@@ -52,13 +52,20 @@ class Layout:
     typed_ids: pa.DataType | None = None
 
     @classmethod
-    def of(cls, seen: pa.DataType, results: dict[str, pa.DataType], keep: Sequence[str]) -> Self:
+    def of(
+        cls,
+        seen: pa.DataType,
+        results: dict[str, pa.DataType],
+        keep: Sequence[str],
+        on_demand: Sequence[str] = (),
+    ) -> Self:
         """Layout of all rows.
 
         Args:
             seen: Result of `inspect_columns`.
             results: Result columns to write.
             keep: Result columns to write if some row has them.
+            on_demand: Further fields of generated candidates, of `ON_DEMAND_TYPES`.
         """
         parts = {field.name: field.type for field in seen}
         present = {field.name for field in parts["present"]}
@@ -90,7 +97,9 @@ class Layout:
             kept=kept,
             results=results,
             extra=extra,
-            candidate_extra=parts["candidate_extra"],
+            candidate_extra=unify_rows(
+                parts["candidate_extra"], pa.struct([(name, ON_DEMAND_TYPES[name]) for name in on_demand])
+            ),
             native=tuple(field for field in native if field.name not in keys),
             shared=frozenset(name for name, _ in shared),
             unreadable=unreadable,

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -118,7 +118,8 @@ class Ballots:
             raise BlendError(f"serve.votes {file}: {error.strerror}") from error
 
     async def remember(self, request_id: str, blend: Blend) -> None:
-        """See `BallotBox`."""
+        """See `BallotBox`. A vote is on answers, without their reasoning."""
+        blend = replace(blend, candidates=tuple(replace(one, reasoning=None) for one in blend.candidates))
         size = _size(blend)
         if size > self._most_bytes:
             raise VoteError(f"its texts have {size} bytes, and serve.limits.vote_bytes is {self._most_bytes}")

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from llm_blender_ray.actors.chats import read_messages
-from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.engines import ReasoningDelta
+from llm_blender_ray.actors.records import Candidate, Prompt
 from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -42,6 +43,7 @@ from llm_blender_ray.pipelines.serve.responses import (
     RankingAnswer,
     StageEvent,
     Timings,
+    TokenDetails,
     Usage,
 )
 from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
@@ -91,12 +93,21 @@ class Chat:
             return self.details(outcome, waited_s)
         return Degraded(degraded=list(outcome.degraded)) if outcome.degraded else None
 
+    @property
+    def with_reasoning(self) -> bool:
+        """Whether the response has what LLMs have reasoned."""
+        return self.asked.include_reasoning is not False
+
+    def candidate(self, candidate: Candidate) -> CandidateAnswer:
+        """A candidate in the response."""
+        return CandidateAnswer.of(candidate, reasoning=self.with_reasoning)
+
     def details(self, outcome: BlendResult, waited_s: float) -> Details:
         """Candidates, ranking, scores and timings of the response."""
         blend, ranking = outcome.blend, outcome.blend.ranking
         total = asyncio.get_running_loop().time() - self.began
         return Details(
-            candidates=[CandidateAnswer.of(candidate) for candidate in blend.candidates],
+            candidates=[self.candidate(candidate) for candidate in blend.candidates],
             ranking=list(ranking.order) if ranking else None,
             scores=list(ranking.scores) if ranking else None,
             logits=[list(row) for row in ranking.logits] if ranking else None,
@@ -137,6 +148,7 @@ def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, vot
         top_p=asked.top_p or None,
         stop=tuple(stop) if stop else None,
         seed=None if asked.seed is None else asked.seed % 2**63,
+        reasoning_effort=asked.reasoning_effort,
     )
     began = asyncio.get_running_loop().time()
     return Chat(f"chatcmpl-{id}", asked, options, Prompt(id, messages=messages), change, began)
@@ -174,7 +186,10 @@ def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> Chat
         choices=[
             Choice(
                 index=at,
-                message=AnswerMessage(content=outcome.answer.text),
+                message=AnswerMessage(
+                    content=outcome.answer.text,
+                    reasoning_content=outcome.answer.reasoning if chat.with_reasoning else None,
+                ),
                 finish_reason=outcome.answer.finish_reason,
                 blend=blends[at] if len(outcomes) > 1 else None,
             )
@@ -189,7 +204,13 @@ def usage(outcomes: list[BlendResult]) -> Usage:
     """Tokens of all choices."""
     prompt = sum(outcome.prompt_tokens for outcome in outcomes)
     completion = sum(outcome.completion_tokens for outcome in outcomes)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    reasoning = sum(outcome.reasoning_tokens for outcome in outcomes)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        completion_tokens_details=TokenDetails(reasoning_tokens=reasoning) if reasoning else None,
+    )
 
 
 async def lines(
@@ -246,10 +267,14 @@ async def _lines(
                 yield KEEP_ALIVE
                 continue
             choice, event = item
-            if isinstance(event, AnswerDelta | BlendResult) and choice not in begun:
+            if isinstance(event, ReasoningDelta) and not chat.with_reasoning:
+                continue
+            if isinstance(event, ReasoningDelta | AnswerDelta | BlendResult) and choice not in begun:
                 begun.add(choice)
                 yield line(ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
             match event:
+                case ReasoningDelta(text):
+                    yield line(ChunkChoice(index=choice, delta=Delta(reasoning_content=text)))
                 case AnswerDelta(text):
                     if text:
                         yield line(ChunkChoice(index=choice, delta=Delta(content=text)))
@@ -267,21 +292,19 @@ async def _lines(
                         yield line(blend=DoneEvent(choice=choice, details=chat.details(event, waited_s)))
                 case _:
                     if chat.options.events:
-                        yield line(blend=_event(choice, event))
+                        yield line(blend=_event(chat, choice, event))
     if with_usage:
         yield line(usage=usage(list(outcomes.values())), blend=first())
     yield LAST
 
 
-def _event(choice: int, event: MemberDelta | Answered | Ranked | Fusing) -> StageEvent:
+def _event(chat: Chat, choice: int, event: MemberDelta | Answered | Ranked | Fusing) -> StageEvent:
     """The event in the API's form."""
     match event:
         case MemberDelta(index, model, text):
             return MemberPieceEvent(choice=choice, candidate=index, model=model, text=text)
         case Answered(index, candidate, seconds):
-            return AnsweredEvent(
-                choice=choice, candidate=index, answer=CandidateAnswer.of(candidate), seconds=seconds
-            )
+            return AnsweredEvent(choice=choice, candidate=index, answer=chat.candidate(candidate), seconds=seconds)
         case Ranked(ranking):
             return RankedEvent(choice=choice, complete=ranking.complete, **RankingAnswer.fields_of(ranking))
         case Fusing(fused_from):

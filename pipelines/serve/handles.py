@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RaySystemError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt
 from llm_blender_ray.configs.schema import SamplingOverrides
@@ -44,7 +44,7 @@ class RemoteMember:
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Candidate, None]:
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
         """See `pipelines.online.protocols.Member`."""
         return _text_stream(self._handle, prompt, sample, change)
 
@@ -64,7 +64,7 @@ class RemoteFuser:
 
     def stream(
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Completion, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """See `actors.fusers.FuserPart`."""
         return _text_stream(self._handle, prompt, candidates, change)
 
@@ -147,23 +147,25 @@ async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
 
 
 async def _text_stream(handle: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Any, None]:
-    """Pieces of text and the final item, across deaths of replicas."""
-    said = ""
+    """Pieces of reasoning and text and the final item, across deaths of replicas."""
+    said = {str: "", ReasoningDelta: ""}
     for left in reversed(range(MAX_ATTEMPTS)):
-        at = 0  # characters that this attempt has repeated
+        at = {str: 0, ReasoningDelta: 0}  # characters that this attempt has repeated
         try:
             async with contextlib.aclosing(_stream(handle.stream, *arguments)) as pieces:
                 async for piece in pieces:
-                    if not isinstance(piece, str):
+                    kind = type(piece)
+                    if kind not in said:
                         yield piece
                         return
-                    known = said[at : at + len(piece)]
-                    if not piece.startswith(known):
+                    text = piece.text if isinstance(piece, ReasoningDelta) else piece
+                    known = said[kind][at[kind] : at[kind] + len(text)]
+                    if not text.startswith(known):
                         raise PartError("its replica died, and another one began another answer")
-                    at += len(piece)
-                    if new := piece[len(known) :]:
-                        said += new
-                        yield new
+                    at[kind] += len(text)
+                    if new := text[len(known) :]:
+                        said[kind] += new
+                        yield kind(new)
         except REPLICA_LOST as error:
             if not left:
                 raise PartError("its replicas died") from error

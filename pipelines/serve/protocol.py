@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llm_blender_ray.actors.chats import ROLES
+from llm_blender_ray.configs.reasoning import ReasoningEffort
 
 MAX_ITEMS = 10_000  # of any list in a request: messages and their content parts, documents
 TEXT, LIST, OBJECT = TAGS = ("(text)", "(list)", "(object)")  # only in paths of pydantic's errors
@@ -184,6 +185,8 @@ class ChatRequest(RequestModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: only the most likely token
     stop: Stop | None = None
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool | None = None  # default: true, like vLLM's
     blend: Annotated[
         BlendOptions | None, BeforeValidator(_options, json_schema_input_type=bool | BlendOptions | None)
     ] = None
@@ -210,7 +213,6 @@ class ChatRequest(RequestModel):
     parallel_tool_calls: Any = None  # there are no tools
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
-    reasoning_effort: Any = None  # set by the model's own config
 
 
 class RerankRequest(RequestModel):

@@ -17,12 +17,23 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class TokenDetails(ResponseModel):
+    """Kinds of completion tokens."""
+
+    reasoning_tokens: int
+
+
 class Usage(ResponseModel):
-    """Tokens of all models that worked on the answer, where known."""
+    """Tokens of all models that worked on the answer, where known. Completion tokens include those of reasoning."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: TokenDetails | None = Field(default=None, exclude_if=_absent)
 
 
 class CandidateAnswer(ResponseModel):
@@ -34,10 +45,12 @@ class CandidateAnswer(ResponseModel):
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
+    reasoning_tokens: int | None = Field(default=None, exclude_if=_absent)
 
     @classmethod
-    def of(cls, candidate: Candidate) -> "CandidateAnswer":
-        """Make one of a candidate."""
+    def of(cls, candidate: Candidate, *, reasoning: bool = False) -> "CandidateAnswer":
+        """Make one of a candidate, with its reasoning or without."""
         return cls(
             model=candidate.model,
             text=candidate.text,
@@ -45,6 +58,8 @@ class CandidateAnswer(ResponseModel):
             finish_reason=candidate.finish_reason,
             prompt_tokens=candidate.prompt_tokens,
             completion_tokens=candidate.completion_tokens,
+            reasoning_content=candidate.reasoning if reasoning else None,
+            reasoning_tokens=candidate.reasoning_tokens,
         )
 
 
@@ -69,10 +84,6 @@ class RankingAnswer(ResponseModel):
             "logits": [list(row) for row in ranking.logits],
             "comparisons": ranking.comparisons,
         }
-
-
-def _absent(value: object) -> bool:
-    return value is None
 
 
 class Timings(ResponseModel):
@@ -151,10 +162,11 @@ StageEvent = MemberPieceEvent | AnsweredEvent | RankedEvent | FusingEvent | Done
 
 
 class AnswerMessage(ResponseModel):
-    """The answer."""
+    """The answer. `reasoning_content`: what the LLM has reasoned before it, as in DeepSeek's API."""
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
     refusal: None = None
 
 
@@ -186,6 +198,7 @@ class Delta(ResponseModel):
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
     content: str | None = Field(default=None, exclude_if=_absent)
+    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
 
 
 class ChunkChoice(ResponseModel):

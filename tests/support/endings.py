@@ -1,9 +1,9 @@
 """How answers end, as values that tests can compare: a completion, or why there is none."""
 
 from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.errors import GenerationError
 
 T = TypeVar("T")
@@ -17,9 +17,9 @@ async def told_or(answer: Awaitable[T]) -> T | GenerationError:
         return error
 
 
-async def followed(stream: AsyncIterator[str | Completion]) -> tuple[list[str], Completion | GenerationError]:
-    """A stream's pieces, and how it ended."""
-    pieces: list[str] = []
+async def followed(stream: AsyncIterator[Piece]) -> tuple[list[Any], Completion | GenerationError]:
+    """A stream's pieces of reasoning and text, and how it ended."""
+    pieces: list[Any] = []
     try:
         async for piece in stream:
             if isinstance(piece, Completion):

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -12,18 +12,24 @@ from llm_blender_ray.pipelines.online.protocols import Timeouts
 
 
 class FakeMember:
-    """Says `text` word by word, or fails with `error`; waits before the last word while `held`.
+    """Says `text` word by word, after `reasoning`, or fails with `error`; waits before the last word while `held`.
 
     asked: what it was asked, in order. began, cancelled: set when it is asked, and when it is made to stop.
     """
 
     def __init__(
-        self, name: str, text: str = "", *, error: str | None = None, refused: Refusal | None = None
+        self,
+        name: str,
+        text: str = "",
+        *,
+        error: str | None = None,
+        refused: Refusal | None = None,
+        reasoning: str | None = None,
     ) -> None:
         self.name, self.samples = name, 1
         self.asked: list[tuple[Prompt, int, SamplingOverrides | None]] = []
         self.began, self.cancelled = threading.Event(), threading.Event()
-        self._text, self._error, self._refused = text, error, refused
+        self._text, self._error, self._refused, self._reasoning = text, error, refused, reasoning
         self._free = asyncio.Event()
         self._free.set()
 
@@ -43,11 +49,13 @@ class FakeMember:
 
     async def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
-    ) -> AsyncGenerator[str | Candidate, None]:
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
         self.asked.append((prompt, sample, change))
         self.began.set()
         *first, last = self._text.split(" ")
         try:
+            if self._reasoning is not None:
+                yield ReasoningDelta(self._reasoning)
             for word in first:
                 yield f"{word} "
             await self._free.wait()
@@ -58,7 +66,8 @@ class FakeMember:
             yield Candidate(self.name, error=self._error, refused=self._refused)
         else:
             yield last
-            yield Candidate(self.name, self._text, None, "stop", 10, len(self._text.split(" ")))
+            thought = {"reasoning": self._reasoning, "reasoning_tokens": self._reasoning and 1}
+            yield Candidate(self.name, self._text, None, "stop", 10, len(self._text.split(" ")), **thought)
 
 
 class FakeRanker:

@@ -26,8 +26,6 @@ class ToyModel(BaseLLM):
 class ToyEngine:
     """See `llm_blender_ray.actors.engines.Engine`."""
 
-    opens_reasoning = ""
-
     def __init__(self, model: ToyModel) -> None:
         self._mark = model.mark
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,11 @@ def test_a_request_for_more_tokens_than_fit_gets_what_the_model_is_set_to(folder
 
 
 @contextlib.asynccontextmanager
-async def far(*faults: Fault) -> AsyncIterator[tuple[Generator, EndpointServer]]:
+async def far(*faults: Fault, **more: Any) -> AsyncIterator[tuple[Generator, EndpointServer]]:
     """A generator whose LLM is behind a server with these faults."""
     async with EndpointServer(faults) as server:
-        generator = Generator(
-            EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
-        )
+        own = {"name": "far", "model": "m", "max_retries": 0}
+        generator = Generator(EndpointModel(engine="endpoint", base_url=server.url, **own, **more))
         try:
             yield generator, server
         finally:
@@ -160,6 +160,19 @@ def streamed(*faults: Fault) -> list[str | Candidate]:
 
 def test_stream_is_the_answer_s_text_and_then_the_candidate() -> None:
     assert streamed() == ["hel", "lo", Candidate("far", "hello", None, "stop", 3, 2)]
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_reasoning_is_kept_for_rows_on_demand(include: bool) -> None:
+    async def main() -> Candidate:
+        thought = respond(200, completion("<think>3? 4?</think>Four."))
+        async with far(thought, include_reasoning=include) as (generator, _):
+            return await generator.answer(Prompt("1", "hi"))
+
+    candidate = asyncio.run(main())
+    assert (candidate.text, candidate.reasoning) == ("Four.", "3? 4?")
+    kept = {"reasoning_content": "3? 4?", "reasoning_tokens": None}
+    assert json.loads(candidate.extra or "null") == (kept if include else None)
 
 
 def test_stream_that_breaks_off_ends_with_the_error() -> None:

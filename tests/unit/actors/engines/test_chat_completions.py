@@ -168,12 +168,27 @@ def test_content_in_parts(content: Any, text: str) -> None:
     assert read_stream(chunk(content), chunk("", "stop")).text == text
 
 
-def test_reasoning_beside_the_content_is_not_the_answer() -> None:
-    body = completion("Paris.")
-    body["choices"][0]["message"] |= {"reasoning_content": "hmm", "reasoning": "hmm"}
-    assert read(body).text == "Paris."
-    thought = {"choices": [{"delta": {"content": None, "reasoning_content": "hmm", "reasoning": "hmm"}}]}
-    assert read_stream(thought, chunk("Paris.", "stop")).text == "Paris."
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"content": "Paris.", "reasoning_content": "hmm", "reasoning": "hmm"},
+        {"content": "Paris.", "reasoning": "hmm", "reasoning_details": [{"type": "reasoning.text", "text": "hmm"}]},
+        {"content": [THINKING, {"type": "text", "text": "Paris."}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": "hmm", "signature": "x"},
+                {"type": "text", "text": "Paris."},
+            ]
+        },
+        {"content": [{"type": "reasoning", "text": "hmm"}, {"type": "output_text", "text": "Paris."}]},
+    ],
+)
+def test_reasoning_beside_the_content_is_not_the_answer(beside: dict[str, Any]) -> None:
+    usage = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}
+    body = {"choices": [{"message": beside, "finish_reason": "stop"}], "usage": usage}
+    expected = Completion("Paris.", "stop", None, 9, reasoning="hmm", reasoning_tokens=7)
+    assert read(body) == expected
+    assert read_stream({"choices": [{"delta": beside}]}, chunk("", "stop") | {"usage": usage}) == expected
 
 
 def test_a_refusal_is_told() -> None:

@@ -26,7 +26,7 @@ from endpoint_server import (
 )
 from pydantic import ValidationError
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
 from llm_blender_ray.actors.errors import (
     GenerationError,
@@ -540,10 +540,17 @@ def test_event_called_error_is_a_failure_in_any_form() -> None:
         assert isinstance(failed, GenerationError) and "upstream died" in str(failed)
 
 
-def test_stream_of_reasoning_longer_than_is_held_comes_whole() -> None:
-    thought = {"choices": [{"delta": {"reasoning_content": "hmm " * 20_000}}]}
-    pieces, answer, _ = follow(stream(*[thought] * 20, chunk("hi"), chunk("", "stop")))
-    assert (pieces, answer) == (["hi"], Completion("hi", "stop"))
+def test_reasoning_is_streamed_as_it_comes() -> None:
+    thought = {"choices": [{"delta": {"reasoning_content": "hmm "}}]}
+
+    async def break_off(writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    pieces, answer, _ = follow(stream(*[thought] * 2, chunk("hi"), chunk("", "stop")))
+    hmm = ReasoningDelta("hmm ")
+    assert (pieces, answer) == ([hmm, hmm, "hi"], Completion("hi", "stop", reasoning="hmm hmm "))
+    pieces, error, server = follow(stream(thought, then=break_off), max_retries=3)
+    assert pieces == [hmm] and isinstance(error, GenerationError) and len(server.requests) == 1  # some of it is out
 
 
 @pytest.mark.parametrize("length", ["content-length", "chunked", "gzip"])

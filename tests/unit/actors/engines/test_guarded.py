@@ -29,8 +29,6 @@ DOWN = "https://host/v1: 503: overloaded"
 class FakeEngine:
     """Gives `outcome`, or raises it; holds calls while `held`."""
 
-    opens_reasoning = False
-
     def __init__(self, model: EndpointModel) -> None:
         self.max_retries = model.max_retries
         self.outcome: Exception | None = None

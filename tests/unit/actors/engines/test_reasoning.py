@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
 from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
-from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.engines import Completion, Engine, ReasoningDelta, load_engine
 from llm_blender_ray.actors.engines.chat import ChatTokenizer
 from llm_blender_ray.actors.engines.reasoning import AnswerFilter
-from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS
-from llm_blender_ray.actors.errors import GenerationError, RejectedError
+from llm_blender_ray.actors.engines.reasoning_formats import _FORMATS, REASONING_FORMATS, formats_of
+from llm_blender_ray.actors.errors import GenerationError, PromptError, RejectedError
 from llm_blender_ray.actors.records import Message
-from llm_blender_ray.configs.schema import EndpointModel, ModelSettings, Sampling, TransformersModel
+from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
+from llm_blender_ray.configs.schema import EndpointModel, ModelSettings, Sampling, TransformersModel, VLLMModel
 
 OPENS = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
 REASONING = "<think>Which one?</think>\n\n"
@@ -50,16 +51,25 @@ GREEDY = Sampling(max_tokens=32)
     ],
 )
 def test_what_the_answer_is(text: str, answer: str) -> None:
-    def read(cuts: list[int], text: str = text, opened: str = "") -> str:
-        filter = AnswerFilter(opened)
+    def read(cuts: list[int]) -> str:
+        filter = AnswerFilter()
         ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
         return "".join([*(filter.add(text[a:b]) for a, b in pairwise(ends)), filter.rest()])
 
     assert read([]) == read([*range(len(text))]) == answer
     for cut in range(len(text)):
         assert read([cut]) == read([cut, cut + 1]) == answer
-        if text.startswith("<think>"):
-            assert read([cut], text.removeprefix("<think>"), opened="<think>") == answer
+
+
+def split(text: str, size: int = 0, **options: Any) -> tuple[str, str]:
+    """Reasoning and answer of a text that comes in pieces of this size; 0 for all of it."""
+    filter = AnswerFilter(**options)
+    reasoning = answer = ""
+    for at in range(0, len(text), size or len(text)):
+        answer += filter.add(text[at : at + (size or len(text))])
+        reasoning += filter.take_reasoning()
+    answer += filter.rest()
+    return reasoning + filter.take_reasoning(), answer
 
 
 HARMONY = "<|channel|>analysis<|message|>3? 4?<|end|><|start|>assistant"
@@ -120,19 +130,70 @@ def test_a_common_beginning_that_is_cut_off_is_reasoning() -> None:
 MARKS = sorted({mark for f in REASONING_FORMATS for mark in (*f.begins, *f.ends, f.header, f.opening, *f.closing)})
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("<think>\n3? 4?\n\n</think>\n\nFour.", "3? 4?"),
+        ("<think></think>Four.", ""),
+        ("<think> a </think> <think>\nb</think> Four.", "a\n\nb"),
+        ("<think>a < b\n\nc</thin></think>Four.", "a < b\n\nc</thin>"),
+        ("<think>never  ends \n", "never  ends"),
+        ("[THINK]3? 4?[/THINK]Four.", "3? 4?"),
+        ("<|START_THINKING|>3?<|END_THINKING|><|START_RESPONSE|>Four.<|END_RESPONSE|>", "3?"),
+        ("Here's my thought process:\n3? 4?\nHere's my response:\nFour.", "3? 4?"),
+        ("Here is my thought process: there is none.", ""),
+        (HARMONY + "<|channel|>final<|message|>Four.<|return|>", "3? 4?"),
+        ("<|start|>assistant" + HARMONY + "<|channel|>commentary<|message|>And?<|end|>", "3? 4?\nAnd?"),
+        ("<|channel|>final<|message|>Four.", ""),
+        ("analysisThe user counts.assistantfinalFour.", "The user counts."),
+        ("Four.", ""),
+    ],
+)
+def test_what_the_reasoning_is(text: str, reasoning: str) -> None:
+    assert {split(text, size)[0] for size in (0, 1, 2, 3, 5, 8)} == {reasoning}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_a_format(family: str) -> None:
+    """Whose marks its answers are told apart by, also where a server's chat template has written the begin mark."""
+    formats = formats_of(family)
+    begin, end = formats[0].begins[0], f"{formats[0].ends[0]}{formats[0].header}"
+    answer = f"{formats[0].opening}Four.{''.join(formats[0].closing[:1])}"
+    assert split(f"{begin} 3? {end}\n{answer}", 3, formats=formats) == ("3?", "Four.")
+    if not formats[0].tentative and not formats[0].inner:
+        assert split(f"3? {end}\n{answer}", 3, formats=formats, implied=True) == ("3?", "Four.")
+        assert split(f"{begin} 3? {end}\n{answer}", 3, formats=formats, implied=True) == ("3?", "Four.")
+        assert split(" Four.", 3, formats=formats, implied=True) == ("", " Four.")  # it hasn't reasoned this time
+
+
+def test_the_families_of_formats_are_those_of_configs() -> None:
+    assert {family for format in _FORMATS for family in format.families} == set(FAMILIES)
+    assert formats_of(AUTO) == formats_of("of vLLM alone") == REASONING_FORMATS
+    with pytest.raises(ValueError, match="reasoning_parser"):
+        TransformersModel(engine="transformers", name="m", model="m", reasoning_parser="deepseek")
+    assert VLLMModel(engine="vllm", name="m", model="m", reasoning_parser="inkling").reasoning_parser == "inkling"
+
+
 @settings(max_examples=300)
 @given(
     st.lists(st.sampled_from([*MARKS, "<", "think>", "word", " ", "</", "\n"]), max_size=8),
     st.lists(st.integers(0, 200)),
     st.sampled_from(["", "<think>", "[THINK]", "<|channel|>analysis<|message|>"]),
     st.booleans(),
+    st.sampled_from([AUTO, "deepseek_r1", "hunyuan_a13b", "seed_oss"]),
 )
-def test_where_a_text_is_cut_makes_no_difference(parts: list[str], cuts: list[int], opened: str, cut: bool) -> None:
-    text = "".join(parts)
-    whole, streamed = AnswerFilter(opened), AnswerFilter(opened)
+def test_where_a_text_is_cut_makes_no_difference(
+    parts: list[str], cuts: list[int], opened: str, cut: bool, parser: str
+) -> None:
+    text = opened + "".join(parts)
+    whole, streamed = (AnswerFilter(formats_of(parser), implied=parser != AUTO) for _ in range(2))
     ends = sorted({0, len(text), *(end for end in cuts if end < len(text))})
-    pieces = [streamed.add(text[a:b]) for a, b in pairwise(ends)]
+    pieces, thoughts = [], []
+    for a, b in pairwise(ends):
+        pieces.append(streamed.add(text[a:b]))
+        thoughts.append(streamed.take_reasoning())
     assert "".join([*pieces, streamed.rest(cut=cut)]) == whole.add(text) + whole.rest(cut=cut)
+    assert "".join([*thoughts, streamed.take_reasoning()]) == whole.take_reasoning()
     assert streamed.reasoning == whole.reasoning
 
 
@@ -157,7 +218,13 @@ def test_an_answer_may_mention_every_mark(text: str, marks: list[str]) -> None:
     ],
 )
 def test_a_template_that_opens_the_reasoning_is_known(template: str | None, opens: str) -> None:
-    assert ChatTokenizer(make_tokenizer(template)).opens_reasoning == opens
+    """And begins the answer's text, so that everything after it reads the text alike."""
+    chat, asked = ChatTokenizer(make_tokenizer(template)), [Message(role="user", content="?")]
+    if template and "raise" in template:
+        with pytest.raises(PromptError):
+            chat.prompt(asked)
+    else:
+        assert chat.prompt(asked).opened == opens
 
 
 @pytest.mark.parametrize(
@@ -222,13 +289,18 @@ async def _both(engine: Engine, sampling: Sampling) -> tuple[Completion | Genera
     whole = await told_or(engine.generate(QUESTION, sampling))
     pieces, last = await followed(engine.stream(QUESTION, sampling))
     assert str(last) == str(whole) and type(last) is type(whole)
-    return whole, pieces
+    if isinstance(whole, Completion):
+        assert "".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) == (
+            whole.reasoning or ""
+        )
+    return whole, [piece for piece in pieces if isinstance(piece, str)]
 
 
 def test_a_real_model_s_reasoning_is_left_out(reasoner: Callable[..., TransformersModel]) -> None:
     answer, pieces = both(reasoner())
     assert isinstance(answer, Completion)
     assert (answer.text, answer.finish_reason) == (FACTS["capital of France"], "stop")
+    assert answer.reasoning == "Which one?"
     assert "".join(pieces) == answer.text
     tokens = make_tokenizer()(answer.text)["input_ids"]
     assert answer.completion_tokens is not None and answer.completion_tokens > len(tokens) + 5  # all were written
@@ -237,7 +309,7 @@ def test_a_real_model_s_reasoning_is_left_out(reasoner: Callable[..., Transforme
 def test_it_is_kept_where_the_settings_say_so(reasoner: Callable[..., TransformersModel]) -> None:
     answer, pieces = both(reasoner(keep_reasoning=True))
     assert isinstance(answer, Completion)
-    assert f"<think>{answer.text.removeprefix('<think>')}" == f"{REASONING}{FACTS['capital of France']}"
+    assert answer.text == f"{REASONING}{FACTS['capital of France']}"
     assert "".join(pieces) == answer.text
 
 
@@ -250,22 +322,27 @@ def test_an_answer_that_does_not_get_beyond_its_reasoning_is_none(
 
 
 @pytest.mark.parametrize(
-    ("texts", "pieces"),
+    ("texts", "parser", "pieces", "reasoning"),
     [
-        (["<th", "ink>3?", " 4?</think", ">\n", "Four", " it is."], ["Four", " it is."]),
-        (["<", "thi"], ["<thi"]),
-        ([" ", "Four"], [" Four"]),
+        (["<th", "ink>3?", " 4?</think", ">\n", "Four", " it is."], AUTO, ["Four", " it is."], "3? 4?"),
+        (["<", "thi"], AUTO, ["<thi"], None),
+        ([" ", "Four"], AUTO, [" Four"], None),
+        (["3?", " 4?</think", ">\n", "Four", " it is."], "qwen3", ["Four", " it is."], "3? 4?"),
+        (["Four", " it is."], "qwen3", ["Four it is."], None),
     ],
 )
-def test_nothing_of_a_server_s_reasoning_is_streamed(texts: list[str], pieces: list[str]) -> None:
+def test_a_server_s_reasoning_is_no_part_of_the_answer(
+    texts: list[str], parser: str, pieces: list[str], reasoning: str | None
+) -> None:
     async def main() -> tuple[Completion | GenerationError, list[str]]:
         whole = respond(200, completion("".join(texts)))
         async with EndpointServer([whole, stream(*map(chunk, texts), chunk(finish_reason="stop"))]) as server:
-            model = EndpointModel(name="e", engine="endpoint", model="m", base_url=server.url, max_retries=0)
+            own = {"name": "e", "model": "m", "max_retries": 0, "reasoning_parser": parser}
+            model = EndpointModel(engine="endpoint", base_url=server.url, **own)
             engine = load_engine(model)
             try:
                 return await _both(engine, GREEDY)
             finally:
                 await engine.close()
 
-    assert asyncio.run(main()) == (Completion("".join(pieces), "stop"), pieces)
+    assert asyncio.run(main()) == (Completion("".join(pieces), "stop", reasoning=reasoning), pieces)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import save_plain_model
 
-from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError
 from llm_blender_ray.actors.fusers import Fuser, load_fuser
 from llm_blender_ray.actors.fusers.llm_fuser import INSTRUCTION, task
@@ -136,8 +136,10 @@ def test_a_chat_is_shown_whole() -> None:
 @pytest.mark.parametrize("before", [["<think>3?", " 4?</think>\n"], [" ", "\n"], []])
 def test_reasoning_and_blanks_before_an_answer_are_left_out(before: list[str]) -> None:
     whole, pieces, last = both(*written(*before, "Four", " it is.\n"))
-    assert whole == last == Completion("Four it is.\n", "stop")
-    assert pieces == ["Four", " it is.\n"]
+    reasoning = "3? 4?" if before[:1] == ["<think>3?"] else None
+    assert whole == last == Completion("Four it is.\n", "stop", reasoning=reasoning)
+    thoughts = [piece.text for piece in pieces if isinstance(piece, ReasoningDelta)]
+    assert "".join(thoughts) == (reasoning or "") and pieces[len(thoughts) :] == ["Four", " it is.\n"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_reply_without_an_answer_is_an_error(texts: list[str], finish_reason: st
     for error in (whole, last):
         assert isinstance(error, RejectedError)  # a client's small max_tokens is no failure of the LLM
         assert str(error) == says
-    assert not pieces
+    assert not [piece for piece in pieces if isinstance(piece, str)]
 
 
 def test_an_llm_that_fails_is_told() -> None:
@@ -208,7 +210,8 @@ def test_pieces_come_as_they_are_written() -> None:
             await fuser.close()
         return pieces
 
-    assert asyncio.run(main()) == ["Four", ".", Completion("Four.", "stop")]
+    answer = Completion("Four.", "stop", reasoning="hm")
+    assert asyncio.run(main()) == [ReasoningDelta("hm"), "Four", ".", answer]
 
 
 def test_closing_a_stream_stops_the_llm() -> None:

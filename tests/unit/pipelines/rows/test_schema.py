@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from passing import objects, passed
 
-from llm_blender_ray.actors.records import RESULT_COLUMNS
+from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
 from llm_blender_ray.pipelines.quality.evaluation import evaluate
@@ -237,6 +237,21 @@ def test_no_mix_of_forms_ends_a_run(given: list[dict[str, Any]], results: dict[s
     table = layout.table(rows)
     assert table.schema.names == layout.schema().names and len(table) == len(given)
     pq.write_table(table, io.BytesIO())
+
+
+def test_what_is_kept_on_demand_is_a_field_of_candidates() -> None:
+    """In the types of records, or of the given candidates that have it, too."""
+    thought = json.dumps({"reasoning_content": "hm", "reasoning_tokens": 1})
+    made = [Candidate("a", "text", extra=thought), Candidate("b", "text"), Candidate("c", error="late")]
+    names = ["reasoning_content", "reasoning_tokens"]
+    for own in ([], [{"text": "t", "reasoning_content": "so"}]):
+        row = read(prompt="q", candidates=own)
+        seen = inspect_columns(pa.Table.from_pylist([row], schema=ROW_SCHEMA))
+        rows = row | {"candidates": [*row["candidates"], *(one.to_row() for one in made)]}
+        table = Layout.of(seen, {}, (), names).table(pa.Table.from_pylist([rows], schema=ROW_SCHEMA))
+        written = table.column("candidates").to_pylist()[0]
+        assert [one["reasoning_content"] for one in written] == ["so"] * len(own) + ["hm", None, None]
+        assert [one["reasoning_tokens"] for one in written[-3:]] == [1, None, None]
 
 
 def test_fusing_needs_a_ranking_that_can_be_read() -> None:

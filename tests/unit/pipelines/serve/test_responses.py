@@ -168,6 +168,7 @@ def test_messages_and_settings_reach_the_members() -> None:
         {"role": "user", "content": "Sure?"},
     ]
     fields = {"max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.25, "stop": ["a", "b"], "seed": -1}
+    fields |= {"reasoning_effort": "low"}
     with served(app_of(fake_blender(member))) as url, httpx2.Client(base_url=url) as client:
         assert chat(client, messages=messages, **fields, user="me", n=2).status_code == 200
         assert chat(client, stop="end", max_tokens=3, max_completion_tokens=3).status_code == 200
@@ -185,10 +186,33 @@ def test_messages_and_settings_reach_the_members() -> None:
         "top_p": 0.25,
         "stop": ("a", "b"),
         "seed": 2**63 - 1,
+        "reasoning_effort": "low",
     }
     assert sorted(sample for _, sample, _ in member.asked[:2]) == [0, 1]  # a choice each
     changed = [change.model_dump(exclude_none=True) for _, _, change in member.asked[2:] if change]
     assert changed == [{"stop": ("end",), "max_tokens": 3}, {}]
+
+
+def test_reasoning_stands_beside_the_answer() -> None:
+    """As in DeepSeek's API; the blend's own is the fuser's, or that of the candidate which is the answer."""
+    members = (FakeMember("short", "one", reasoning="hm"), FakeMember("long", "one two", reasoning="so it is"))
+    with served(app_of(fake_blender(*members))) as url, httpx2.Client(base_url=url) as client:
+        for model, thought in (("long", "so it is"), ("blend-best", "so it is"), ("blend", None)):
+            answer = chat(client, model=model, blend=True).json()
+            assert answer["choices"][0]["message"].get("reasoning_content") == thought
+            told = answer["blend"]["candidates"]
+            assert [one["reasoning_content"] for one in told] == ["hm", "so it is"][-len(told) :]
+            assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": len(told)}
+            pieces = [chunk["choices"][0] for chunk in chunks(client, model=model)]
+            deltas = [piece["delta"] for piece in pieces]
+            assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (thought or "")
+            assert (
+                "".join(delta.get("content", "") for delta in deltas) == answer["choices"][0]["message"]["content"]
+            )
+            assert deltas[0] == {"role": "assistant", "content": ""}
+        without = [chat(client, model="long", blend=True, include_reasoning=False).text]
+        without += [str(chunks(client, model="long", blend={"events": True}, include_reasoning=False))]
+        assert not any("so it is" in text for text in without)
 
 
 def test_choices_are_side_by_side_and_reproducible(client: httpx2.Client) -> None:
