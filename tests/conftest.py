@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import InProcess
 from faulty_proxy import FaultyProxy
 from hypothesis import settings
 from paths import ROOT
@@ -58,6 +59,12 @@ def ray_of_commands(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture
+def blend_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
+    """The `blend` command in this process; with `ray_session`, on the test run's Ray."""
+    return InProcess(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

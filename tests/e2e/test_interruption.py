@@ -18,6 +18,7 @@ from llm_blender_ray.cluster.processes import descendants, title, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
 RESUMES = "blend: interrupted; the same command resumes where it stopped\n"
+NOT_OF_THE_END = ("import time:", "reading | ", "run | ")  # progress is printed where a run is slow
 PATIENCE_S = 60.0
 
 
@@ -202,7 +203,7 @@ class Running:
         command += ["--input", str(source), "--output", str(self.output)]
         with self.told.open("w") as told:
             home = {"HOME": "/dev/null"}  # nor does it need a place where it may write
-            self.process = subprocess.Popen(command, stderr=told, env=without_auth | home)
+            self.process = subprocess.Popen(command, stderr=told, env=without_auth | home, preexec_fn=_heed_sigint)
 
     def imports(self) -> bool:
         return "pydantic" in self.told.read_text()
@@ -217,6 +218,7 @@ class Running:
         return any(self.work.glob("results/*/*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "number"),
     [
@@ -232,7 +234,7 @@ def test_a_run_is_interrupted_at_any_moment(phase: Callable[[Running], bool], nu
     below = descendants(run.process)
     run.process.send_signal(number)
     assert run.process.wait(timeout=PATIENCE_S) == 128 + number
-    lines = [line for line in run.told.read_text().splitlines() if not line.startswith("import time:")]
+    lines = [line for line in run.told.read_text().splitlines() if not line.startswith(NOT_OF_THE_END)]
     assert lines == [RESUMES.rstrip()]
     assert not psutil.wait_procs(below, timeout=PATIENCE_S)[1]
     assert not run.output.exists()
