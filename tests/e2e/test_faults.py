@@ -110,6 +110,7 @@ class Command:
         return self.process.returncode, told.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_driver_killed_while_it_reads_blends_and_writes(tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 6000)
@@ -158,6 +159,7 @@ def test_an_actor_killed_at_work(tmp_path: Path) -> None:
     assert [row["fused"] for row in rows_of(output)] == [f"number {i} of" for i in range(600)]
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_without_notice(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("n")
     source = prompts(folder / "in.jsonl", 2000)
@@ -346,6 +348,7 @@ def test_a_folder_is_read_by_what_reads_such_folders(written: str, tmp_path: Pat
     assert sorted(row["id"] for row in read(str(output)).take_all()) == sorted(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_killed_on_a_bucket_that_has_faults(s3_bucket: str, s3_faults: FaultyProxy, tmp_path: Path) -> None:
     source = prompts(tmp_path / "in.jsonl", 500)

@@ -19,6 +19,7 @@ def test_bits_are_drawn_over_all_bytes(tmp_path: Path) -> None:
     assert files[2].read_bytes() == b"\0\2\0"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_no_flip_is_silent_and_one_that_nothing_checks_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
