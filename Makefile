@@ -13,7 +13,7 @@ PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-faults bench-online docs miniature constraints clean
+.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -63,6 +63,9 @@ bench-bulk: $(VENV)/.installed-dev            ## rows/s and memory of a whole ru
 
 bench-vllm: $(VENV)/.installed-vllm            ## tokens/s in a run and of the bare engine (MODEL=, ROWS=2000), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk vllm --model $(or $(MODEL),configs/miniature/alder) --rows $(or $(ROWS),2000)
+
+bench-decoding: $(VENV)/.installed-dev            ## the transformers engine, with and without continuous batching (MODEL=, ARGS=), JSON last
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.decoding $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)

@@ -1,12 +1,15 @@
-"""Batch decoder of token ids under transformers' `generate`, causal or seq2seq.
+"""Decoder of token ids under transformers' `generate`, causal or seq2seq, many requests at a time.
 
-One thread decodes batch after batch; requests that arrive meanwhile gather for the next one, so the model never
-waits. An answer doesn't depend on the batch it was decoded in: padding is masked, sampling noise is seeded per
-answer, and a request which breaks its batch is found by decoding that batch again one by one. An answer is
-returned when it ends, not when its batch does; a stream gets it piece by piece.
+One thread decodes. Requests of a causal model join the running batch between two tokens, and leave it when their
+answers end (`continuous`). Where that can't be, batch follows batch: encoder-decoders, beams, other caches.
+
+An answer doesn't depend on what it was decoded with: padding is masked, sampling noise is seeded per answer, and a
+request which breaks its batch is found by decoding that batch again one by one. An answer is returned when it ends,
+not when its batch does; a stream gets it piece by piece.
 """
 
 import asyncio
+import logging
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
@@ -26,11 +29,14 @@ from transformers import (
 )
 
 from llm_blender_ray.actors.batching import padded, token_mask
+from llm_blender_ray.actors.continuous import PREFILL_TOKENS, CacheError, RunningBatch, can_join
 from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
 from llm_blender_ray.actors.records import FinishReason
 from llm_blender_ray.configs.schema import Sampling
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +44,7 @@ class _Request:
     """A request and its result queue: made in the caller's event loop, filled from the decoding thread."""
 
     ids: list[int]
-    sampling: Sampling  # without its seed: requests that differ in nothing else are decoded together
+    sampling: Sampling  # without its seed: a batch that none can join is of requests that differ in nothing else
     seed: int | None
     followed: bool
     abandoned: bool = False  # its caller is gone: stop decoding it
@@ -46,6 +52,11 @@ class _Request:
     sent: str = ""  # the pieces put so far
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _told: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to decode."""
+        return self.done or self.abandoned
 
     async def next(self) -> str | Completion:
         """The next piece, or the completion; an error that was put is raised."""
@@ -75,28 +86,41 @@ class _Request:
 
 
 class _Answer:
-    """Answer to one request in one attempt to decode it."""
+    """Answer to one request in one attempt to decode it. A `continuous.Row`."""
 
-    def __init__(self, request: _Request, detokenizer: Detokenizer, ends: frozenset[int]) -> None:
+    def __init__(
+        self,
+        request: _Request,
+        detokenizer: Detokenizer,
+        ends: frozenset[int],
+        processors: LogitsProcessorList | None = None,
+    ) -> None:
+        self.ids, self.processors = request.ids.copy(), processors or LogitsProcessorList()
         self.request, self._detokenizer, self._ends = request, detokenizer, ends
         self._stop = request.sampling.stop
         self._transcript = Transcript(detokenizer, self._stop) if request.followed or self._stop else None
-        self._ids: list[int] = []
         self._text = ""
 
     @property
     def over(self) -> bool:
-        return self.request.done or self.request.abandoned
+        return self.request.over
+
+    @property
+    def tokens_left(self) -> int:
+        return self.request.sampling.max_tokens - (len(self.ids) - len(self.request.ids))
 
     def push(self, token: int) -> None:
         """One more token."""
-        self._ids.append(token)
+        if self.over:
+            return
+        self.ids.append(token)
         if self._transcript is not None:
             self._text += self._transcript.push(token)
             if self.request.followed:
                 self.request.put_text(self._text)
-        if token in self._ends or (self._transcript is not None and self._transcript.stopped):
-            self.finish(self._ids)
+        stopped = self._transcript is not None and self._transcript.stopped
+        if token in self._ends or stopped or not self.tokens_left:
+            self.finish(self.ids[len(self.request.ids) :])
 
     def finish(self, ids: list[int]) -> None:
         """Complete the request with the answer in `ids`, which may continue after its end. The end token counts."""
@@ -122,6 +146,7 @@ class BatchDecoder:
         max_batch_size: int,
         smaller: str,
         num_beams: int = 1,
+        continuous: bool = True,
     ) -> None:
         """Use the model's generation config, except for what a request's sampling sets.
 
@@ -133,11 +158,13 @@ class BatchDecoder:
             max_batch_size: Most requests decoded together.
             smaller: The settings that bound the memory of a request, for messages.
             num_beams: More than one: beam search, whose answer is known only at its end.
+            continuous: Whether requests join a running batch, where the model allows it.
         """
         self._model, self._detokenizer = model, detokenizer
         self._pad_id, self._max_batch_size, self._num_beams = pad_id, max_batch_size, num_beams
         self._name, self._smaller = name, smaller
         self._seq2seq: bool = model.config.is_encoder_decoder
+        self._joins = continuous and num_beams == 1 and can_join(model)
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
         given = model.generation_config.eos_token_id
         self._ends = frozenset(given if isinstance(given, list) else [] if given is None else [given])
@@ -197,7 +224,8 @@ class BatchDecoder:
         with self._changed:
             self._closed = True
             left, self._waiting = self._waiting, []
-            for request in self._running:
+            left += [request for request in self._running if not request.over]
+            for request in left:
                 request.abandoned = True
             self._changed.notify_all()
         for request in left:
@@ -226,40 +254,93 @@ class BatchDecoder:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            self._answer(batch)
+            if self._joins:
+                self._answer_joining(batch)
+            else:
+                self._answer(batch)
 
     def _next_batch(self) -> list[_Request]:
-        """Wait for requests; take the first, and of those with its settings the next in length. Empty: closed."""
-
-        def ready() -> bool:
-            self._waiting = [request for request in self._waiting if not request.abandoned]
-            return bool(self._waiting) or self._closed
-
+        """Wait for requests, and take those of one batch. Empty: closed."""
         with self._changed:
             self._running = []
-            self._changed.wait_for(ready)
-            if self._waiting:
-                first = self._waiting[0]
-                alike = [request for request in self._waiting if request.sampling == first.sampling]
-                alike.sort(key=lambda request: abs(len(request.ids) - len(first.ids)))  # little is padded
-                self._running = alike[: self._max_batch_size]
-                self._waiting = [request for request in self._waiting if request not in self._running]
-            return self._running
+            self._changed.wait_for(lambda: self._open() or self._closed)
+            return self._start()
+
+    def _newcomers(self) -> list[_Request]:
+        """Take some of those that wait, if the running batch has room."""
+        with self._changed:
+            self._running = [request for request in self._running if not request.over]
+            return self._start() if self._open() else []
+
+    def _open(self) -> bool:
+        """Whether requests wait that still have a caller. The lock is held."""
+        self._waiting = [request for request in self._waiting if not request.abandoned]
+        return bool(self._waiting)
+
+    def _start(self) -> list[_Request]:
+        """Move the first request and those next in length from waiting to running. The lock is held.
+
+        Where none can join later, all have the first one's settings; else as many as are prefilled quickly.
+        """
+        room = self._max_batch_size - len(self._running)
+        if not self._waiting or not room:
+            return []
+        first, new, longest = self._waiting[0], list[_Request](), 0
+        alike = [request for request in self._waiting if self._joins or request.sampling == first.sampling]
+        for request in sorted(alike, key=lambda request: abs(len(request.ids) - len(first.ids)))[:room]:
+            longest = max(longest, len(request.ids))
+            if self._joins and new and longest * (len(new) + 1) > PREFILL_TOKENS:
+                break
+            new.append(request)
+        self._running = [*self._running, *new]
+        self._waiting = [request for request in self._waiting if request not in new]
+        return new
+
+    def _answer_joining(self, new: list[_Request]) -> None:
+        """Decode requests, and those that arrive meanwhile, until all are answered."""
+        batch = RunningBatch(self._model, self._pad_id)
+        try:
+            with torch.inference_mode():
+                while new or batch.rows:
+                    batch.join([self._row(request) for request in new])
+                    batch.decode(lambda: bool(self._waiting) and len(batch.rows) < self._max_batch_size)
+                    new = self._newcomers()
+        except CacheError:
+            with self._changed:
+                self._joins = False
+                self._waiting = [*self._running, *self._waiting]
+        except Exception as error:
+            del batch
+            self._recover(self._running, error)
+
+    def _row(self, request: _Request) -> _Answer:
+        processors = _processors(request.sampling, [request.seed], self._model.device)
+        return _Answer(request, self._detokenizer, self._ends, processors)
 
     def _answer(self, batch: list[_Request]) -> None:
         """Decode a batch of requests with the same settings, and put each one's answer or error."""
         try:
             self._decode(batch)
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
-                self._broken = one_line(error)
-            left = [request for request in batch if not request.done]
+            self._recover(batch, error)
+
+    def _recover(self, batch: list[_Request], error: Exception) -> None:
+        """After a failure, decode the requests of a batch one by one; one that was alone gets the error."""
+        if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+            self._broken = one_line(error)
+        error.__traceback__ = None  # lets go of the batch's tensors
+        if len(batch) > 1:
+            _log.warning(
+                "%s: %d answers failed together, so each is tried alone: %s",
+                self._name,
+                len(batch),
+                one_line(error),
+            )
+        left = [request for request in batch if not request.over]
+        for request in left:
             if len(batch) == 1:
-                for request in left:
-                    request.put(self._as_generation_error(error))
-                return
-            error.__traceback__ = None  # lets go of the batch's tensors
-            for request in left:
+                request.put(self._as_generation_error(error))
+            else:
                 self._answer([request])
 
     def _as_generation_error(self, error: Exception) -> GenerationError:
@@ -290,8 +371,6 @@ class BatchDecoder:
         for answer, ids in zip(answers, output_B_T[:, start:].tolist(), strict=True):
             if not answer.over:
                 answer.finish(ids)
-            elif not answer.request.done:
-                answer.request.put(GenerationError("the model was closed"))  # else its caller waits on
 
 
 class _Reading(StoppingCriteria):
@@ -302,8 +381,7 @@ class _Reading(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         for answer, token in zip(self._answers, input_ids[:, -1].tolist(), strict=True):
-            if not answer.over:
-                answer.push(token)
+            answer.push(token)
         return torch.tensor([answer.over for answer in self._answers], device=input_ids.device)
 
 

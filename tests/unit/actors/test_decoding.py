@@ -5,14 +5,15 @@ thread to be at a certain step.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from decoding_steps import Steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import GOLDEN
@@ -92,38 +93,18 @@ async def followed(decoder: BatchDecoder, ids: list[int], sampling: Sampling) ->
 
 @pytest.fixture
 def batches(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The prompts' lengths of every batch."""
+    """The lengths of the prompts of every batch: those prefilled together."""
     model = loaded[0]
     lengths: list[list[int]] = []
     generate = model.generate
 
     def counting(ids_B_L: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        lengths.append(attention_mask.sum(dim=1).tolist())
+        if options.get("past_key_values") is None:
+            lengths.append(attention_mask.sum(dim=1).tolist())
         return generate(ids_B_L, attention_mask=attention_mask, **options)
 
     monkeypatch.setattr(model, "generate", counting)
     return lengths
-
-
-class Steps:
-    """Counts a model's decoding steps, and stands still at one of them until it is let go."""
-
-    def __init__(self, model: PreTrainedModel, at: int) -> None:
-        self.count, self.reached, self._go = 0, Future[None](), Future[None]()
-        self._at = at
-        self._hook = model.get_output_embeddings().register_forward_hook(self._step)
-
-    def _step(self, *_: object) -> None:
-        self.count += 1
-        if self.count == self._at:
-            self.reached.set_result(None)
-            self._go.result(timeout=60)
-
-    def go_on(self) -> None:
-        self._go.set_result(None)
-
-    def remove(self) -> None:
-        self._hook.remove()
 
 
 @pytest.fixture
@@ -167,20 +148,31 @@ def test_streams_are_the_answers_in_pieces(kind: str, data: st.DataObject, reque
 def test_requests_made_together_are_decoded_together(loaded: Loaded, batches: list[list[int]]) -> None:
     decoder = make(loaded, max_batch_size=8)
     run(decoder, lambda: gather(decoder, ids_of(loaded, *FACTS)))
-    assert [len(batch) for batch in batches] == [8, 8, 4]
+    sizes = [len(batch) for batch in batches]
+    assert sizes == [8, 8, 4] if loaded[0].config.is_encoder_decoder else (sizes[0], sum(sizes)) == (8, len(FACTS))
 
 
 def test_prompts_of_like_length_share_a_batch(loaded: Loaded, batches: list[list[int]]) -> None:
     decoder = make(loaded, max_batch_size=2)
     run(decoder, lambda: gather(decoder, [[9] * length for length in (3, 30, 4, 31, 5)]))
-    assert batches == [[3, 4], [30, 31], [5]]
+    assert batches[0] == [3, 4] and sorted(itertools.chain(*batches)) == [3, 4, 5, 30, 31]
+    assert batches[1:] == [[30, 31], [5]] or not loaded[0].config.is_encoder_decoder
 
 
-def test_requests_of_other_settings_are_decoded_apart(loaded: Loaded, batches: list[list[int]]) -> None:
+def test_prompts_are_prefilled_some_at_a_time(loaded: Loaded, batches: list[list[int]]) -> None:
+    """The answers of others wait for a prefill; where none can join, there is nothing to wait for."""
+    decoder = make(loaded)
+    lengths = [6, 60, 400, 50, 401, 6]
+    run(decoder, lambda: gather(decoder, [[9] * length for length in lengths]))
+    whole = [[6, 6, 50, 60, 400, 401]]
+    assert batches == (whole if loaded[0].config.is_encoder_decoder else [[6, 6, 50, 60], [400, 401]])
+
+
+def test_requests_of_other_settings_share_a_batch_where_they_can(loaded: Loaded, batches: list[list[int]]) -> None:
     decoder = make(loaded)
     samplings = [GREEDY, LONG, GREEDY.model_copy(update={"seed": 1})]
     run(decoder, lambda: asyncio.gather(*(decoder.complete([9] * 3, sampling) for sampling in samplings)))
-    assert batches == [[3, 3], [3]]
+    assert batches == ([[3, 3], [3]] if loaded[0].config.is_encoder_decoder else [[3, 3, 3]])
 
 
 def test_answers_of_different_seeds_are_decoded_together(loaded: Loaded, batches: list[list[int]]) -> None:
