@@ -1,25 +1,16 @@
 """DeBERTa-v2's disentangled attention (He et al., arXiv 2006.03654), for inference over sequences of any lengths.
 
 The score of query i and key j is q_i·k_j + q_i·r_(i-j) + k_j·s_(i-j), where r and s are projections of a table of
-relative positions.
+relative positions, which depend on weights alone: they are made once per model, with the scale folded in. How the
+scores of a batch are computed is its layout's business: `block_attention.py` on CPU, `packed_attention.py` on GPUs.
 
-- The projections depend on weights alone, so they are made once per model; the scale is folded into the weights.
-- Of a table only the rows of distances that occur (2L-1 of them) are selected, *before* the product with queries
-  or keys. Row i of the product then holds what query i gives at every distance, and what it gives for the keys
-  0 ... L-1 is a window of that, one further along in every row: a strided view (a skew), with no gather.
-- The sum of both is the additive mask of one scaled_dot_product_attention.
-- On CPU sequences are taken one by one (short ones a few together), so that the L x L matrices of all heads stay
-  in a core's cache, in memory that all layers reuse.
-
-Shape suffixes: B sequences of a block, L its longest, N tokens of all blocks, Q queries of a sequence (L, or the
-few asked for), h heads, d head size, A = h·d, H hidden, R distances, P rows of the table of relative
-positions.
+Shape suffixes: B sequences, L tokens of the longest, N tokens of all, Q queries (N, or the few asked for), h heads,
+d head size, A = h·d, H hidden, R distances, P rows of the table of relative positions.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,62 +24,37 @@ TILE = 32  # columns: products with fewer left over are up to a quarter faster (
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionBlock:
-    """Sequences of like length that attention takes together. Their tokens follow each other, each padded to L."""
+class PositionTables:
+    """Projections of the table of relative positions, each h x P x d; None for a term that the config lacks."""
 
-    start: int  # its first token among the N
-    sequences: slice  # of the batch
-    longest: int  # L
-    padding: Tensor | None  # B x 1 x 1 x L, true where there is no token; None where all are of one length
-    distances: Tensor  # R rows of the table of relative positions, for the distances 1-L ... L-1 and some more
-
-    @property
-    def size(self) -> int:
-        """B."""
-        return self.sequences.stop - self.sequences.start
-
-    def tokens(self, x_N: Tensor) -> Tensor:
-        """The block's part of what holds a row per token, B x L x ..."""
-        return x_N[self.start : self.start + self.size * self.longest].unflatten(0, (self.size, self.longest))
+    key: Tensor | None  # r, which scaled queries meet (c2p)
+    query: Tensor | None  # s, scaled, which keys meet (p2c)
 
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """The few tokens whose context is asked for, Q in each sequence."""
+    """The few tokens whose context is asked for, M in each sequence."""
 
-    positions: Tensor  # B x Q, in their sequences
-    tokens: Tensor  # B·Q, among the N tokens
-
-    def of(self, block: AttentionBlock, x_NQ: Tensor) -> Tensor:
-        """The block's part of what holds a row per query, B x Q x ..."""
-        return x_NQ.unflatten(0, self.positions.shape)[block.sequences]
+    positions: Tensor  # B x M, in their sequences
+    tokens: Tensor  # B·M, among the N tokens
 
 
-class Workspace:
-    """Memory for one block's scores. Allocated anew it is paged in anew: a quarter of the time at 400 tokens."""
+class Layout(Protocol):
+    """How a batch's tokens lie among the N, and attention over them."""
 
-    def __init__(
-        self,
-        blocks: Sequence[AttentionBlock],
-        queries: Queries,
-        heads: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        few = queries.positions.shape[1]
-        longest = [(block.size * max(block.longest, few), block.longest) for block in blocks]
-        scores, bias = (max(rows * width(L) for rows, L in longest) * heads for width in (padded_distances, int))
-        self._scores = torch.empty(scores, device=device, dtype=dtype)
-        self._bias = torch.empty(bias, device=device, dtype=dtype)
+    def attend(
+        self, query_Qhd: Tensor, key_Nhd: Tensor, value_Nhd: Tensor, tables: PositionTables, queries: Queries | None
+    ) -> Tensor:
+        """Context, Q x A.
 
-    def scores(self, *shape: int) -> Tensor:
-        """Memory for products with a table, h x B·Q x R."""
-        return self._scores[: math.prod(shape)].view(shape)
-
-    def bias(self, *shape: int) -> Tensor:
-        """Memory for their sum, B x h x Q x L."""
-        return self._bias[: math.prod(shape)].view(shape)
+        Args:
+            query_Qhd: Scaled queries, of all tokens or of `queries`.
+            key_Nhd: Keys.
+            value_Nhd: Values.
+            tables: The layer's.
+            queries: Which tokens ask; None for all.
+        """
+        ...
 
 
 class Linear:
@@ -167,98 +133,13 @@ class Attention:
             table_hPd = table_PA.detach().unflatten(1, (self._heads, -1)).transpose(0, 1)
             return table_hPd.to(device, dtype).contiguous()
 
-        self._key_table_hPd = table("c2p", key, "pos_key_proj", 1.0)  # r; the queries it meets are scaled
-        self._query_table_hPd = table("p2c", query, "pos_query_proj", scale)  # s
+        self._tables = PositionTables(
+            table("c2p", key, "pos_key_proj", 1.0), table("p2c", query, "pos_query_proj", scale)
+        )
 
-    def __call__(
-        self,
-        hidden_NH: Tensor,
-        blocks: Sequence[AttentionBlock],
-        workspace: Workspace,
-        queries: Queries | None = None,
-    ) -> Tensor:
-        """Context of every token, N x A, or of `queries` alone, B·Q x A."""
+    def __call__(self, hidden_NH: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
+        """Context of every token, N x A, or of `queries` alone, B·M x A."""
         heads = (self._heads, -1)
-        query_NQhd = self._query(hidden_NH if queries is None else hidden_NH[queries.tokens]).unflatten(1, heads)
+        query_Qhd = self._query(hidden_NH if queries is None else hidden_NH[queries.tokens]).unflatten(1, heads)
         key_Nhd, value_Nhd = self._key_value(hidden_NH).unflatten(1, (2, *heads)).unbind(1)
-        contexts = []
-        for block in blocks:
-            query_BQhd = block.tokens(query_NQhd) if queries is None else queries.of(block, query_NQhd)
-            key_BLhd = block.tokens(key_Nhd)
-            positions_BQ = None if queries is None else queries.positions[block.sequences]
-            context_BhQd = functional.scaled_dot_product_attention(
-                query_BQhd.transpose(1, 2),
-                key_BLhd.transpose(1, 2),
-                block.tokens(value_Nhd).transpose(1, 2),
-                attn_mask=self._mask(query_BQhd, key_BLhd, positions_BQ, block, workspace),
-                scale=1.0,
-            )
-            contexts.append(context_BhQd.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(contexts)
-
-    def _mask(
-        self,
-        query_BQhd: Tensor,
-        key_BLhd: Tensor,
-        positions_BQ: Tensor | None,
-        block: AttentionBlock,
-        workspace: Workspace,
-    ) -> Tensor | None:
-        """Additive mask of the position terms, B x h x Q x L; -inf for padding."""
-        bias_BhQL = None
-        if self._query_table_hPd is not None:
-            s_hRd = self._query_table_hPd.index_select(1, block.distances)
-            term_BhQL = _key_to_position(key_BLhd, s_hRd, positions_BQ, workspace)
-            bias_BhQL = workspace.bias(*term_BhQL.shape).copy_(term_BhQL)
-        if self._key_table_hPd is not None:
-            r_hRd = self._key_table_hPd.index_select(1, block.distances.flip(0))
-            term_BhQL = _query_to_position(query_BQhd, r_hRd, block.longest, positions_BQ, workspace)
-            bias_BhQL = term_BhQL if bias_BhQL is None else bias_BhQL.add_(term_BhQL)
-        if block.padding is None:
-            return bias_BhQL
-        return ~block.padding if bias_BhQL is None else bias_BhQL.masked_fill_(block.padding, -math.inf)
-
-
-def _query_to_position(
-    query_BQhd: Tensor, r_hRd: Tensor, L: int, positions_BQ: Tensor | None, workspace: Workspace
-) -> Tensor:
-    """q_i · r_(i-j), B x h x Q x L.
-
-    Args:
-        query_BQhd: The queries.
-        r_hRd: Largest distance first, smallest last.
-        L: Number of keys.
-        positions_BQ: i; None when every token is a query.
-        workspace: Memory to reuse.
-    """
-    B, Q, h, _ = query_BQhd.shape
-    R = r_hRd.shape[1]
-    query_hNd = query_BQhd.flatten(0, 1).transpose(0, 1)
-    scores_hNR = torch.bmm(query_hNd, r_hRd.mT, out=workspace.scores(h, B * Q, R))
-    # distance i - j is in column R-L-i + j of row i
-    if positions_BQ is None:
-        return scores_hNR.as_strided((B, h, L, L), (L * R, B * L * R, R - 1, 1), R - L)
-    windows_hBQLL = scores_hNR.unflatten(1, (B, Q)).unfold(-1, L, 1)
-    first_hBQ11 = (R - L - positions_BQ)[None, :, :, None, None]
-    return windows_hBQLL.take_along_dim(first_hBQ11, dim=3).squeeze(3).transpose(0, 1)
-
-
-def _key_to_position(key_BLhd: Tensor, s_hRd: Tensor, positions_BQ: Tensor | None, workspace: Workspace) -> Tensor:
-    """k_j · s_(i-j), B x h x Q x L.
-
-    Args:
-        key_BLhd: The keys.
-        s_hRd: Smallest distance first.
-        positions_BQ: i; None when every token is a query.
-        workspace: Memory to reuse.
-    """
-    B, L, h, _ = key_BLhd.shape
-    R = s_hRd.shape[1]
-    key_hNd = key_BLhd.flatten(0, 1).transpose(0, 1)
-    scores_hNR = torch.bmm(key_hNd, s_hRd.mT, out=workspace.scores(h, B * L, R))
-    # distance i - j is in column L-1+i - j of row j
-    scores_BhLL = scores_hNR.as_strided((B, h, L, L), (L * R, B * L * R, 1, R - 1), L - 1)
-    if positions_BQ is None:
-        return scores_BhLL
-    sequences_B1 = torch.arange(B, device=positions_BQ.device)[:, None]
-    return scores_BhLL.transpose(1, 2)[sequences_B1, positions_BQ].transpose(1, 2)
+        return layout.attend(query_Qhd, key_Nhd, value_Nhd, self._tables, queries)

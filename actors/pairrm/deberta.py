@@ -5,7 +5,8 @@ forward. It gives what transformers' `DebertaV2Model` gives (He et al., arXiv 20
 same weights, with less work:
 
 - tokens of all sequences lie packed, one after the other, so that the linear layers see no padding;
-- attention (`attention.py`) projects relative positions once per model, not once per batch and layer;
+- attention (`attention.py`) projects relative positions once per model, not once per batch and layer; on a GPU it
+  is one fused kernel;
 - the last layer computes queries, output and feed-forward at the markers alone.
 
 Other backbones (RoBERTa, BERT, DeBERTa v1) run through transformers as they are, behind the same interface.
@@ -24,7 +25,10 @@ from transformers import DebertaV2Config, DebertaV2Model, PreTrainedModel
 from transformers.activations import ACT2FN, GELUActivation
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.pairrm.attention import Attention, AttentionBlock, Distances, Linear, Queries, Workspace
+from llm_blender_ray.actors.pairrm import packed_attention
+from llm_blender_ray.actors.pairrm.attention import Attention, Distances, Layout, Linear, Queries
+from llm_blender_ray.actors.pairrm.block_attention import Block, BlockLayout
+from llm_blender_ray.actors.pairrm.packed_attention import PackedLayout
 from llm_blender_ray.actors.pairrm.transformers_deberta import missing_internals
 
 _log = logging.getLogger(__name__)
@@ -121,6 +125,9 @@ class DebertaMarkerEncoder:
         body = encoder.encoder
         relative_PH = body.get_rel_embedding()  # None where positions are absolute only
         self._device = device
+        self._packed = packed_attention.is_available(
+            device, dtype, body.layer[0].attention.self.attention_head_size
+        )
         self._heads = encoder.config.num_attention_heads
         self._embeddings = _Embeddings(encoder.embeddings, device, dtype)
         self._distances = Distances(encoder.config, device)
@@ -134,49 +141,61 @@ class DebertaMarkerEncoder:
         Raises:
             BlendError: A sequence is longer than the model has absolute positions.
         """
-        batch = _Batch(ids, markers, self._distances, self._device)
+        batch = _Batch(ids, markers, self._device, packed=self._packed)
         embedded_NH = hidden_NH = self._embeddings(batch)
-        workspace = Workspace(
-            batch.blocks, batch.queries, self._heads, device=self._device, dtype=embedded_NH.dtype
-        )
+        layout = self._layout(batch, embedded_NH.dtype)
         for i, layer in enumerate(self._layers):
             queries = batch.queries if i == len(self._layers) - 1 else None
-            hidden_NH = layer(hidden_NH, batch.blocks, workspace, queries)
+            hidden_NH = layer(hidden_NH, layout, queries)
             if i == 0 and self._convolution is not None:
                 hidden_NH = self._convolution(embedded_NH, hidden_NH, batch.blocks, queries)
         return batch.in_order(hidden_NH)
 
+    def _layout(self, batch: "_Batch", dtype: torch.dtype) -> Layout:
+        if self._packed:
+            return PackedLayout(batch.lengths, batch.queries, self._distances, device=self._device, dtype=dtype)
+        return BlockLayout(
+            batch.blocks,
+            self._distances,
+            markers=batch.queries.positions.shape[1],
+            heads=self._heads,
+            device=self._device,
+            dtype=dtype,
+        )
+
     def positions(self, lengths: Sequence[int]) -> int:
         """See MarkerEncoder."""
         longest_first = sorted(lengths, reverse=True)
-        blocks = _blocks(longest_first, self._device)
+        blocks = _blocks(longest_first, packed=self._packed)
         return sum((block.stop - block.start) * longest_first[block.start] for block in blocks)
 
 
 class _Batch:
-    """Sequences as packed tokens, the longest sequence first, cut into the blocks that attention takes."""
+    """Sequences as tokens that follow each other, the longest sequence first, cut into blocks."""
 
     def __init__(
         self,
         ids: Sequence[Sequence[int]],
         markers: Sequence[Sequence[int]],
-        distances: Distances,
         device: torch.device,
+        *,
+        packed: bool,
     ) -> None:
+        """packed: without padding, each block of sequences of one length."""
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        lengths = [len(ids[i]) for i in order]
+        self.lengths = lengths = [len(ids[i]) for i in order]
         self.longest = lengths[0]
-        self.blocks: list[AttentionBlock] = []
+        self.blocks: list[Block] = []
         tokens: list[int] = []
         places: list[int] = []  # of the tokens in their sequences
         starts: list[int] = []  # of the sequences among the tokens
-        for part in _blocks(lengths, device):
+        for part in _blocks(lengths, packed=packed):
             longest = lengths[part.start]
             padding = None
             if lengths[part.stop - 1] < longest:
                 lengths_B111 = torch.tensor(lengths[part], device=device)[:, None, None, None]
                 padding = torch.arange(longest, device=device) >= lengths_B111
-            self.blocks.append(AttentionBlock(len(tokens), part, longest, padding, distances.rows(longest)))
+            self.blocks.append(Block(len(tokens), part, longest, padding))
             for i in order[part]:
                 starts.append(len(tokens))
                 tokens += [*ids[i], *[0] * (longest - len(ids[i]))]
@@ -194,12 +213,17 @@ class _Batch:
         return hidden_BMH[self._order_B.argsort()]
 
 
-def _blocks(lengths: Sequence[int], device: torch.device) -> Iterator[slice]:
-    """Cut sequences, the longest first, into blocks: on CPU such that one fits a core's cache, else all are one."""
+def _blocks(lengths: Sequence[int], *, packed: bool) -> Iterator[slice]:
+    """Cut sequences, the longest first, into blocks: of one length if packed, else as many as a cache holds."""
     start = 0
     for stop in range(1, len(lengths) + 1):
-        full = device.type == "cpu" and (stop + 1 - start) * lengths[start] ** 2 > CPU_BLOCK
-        if full or stop == len(lengths):
+        if stop == len(lengths):
+            full = True
+        elif packed:
+            full = lengths[stop] < lengths[start]
+        else:
+            full = (stop + 1 - start) * lengths[start] ** 2 > CPU_BLOCK
+        if full:
             yield slice(start, stop)
             start = stop
 
@@ -260,11 +284,9 @@ class _Layer:
         self._down = linear(layer.output.dense)
         self._norm = _Norm(layer.output.LayerNorm, device, dtype)
 
-    def __call__(
-        self, hidden_NH: Tensor, blocks: Sequence[AttentionBlock], workspace: Workspace, queries: Queries | None
-    ) -> Tensor:
+    def __call__(self, hidden_NH: Tensor, layout: Layout, queries: Queries | None) -> Tensor:
         """N x H, or B·M x H when only the markers are asked for."""
-        context_NA = self._attention(hidden_NH, blocks, workspace, queries)
+        context_NA = self._attention(hidden_NH, layout, queries)
         residual_NH = hidden_NH if queries is None else hidden_NH[queries.tokens]
         hidden_NH = self._attention_norm(self._attention_output.plus(context_NA, residual_NH))
         return self._norm(self._down.plus(self._activation(self._up(hidden_NH)), hidden_NH))
@@ -279,7 +301,7 @@ class _Convolution:
         self._norm = _Norm(layer.LayerNorm, device, dtype)
 
     def __call__(
-        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[AttentionBlock], queries: Queries | None
+        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[Block], queries: Queries | None
     ) -> Tensor:
         outputs = []
         for block in blocks:

@@ -5,9 +5,13 @@ import json
 
 import pytest
 import torch
+from deberta_models import POSITIONS, VARIANTS, config, own, random_model, sequences
 from paths import GOLDEN
+from transformers import DebertaV2Model
 
 from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.pairrm import packed_attention
+from llm_blender_ray.actors.pairrm.deberta import marker_encoder
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Prompt
 from llm_blender_ray.configs.schema import GenFuser, PairRanker
@@ -21,8 +25,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("auto", 0.05)])
-def test_ranker(dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("float16", 0.02), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "blocks"])
+def test_ranker(dtype: str, tolerance: float, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if packed:
+        assert packed_attention.is_available(torch.device("cuda"), torch.float32, 64), "the kernel doesn't run"
+    else:
+        monkeypatch.setattr(packed_attention, "is_available", lambda *_: False)
     ranker = Ranker(
         PairRanker(
             model=str(GOLDEN / "checkpoints" / "PairRM"),
@@ -39,6 +48,18 @@ def test_ranker(dtype: str, tolerance: float) -> None:
     ]
     for case, ranking in zip(cases, asyncio.run(ranker.rank(rows)), strict=True):
         assert ranking.scores == pytest.approx(case["scores_max_logits"], abs=tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_of_long_sequences(variant: str) -> None:
+    """Of every length around the kernel's tiles and the reach of positions."""
+    model = random_model(DebertaV2Model(config(**VARIANTS[variant])))
+    longest = POSITIONS if model.config.position_biased_input else 700
+    ids, markers = sequences([longest, 1, 31, 32, 33, min(longest, 513), 17])
+    expected = own(model, ids, markers)
+    device = torch.device("cuda")
+    ours = marker_encoder(model, device=device, dtype=torch.float32).at_markers(ids, markers)
+    torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-4)
 
 
 def test_fuser() -> None:
