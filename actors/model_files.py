@@ -4,6 +4,7 @@ Weights are safetensors where the folder has them, else PyTorch's pickles (`pyto
 with `weights_only=True`: that builds tensors and plain containers and runs no code of the file.
 """
 
+import importlib.util
 import json
 import re
 import warnings
@@ -15,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.configs.weight_formats import GGUF_SUFFIX
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -171,7 +173,7 @@ def check_config(folder: Path) -> None:
     Raises:
         ModelLoadError: There is none; the message says what is there instead.
     """
-    if folder.suffix.lower() == ".gguf" and folder.is_file():
+    if is_gguf(folder):
         raise ModelLoadError(f"{folder}: {_GGUF}")
     if folder.is_file():
         raise ModelLoadError(f"{folder}: a file; give the folder of the model")
@@ -181,9 +183,28 @@ def check_config(folder: Path) -> None:
         raise ModelLoadError(f"{folder}: {_other_contents(folder)}")
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the path is that of a GGUF file."""
+    return path.suffix.lower() == GGUF_SUFFIX and path.is_file()
+
+
+def check_gguf(file: Path) -> None:
+    """Check that a GGUF file is one, and that it can be read here.
+
+    Raises:
+        ModelLoadError: It isn't, or the package `gguf` is missing.
+    """
+    _check_not_pointer(file)
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelLoadError(f"{file}: no GGUF file, whatever its name; {_COPY}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelLoadError(f"{file}: reading GGUF needs the package gguf; pip install gguf")
+
+
 _GGUF = (
-    "weights for llama.cpp (GGUF); give the folder of the model that they were made from, or serve them with "
-    "llama-server and use engine: endpoint"
+    "weights for llama.cpp (GGUF); give the file itself to engine: transformers, or the folder of the model that "
+    "it was made from, or serve it with llama-server and use engine: endpoint"
 )
 
 

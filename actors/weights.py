@@ -8,6 +8,7 @@ local folder, so that everything after that handles folders only.
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,15 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
-from llm_blender_ray.actors.model_files import check_config, check_folder, read_json, read_pickle, weight_files
+from llm_blender_ray.actors.model_files import (
+    check_config,
+    check_folder,
+    check_gguf,
+    is_gguf,
+    read_json,
+    read_pickle,
+    weight_files,
+)
 from llm_blender_ray.actors.vocabularies import published
 
 _DESCRIBING = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
@@ -54,7 +63,7 @@ def locate(model: str, revision: str | None = None, *, weights: bool = True) -> 
         ModelLoadError: When there is no such folder and the hub can't give it.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         return folder
     with _as_hub_error(model, revision):
         folder = _download(model, revision, [*_DESCRIBING, *(["*.safetensors"] if weights else [])])
@@ -84,6 +93,9 @@ def check_weights(model: str, revision: str | None = None) -> None:
         ModelLoadError: When it isn't there, or a file is missing or broken.
     """
     folder = Path(model).expanduser()
+    if is_gguf(folder):
+        check_gguf(folder)
+        return
     if folder.is_dir():
         check_folder(folder)
         return
@@ -148,6 +160,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     Raises:
         ModelLoadError: The config can't be read, or transformers doesn't know the architecture.
     """
+    if is_gguf(folder):
+        check_gguf(folder)
+        with _as_load_error(folder, "config"):
+            return transformers.AutoConfig.from_pretrained(folder.parent, gguf_file=folder.name)
     check_config(folder)
     content = read_json(folder / "config.json")
     model_type = content.get("model_type")
@@ -178,7 +194,7 @@ def load_model(
 
     Args:
         auto_class: One of transformers' Auto classes, or a model class.
-        folder: The model folder.
+        folder: The model folder, or a GGUF file.
         device: Where it is put.
         dtype: Of its weights; "auto" for the checkpoint's own.
         trust_remote_code: Whether Python code of the folder may run.
@@ -189,15 +205,22 @@ def load_model(
     Raises:
         ModelLoadError: Also when the checkpoint lacks tensors or has them in other shapes.
     """
-    check_folder(folder)
-    safetensors = weight_files(folder).safetensors
-    options = {"trust_remote_code": True} if trust_remote_code else {}  # model classes don't take it
-    with _as_load_error(folder, "model"):
+    source = folder
+    options: dict[str, Any] = (
+        {"trust_remote_code": True} if trust_remote_code else {}
+    )  # model classes don't take it
+    if is_gguf(folder):
+        check_gguf(folder)
+        source, options = folder.parent, {"gguf_file": folder.name}  # dequantized to `dtype`
+    else:
+        check_folder(folder)
+        options |= {"use_safetensors": weight_files(folder).safetensors, "weights_only": True}
+    # its bar of dequantization has no switch
+    silent = contextlib.redirect_stderr(io.StringIO()) if is_gguf(folder) else contextlib.nullcontext()
+    with _as_load_error(folder, "model"), silent:
         model, info = auto_class.from_pretrained(
-            folder,
+            source,
             dtype=dtype,
-            use_safetensors=safetensors,
-            weights_only=True,
             device_map={"": device} if device.type != "cpu" else None,
             ignore_mismatched_sizes=True,  # reported below, with the missing ones
             output_loading_info=True,
@@ -250,6 +273,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     Raises:
         ModelLoadError: There is none, or it can't be loaded.
     """
+    if is_gguf(folder):
+        check_gguf(folder)
+        with _as_load_error(folder, "tokenizer"):
+            return transformers.AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
     if not any((folder / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")):
         raise ModelLoadError(
             f"{folder}: no tokenizer in it; save the model's tokenizer there (tokenizer.save_pretrained)"

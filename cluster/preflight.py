@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from llm_blender_ray.actors.model_files import check_config
+from llm_blender_ray.actors.model_kinds import check_loadable
 from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RayCluster
 
 
 def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:
-    """Check that local model folders are model folders. Weights are read later, by the actors.
+    """Check that local models are of kinds that their parts load. Weights are read later, by the actors.
 
     Args:
         settings: Which Ray. The machines of a cluster have disks of their own, so there nothing is checked.
@@ -26,4 +26,4 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
             continue
         path = Path(weights.model).expanduser()
         if path.is_absolute() or path.exists():
-            check_config(path)
+            check_loadable(path, weights.formats)

@@ -43,8 +43,8 @@ def check_all_weights(placements: Iterable[Placement]) -> None:
 def _check_there(weights: Sequence[Weights]) -> None:
     from llm_blender_ray.actors.weights import check_weights  # torch, which the driver does not need
 
-    for model, revision in weights:
-        check_weights(model, revision)
+    for one in weights:
+        check_weights(one.model, one.revision)
 
 
 class ScorerActor:

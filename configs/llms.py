@@ -12,6 +12,7 @@ from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
 from llm_blender_ray.configs.registry import OneOf, Registry
 from llm_blender_ray.configs.sampling import Sampling
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
+from llm_blender_ray.configs.weight_formats import TRANSFORMERS, VLLM, WeightFormats
 
 MAX_ERROR_RATE = 0.5  # of rows
 _ENGINES = "llm_blender_ray.actors.engines"
@@ -109,6 +110,7 @@ class VLLMModel(LocalLLM):
     """Settings of a base LLM under vLLM's AsyncLLM."""
 
     implementation: ClassVar[str] = f"{_ENGINES}.vllm_engine:VLLMEngine"
+    weight_formats: ClassVar[WeightFormats] = VLLM
 
     engine: Literal["vllm"]
     tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
@@ -136,6 +138,7 @@ class TransformersModel(TorchPart, LocalLLM):
     """Settings of a base LLM under transformers' `generate`: causal or seq2seq, by the model's config."""
 
     implementation: ClassVar[str] = f"{_ENGINES}.transformers_engine:TransformersEngine"
+    weight_formats: ClassVar[WeightFormats] = TRANSFORMERS
 
     engine: Literal["transformers"]
     max_batch_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # prompts decoded together

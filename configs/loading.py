@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llm_blender_ray.configs.templates import read_if_file
+from llm_blender_ray.configs.weight_formats import GGUF_SUFFIX
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
@@ -81,12 +82,16 @@ def _resolve_folders(data: Any, base: Path) -> None:
     """Resolve relative model folders against the config's folder and read template files, in place."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
-        if key in ("model", "backbone") and isinstance(value, str) and (base / value).is_dir():
+        if key in ("model", "backbone") and isinstance(value, str) and _is_model(base / value):
             data[key] = str((base / value).resolve())
         elif key == "chat_template" and isinstance(value, str):
             data[key] = read_if_file(value, base)
         else:
             _resolve_folders(value, base)
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_dir() or (path.suffix == GGUF_SUFFIX and path.is_file())
 
 
 def _where(loc: tuple[int | str, ...], data: Any) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field
 from llm_blender_ray.configs.registry import import_object
 from llm_blender_ray.configs.resources import Resources
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
+from llm_blender_ray.configs.weight_formats import ANY_FORMAT, WeightFormats
 
 if TYPE_CHECKING:
     from llm_blender_ray.configs.llms import BaseLLM
@@ -24,10 +25,11 @@ DeviceName = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu
 
 
 class Weights(NamedTuple):
-    """Weights that an actor loads: a local folder or a hub id, and its revision."""
+    """Weights that an actor loads: a local folder or a hub id, its revision, and the formats that it reads."""
 
     model: str
     revision: str | None
+    formats: WeightFormats = ANY_FORMAT
 
 
 class PartSettings(Settings):
@@ -124,7 +126,13 @@ class ModelPart(PartSettings, Resources):
 
 
 class WeightsPart(ModelPart):
-    """Settings of a part whose weights this project loads."""
+    """Settings of a part whose weights this project loads.
+
+    Attributes:
+        weight_formats: What its loader reads.
+    """
+
+    weight_formats: ClassVar[WeightFormats] = ANY_FORMAT
 
     model: Annotated[str, Field(min_length=1)]  # local folder or hub id
     revision: str | None = None
@@ -133,7 +141,7 @@ class WeightsPart(ModelPart):
     @property
     def weights(self) -> Weights | None:
         """See `ModelPart`."""
-        return Weights(self.model, self.revision)
+        return Weights(self.model, self.revision, self.weight_formats)
 
 
 class TorchPart(WeightsPart):

@@ -67,13 +67,33 @@ def fetch_llm(name: str, output: Path) -> Path:
     folder = output / name
     if (folder / "config.json").is_file():
         return folder
-    with tempfile.TemporaryDirectory(dir=_made(output), prefix=f".{name}-") as scratch:
-        file = _download(PUBLISHED[name], Path(scratch))
+    file = fetch_gguf(name, output)
+    with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}-") as scratch:
         made = Path(scratch) / name
         _convert(file, made)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
     return folder
+
+
+def fetch_gguf(name: str, output: Path) -> Path:
+    """Download the GGUF file of a published LLM, unless it is there.
+
+    Args:
+        name: One of `PUBLISHED`.
+        output: Folder of the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        BlendError: It can't be downloaded or isn't the file that it was.
+    """
+    file = output / f"{name}.gguf"
+    if not file.is_file():
+        with tempfile.TemporaryDirectory(dir=_made(output), prefix=f".{name}-") as scratch:
+            _download(PUBLISHED[name], Path(scratch)).replace(file)
+    return file
 
 
 def _made(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import openai
 import pytest
 import yaml
-from published_llm import CHATS, asked, folder, greedy_answer, tokens_of
+from published_llm import CHATS, asked, folder, gguf, greedy_answer, tokens_of
 
 from llm_blender_ray.actors.engines import Completion, Engine, load_engine
 from llm_blender_ray.actors.fusers import load_fuser
@@ -67,6 +67,14 @@ def engine(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[E
     )
     yield made
     runner.run(made.close())
+
+
+def test_its_gguf_file_answers_as_the_folder_made_of_it(runner: asyncio.Runner) -> None:
+    settings = {"name": "smol", "model": str(gguf()), "dtype": "float32", "device": "cpu"}
+    engine = load_engine(TransformersModel(engine="transformers", **settings))
+    answers = runner.run(together(*(engine.generate(CHATS[name], greedy()) for name in ("fact", "characters"))))
+    runner.run(engine.close())
+    assert list(map(numbers, answers)) == [greedy_answer(name, TOKENS) for name in ("fact", "characters")]
 
 
 def greedy(**settings: Any) -> Sampling:

@@ -10,7 +10,7 @@ from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_blender_ray.actors.records import Message
-from llm_blender_ray.pipelines.miniature.published import fetch_llm
+from llm_blender_ray.pipelines.miniature.published import fetch_gguf, fetch_llm
 
 NAME = "smollm2-135m-instruct"
 _LETTER = "Dear neighbours, the bridge over the mill stream is closed this week. "
@@ -41,6 +41,12 @@ CHATS: dict[str, list[Message]] = {
 def folder() -> Path:
     """The model's folder, made once per checkout."""
     return fetch_llm(NAME, ROOT / "out" / "real")
+
+
+@functools.cache
+def gguf() -> Path:
+    """The file that the folder is made from."""
+    return fetch_gguf(NAME, ROOT / "out" / "real")
 
 
 @functools.cache

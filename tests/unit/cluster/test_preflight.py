@@ -7,7 +7,7 @@ import pytest
 
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.cluster.preflight import check_local_models
-from llm_blender_ray.configs.schema import BlendConfig, RayCluster
+from llm_blender_ray.configs.schema import BlendConfig, RayCluster, VLLMModel
 
 
 def config(model: Path | str, **settings: Any) -> BlendConfig:
@@ -45,10 +45,24 @@ def test_what_is_there_instead_of_a_model_is_named(tmp_path: Path, files: dict[s
 
 def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("GGUF")
+    (tmp_path / "other.gguf").write_text("<html>")
     (tmp_path / "model.safetensors").write_text("")
-    for name, told in (("model.gguf", "GGUF"), ("model.safetensors", "a file; give the folder"), ("x", "no such")):
-        with pytest.raises(ModelLoadError, match=told):
+    told = {"other.gguf": "no GGUF file, whatever its name", "model.safetensors": "a file; give", "x": "no such"}
+    for name, problem in told.items():
+        with pytest.raises(ModelLoadError, match=problem):
             check_local_models(RayCluster(), config(tmp_path / name).parts.values())
+    check_local_models(RayCluster(), config(tmp_path / "model.gguf").parts.values())
+    vllm = config("org/model").model_copy(
+        update={"models": (VLLMModel(name="v", engine="vllm", model=str(tmp_path / "model.gguf")),)}
+    )
+    with pytest.raises(ModelLoadError, match="give the file itself to engine: transformers"):
+        check_local_models(RayCluster(), vllm.parts.values())
+
+
+def test_what_an_engine_does_not_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "exl2"}}')
+    with pytest.raises(ModelLoadError, match="quantized by exl2, which engine: transformers"):
+        check_local_models(RayCluster(), config(tmp_path).parts.values())
 
 
 @pytest.mark.parametrize(
