@@ -78,8 +78,10 @@ class LastTokenPooling:
     """Reads a causal LM at the last token of a pair, the only one that attends to all of it."""
 
     def make_head(self, hidden_size: int, n_tasks: int, dropout: float) -> nn.Sequential:
-        """See Pooling."""
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden_size, n_tasks))
+        """See Pooling. It starts near 0: at chance, and not with what the LM has for a side."""
+        output = nn.Linear(hidden_size, n_tasks, bias=False)
+        nn.init.normal_(output.weight, std=0.01 * hidden_size**-0.5)
+        return nn.Sequential(nn.Dropout(dropout), output)
 
     def places(self, ids: Sequence[int]) -> list[int]:
         """See Pooling."""

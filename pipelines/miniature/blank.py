@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     DebertaV2Config,
     DebertaV2Model,
@@ -16,10 +17,16 @@ from llm_blender_ray.actors.fusers.genfuser import REQUEST
 from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer
 
 
-def save_blank_encoder(folder: Path, seed: int) -> None:
-    """Write a DeBERTa-v2 with PairRM's attention: disentangled, log buckets, keys shared with positions."""
+def save_blank_encoder(folder: Path, seed: int, backend: Tokenizer | None = None) -> None:
+    """Write a DeBERTa-v2 with PairRM's attention: disentangled, log buckets, keys shared with positions.
+
+    Args:
+        folder: Where to write it.
+        seed: Of its weights.
+        backend: Its tokenizer, with DeBERTa's special tokens, padding first; None: that of the miniature's world.
+    """
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
-    backend = build_tokenizer(list(special.values()))
+    backend = backend or build_tokenizer(list(special.values()))
     torch.manual_seed(seed)
     model = DebertaV2Model(
         DebertaV2Config(

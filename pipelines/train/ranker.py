@@ -125,7 +125,7 @@ class RankerLoss(nn.Module):
             `loss` (scalar) and `logits` (B).
         """
         hidden_BLH = self.network.encode(input_ids, attention_mask)
-        lead_BT = self.network.lead(hidden_BLH, input_ids, attention_mask)
+        lead_BT = self.network.lead(hidden_BLH, input_ids, attention_mask).float()  # autocast gives bfloat16
         loss = -functional.logsigmoid(lead_BT * labels.sign()).mean()
         if reference_ids is not None and (aligned := reference_ids != IGNORED).any():
             hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
