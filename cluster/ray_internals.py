@@ -47,6 +47,17 @@ def session_folder() -> Path | None:
     return Path(folder()) if folder else None
 
 
+def local_gpus() -> int | None:
+    """Number of visible GPUs that a Ray started here would count; None where this Ray cannot be asked."""
+    manager_of = getattr(_module("ray._private.accelerators"), "get_accelerator_manager_for_resource", None)
+    manager = manager_of("GPU") if manager_of else None
+    if manager is None:
+        return None
+    count = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return int(count if visible is None else min(count, len(visible)))
+
+
 def only_errors(*names: str) -> None:
     """Keep warnings of Ray's loggers off the terminal; its modules set levels of their own."""
     for name in names:

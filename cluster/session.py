@@ -255,9 +255,9 @@ def grown_capacity(settings: RayCluster) -> Capacity:
 def local_capacity(settings: RayCluster) -> Capacity:
     """Capacity of a local Ray, without starting one."""
     cpus = settings.num_cpus if settings.num_cpus is not None else os.cpu_count() or 1
-    gpus = settings.num_gpus
+    gpus = settings.num_gpus if settings.num_gpus is not None else ray_internals.local_gpus()
     if gpus is None:
-        import torch  # takes seconds, and only a local plan needs it
+        import torch  # takes seconds
 
         gpus = torch.cuda.device_count()
     return Capacity.machine(cpus, gpus, dict(settings.resources))

@@ -3,12 +3,16 @@
 from types import SimpleNamespace
 
 import pytest
-from ray._private import ray_constants
+import torch
+from ray._private import accelerators, ray_constants
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray.job_submission import JobSubmissionClient
 
 from llm_blender_ray.cluster import job_client, ray_internals
-from llm_blender_ray.cluster.session import ClusterError, private_ray
+from llm_blender_ray.cluster.plan import Capacity
+from llm_blender_ray.cluster.session import ClusterError, local_capacity, private_ray
 from llm_blender_ray.configs.extras import missing_method
+from llm_blender_ray.configs.schema import RayCluster
 
 
 def test_a_local_ray_is_refused_where_it_would_listen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +32,27 @@ def test_the_constant_is_restored() -> None:
 def test_without_a_session_folder_there_is_none(worker: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_internals, "_module", lambda name: worker)
     assert ray_internals.session_folder() is None
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 4), (["2", "3"], 2), ([], 0)])
+def test_gpus_are_those_that_ray_would_count(
+    visible: list[str] | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: 4)
+    monkeypatch.setattr(accelerators, "get_accelerator_manager_for_resource", lambda _: NvidiaGPUAcceleratorManager)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(visible))
+    assert ray_internals.local_gpus() == expected
+    assert local_capacity(RayCluster(num_cpus=2)) == Capacity.machine(2, expected, {})
+    assert local_capacity(RayCluster(num_cpus=2, num_gpus=1)) == Capacity.machine(2, 1, {})
+
+
+def test_where_ray_does_not_say_torch_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_internals, "_module", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert ray_internals.local_gpus() is None
+    assert local_capacity(RayCluster(num_cpus=2)) == Capacity.machine(2, 3, {})
 
 
 def test_a_job_client_without_its_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
