@@ -14,27 +14,18 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.continuous import PREFILL_TOKENS, CacheError, RunningBatch, can_join
 from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
-from llm_blender_ray.actors.records import FinishReason
-from llm_blender_ray.configs.schema import Sampling
+from llm_blender_ray.actors.logits import LogprobRecorder, logits_processors
+from llm_blender_ray.actors.records import FinishReason, TokenLogprob
+from llm_blender_ray.configs.sampling import BeamSampling, Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +35,10 @@ class _Request:
     """A request and its result queue: made in the caller's event loop, filled from the decoding thread."""
 
     ids: list[int]
-    sampling: Sampling  # without its seed: a batch that none can join is of requests that differ in nothing else
+    # without seed and beam: a batch that none can join is of requests that differ in nothing else
+    sampling: Sampling
     seed: int | None
+    beam: int  # which of a beam search's answers, from 0, the best
     followed: bool
     abandoned: bool = False  # its caller is gone: stop decoding it
     done: bool = False  # the completion is in the queue
@@ -94,12 +87,16 @@ class _Answer:
         detokenizer: Detokenizer,
         ends: frozenset[int],
         processors: LogitsProcessorList | None = None,
+        recorder: LogprobRecorder | None = None,
     ) -> None:
         self.ids, self.processors = request.ids.copy(), processors or LogitsProcessorList()
+        self._recorder = recorder
         self.request, self._detokenizer, self._ends = request, detokenizer, ends
-        self._stop = request.sampling.stop
-        self._transcript = Transcript(detokenizer, self._stop) if request.followed or self._stop else None
+        self._stop, self._min_tokens = request.sampling.stop, request.sampling.min_tokens
+        follows = request.followed or self._stop
+        self._transcript = Transcript(detokenizer, self._stop, self._min_tokens) if follows else None
         self._text = ""
+        self._logprobs: list[TokenLogprob] = []
 
     @property
     def over(self) -> bool:
@@ -109,11 +106,21 @@ class _Answer:
     def tokens_left(self) -> int:
         return self.request.sampling.max_tokens - (len(self.ids) - len(self.request.ids))
 
-    def push(self, token: int) -> None:
-        """One more token."""
+    def push(self, token: int, logprobs: Sequence[tuple[int, float]] = ()) -> None:
+        """One more token.
+
+        Args:
+            token: The token.
+            logprobs: As `LogprobRecorder` reads them; none: the answer's own recorder has them, if it has one.
+        """
         if self.over:
             return
         self.ids.append(token)
+        if self._recorder:
+            (logprobs,) = self._recorder.read([token])
+        if logprobs:
+            first, *top = (TokenLogprob(self._detokenizer.token(i), value) for i, value in logprobs)
+            self._logprobs.append(replace(first, top_logprobs=tuple(top)))
         if self._transcript is not None:
             self._text += self._transcript.push(token)
             if self.request.followed:
@@ -126,11 +133,12 @@ class _Answer:
         """Complete the request with the answer in `ids`, which may continue after its end. The end token counts."""
         end = next((i + 1 for i, token in enumerate(ids) if token in self._ends), None)
         ids = ids[:end]
-        text, stopped = self._detokenizer.until(ids, self._stop)
+        text, stopped = self._detokenizer.until(ids, self._stop, self._min_tokens)
         end = end if stopped is None else stopped
         reason: FinishReason = "length" if end is None else "stop"
         tokens = len(ids) if end is None else end
-        self.request.finish(Completion(text, reason, len(self.request.ids), tokens))
+        logprobs = tuple(self._logprobs[:tokens]) if self.request.sampling.logprobs is not None else None
+        self.request.finish(Completion(text, reason, len(self.request.ids), tokens, logprobs=logprobs))
 
 
 class BatchDecoder:
@@ -145,7 +153,6 @@ class BatchDecoder:
         pad_id: int,
         max_batch_size: int,
         smaller: str,
-        num_beams: int = 1,
         continuous: bool = True,
     ) -> None:
         """Use the model's generation config, except for what a request's sampling sets.
@@ -157,14 +164,13 @@ class BatchDecoder:
             pad_id: Any token; padding is masked.
             max_batch_size: Most requests decoded together.
             smaller: The settings that bound the memory of a request, for messages.
-            num_beams: More than one: beam search, whose answer is known only at its end.
             continuous: Whether requests join a running batch, where the model allows it.
         """
         self._model, self._detokenizer = model, detokenizer
-        self._pad_id, self._max_batch_size, self._num_beams = pad_id, max_batch_size, num_beams
+        self._pad_id, self._max_batch_size = pad_id, max_batch_size
         self._name, self._smaller = name, smaller
         self._seq2seq: bool = model.config.is_encoder_decoder
-        self._joins = continuous and num_beams == 1 and can_join(model)
+        self._joins = continuous and can_join(model)
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
         given = model.generation_config.eos_token_id
         self._ends = frozenset(given if isinstance(given, list) else [] if given is None else [given])
@@ -181,7 +187,7 @@ class BatchDecoder:
 
         Raises:
             GenerationError: There is no answer.
-            PromptError: The model has no embedding for one of the ids.
+            PromptError: The model has no embedding for one of the ids, or no token for one of `logit_bias`.
         """
         request = self._submit(ids, sampling, sampling.seed, followed=False)
         try:
@@ -194,7 +200,7 @@ class BatchDecoder:
     async def stream(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
         """Stream the same answer: non-empty pieces of its text as they are certain, then the completion.
 
-        With beams there is one piece. Closing the iterator stops the work.
+        A beam search gives one piece. Closing the iterator stops the work.
 
         Raises:
             GenerationError: See `complete`.
@@ -236,7 +242,12 @@ class BatchDecoder:
     def _submit(self, ids: list[int], sampling: Sampling, seed: int | None, *, followed: bool) -> _Request:
         if max(ids, default=0) >= self._vocabulary:  # on a GPU such a row would end the process
             raise PromptError("the prompt has a token that the model has no embedding for")
-        request = _Request(ids, sampling.model_copy(update={"seed": None}), seed, followed)
+        if max(sampling.logit_bias, default=0) >= self._vocabulary:
+            raise PromptError(
+                f"logit_bias: the model has {self._vocabulary} tokens, so none {max(sampling.logit_bias)}"
+            )
+        beam = sampling.beam if isinstance(sampling, BeamSampling) else 0
+        request = _Request(ids, sampling.shared(), seed, beam, followed)
         with self._changed:
             if self._closed:
                 raise GenerationError("the model is closed")
@@ -254,7 +265,7 @@ class BatchDecoder:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            if self._joins:
+            if self._may_join(batch[0]):
                 self._answer_joining(batch)
             else:
                 self._answer(batch)
@@ -267,10 +278,10 @@ class BatchDecoder:
             return self._start()
 
     def _newcomers(self) -> list[_Request]:
-        """Take some of those that wait, if the running batch has room."""
+        """Take some of those that wait, if the next one can join and the running batch has room."""
         with self._changed:
             self._running = [request for request in self._running if not request.over]
-            return self._start() if self._open() else []
+            return self._start() if self._open() and self._may_join(self._waiting[0]) else []
 
     def _open(self) -> bool:
         """Whether requests wait that still have a caller. The lock is held."""
@@ -286,15 +297,24 @@ class BatchDecoder:
         if not self._waiting or not room:
             return []
         first, new, longest = self._waiting[0], list[_Request](), 0
-        alike = [request for request in self._waiting if self._joins or request.sampling == first.sampling]
+        joins = self._may_join(first)
+        alike = [
+            request
+            for request in self._waiting
+            if (self._may_join(request) if joins else request.sampling == first.sampling)
+        ]
         for request in sorted(alike, key=lambda request: abs(len(request.ids) - len(first.ids)))[:room]:
             longest = max(longest, len(request.ids))
-            if self._joins and new and longest * (len(new) + 1) > PREFILL_TOKENS:
+            if joins and new and longest * (len(new) + 1) > PREFILL_TOKENS:
                 break
             new.append(request)
         self._running = [*self._running, *new]
         self._waiting = [request for request in self._waiting if request not in new]
         return new
+
+    def _may_join(self, request: _Request) -> bool:
+        """Whether a request can join a running batch: no beam search can."""
+        return self._joins and request.sampling.num_beams == 1
 
     def _answer_joining(self, new: list[_Request]) -> None:
         """Decode requests, and those that arrive meanwhile, until all are answered."""
@@ -303,7 +323,7 @@ class BatchDecoder:
             with torch.inference_mode():
                 while new or batch.rows:
                     batch.join([self._row(request) for request in new])
-                    batch.decode(lambda: bool(self._waiting) and len(batch.rows) < self._max_batch_size)
+                    batch.decode(lambda: self._has_newcomer(len(batch.rows)))
                     new = self._newcomers()
         except CacheError:
             with self._changed:
@@ -313,9 +333,32 @@ class BatchDecoder:
             del batch
             self._recover(self._running, error)
 
+    def _has_newcomer(self, rows: int) -> bool:
+        """Whether the next request can join a batch of so many rows."""
+        waiting = self._waiting  # one read: callers replace the list
+        return bool(waiting) and self._may_join(waiting[0]) and rows < self._max_batch_size
+
     def _row(self, request: _Request) -> _Answer:
-        processors = _processors(request.sampling, [request.seed], self._model.device)
-        return _Answer(request, self._detokenizer, self._ends, processors)
+        processors, recorder = self._processors([request], len(request.ids))
+        return _Answer(request, self._detokenizer, self._ends, processors, recorder)
+
+    def _processors(
+        self, batch: Sequence[_Request], prompt_length: int
+    ) -> tuple[LogitsProcessorList, LogprobRecorder | None]:
+        """Processors of B requests with the same settings, and that of them which records log-probabilities."""
+        sampling = batch[0].sampling
+        processors = logits_processors(
+            sampling,
+            [request.seed for request in batch],
+            prompt_length=prompt_length,
+            ends=self._ends,
+            device=self._model.device,
+        )
+        if sampling.logprobs is None:
+            return processors, None
+        recorder = LogprobRecorder(sampling.logprobs)
+        processors.insert(0, recorder)
+        return processors, recorder
 
     def _answer(self, batch: list[_Request]) -> None:
         """Decode a batch of requests with the same settings, and put each one's answer or error."""
@@ -351,37 +394,56 @@ class BatchDecoder:
     @torch.inference_mode()
     def _decode(self, batch: list[_Request]) -> None:
         """Decode B requests together, and put each answer into its queue."""
-        rows = [request.ids for request in batch]
         answers = [_Answer(request, self._detokenizer, self._ends) for request in batch]
         sampling = batch[0].sampling
-        side: Literal["left", "right"] = "right" if self._seq2seq else "left"
-        ids_B_L = padded(rows, self._pad_id, device=self._model.device, side=side)
-        listener = _Deserted(batch) if self._num_beams > 1 else _Reading(answers)
-        output_B_T = self._model.generate(
+        prompts, rows = [request.ids for request in batch], list(range(len(batch)))
+        if sampling.num_beams > 1:  # one search of a prompt gives all its answers
+            distinct = list({tuple(ids): ids for ids in prompts}.values())
+            prompts, rows = distinct, [distinct.index(ids) for ids in prompts]
+        ids_B_L, mask_B_L = self._inputs(prompts)
+        start = 1 if self._seq2seq else ids_B_L.shape[1]
+        processors, recorder = self._processors(batch, start)
+        beams = max(request.beam for request in batch) + 1
+        listener = _Deserted(batch) if sampling.num_beams > 1 else _Reading(answers, recorder)
+        output_BxN_T = self._model.generate(
             ids_B_L,
-            attention_mask=token_mask(rows, device=self._model.device, side=side),
+            attention_mask=mask_B_L,
             max_new_tokens=sampling.max_tokens,
-            num_beams=self._num_beams,
+            num_beams=sampling.num_beams,
+            num_return_sequences=beams,
             do_sample=False,  # for sampling, the last processor adds the randomness
-            logits_processor=_processors(sampling, [request.seed for request in batch], self._model.device),
+            logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([listener]),
             return_dict_in_generate=False,
         )
-        start = 1 if self._seq2seq else ids_B_L.shape[1]
-        for answer, ids in zip(answers, output_B_T[:, start:].tolist(), strict=True):
+        found = output_BxN_T[:, start:].tolist()
+        for at, answer in zip(rows, answers, strict=True):
             if not answer.over:
-                answer.finish(ids)
+                answer.finish(found[at * beams + answer.request.beam])
+
+    def _inputs(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask of B prompts. A causal model's are padded with their own first token, for penalties."""
+        if self._seq2seq:
+            return padded(rows, self._pad_id, device=self._model.device), token_mask(
+                rows, device=self._model.device
+            )
+        longest = max(map(len, rows))
+        filled = [row[:1] * (longest - len(row)) + row for row in rows]
+        mask_B_L = token_mask(rows, device=self._model.device, side="left")
+        return torch.tensor(filled, device=self._model.device), mask_B_L
 
 
 class _Reading(StoppingCriteria):
     """Reads every step's tokens, and ends a row when its answer is over."""
 
-    def __init__(self, answers: Sequence[_Answer]) -> None:
-        self._answers = answers
+    def __init__(self, answers: Sequence[_Answer], recorder: LogprobRecorder | None) -> None:
+        self._answers, self._recorder = answers, recorder
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        for answer, token in zip(self._answers, input_ids[:, -1].tolist(), strict=True):
-            answer.push(token)
+        tokens = input_ids[:, -1].tolist()
+        logprobs = self._recorder.read(tokens) if self._recorder else [()] * len(tokens)
+        for answer, token, read in zip(self._answers, tokens, logprobs, strict=True):
+            answer.push(token, read)
         return torch.tensor([answer.over for answer in self._answers], device=input_ids.device)
 
 
@@ -394,44 +456,3 @@ class _Deserted(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         deserted = all(request.abandoned for request in self._batch)
         return torch.full((len(input_ids),), deserted, device=input_ids.device)
-
-
-def _processors(sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> LogitsProcessorList:
-    """Processors that turn logits into scores whose argmax is the next token; none if greedy. seeds: B."""
-    processors = LogitsProcessorList()
-    if sampling.temperature == 0:
-        return processors
-    processors.append(TemperatureLogitsWarper(sampling.local_temperature))
-    if sampling.top_k is not None:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(GumbelNoise(seeds, device))
-    return processors
-
-
-class GumbelNoise(LogitsProcessor):
-    """Makes the argmax an exact sample of softmax(scores): the Gumbel-max trick.
-
-    Step t of an answer with a seed gets the noise of this seed at step t, whatever the batch; answers without one
-    (None) get random noise. `seeds` is B, one per answer.
-    """
-
-    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
-        rows: dict[int | None, list[int]] = {}
-        for row, seed in enumerate(seeds):
-            rows.setdefault(seed, []).append(row)
-        self._free = torch.tensor(rows.pop(None, []), dtype=torch.long, device=device)
-        self._seeded = [
-            (torch.Generator(device).manual_seed(seed), torch.tensor(of_seed, device=device))
-            for seed, of_seed in rows.items()
-            if seed is not None
-        ]
-
-    def __call__(self, input_ids: torch.Tensor, scores_B_V: torch.Tensor) -> torch.Tensor:
-        """Add the noise (transformers' hook)."""
-        noise_B_V = torch.empty_like(scores_B_V)
-        noise_B_V[self._free] = torch.empty_like(scores_B_V[: len(self._free)]).exponential_()
-        for generator, rows in self._seeded:
-            noise_B_V[rows] = torch.empty_like(scores_B_V[0]).exponential_(generator=generator)
-        return scores_B_V - noise_B_V.log()

@@ -98,6 +98,7 @@ class Generator:
             extra=_reasoning(completion) if self._include_reasoning else None,
             reasoning=completion.reasoning,
             reasoning_tokens=completion.reasoning_tokens,
+            logprobs=completion.logprobs,
         )
 
     def _failed(self, prompt: Prompt, error: Exception) -> Candidate:

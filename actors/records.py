@@ -62,6 +62,25 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its natural log-probability by the model alone: before penalties, bias, temperature and cuts.
+
+    Attributes:
+        token: Its text; a token that is no whole character has U+FFFD in it.
+        top_logprobs: The likeliest tokens in its place, most likely first.
+    """
+
+    token: str
+    logprob: float
+    top_logprobs: tuple["TokenLogprob", ...] = ()
+
+    def to_row(self) -> dict[str, Any]:
+        """The token as in rows, with OpenAI's names."""
+        top = [{"token": one.token, "logprob": one.logprob} for one in self.top_logprobs]
+        return {"token": self.token, "logprob": self.logprob, "top_logprobs": top}
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One LLM's answer; exactly one of `text` and `error` is set."""
 
@@ -77,10 +96,15 @@ class Candidate:
     rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
     reasoning: str | None = None  # what the LLM has reasoned before `text`; in rows only as a part of `extra`
     reasoning_tokens: int | None = None  # those of `completion_tokens` that are reasoning; as `reasoning`
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of the answer's tokens; in rows under `extra`
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
-        return {name: getattr(self, name) for name in CANDIDATE_TYPE.names}
+        row = {name: getattr(self, name) for name in CANDIDATE_TYPE.names}
+        if self.logprobs is not None:
+            extra = json.loads(self.extra) if self.extra else {}
+            row["extra"] = json.dumps(extra | {"logprobs": [token.to_row() for token in self.logprobs]})
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +188,12 @@ PAIR = ("chosen", "rejected")  # TRL's names for the answers of a preference pai
 RAW = "raw"  # a key of `extra`: what could not be taken
 _INT64 = range(-(2**63), 2**63)
 # Keys of `extra` with what a base LLM gives beside its answer on demand (`BaseLLM.candidate_fields`).
-ON_DEMAND_TYPES = {"reasoning_content": pa.string(), "reasoning_tokens": pa.int64()}
+_TOKEN = [("token", pa.string()), ("logprob", pa.float64())]
+ON_DEMAND_TYPES: dict[str, pa.DataType] = {
+    "reasoning_content": pa.string(),
+    "reasoning_tokens": pa.int64(),
+    "logprobs": pa.list_(pa.struct([*_TOKEN, ("top_logprobs", pa.list_(pa.struct(_TOKEN)))])),
+}
 CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
 

@@ -7,13 +7,19 @@ from pydantic import Field, JsonValue, field_validator
 
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 
+# Fields of a request that are written of the sampling field of the same name.
+SAMPLING_FIELDS = (
+    *("temperature", "top_p", "top_k", "stop", "seed", "min_p", "min_tokens", "logit_bias", "logprobs"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 # Fields of a request that other settings write.
 WRITTEN = {
     "model": "model",
     "messages": "system_prompt",
     "max_tokens": "sampling.max_tokens",
     "max_completion_tokens": "sampling.max_tokens and max_tokens_field",
-    **{name: f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "stop", "seed")},
+    **{name: f"sampling.{name}" for name in SAMPLING_FIELDS},
+    "top_logprobs": "sampling.logprobs",
     "stream_options": "stream_usage",
     "n": "samples",
     "stream": "no setting; it is sent where an answer is streamed",
@@ -27,8 +33,8 @@ class RequestSettings(Settings):
 
     # auto: max_tokens; max_completion_tokens once the endpoint has refused that, as OpenAI's reasoning models do
     max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
-    # Leave out temperature, top_p, top_k, stop or seed once the endpoint has refused it, though it is set. (A
-    # temperature of 0, the default, is left out in any case.)
+    # Leave out temperature, top_p or another sampling parameter once the endpoint has refused it, though it is set.
+    # (A temperature of 0, the default, is left out in any case.)
     drop_params: bool = False
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
     headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results

@@ -52,11 +52,11 @@ def _deciding(value: Any, dumped: Any) -> Any:
     """The part of a value's JSON form that decides results."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        kept = [name for name, field in fields if _decides(field, getattr(value, name))]
+        kept = [name for name, field in fields if name in dumped and _decides(field, getattr(value, name))]
         found = {name: _deciding(getattr(value, name), dumped[name]) for name in kept}
         return found | {"results_version": value.results_version} if isinstance(value, PartSettings) else found
     if isinstance(value, Mapping):
-        return {name: _deciding(item, dumped[str(name)]) for name, item in value.items()}
+        return {str(name): _deciding(item, dumped[str(name)]) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_deciding(item, one) for item, one in zip(value, dumped, strict=True)]
     if isinstance(dumped, str) and dumped.startswith(f"{PRESETS}/"):

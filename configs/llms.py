@@ -1,16 +1,17 @@
 """Settings of base LLMs, one class per engine, and the registry of engines."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from llm_blender_ray.configs import templates
 from llm_blender_ray.configs.breaker import BreakerSettings
 from llm_blender_ray.configs.endpoint import RequestSettings
+from llm_blender_ray.configs.engine_args import engine_args_problem
 from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, WeightsPart
 from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
 from llm_blender_ray.configs.registry import OneOf, Registry
-from llm_blender_ray.configs.sampling import Sampling
+from llm_blender_ray.configs.sampling import OPTIONS, Sampling
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
 from llm_blender_ray.configs.weight_formats import TRANSFORMERS, VLLM, WeightFormats
 
@@ -19,9 +20,15 @@ _ENGINES = "llm_blender_ray.actors.engines"
 
 
 class BaseLLM(ModelPart):
-    """Settings that every base LLM has, whichever engine runs it."""
+    """Settings that every base LLM has, whichever engine runs it.
+
+    Attributes:
+        sampling_options: Those of `sampling.OPTIONS` that the engine makes use of. It makes use of all other fields
+            of `Sampling` in any case.
+    """
 
     stage: ClassVar[Stage] = "generate"
+    sampling_options: ClassVar[frozenset[str]] = frozenset()
 
     name: Annotated[str, Field(min_length=1)]
     engine: str
@@ -46,21 +53,54 @@ class BaseLLM(ModelPart):
             raise ValueError(f"unknown parser {value!r}, expected {AUTO} or one of {', '.join(FAMILIES)}")
         return value
 
+    @field_validator("sampling")
+    @classmethod
+    def _can_sample(cls, value: Sampling) -> Sampling:
+        if problem := cls.sampling_problem(value):
+            raise ValueError(f"{problem[0]}: {problem[1]}")
+        return value
+
     @field_validator("samples")
     @classmethod
     def _different(cls, value: int, info: ValidationInfo) -> int:
         sampling = info.data.get("sampling")  # None where it is a mistake itself
-        if value > 1 and sampling is not None and sampling.greedy:
+        if sampling is not None and sampling.num_beams > 1:
+            if value > sampling.num_beams:
+                raise ValueError(
+                    f"a search with {sampling.num_beams} beams (sampling.num_beams) has no more answers"
+                )
+        elif value > 1 and sampling is not None and sampling.greedy:
             raise ValueError(
                 f"all {value} would be equal; set sampling.temperature above 0, such as 0.7, and no "
                 "sampling.top_k of 1"
             )
         return value
 
+    @classmethod
+    def sampling_problem(cls, sampling: Sampling) -> tuple[str, str] | None:
+        """Find what the engine can't do, so that it is refused before a prompt is sent.
+
+        Args:
+            sampling: Settings of the model, or of one request.
+
+        Returns:
+            The name of a field, and what is wrong with it.
+        """
+        if problem := sampling.problem():
+            return problem
+        for name in sampling.options:
+            if name not in cls.sampling_options:
+                able = [
+                    one for one in (VLLMModel, TransformersModel, EndpointModel) if name in one.sampling_options
+                ]
+                return name, f"engine {_engine(cls)} can't; {' and '.join(map(_engine, able))} can"
+        return None
+
     @property
     def candidate_fields(self) -> tuple[str, ...]:
         """Fields that its candidates have in rows beside those of all candidates (`records.ON_DEMAND_TYPES`)."""
-        return ("reasoning_content", "reasoning_tokens") if self.include_reasoning else ()
+        reasoning = ("reasoning_content", "reasoning_tokens") if self.include_reasoning else ()
+        return (*reasoning, "logprobs") if self.sampling.logprobs is not None else reasoning
 
     @property
     def label(self) -> str:
@@ -111,6 +151,7 @@ class VLLMModel(LocalLLM):
 
     implementation: ClassVar[str] = f"{_ENGINES}.vllm_engine:VLLMEngine"
     weight_formats: ClassVar[WeightFormats] = VLLM
+    sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS)
 
     engine: Literal["vllm"]
     tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
@@ -118,6 +159,15 @@ class VLLMModel(LocalLLM):
     max_num_seqs: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None
     quantization: str | None = None
     enforce_eager: Annotated[bool, RUNTIME_ONLY] = False
+    # further arguments of vLLM's AsyncEngineArgs, by its names, except those that another setting sets
+    engine_args: Annotated[dict[str, JsonValue], OMIT_DEFAULT] = Field(default_factory=dict)
+
+    @field_validator("engine_args")
+    @classmethod
+    def _are_arguments(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if problem := engine_args_problem(value):
+            raise ValueError(problem)
+        return value
 
     @field_validator("reasoning_parser")
     @classmethod
@@ -127,6 +177,14 @@ class VLLMModel(LocalLLM):
     def default_gpus(self, *, has_gpus: bool) -> float:
         """See `ModelPart`."""
         return float(self.tensor_parallel_size)
+
+    @classmethod
+    def sampling_problem(cls, sampling: Sampling) -> tuple[str, str] | None:
+        """See `BaseLLM`. vLLM's beam search scores with the plain log-probabilities."""
+        plain = ("num_beams", "chat_template_kwargs")
+        if sampling.num_beams > 1 and (beside := [name for name in sampling.options if name not in plain]):
+            return "num_beams", f"vLLM's beam search takes no {beside[0]}"
+        return super().sampling_problem(sampling)
 
     @property
     def width(self) -> int:
@@ -139,6 +197,7 @@ class TransformersModel(TorchPart, LocalLLM):
 
     implementation: ClassVar[str] = f"{_ENGINES}.transformers_engine:TransformersEngine"
     weight_formats: ClassVar[WeightFormats] = TRANSFORMERS
+    sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS)
 
     engine: Literal["transformers"]
     max_batch_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # prompts decoded together
@@ -153,6 +212,7 @@ class EndpointModel(BaseLLM, RequestSettings):
     """Settings of an OpenAI-compatible HTTP endpoint."""
 
     implementation: ClassVar[str] = f"{_ENGINES}.guarded_engine:load_endpoint"
+    sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS) - {"num_beams"}
     default_cpus: ClassVar[float] = 0.0
 
     engine: Literal["endpoint"]
@@ -193,6 +253,11 @@ class EchoModel(BaseLLM):
     def deterministic(self) -> bool:
         """See `PartSettings`."""
         return True
+
+
+def _engine(settings: type[BaseLLM]) -> str:
+    """Name of the engine that settings of this class are for."""
+    return ", ".join(map(str, get_args(settings.model_fields["engine"].annotation)))
 
 
 ENGINES: Registry[type[BaseLLM]] = Registry(

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_blender_ray.actors.records import FinishReason, Message
+from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.configs.reasoning import AUTO
 from llm_blender_ray.configs.schema import LocalLLM, ModelSettings, Sampling
 
@@ -23,6 +23,7 @@ class Completion:
         candidates_read: Of a fuser's answer: how many of the candidates fitted its input, the best ones; None: all.
         reasoning: What the LLM has reasoned before the answer; None for nothing.
         reasoning_tokens: Those of the completion's tokens that are reasoning.
+        logprobs: One for each completion token, reasoning and the end token included; None: not asked for.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Completion:
     candidates_read: int | None = None
     reasoning: str | None = None
     reasoning_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from llm_blender_ray.configs.schema import LocalLLM, Sampling
 
 _log = logging.getLogger(__name__)
 
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of a blank in a piece
 # Of earlier answers: a template cuts the reasoning that an assistant's message begins with.
 _REASONING_TAGS = {
     (*format.begins, *format.ends): format for format in REASONING_FORMATS if len(format.begins) == 1
@@ -95,7 +96,7 @@ class ChatTokenizer:
         variables = model.sampling.template_variables
         if variables and not any(name in (chat._template or "") for name in variables):
             _log.warning(
-                "%s: its chat template knows none of %s, so sampling.reasoning_effort changes nothing",
+                "%s: its chat template knows none of %s, so reasoning_effort or chat_template_kwargs is in vain",
                 model.name,
                 ", ".join(variables),
             )
@@ -182,6 +183,13 @@ class ChatTokenizer:
         left_out = {special[token] for token in special if token not in kept}
         return lambda ids: decode([i for i in ids if i not in left_out], skip_special_tokens=False)
 
+    def token_text(self, token: int) -> str:
+        """Text of one token by itself, special or not, with a blank in front where its piece has one."""
+        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        piece = self.tokenizer.convert_ids_to_tokens(token) or ""
+        blanks = len(piece) - len(piece.lstrip(_BLANK))  # SentencePiece's decoder takes the first one for its own
+        return f"{' ' * (blanks - (len(text) - len(text.lstrip(' '))))}{text}"
+
     def _special(self) -> dict[str, int]:
         added = self.tokenizer.added_tokens_decoder.items()
         return {token.content: i for i, token in added if token.special}
@@ -195,10 +203,18 @@ class ChatTokenizer:
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                **variables,
+                **{name: self._guarded_value(value) for name, value in variables.items()},
             )
 
         return render_chat(apply, [self._guarded(message) for message in messages])
+
+    def _guarded_value(self, value: Any) -> Any:
+        """A variable of the template: texts in it can't spell a control token either."""
+        if isinstance(value, str):
+            return self._tokens.guard(value)
+        if isinstance(value, Mapping):
+            return {name: self._guarded_value(one) for name, one in value.items()}
+        return [self._guarded_value(one) for one in value] if isinstance(value, list) else value
 
     def _guarded(self, message: Message) -> Message:
         content = message["content"]

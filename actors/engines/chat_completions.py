@@ -13,7 +13,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta
-from llm_blender_ray.actors.records import FinishReason
+from llm_blender_ray.actors.engines.token_logprobs import read_token_logprobs
+from llm_blender_ray.actors.records import FinishReason, TokenLogprob
 
 MAX_TOKEN_COUNT = 2**53  # a larger count is invalid; JSON readers with floats only would round it
 STOPPED = frozenset(
@@ -80,6 +81,7 @@ class StreamReader:
         self._reason: str | None = None
         self._said = False  # any content at all, blank too
         self._usage: Any = None
+        self._logprobs: list[TokenLogprob] = []
 
     def add(self, data: str, event: str = "message") -> list[str | ReasoningDelta]:
         """Take an event.
@@ -113,6 +115,7 @@ class StreamReader:
             return []
         choice = _first(choices)
         self._reason = _word(choice.get("finish_reason")) or self._reason
+        self._logprobs += read_token_logprobs(choice.get("logprobs")) or ()
         delta = choice.get("delta")
         if (delta is None and "message" in choice) or not isinstance(delta, Mapping | None):
             raise _malformed("choices.0.delta", "expected an object")
@@ -133,7 +136,8 @@ class StreamReader:
             raise ServiceError(Failure("the answer broke off: its stream ended without a finish_reason"))
         if not self._said:
             raise _no_text(self._reason)
-        return _completion("".join(self._pieces), self._reason, "".join(self._reasoning), self._usage)
+        logprobs = tuple(self._logprobs) or None
+        return _completion("".join(self._pieces), self._reason, "".join(self._reasoning), self._usage, logprobs)
 
 
 def read_completion(body: bytes | str) -> Completion:
@@ -159,13 +163,22 @@ def read_completion(body: bytes | str) -> Completion:
     if text is None:
         refusal = message.get("refusal")
         raise ServiceError(Failure(f"it refused: {refusal}", rejected=True)) if refusal else _no_text(reason)
-    return _completion(text, reason, reasoning_text(message), answer.get("usage"))
+    logprobs = read_token_logprobs(choice.get("logprobs"))
+    return _completion(text, reason, reasoning_text(message), answer.get("usage"), logprobs)
 
 
-def _completion(text: str, reason: str | None, reasoning: str, usage: Any) -> Completion:
+def _completion(
+    text: str, reason: str | None, reasoning: str, usage: Any, logprobs: tuple[TokenLogprob, ...] | None
+) -> Completion:
     prompt, completion, thought = token_counts(usage)
     return Completion(
-        text, finish_reason_of(reason), prompt, completion, reasoning=reasoning or None, reasoning_tokens=thought
+        text,
+        finish_reason_of(reason),
+        prompt,
+        completion,
+        reasoning=reasoning or None,
+        reasoning_tokens=thought,
+        logprobs=logprobs,
     )
 
 

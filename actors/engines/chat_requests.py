@@ -6,12 +6,15 @@ from typing import Any
 from llm_blender_ray.actors.engines.chat_completions import Failure
 from llm_blender_ray.actors.engines.refusals import unsupported_parameters
 from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.endpoint import SAMPLING_FIELDS
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 _log = logging.getLogger(__name__)
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 DEFAULT_TEMPERATURE = Sampling.model_fields["temperature"].default
+# Not OpenAI's, like top_k, but vLLM's, SGLang's, llama.cpp's, OpenRouter's.
+_EXTENSIONS = ("min_p", "min_tokens", "repetition_penalty", "chat_template_kwargs")
 
 
 class Requests:
@@ -29,7 +32,7 @@ class Requests:
     def build(self, messages: list[Message], sampling: Sampling, *, stream: bool = False) -> dict[str, Any]:
         """A request: temperature and the length always, since services' defaults differ; else what is set."""
         parameters: dict[str, Any] = {self._length: sampling.max_tokens}
-        if sampling.temperature is not None:
+        if sampling.temperature is not None and "temperature" not in sampling.open_fields:
             parameters["temperature"] = sampling.temperature
         if sampling.top_p < 1:
             parameters["top_p"] = sampling.top_p
@@ -39,11 +42,19 @@ class Requests:
             parameters["seed"] = sampling.seed
         if sampling.reasoning_effort is not None:
             parameters["reasoning_effort"] = sampling.reasoning_effort
+        for name in ("presence_penalty", "frequency_penalty"):
+            if value := getattr(sampling, name):
+                parameters[name] = value
+        if sampling.logit_bias:
+            parameters["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        if sampling.logprobs is not None:
+            parameters |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if stream and self._model.stream_usage:
             parameters["stream_options"] = {"include_usage": True}
         extra = {name: value for name, value in self._model.extra_body.items() if name not in parameters}
-        if sampling.top_k is not None:  # not OpenAI's, but vLLM's, SGLang's, llama.cpp's, OpenRouter's
+        if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
+        extra |= {name: getattr(sampling, name) for name in _EXTENSIONS if name in sampling.options}
         request = {"model": self._model.model, "messages": messages, **parameters}
         if extra:
             request["extra_body"] = extra
@@ -82,7 +93,7 @@ class Requests:
         """Parameters that may be left out: those that the answer doesn't depend on, or that are not set."""
         may_go = {"stream_options"}
         if self._model.drop_params:
-            may_go |= {"temperature", "top_p", "top_k", "stop", "seed", "reasoning_effort"}
+            may_go |= {*SAMPLING_FIELDS, "top_logprobs", "reasoning_effort"}
         if request.get("temperature") == DEFAULT_TEMPERATURE:
             may_go.add("temperature")
         if request.get("reasoning_effort") != self._model.sampling.reasoning_effort:  # a client's, of all models

@@ -11,6 +11,7 @@ from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion, Piece, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
+from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
 from llm_blender_ray.configs.schema import Sampling, TransformersModel
@@ -39,12 +40,13 @@ class TransformersEngine:
             dtype=resolve_dtype(model.dtype, device),
             trust_remote_code=trust,
         )
+        self._defaults = model_defaults(self._model.generation_config)
         self._model.generation_config = _special_tokens(
             self._model.generation_config, self._tokenizer, self._chat.token_ids(model.sampling.stop)
         )
         self._decoder = BatchDecoder(
             self._model,
-            Detokenizer(self._chat.decoder(), self._tokenizer.get_vocab()),
+            Detokenizer(self._chat.decoder(), self._tokenizer.get_vocab(), self._chat.token_text),
             name=f"decode {model.name}",
             pad_id=self._model.generation_config.pad_token_id,
             max_batch_size=model.max_batch_size,
@@ -53,12 +55,14 @@ class TransformersEngine:
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
+        sampling = sampling.with_defaults(self._defaults)
         prompt = self._prompt(messages, sampling)
         completion = await self._decoder.complete(prompt.ids, sampling)
         return replace(completion, text=prompt.opened + completion.text)
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`."""
+        sampling = sampling.with_defaults(self._defaults)
         prompt = self._prompt(messages, sampling)
         if prompt.opened:
             yield prompt.opened
@@ -84,7 +88,7 @@ class TransformersEngine:
 def _special_tokens(
     config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, stop: Iterable[int]
 ) -> GenerationConfig:
-    """The special tokens of a model's generation config, without its maker's beams and penalties.
+    """The special tokens of a model's generation config, without its maker's sampling (`from_model` has that).
 
     The tokenizer's end token counts too: chat models often leave it out of their generation config. So do stop
     strings that are special tokens, which never show in the text.

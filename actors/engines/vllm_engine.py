@@ -12,16 +12,22 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from llm_blender_ray.actors.engines import Completion, Piece, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
-from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, one_line
+from llm_blender_ray.actors.engines.model_defaults import model_defaults
+from llm_blender_ray.actors.engines.vllm_arguments import installed_arguments
+from llm_blender_ray.actors.engines.vllm_sampling import beam_search, read_logprobs, sampling_params
+from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError, one_line
 from llm_blender_ray.actors.model_files import check_folder
-from llm_blender_ray.actors.records import FinishReason, Message
+from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.actors.weights import locate
+from llm_blender_ray.configs.engine_args import argument_problem
+from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
 
 if TYPE_CHECKING:
@@ -62,29 +68,33 @@ class VLLMEngine:
                 f"{model.name}: the installed vLLM can't be imported: {one_line(error)}"
             ) from error
 
+        if problem := argument_problem(model.engine_args, installed_arguments()["arguments"]):
+            raise ModelLoadError(f"{model.name}: engine_args: {problem}")
         on_cpu = current_platform.is_cpu()
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
         with TemporaryDirectory(prefix="blend-tokenizer-") as own:  # read while the engine starts
-            arguments = AsyncEngineArgs(
-                model=str(folder),
-                tokenizer=_decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
-                load_format="auto",
-                dtype="float32" if on_cpu and model.dtype == "auto" else model.dtype,
-                max_model_len=model.max_model_len,
-                max_num_seqs=model.max_num_seqs,
-                quantization=model.quantization,
-                enforce_eager=model.enforce_eager or on_cpu,  # no compiler needed on CPU
-                trust_remote_code=model.trust_remote_code,
+            given: dict[str, Any] = {
+                "max_logprobs": max(MAX_LOGPROBS, 2 * model.sampling.num_beams),
+                **model.engine_args,
+                "model": str(folder),
+                "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
+                "dtype": "float32" if on_cpu and model.dtype == "auto" else model.dtype,
+                "max_model_len": model.max_model_len,
+                "max_num_seqs": model.max_num_seqs,
+                "quantization": model.quantization,
+                "enforce_eager": model.enforce_eager or on_cpu,  # no compiler needed on CPU
+                "trust_remote_code": model.trust_remote_code,
                 # for requests without one; vLLM's own 0 makes every engine draw alike
-                seed=secrets.randbelow(2**31),
-                tensor_parallel_size=model.tensor_parallel_size,
+                "seed": secrets.randbelow(2**31),
+                "tensor_parallel_size": model.tensor_parallel_size,
                 # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
-                distributed_executor_backend="mp" if model.tensor_parallel_size > 1 else None,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
+                "distributed_executor_backend": "mp" if model.tensor_parallel_size > 1 else None,
+                "disable_log_stats": True,
+                "use_tqdm_on_load": False,
                 **options,
-            )
+            }
             try:
+                arguments = AsyncEngineArgs(**given)
                 # sequences at once and tokens a step: vLLM takes small ones without a usage context
                 config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
                 self._context: int = config.model_config.max_model_len
@@ -94,6 +104,7 @@ class VLLMEngine:
                 raise
             except Exception as error:  # pydantic's, torch's, or the engine process's RuntimeError
                 raise ModelLoadError(f"{model.name}: vLLM can't run {folder}: {one_line(error)}") from error
+        self._defaults = _model_defaults(folder) if model.sampling.from_model else {}
         self._max_prompt_tokens = model.max_prompt_tokens
         self._stop = model.sampling.stop
         self._request_ids = map(str, itertools.count())
@@ -104,22 +115,30 @@ class VLLMEngine:
         async with aclosing(self._outputs(prompt.ids, sampling, stream=False)) as outputs:
             answer = await anext(outputs)
         text = prompt.opened + answer.text
-        return Completion(text, _reason(answer), len(prompt.ids), len(answer.token_ids))
+        logprobs = self._logprobs(answer, sampling) if sampling.logprobs is not None else None
+        return Completion(text, _reason(answer), len(prompt.ids), len(answer.token_ids), logprobs=logprobs)
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`. Pieces are what vLLM's own detokenizer lets go of."""
         prompt = self._prompt(messages, sampling)
         pieces = [prompt.opened]
         tokens = 0
+        logprobs: tuple[TokenLogprob, ...] | None = None if sampling.logprobs is None else ()
         if prompt.opened:
             yield prompt.opened
         async with aclosing(self._outputs(prompt.ids, sampling, stream=True)) as outputs:
             async for answer in outputs:
                 tokens += len(answer.token_ids)
+                if logprobs is not None:
+                    logprobs += self._logprobs(answer, sampling)
                 if answer.text:
                     pieces.append(answer.text)
                     yield answer.text
-        yield Completion("".join(pieces), _reason(answer), len(prompt.ids), tokens)
+        yield Completion("".join(pieces), _reason(answer), len(prompt.ids), tokens, logprobs=logprobs)
+
+    def _logprobs(self, answer: "CompletionOutput", sampling: Sampling) -> tuple[TokenLogprob, ...]:
+        text = self._chat.token_text
+        return tuple(read_logprobs(answer.token_ids, answer.logprobs or (), sampling.logprobs or 0, text))
 
     def _prompt(self, messages: list[Message], sampling: Sampling) -> ChatPrompt:
         prompt = self._chat.prompt(messages, sampling.template_variables)
@@ -132,27 +151,31 @@ class VLLMEngine:
         """Outputs of the answer: all of it at the end, or what is new each time."""
         if self._llm is None:
             raise GenerationError("the engine is closed")
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMError
+        from vllm.exceptions import VLLMError, VLLMValidationError
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        sampling = sampling.with_defaults(self._defaults)
+        skip_special_tokens = not self._chat.marks_reasoning
+        request_id = next(self._request_ids)
         try:
-            params = SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.local_temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k or 0,
-                stop=list(sampling.stop),
+            if sampling.num_beams > 1:
+                yield await beam_search(
+                    self._llm, prompt_ids, sampling, request_id, skip_special_tokens=skip_special_tokens
+                )
+                return
+            params = sampling_params(
+                sampling,
                 stop_token_ids=self._chat.token_ids({*self._stop, *sampling.stop}),
-                skip_special_tokens=not self._chat.marks_reasoning,
-                seed=sampling.seed,
+                skip_special_tokens=skip_special_tokens,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )
-            outputs = self._llm.generate(tokens_input(prompt_ids), params, next(self._request_ids))
+            outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
             async with aclosing(outputs):  # closed at once when cancelled: vLLM then aborts the request
                 async for output in outputs:
                     yield output.outputs[0]
+        except VLLMValidationError as error:
+            raise PromptError(f"vLLM: {one_line(error)}") from error
         except VLLMError as error:
             raise GenerationError(f"vLLM: {one_line(error)}") from error
 
@@ -166,6 +189,13 @@ class VLLMEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
+
+
+def _model_defaults(folder: Path) -> dict[str, Any]:
+    """The model's own sampling; none where it has no generation config."""
+    if not (folder / GENERATION_CONFIG_NAME).is_file():
+        return {}
+    return model_defaults(GenerationConfig.from_pretrained(folder))
 
 
 def _reason(last: "CompletionOutput") -> FinishReason:

@@ -174,7 +174,6 @@ class GenFuserModel:
             pad_id=self._pad_id,
             max_batch_size=settings.max_batch_size,
             smaller="max_length or max_new_tokens",
-            num_beams=settings.num_beams,
         )
 
     def _template(self, candidate_max_length: int) -> FuserTemplate:
@@ -219,9 +218,11 @@ class GenFuserModel:
             raise PromptError(f"the fuser's tokenizer has no {error} to mark that many candidates with") from error
 
     def _sampling(self, change: SamplingOverrides | None) -> Sampling:
+        own = Sampling(max_tokens=self._longest, num_beams=self._settings.num_beams)
         if change is None:
-            return Sampling(max_tokens=self._longest)
-        return Sampling(max_tokens=min(change.max_tokens or self._longest, self._longest), stop=change.stop or ())
+            return own
+        shorter = min(change.max_tokens or self._longest, self._longest)
+        return own.model_copy(update={"max_tokens": shorter, "stop": change.stop or ()})
 
     def fuse_all(
         self,

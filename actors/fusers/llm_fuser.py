@@ -19,6 +19,7 @@ Write one answer to the prompt that is better than any of these. Keep what is ri
 what is wrong, leave out what adds nothing. Where they contradict each other, go by what you know, not by their \
 number. The language, form and length are those that the prompt calls for. Reply with that answer alone: don't \
 mention these answers or this task."""
+_PASSED_ON = {"max_tokens", "stop", "seed", "reasoning_effort"}  # of a request's sampling
 PROMPT_SHARES = (1.0, 0.5, 0.25, 0.1)  # of the prompt, tried in turn while the whole task is too long
 SHORT_PROMPT = 500  # characters; a prompt within this limit does not make a task too long
 FUSION_TEMPLATE = """\
@@ -106,8 +107,9 @@ class ChatFuser:
 
     def _asked(self, prompt: Prompt, task: str, change: SamplingOverrides | None) -> tuple[list[Message], Sampling]:
         sampling = self._sampling
-        if change:  # temperature and top_p are the members': a fuser writes as it was set up to
-            sampling = change.model_copy(update={"temperature": None, "top_p": None}).of(sampling)
+        if change:  # all else is the members': a fuser writes as it was set up to
+            own = SamplingOverrides.model_validate(change.model_dump(include=_PASSED_ON))
+            sampling = own.of(sampling)
         return Prompt(prompt.id, task).chat(self._system_prompt), sampling
 
 

@@ -102,7 +102,7 @@ Event = MemberDelta | Answered | Ranked | Fusing | ReasoningDelta | AnswerDelta 
 def answer_of(candidate: Candidate) -> Completion:
     """A candidate as the answer; its tokens count as the candidate's."""
     reason: FinishReason = "length" if candidate.finish_reason == "length" else "stop"
-    return Completion(candidate.text or "", reason, reasoning=candidate.reasoning)
+    return Completion(candidate.text or "", reason, reasoning=candidate.reasoning, logprobs=candidate.logprobs)
 
 
 def delta_of(piece: str | ReasoningDelta) -> AnswerDelta | ReasoningDelta:

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from llm_blender_ray.actors.chats import read_messages
 from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.records import Candidate, Prompt
-from llm_blender_ray.configs.schema import SamplingOverrides
+from llm_blender_ray.configs.schema import BaseLLM, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.events import (
@@ -31,6 +31,7 @@ from llm_blender_ray.pipelines.serve.responses import (
     CandidateAnswer,
     ChatCompletion,
     Choice,
+    ChoiceLogprobs,
     Chunk,
     ChunkChoice,
     Degraded,
@@ -46,6 +47,7 @@ from llm_blender_ray.pipelines.serve.responses import (
     TokenDetails,
     Usage,
 )
+from llm_blender_ray.pipelines.serve.sampling import read_sampling
 from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,11 @@ class Chat:
             for choice in range(self.choices)
         ]
 
+    def logprobs(self, outcome: BlendResult) -> ChoiceLogprobs | None:
+        """Log-probabilities of the answer's tokens, if requested."""
+        found = outcome.answer.logprobs
+        return ChoiceLogprobs.of(found) if self.asked.logprobs and found is not None else None
+
     def blend_field(self, outcome: BlendResult, waited_s: float) -> Details | Degraded | None:
         """Field `blend` of the response: everything if requested, else only what is degraded."""
         if self.options.details:
@@ -118,7 +125,15 @@ class Chat:
         )
 
 
-def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, votes: bool) -> Chat:
+def read(
+    asked: ChatRequest,
+    id: str,
+    blender: Blender,
+    serving: Serving,
+    models: Mapping[str, BaseLLM],
+    *,
+    votes: bool,
+) -> Chat:
     """Validate a request.
 
     Args:
@@ -126,30 +141,22 @@ def read(asked: ChatRequest, id: str, blender: Blender, serving: Serving, *, vot
         id: The request's id.
         blender: The blend.
         serving: Limits.
+        models: Settings of the base LLMs by name, as far as they are known.
         votes: Whether votes are stored.
 
     Raises:
-        ApiError: The request is malformed, or names an unknown model.
+        ApiError: The request is malformed, names an unknown model, or asks a model for what it can't.
         FieldError: A message is malformed.
     """
     options = asked.blend or BlendOptions(details=False)
-    if asked.model not in (models := (BLEND, BEST, *blender.members)):
-        raise unknown_model(asked.model, models)
+    if asked.model not in (names := (BLEND, BEST, *blender.members)):
+        raise unknown_model(asked.model, names)
     _check_size(asked, blender, serving)
     _check_options(asked, options, serving, votes=votes)
     messages = read_messages(asked.messages, most=MAX_ITEMS)
     if not any(message["content"].strip() for message in messages):
         raise invalid("messages", "nothing is asked")
-    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
-    wanted = asked.max_completion_tokens or asked.max_tokens
-    change = SamplingOverrides(
-        max_tokens=min(wanted, serving.limits.max_tokens) if wanted else None,
-        temperature=0.0 if asked.top_p == 0 else asked.temperature,
-        top_p=asked.top_p or None,
-        stop=tuple(stop) if stop else None,
-        seed=None if asked.seed is None else asked.seed % 2**63,
-        reasoning_effort=asked.reasoning_effort,
-    )
+    change = read_sampling(asked, models, serving.limits)
     began = asyncio.get_running_loop().time()
     return Chat(f"chatcmpl-{id}", asked, options, Prompt(id, messages=messages), change, began)
 
@@ -190,6 +197,7 @@ def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> Chat
                     content=outcome.answer.text,
                     reasoning_content=outcome.answer.reasoning if chat.with_reasoning else None,
                 ),
+                logprobs=chat.logprobs(outcome),
                 finish_reason=outcome.answer.finish_reason,
                 blend=blends[at] if len(outcomes) > 1 else None,
             )
@@ -283,6 +291,7 @@ async def _lines(
                     ended = ChunkChoice(
                         index=choice,
                         delta=Delta(),
+                        logprobs=chat.logprobs(event),
                         finish_reason=event.answer.finish_reason,
                         blend=chat.blend_field(event, waited_s) if chat.choices > 1 else None,
                     )

@@ -63,6 +63,7 @@ class _Gateway:
         """
         serving = config.serve
         self._serving = serving
+        self._models = {model.name: model for model in config.models}
         keys = Keys.load(serving.keys_file, os.environ)
         self._access = Access(keys, serving.requests_per_minute, origins=serving.allowed_origins)
         handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
@@ -102,6 +103,7 @@ class _Gateway:
             Telemetry(log_prompts=self._serving.log_prompts),
             self._ballots,
             self._starting,
+            models=self._models,
         )
         return create_app(service, **options)
 

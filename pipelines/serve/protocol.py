@@ -28,8 +28,17 @@ from pydantic_core import PydanticCustomError
 
 from llm_blender_ray.actors.chats import ROLES
 from llm_blender_ray.configs.reasoning import ReasoningEffort
+from llm_blender_ray.configs.sampling import (
+    MAX_LOGPROBS,
+    LogitBias,
+    MinP,
+    Penalty,
+    RepetitionPenalty,
+    TemplateKwargs,
+)
 
 MAX_ITEMS = 10_000  # of any list in a request: messages and their content parts, documents
+MAX_BIASES = 1024  # tokens in `logit_bias`
 TEXT, LIST, OBJECT = TAGS = ("(text)", "(list)", "(object)")  # only in paths of pydantic's errors
 
 
@@ -69,10 +78,8 @@ Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]  # 8
 Text = Annotated[str, AfterValidator(_characters)]
 Name = Annotated[Text, Field(min_length=1)]
 ASKS_NOTHING = WrapValidator(_nothing)  # of a field's type: what asks for nothing; any other value is unsupported
-Zero = Annotated[Annotated[float, Field(ge=0, le=0)] | None, ASKS_NOTHING]
 Off = Annotated[Literal[False] | None, ASKS_NOTHING]
 Empty = Annotated[Annotated[list[Any], Field(max_length=0)] | None, ASKS_NOTHING]
-EmptyObject = Annotated[Annotated[dict[str, Any], Field(max_length=0)] | None, ASKS_NOTHING]
 
 
 def first_unknown(value: Any, known: Container[str]) -> Any:
@@ -171,6 +178,15 @@ Stop = Annotated[
 ]
 
 
+def _one_mistake(value: Any, validate: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise PydanticCustomError("too_long", "at most {most} tokens", {"most": MAX_BIASES})
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticCustomError("logit_bias", "expected biases of -100 to 100 by token ids") from None
+
+
 class ChatRequest(RequestModel):
     """`POST /v1/chat/completions`, as in OpenAI's API."""
 
@@ -185,17 +201,24 @@ class ChatRequest(RequestModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: only the most likely token
     stop: Stop | None = None
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[LogitBias, WrapValidator(_one_mistake)] | None = None  # by token id
+    logprobs: bool | None = None  # only of one model's own answer; in a stream with its last piece
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    # Not OpenAI's, but vLLM's and SGLang's.
+    top_k: Annotated[Whole, Field(ge=1)] | None = None
+    min_p: MinP | None = None
+    min_tokens: Annotated[Whole, Field(ge=0)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    chat_template_kwargs: TemplateKwargs | None = None  # variables of the chat template
+    num_beams: Annotated[Whole, Field(ge=1)] | None = None  # above 1: beam search; `n` are then the best beams
     reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool | None = None  # default: true, like vLLM's
     blend: Annotated[
         BlendOptions | None, BeforeValidator(_options, json_schema_input_type=bool | BlendOptions | None)
     ] = None
 
-    presence_penalty: Zero = None
-    frequency_penalty: Zero = None
-    logit_bias: EmptyObject = None
-    logprobs: Off = None
-    top_logprobs: Zero = None
     response_format: Annotated[TextResponseFormat | None, ASKS_NOTHING] = None
     tools: Empty = None
     tool_choice: Annotated[Literal["none", "auto"] | None, ASKS_NOTHING] = None

@@ -3,12 +3,13 @@
 The forms are OpenAI's, Jina's and Cohere's, with this service's own fields in `blend`.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking
+from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking, TokenLogprob
 
 
 class ResponseModel(BaseModel):
@@ -161,6 +162,50 @@ class DoneEvent(ResponseModel):
 StageEvent = MemberPieceEvent | AnsweredEvent | RankedEvent | FusingEvent | DoneEvent
 
 
+class TopLogprob(ResponseModel):
+    """A token with its log-probability. `bytes`: null for a token that is no whole character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+    @staticmethod
+    def fields_of(token: TokenLogprob) -> dict[str, Any]:
+        """Fields of a token."""
+        whole = "\N{REPLACEMENT CHARACTER}" not in token.token
+        return {
+            "token": token.token,
+            "logprob": token.logprob,
+            "bytes": list(token.token.encode()) if whole else None,
+        }
+
+
+class ContentLogprob(TopLogprob):
+    """One token of the answer, and the likeliest ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(ResponseModel):
+    """Log-probabilities of all tokens of an answer, reasoning and the end token included."""
+
+    content: list[ContentLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: Sequence[TokenLogprob]) -> "ChoiceLogprobs":
+        """Make one of an answer's tokens."""
+        return cls(
+            content=[
+                ContentLogprob(
+                    **TopLogprob.fields_of(token),
+                    top_logprobs=[TopLogprob(**TopLogprob.fields_of(one)) for one in token.top_logprobs],
+                )
+                for token in tokens
+            ]
+        )
+
+
 class AnswerMessage(ResponseModel):
     """The answer. `reasoning_content`: what the LLM has reasoned before it, as in DeepSeek's API."""
 
@@ -176,7 +221,7 @@ class Choice(ResponseModel):
     index: int
     message: AnswerMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 
@@ -207,7 +252,7 @@ class ChunkChoice(ResponseModel):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
 
 

@@ -1,11 +1,12 @@
 """Shared state of the endpoints, and the description of an endpoint."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from llm_blender_ray.configs.schema import BaseLLM
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.serve.access import Access
@@ -30,6 +31,7 @@ class Service:
         ballots: Keeps answers that may be voted on; None: no votes are kept.
         starting: Names the parts that aren't up yet; None: all are.
         silence_s: Seconds without a word in a stream until a comment is sent.
+        models: Settings of the base LLMs by name: what they can't do is refused at once; else they refuse it.
     """
 
     blender: Blender
@@ -40,6 +42,7 @@ class Service:
     ballots: BallotBox | None = None
     starting: PendingParts | None = None
     silence_s: float = SILENCE_S
+    models: Mapping[str, BaseLLM] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

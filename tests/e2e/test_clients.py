@@ -112,7 +112,7 @@ def test_openai_takes_a_short_answer_for_what_it_is(client: openai.OpenAI) -> No
     [
         ({"model": "gpt-4o"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
-        ({"logprobs": True}, openai.BadRequestError, "unsupported_parameter", "logprobs"),
+        ({"logprobs": True, "model": "blend"}, openai.BadRequestError, "unsupported_parameter", "logprobs"),
         ({"messages": []}, openai.BadRequestError, "invalid_value", "messages"),
         (
             {"messages": [{"role": "user", "content": "word " * 1900}]},

@@ -19,9 +19,22 @@ from typing import Any, TypeVar
 import openai
 import pytest
 import yaml
-from published_llm import CHATS, asked, folder, gguf, greedy_answer, tokens_of
+from published_llm import (
+    CHATS,
+    asked,
+    folder,
+    gguf,
+    greedy_answer,
+    logprobs_of,
+    penalised_answer,
+    searched_answers,
+    token_id,
+    tokens_of,
+)
 
 from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.engines.wrapper import EngineWrapper
+from llm_blender_ray.actors.errors import PromptError
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
@@ -147,6 +160,76 @@ def test_a_seed_decides_a_drawn_answer_whatever_its_batch(engine: Engine, runner
     others = [engine.generate(CHATS[name], greedy(temperature=1.1)) for name in PLAIN]
     batch = runner.run(together(*(engine.generate(CHATS["list"], drawn(seed)) for seed in alone), *others))
     assert {seed: completion.text for seed, completion in zip(alone, batch, strict=False)} == alone
+
+
+def test_penalties_are_transformers_own_and_openai_s(engine: Engine, runner: asyncio.Runner) -> None:
+    """Alone and in a batch: neither padding nor another prompt's tokens count."""
+    repetition, others = greedy(repetition_penalty=1.4), greedy(presence_penalty=0.6, frequency_penalty=0.4)
+    for name in ("list", "characters"):
+        (expected,) = searched_answers(name, TOKENS, repetition_penalty=1.4)
+        penalised = penalised_answer(name, TOKENS, 0.6, 0.4)
+        assert expected != greedy_answer(name, TOKENS)
+        calls = (engine.generate(CHATS[other], repetition) for other in ("long", "fact", name))
+        assert numbers(runner.run(together(*calls))[-1]) == expected
+        calls = (engine.generate(CHATS[other], others) for other in ("long", "fact", name))
+        assert runner.run(together(*calls))[-1].text == penalised
+
+
+def test_biased_tokens_and_the_least_length(engine: Engine, runner: asyncio.Runner) -> None:
+    bananas = runner.run(engine.generate(CHATS["fact"], greedy(logit_bias={token_id(" banana"): 100.0})))
+    assert bananas.text.strip() == " ".join(["banana"] * TOKENS)
+    unknown = engine.generate(CHATS["fact"], greedy(logit_bias={10**6: 1.0}))
+    with pytest.raises(PromptError, match=r"1000000|logit_bias"):
+        runner.run(unknown)
+    _, reason, count = greedy_answer("fact", 100)
+    assert reason == "stop"
+    longer = runner.run(engine.generate(CHATS["fact"], Sampling(max_tokens=count + 9, min_tokens=count + 3)))
+    assert longer.completion_tokens is not None and longer.completion_tokens >= count + 3
+    assert runner.run(engine.generate(CHATS["fact"], Sampling(max_tokens=100, min_tokens=count))).text
+
+
+def test_a_stop_string_counts_behind_the_least_length(engine: Engine, runner: asyncio.Runner) -> None:
+    text = greedy_answer("list", TOKENS)[0]
+    stop = text[:4]
+    assert text.count(stop) == 1
+    sampling = greedy(stop=(stop,), min_tokens=8)
+    assert runner.run(engine.generate(CHATS["list"], sampling)).text == text
+    assert not runner.run(engine.generate(CHATS["list"], greedy(stop=(stop,)))).text
+
+
+def test_logprobs_are_the_model_s_and_leave_the_answer_alone(engine: Engine, runner: asyncio.Runner) -> None:
+    sampling = greedy(logprobs=3, min_p=0.5)
+    for name in ("fact", "code"):
+        completion = runner.run(engine.generate(CHATS[name], sampling))
+        assert numbers(completion) == greedy_answer(name, TOKENS)
+        assert completion.logprobs is not None and len(completion.logprobs) == completion.completion_tokens
+        expected = logprobs_of(name, [token.token for token in completion.logprobs])
+        assert [token.logprob for token in completion.logprobs] == pytest.approx(expected, abs=2e-3)
+        for token in completion.logprobs:
+            values = [one.logprob for one in token.top_logprobs]
+            assert token.top_logprobs[0].token == token.token and values == sorted(values, reverse=True)
+            assert len(values) == 3
+
+        async def streamed(name: str = name) -> Completion:
+            async with aclosing(engine.stream(CHATS[name], sampling)) as pieces:
+                *_, last = [piece async for piece in pieces]
+            assert isinstance(last, Completion)
+            return last
+
+        last = runner.run(streamed())
+        assert [token.token for token in last.logprobs or ()] == [token.token for token in completion.logprobs]
+    bare = runner.run(engine.generate(CHATS["fact"], greedy(logprobs=0)))
+    assert bare.logprobs and not any(token.top_logprobs for token in bare.logprobs)
+    assert runner.run(engine.generate(CHATS["fact"], greedy())).logprobs is None
+
+
+def test_samples_of_a_beam_search_are_its_best_beams(engine: Engine, runner: asyncio.Runner) -> None:
+    search = Sampling(max_tokens=8, num_beams=3)
+    answers = runner.run(together(*(engine.generate(CHATS["code"], search.nth(at)) for at in range(3))))
+    if isinstance(engine, EngineWrapper) and "transformers" in str(type(engine._engine._engine)):
+        expected = searched_answers("code", 8, num_beams=3, num_return_sequences=3)
+        assert list(map(numbers, answers)) == expected
+    assert len({answer.text for answer in answers}) == 3
 
 
 def test_a_cancelled_stream_leaves_the_engine_free(engine: Engine, runner: asyncio.Runner) -> None:

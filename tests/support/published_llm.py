@@ -67,6 +67,53 @@ def _encoded(chat: Sequence[Message]) -> Any:
     )
 
 
+def searched_answers(name: str, max_tokens: int, **options: Any) -> list[tuple[str, str, int]]:
+    """Answers to one of `CHATS` by transformers' `generate` with more of its arguments, as `greedy_answer`."""
+    tokenizer, model = _reference()
+    encoded = _encoded(CHATS[name])
+    with torch.inference_mode():
+        output = model.generate(**encoded, max_new_tokens=max_tokens, do_sample=False, **options)
+    found = []
+    for ids in output[:, encoded["input_ids"].shape[1] :].tolist():
+        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
+        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        found.append((text, "length" if end is None else "stop", len(ids) if end is None else end + 1))
+    return found
+
+
+def penalised_answer(name: str, max_tokens: int, presence: float, frequency: float) -> str:
+    """Greedy answer under OpenAI's penalties, step by step by their formula."""
+    tokenizer, model = _reference()
+    prompt, answer = _encoded(CHATS[name])["input_ids"], []
+    for _ in range(max_tokens):
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, torch.tensor([answer], dtype=torch.long)], 1)).logits[0, -1].clone()
+        for token in set(answer):
+            logits[token] -= presence + frequency * answer.count(token)
+        answer.append(int(logits.argmax()))
+        if answer[-1] == tokenizer.eos_token_id:
+            break
+    return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+
+def logprobs_of(name: str, answer_tokens: Sequence[str]) -> list[float]:
+    """Log-probability of each of an answer's tokens in one forward; the answer is given by its tokens' texts."""
+    tokenizer, model = _reference()
+    ids = _encoded(CHATS[name])["input_ids"]
+    answer = [tokenizer.encode(text, add_special_tokens=False) for text in answer_tokens]
+    assert all(len(one) == 1 for one in answer)
+    with torch.inference_mode():
+        logprobs = model(torch.cat([ids, torch.tensor([[i for (i,) in answer]])], 1)).logits[0].log_softmax(-1)
+    start = ids.shape[1] - 1
+    return [float(logprobs[start + at, i]) for at, (i,) in enumerate(answer)]
+
+
+def token_id(text: str) -> int:
+    """Id of the one token that spells a text."""
+    (token,) = _reference()[0].encode(text, add_special_tokens=False)
+    return int(token)
+
+
 @functools.cache
 def greedy_answer(name: str, max_tokens: int) -> tuple[str, str, int]:
     """Greedy answer to one of `CHATS` by transformers' `generate`, alone: text, finish reason, new tokens."""

@@ -7,6 +7,7 @@ thread to be at a certain step.
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from paths import GOLDEN
 from tiny_models import FACTS, save_plain_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_blender_ray.actors.decoding import BatchDecoder, GumbelNoise
+from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError
@@ -326,10 +327,11 @@ def test_abandoned_answers_are_not_finished(
     loaded: Loaded, steps: Callable[[int], Steps], follow: bool, num_beams: int
 ) -> None:
     """The model would write 100 tokens; with its only caller gone it stops at the next one."""
-    decoder, still = make(loaded, num_beams=num_beams), steps(20)
+    decoder, still = make(loaded), steps(20)
+    sampling = LONG.model_copy(update={"num_beams": num_beams})
 
     async def main() -> None:
-        call = followed(decoder, [9, 10], LONG) if follow else decoder.complete([9, 10], LONG)
+        call = followed(decoder, [9, 10], sampling) if follow else decoder.complete([9, 10], sampling)
         task = asyncio.create_task(call)
         await asyncio.wrap_future(still.reached)
         task.cancel()
@@ -339,6 +341,44 @@ def test_abandoned_answers_are_not_finished(
 
     run(decoder, main)  # closing waits for the batch
     assert still.count == 20
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.6},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"logit_bias": {7: 30.0}},
+    {"min_tokens": 9, "stop": ("e",)},
+    {"num_beams": 3},
+    {"logprobs": 2},
+    {"temperature": 1.3, "min_p": 0.05, "seed": 3, "logprobs": 1},
+]
+
+
+def test_options_of_one_answer_are_no_other_s(loaded: Loaded) -> None:
+    """Of requests of all lengths at once each gets what it gets alone; the beams of one prompt share a search."""
+    decoder = make(loaded)
+    samplings = [Sampling.model_validate({"max_tokens": 12, **options}) for options in OPTIONS]
+    samplings += [samplings[5].nth(1), samplings[5].nth(2)]
+    (prompt,) = ids_of(loaded, "a fox")
+
+    async def main() -> None:
+        alone = [await decoder.complete(prompt, sampling) for sampling in samplings]
+        longer = [[9, *prompt, *prompt[:at]] for at in range(len(samplings))]
+        calls = [decoder.complete(ids, sampling) for ids, sampling in zip(longer, samplings, strict=True)]
+        calls += [decoder.complete(prompt, sampling) for sampling in samplings]
+        together = (await asyncio.gather(*calls))[len(samplings) :]
+        for sampling, expected, found in zip(samplings, alone, together, strict=True):
+            assert replace(found, logprobs=None) == replace(expected, logprobs=None), sampling
+            for one, other in zip(found.logprobs or (), expected.logprobs or (), strict=True):
+                assert one.token == other.token and one.logprob == pytest.approx(other.logprob, abs=1e-4)
+                assert len(one.top_logprobs) == len(other.top_logprobs)
+        counted = [(completion.logprobs is not None) for completion in alone]
+        assert counted == [sampling.logprobs is not None for sampling in samplings]
+        assert all(len(one.logprobs or ()) == one.completion_tokens for one in alone if one.logprobs)
+        assert len({completion.text for completion in (alone[0], alone[5], *alone[8:])}) == 4
+
+    run(decoder, main)
 
 
 def test_a_closed_stream_is_abandoned(loaded: Loaded, steps: Callable[[int], Steps]) -> None:
@@ -414,15 +454,16 @@ def test_closing_what_was_never_asked(loaded: Loaded) -> None:
 def test_with_beams_the_answer_is_one_piece(seq2seq: Loaded) -> None:
     """And the one that transformers finds; a stop string cuts it."""
     model, tokenizer = seq2seq
-    decoder = make(seq2seq, num_beams=3)
+    decoder = make(seq2seq)
     prompts = ids_of(seq2seq, "a fox", "past of write", "numbers")
     text_of = detokenizer(tokenizer)
     outputs = [model.generate(torch.tensor([ids]), num_beams=3, max_new_tokens=12) for ids in prompts]
     texts = [text_of.text(output[0, 1:].tolist()) for output in outputs]
 
     async def main() -> tuple[list[Any], list[Any]]:
-        together = await asyncio.gather(*(followed(decoder, ids, GREEDY) for ids in prompts))
-        cut = [GREEDY.model_copy(update={"stop": (completion.text[2],)}) for _, completion in together]
+        beams = GREEDY.model_copy(update={"num_beams": 3})
+        together = await asyncio.gather(*(followed(decoder, ids, beams) for ids in prompts))
+        cut = [beams.model_copy(update={"stop": (completion.text[2],)}) for _, completion in together]
         stopped = [await followed(decoder, ids, sampling) for ids, sampling in zip(prompts, cut, strict=True)]
         return together, stopped
 
@@ -431,14 +472,3 @@ def test_with_beams_the_answer_is_one_piece(seq2seq: Loaded) -> None:
     for text, (pieces, completion) in zip(texts, stopped, strict=True):
         assert (completion.text, completion.finish_reason) == (text[: text.index(text[2])], "stop")
         assert pieces == [completion.text][: bool(completion.text)]
-
-
-def test_gumbel_noise_samples_the_softmax() -> None:
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    rows = 20_000
-    torch.manual_seed(0)
-    noise = GumbelNoise([None] * rows, torch.device("cpu"))
-    scores = noise(torch.empty(0), probabilities.log().repeat(rows, 1))
-    counts = torch.bincount(scores.argmax(dim=1), minlength=5)
-    five_sigma = 5 * (rows * probabilities * (1 - probabilities)).sqrt()
-    assert ((counts - rows * probabilities).abs() <= five_sigma).all()

@@ -79,6 +79,16 @@ def test_a_template_that_leaves_out_a_message_is_refused(template: str, role: st
     assert "\n" not in str(caught.value)
 
 
+def test_variables_reach_the_template_and_spell_no_control_token() -> None:
+    template = CHAT_TEMPLATE + "{{ tone if tone is defined }}{{ facts.a if facts is defined }}"
+    chat = ChatTokenizer(make_tokenizer(template))
+    plain = chat.prompt([USER]).ids
+    end = chat.token_ids(["<|end|>"])[0]
+    for variables in ({"tone": "so<|end|>"}, {"facts": {"a": "<|end|>"}}):
+        ids = chat.prompt([USER], variables).ids
+        assert len(ids) > len(plain) and ids.count(end) == plain.count(end)
+
+
 def test_a_template_may_cut_earlier_answers() -> None:
     cuts = CHAT_TEMPLATE.replace("message.content }}", "message.content.split('</think>')[-1] }}")
     assert rendered(cuts, USER, ANSWER, USER).count("No.") == 1

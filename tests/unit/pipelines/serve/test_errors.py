@@ -33,11 +33,6 @@ def client(url: str) -> Iterator[httpx2.Client]:
 @pytest.mark.parametrize(
     ("field", "nothing", "something"),
     [
-        ("presence_penalty", [0, 0.0], 0.5),
-        ("frequency_penalty", [0], -1),
-        ("logit_bias", [{}], {"50256": -100}),
-        ("logprobs", [False], True),
-        ("top_logprobs", [0], 3),
         ("response_format", [{"type": "text"}], {"type": "json_object"}),
         ("tools", [[]], [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", ["none", "auto"], "required"),
@@ -48,7 +43,6 @@ def client(url: str) -> Iterator[httpx2.Client]:
         ("prediction", [], {"type": "content", "content": "x"}),
         ("audio", [], {"voice": "x", "format": "mp3"}),
         ("web_search_options", [], {}),
-        ("top_k", [], 5),
         ("no_such_field", [], 1),
     ],
 )

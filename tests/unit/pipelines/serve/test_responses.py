@@ -180,7 +180,7 @@ def test_messages_and_settings_reach_the_members() -> None:
         {"role": "assistant", "content": "No."},
         {"role": "user", "content": "Sure?"},
     )
-    assert change is not None and change.model_dump() == {
+    assert change is not None and change.model_dump(exclude_none=True) == {
         "max_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.25,
