@@ -13,7 +13,7 @@ PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online docs miniature constraints clean
+.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online gpu-bundle docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
