@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from llm_blender_ray.configs import templates
 from llm_blender_ray.configs.breaker import BreakerSettings
@@ -155,6 +155,7 @@ class VLLMModel(LocalLLM):
 
     engine: Literal["vllm"]
     tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
+    pipeline_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), RUNTIME_ONLY] = 0.9
     max_num_seqs: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None
     quantization: str | None = None
@@ -176,7 +177,21 @@ class VLLMModel(LocalLLM):
 
     def default_gpus(self, *, has_gpus: bool) -> float:
         """See `ModelPart`."""
-        return float(self.tensor_parallel_size)
+        return float(self.world_size)
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @model_validator(mode="after")
+    def _enough_gpus(self) -> Self:
+        if self.world_size > 1 and 0 < (self.num_gpus or 0) < self.world_size:  # 0: on CPUs
+            raise ValueError(
+                f"num_gpus: {self.num_gpus:g} is less than tensor_parallel_size x pipeline_parallel_size "
+                f"({self.world_size})"
+            )
+        return self
 
     @classmethod
     def sampling_problem(cls, sampling: Sampling) -> tuple[str, str] | None:

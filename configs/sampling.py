@@ -122,7 +122,7 @@ class Sampling(Settings):
         return None
 
     @model_serializer(mode="wrap")
-    def _without_the_model_s(
+    def _leave_open_fields_out(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
         """Leave out what `from_model` fills in, so that it is still open when the settings are read again."""

@@ -1,4 +1,4 @@
-"""A base LLM under vLLM's AsyncLLM, on one GPU or, by tensor parallelism, several.
+"""A base LLM under vLLM's AsyncLLM, on one GPU or, by tensor and pipeline parallelism, several.
 
 vLLM schedules and batches by itself, in a child process of the actor's that ends with it. This
 module turns settings into its arguments, and its failures into ours.
@@ -87,8 +87,9 @@ class VLLMEngine:
                 # for requests without one; vLLM's own 0 makes every engine draw alike
                 "seed": secrets.randbelow(2**31),
                 "tensor_parallel_size": model.tensor_parallel_size,
+                "pipeline_parallel_size": model.pipeline_parallel_size,
                 # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
-                "distributed_executor_backend": "mp" if model.tensor_parallel_size > 1 else None,
+                "distributed_executor_backend": "mp" if model.world_size > 1 else None,
                 "disable_log_stats": True,
                 "use_tqdm_on_load": False,
                 **options,

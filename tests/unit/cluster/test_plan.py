@@ -92,6 +92,8 @@ def test_an_actor_is_on_one_node() -> None:
     nodes = Capacity((Node(8, 2), Node(8, 2)))
     with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
         make_plan(config(VLLM | {"tensor_parallel_size": 4}), nodes)
+    with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
+        make_plan(config(VLLM | {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}), nodes)
     large = VLLM | {"tensor_parallel_size": 2}
     made = make_plan(
         config(VLLM, VLLM, large, fuser=None, ranker={"model": "r", "num_cpus": 1, "num_gpus": 0}), nodes

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from llm_blender_ray.configs import engine_args
 from llm_blender_ray.configs.engine_args import (
@@ -70,6 +71,15 @@ def test_a_config_names_the_setting(tmp_path: Path) -> None:
 def test_arguments_decide_results_once_they_are_given() -> None:
     assert "engine_args" not in deciding(vllm())
     assert deciding(vllm(kv_cache_dtype="fp8")) != deciding(vllm())
+
+
+def test_an_engine_has_the_gpus_of_both_kinds_of_parallelism() -> None:
+    model = {"name": "v", "engine": "vllm", "model": "m", "tensor_parallel_size": 2, "pipeline_parallel_size": 3}
+    assert VLLMModel.model_validate(model).default_gpus(has_gpus=True) == 6
+    assert VLLMModel.model_validate(model | {"num_gpus": 0}).num_gpus == 0  # on CPUs
+    with pytest.raises(ValidationError, match=r"num_gpus: 4 is less than .* \(6\)"):
+        VLLMModel.model_validate(model | {"num_gpus": 4})
+    assert VLLMModel(name="v", engine="vllm", model="m", num_gpus=0.5).num_gpus == 0.5  # shared
 
 
 def test_what_another_vllm_may_have_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
