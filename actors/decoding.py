@@ -13,132 +13,20 @@ import logging
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from llm_blender_ray.actors.answers import DecodedAnswer, DecodingRequest
 from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.continuous import PREFILL_TOKENS, CacheError, RunningBatch, can_join
-from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
+from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
 from llm_blender_ray.actors.logits import LogprobRecorder, logits_processors
-from llm_blender_ray.actors.records import FinishReason, TokenLogprob
 from llm_blender_ray.configs.sampling import BeamSampling, Sampling
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    """A request and its result queue: made in the caller's event loop, filled from the decoding thread."""
-
-    ids: list[int]
-    # without seed and beam: a batch that none can join is of requests that differ in nothing else
-    sampling: Sampling
-    seed: int | None
-    beam: int  # which of a beam search's answers, from 0, the best
-    followed: bool
-    abandoned: bool = False  # its caller is gone: stop decoding it
-    done: bool = False  # the completion is in the queue
-    sent: str = ""  # the pieces put so far
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _told: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
-
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing more to decode."""
-        return self.done or self.abandoned
-
-    async def next(self) -> str | Completion:
-        """The next piece, or the completion; an error that was put is raised."""
-        item = await self._told.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def put(self, item: str | Completion | Exception) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._told.put_nowait, item)
-        except RuntimeError:  # the loop is closed
-            self.abandoned = True
-
-    def put_text(self, text: str) -> None:
-        """Send the new part of `text`, the answer so far. An answer decoded again continues where it was."""
-        if piece := text[len(self.sent) :]:
-            self.sent += piece
-            self.put(piece)
-
-    def finish(self, completion: Completion) -> None:
-        if self.followed:
-            self.put_text(completion.text)
-            completion = replace(completion, text=self.sent)
-        self.done = True
-        self.put(completion)
-
-
-class _Answer:
-    """Answer to one request in one attempt to decode it. A `continuous.Row`."""
-
-    def __init__(
-        self,
-        request: _Request,
-        detokenizer: Detokenizer,
-        ends: frozenset[int],
-        processors: LogitsProcessorList | None = None,
-        recorder: LogprobRecorder | None = None,
-    ) -> None:
-        self.ids, self.processors = request.ids.copy(), processors or LogitsProcessorList()
-        self._recorder = recorder
-        self.request, self._detokenizer, self._ends = request, detokenizer, ends
-        self._stop, self._min_tokens = request.sampling.stop, request.sampling.min_tokens
-        follows = request.followed or self._stop
-        self._transcript = Transcript(detokenizer, self._stop, self._min_tokens) if follows else None
-        self._text = ""
-        self._logprobs: list[TokenLogprob] = []
-
-    @property
-    def over(self) -> bool:
-        return self.request.over
-
-    @property
-    def tokens_left(self) -> int:
-        return self.request.sampling.max_tokens - (len(self.ids) - len(self.request.ids))
-
-    def push(self, token: int, logprobs: Sequence[tuple[int, float]] = ()) -> None:
-        """One more token.
-
-        Args:
-            token: The token.
-            logprobs: As `LogprobRecorder` reads them; none: the answer's own recorder has them, if it has one.
-        """
-        if self.over:
-            return
-        self.ids.append(token)
-        if self._recorder:
-            (logprobs,) = self._recorder.read([token])
-        if logprobs:
-            first, *top = (TokenLogprob(self._detokenizer.token(i), value) for i, value in logprobs)
-            self._logprobs.append(replace(first, top_logprobs=tuple(top)))
-        if self._transcript is not None:
-            self._text += self._transcript.push(token)
-            if self.request.followed:
-                self.request.put_text(self._text)
-        stopped = self._transcript is not None and self._transcript.stopped
-        if token in self._ends or stopped or not self.tokens_left:
-            self.finish(self.ids[len(self.request.ids) :])
-
-    def finish(self, ids: list[int]) -> None:
-        """Complete the request with the answer in `ids`, which may continue after its end. The end token counts."""
-        end = next((i + 1 for i, token in enumerate(ids) if token in self._ends), None)
-        ids = ids[:end]
-        text, stopped = self._detokenizer.until(ids, self._stop, self._min_tokens)
-        end = end if stopped is None else stopped
-        reason: FinishReason = "length" if end is None else "stop"
-        tokens = len(ids) if end is None else end
-        logprobs = tuple(self._logprobs[:tokens]) if self.request.sampling.logprobs is not None else None
-        self.request.finish(Completion(text, reason, len(self.request.ids), tokens, logprobs=logprobs))
 
 
 class BatchDecoder:
@@ -175,8 +63,8 @@ class BatchDecoder:
         given = model.generation_config.eos_token_id
         self._ends = frozenset(given if isinstance(given, list) else [] if given is None else [given])
 
-        self._waiting: list[_Request] = []
-        self._running: list[_Request] = []
+        self._waiting: list[DecodingRequest] = []
+        self._running: list[DecodingRequest] = []
         self._closed = False
         self._broken: str | None = None
         self._changed = threading.Condition()
@@ -239,7 +127,7 @@ class BatchDecoder:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _submit(self, ids: list[int], sampling: Sampling, seed: int | None, *, followed: bool) -> _Request:
+    def _submit(self, ids: list[int], sampling: Sampling, seed: int | None, *, followed: bool) -> DecodingRequest:
         if max(ids, default=0) >= self._vocabulary:  # on a GPU such a row would end the process
             raise PromptError("the prompt has a token that the model has no embedding for")
         if max(sampling.logit_bias, default=0) >= self._vocabulary:
@@ -247,7 +135,7 @@ class BatchDecoder:
                 f"logit_bias: the model has {self._vocabulary} tokens, so none {max(sampling.logit_bias)}"
             )
         beam = sampling.beam if isinstance(sampling, BeamSampling) else 0
-        request = _Request(ids, sampling.shared(), seed, beam, followed)
+        request = DecodingRequest(ids, sampling.shared(), seed, beam, followed)
         with self._changed:
             if self._closed:
                 raise GenerationError("the model is closed")
@@ -270,14 +158,14 @@ class BatchDecoder:
             else:
                 self._answer(batch)
 
-    def _next_batch(self) -> list[_Request]:
+    def _next_batch(self) -> list[DecodingRequest]:
         """Wait for requests, and take those of one batch. Empty: closed."""
         with self._changed:
             self._running = []
             self._changed.wait_for(lambda: self._open() or self._closed)
             return self._start()
 
-    def _newcomers(self) -> list[_Request]:
+    def _newcomers(self) -> list[DecodingRequest]:
         """Take some of those that wait, if the next one can join and the running batch has room."""
         with self._changed:
             self._running = [request for request in self._running if not request.over]
@@ -288,7 +176,7 @@ class BatchDecoder:
         self._waiting = [request for request in self._waiting if not request.abandoned]
         return bool(self._waiting)
 
-    def _start(self) -> list[_Request]:
+    def _start(self) -> list[DecodingRequest]:
         """Move the first request and those next in length from waiting to running. The lock is held.
 
         Where none can join later, all have the first one's settings; else as many as are prefilled quickly.
@@ -296,7 +184,7 @@ class BatchDecoder:
         room = self._max_batch_size - len(self._running)
         if not self._waiting or not room:
             return []
-        first, new, longest = self._waiting[0], list[_Request](), 0
+        first, new, longest = self._waiting[0], list[DecodingRequest](), 0
         joins = self._may_join(first)
         alike = [
             request
@@ -312,11 +200,11 @@ class BatchDecoder:
         self._waiting = [request for request in self._waiting if request not in new]
         return new
 
-    def _may_join(self, request: _Request) -> bool:
+    def _may_join(self, request: DecodingRequest) -> bool:
         """Whether a request can join a running batch: no beam search can."""
         return self._joins and request.sampling.num_beams == 1
 
-    def _answer_joining(self, new: list[_Request]) -> None:
+    def _answer_joining(self, new: list[DecodingRequest]) -> None:
         """Decode requests, and those that arrive meanwhile, until all are answered."""
         batch = RunningBatch(self._model, self._pad_id)
         try:
@@ -338,12 +226,12 @@ class BatchDecoder:
         waiting = self._waiting  # one read: callers replace the list
         return bool(waiting) and self._may_join(waiting[0]) and rows < self._max_batch_size
 
-    def _row(self, request: _Request) -> _Answer:
+    def _row(self, request: DecodingRequest) -> DecodedAnswer:
         processors, recorder = self._processors([request], len(request.ids))
-        return _Answer(request, self._detokenizer, self._ends, processors, recorder)
+        return DecodedAnswer(request, self._detokenizer, self._ends, processors, recorder)
 
     def _processors(
-        self, batch: Sequence[_Request], prompt_length: int
+        self, batch: Sequence[DecodingRequest], prompt_length: int
     ) -> tuple[LogitsProcessorList, LogprobRecorder | None]:
         """Processors of B requests with the same settings, and that of them which records log-probabilities."""
         sampling = batch[0].sampling
@@ -360,14 +248,14 @@ class BatchDecoder:
         processors.insert(0, recorder)
         return processors, recorder
 
-    def _answer(self, batch: list[_Request]) -> None:
+    def _answer(self, batch: list[DecodingRequest]) -> None:
         """Decode a batch of requests with the same settings, and put each one's answer or error."""
         try:
             self._decode(batch)
         except Exception as error:
             self._recover(batch, error)
 
-    def _recover(self, batch: list[_Request], error: Exception) -> None:
+    def _recover(self, batch: list[DecodingRequest], error: Exception) -> None:
         """After a failure, decode the requests of a batch one by one; one that was alone gets the error."""
         if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
             self._broken = one_line(error)
@@ -392,9 +280,9 @@ class BatchDecoder:
         return GenerationError(one_line(error))
 
     @torch.inference_mode()
-    def _decode(self, batch: list[_Request]) -> None:
+    def _decode(self, batch: list[DecodingRequest]) -> None:
         """Decode B requests together, and put each answer into its queue."""
-        answers = [_Answer(request, self._detokenizer, self._ends) for request in batch]
+        answers = [DecodedAnswer(request, self._detokenizer, self._ends) for request in batch]
         sampling = batch[0].sampling
         prompts, rows = [request.ids for request in batch], list(range(len(batch)))
         if sampling.num_beams > 1:  # one search of a prompt gives all its answers
@@ -436,7 +324,7 @@ class BatchDecoder:
 class _Reading(StoppingCriteria):
     """Reads every step's tokens, and ends a row when its answer is over."""
 
-    def __init__(self, answers: Sequence[_Answer], recorder: LogprobRecorder | None) -> None:
+    def __init__(self, answers: Sequence[DecodedAnswer], recorder: LogprobRecorder | None) -> None:
         self._answers, self._recorder = answers, recorder
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
@@ -450,7 +338,7 @@ class _Reading(StoppingCriteria):
 class _Deserted(StoppingCriteria):
     """Ends a search when the callers of all its answers are gone; one beam ended alone counts as an answer."""
 
-    def __init__(self, batch: Sequence[_Request]) -> None:
+    def __init__(self, batch: Sequence[DecodingRequest]) -> None:
         self._batch = batch
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
