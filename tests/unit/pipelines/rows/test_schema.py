@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from passing import objects, passed
 
-from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
+from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate, TokenLogprob
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
 from llm_blender_ray.pipelines.quality.evaluation import evaluate
@@ -252,6 +252,25 @@ def test_what_is_kept_on_demand_is_a_field_of_candidates() -> None:
         written = table.column("candidates").to_pylist()[0]
         assert [one["reasoning_content"] for one in written] == ["so"] * len(own) + ["hm", None, None]
         assert [one["reasoning_tokens"] for one in written[-3:]] == [1, None, None]
+
+
+def test_logprobs_are_a_field_of_candidates_in_parquet() -> None:
+    """Typed, or JSON text where the input has a field of this name in another form."""
+    tokens = (
+        TokenLogprob("Par", -0.5, (TokenLogprob("Par", -0.5), TokenLogprob("Lo", -1.5))),
+        TokenLogprob("is", 0.0),
+    )
+    made = [Candidate("a", "Paris", logprobs=tokens), Candidate("b", "text"), Candidate("c", error="late")]
+    expected = [token.to_row() for token in tokens]
+    for own in ([], [{"text": "t", "logprobs": "none"}]):
+        row = read(prompt="q", candidates=own)
+        seen = inspect_columns(pa.Table.from_pylist([row], schema=ROW_SCHEMA))
+        rows = row | {"candidates": [*row["candidates"], *(one.to_row() for one in made)]}
+        table = Layout.of(seen, {}, (), ["logprobs"]).table(pa.Table.from_pylist([rows], schema=ROW_SCHEMA))
+        file = io.BytesIO()
+        pq.write_table(table, file)
+        written = [one["logprobs"] for one in pq.read_table(file).column("candidates").to_pylist()[0][-3:]]
+        assert [json.loads(one) if isinstance(one, str) else one for one in written] == [expected, None, None]
 
 
 def test_fusing_needs_a_ranking_that_can_be_read() -> None:
