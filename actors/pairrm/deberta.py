@@ -308,7 +308,9 @@ class _Convolution:
             embedded_BLH = block.tokens(embedded_NH)
             if block.padding is not None:
                 embedded_BLH = embedded_BLH.masked_fill(block.padding[:, 0, 0, :, None], 0)
-            with torch.backends.cudnn.flags(allow_tf32=False):  # else float32 keeps 10 bits of each factor
+            with torch.backends.cudnn.flags(
+                enabled=True, allow_tf32=False
+            ):  # else float32 keeps 10 bits of each factor
                 outputs.append(self._convolve(embedded_BLH.mT).mT.flatten(0, 1))
         local_NH = torch.cat(outputs)
         if queries is not None:
