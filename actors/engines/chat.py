@@ -69,6 +69,7 @@ class ChatTokenizer:
         self._template = _own(tokenizer) if chat_template is None else templates.template_text(chat_template)
         self._controls = control_tokens(tokenizer, self._template)
         self._tokens = PromptTokenizer(tokenizer, self._controls)
+        self._token_texts: dict[int, str] = {}
 
     @classmethod
     def load(cls, folder: Path, model: LocalLLM) -> Self:
@@ -185,6 +186,11 @@ class ChatTokenizer:
 
     def token_text(self, token: int) -> str:
         """Text of one token by itself, special or not, with a blank in front where its piece has one."""
+        if token not in self._token_texts:  # log-probabilities name up to 21 tokens for each of an answer
+            self._token_texts[token] = self._token_text(token)
+        return self._token_texts[token]
+
+    def _token_text(self, token: int) -> str:
         text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         piece = self.tokenizer.convert_ids_to_tokens(token) or ""
         blanks = len(piece) - len(piece.lstrip(_BLANK))  # SentencePiece's decoder takes the first one for its own

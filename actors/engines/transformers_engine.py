@@ -40,7 +40,7 @@ class TransformersEngine:
             dtype=resolve_dtype(model.dtype, device),
             trust_remote_code=trust,
         )
-        self._defaults = model_defaults(self._model.generation_config)
+        self._defaults = model_defaults(self._model.generation_config) if model.sampling.from_model else {}
         self._model.generation_config = _special_tokens(
             self._model.generation_config, self._tokenizer, self._chat.token_ids(model.sampling.stop)
         )

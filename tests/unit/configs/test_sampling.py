@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from transformers import GenerationConfig
 
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
+from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.llms import ENGINES, BaseLLM
 from llm_blender_ray.configs.sampling import OPTIONS, BeamSampling
@@ -143,6 +144,11 @@ def test_a_generation_config_is_read_as_generate_reads_it(
     config: GenerationConfig, expected: dict[str, Any]
 ) -> None:
     assert model_defaults(config) == expected
+
+
+def test_a_generation_config_beyond_the_settings_is_told() -> None:
+    with pytest.raises(ModelLoadError, match=r"temperature of the model's generation_config.json is 5.0, which"):
+        model_defaults(GenerationConfig(do_sample=True, temperature=5.0))
 
 
 def test_several_samples_may_follow_the_model_s_own_sampling() -> None:
