@@ -53,7 +53,7 @@ class Row(Protocol):
         ...
 
 
-class CacheError(Exception):
+class UnjoinableCacheError(Exception):
     """The model's cache isn't one whose rows can be joined."""
 
 
@@ -78,13 +78,13 @@ class RunningBatch:
             rows: The new ones; they are decoded with the others.
 
         Raises:
-            CacheError: The model's cache has another form. The rows may have got their first token.
+            UnjoinableCacheError: The model's cache has another form. The rows may have got their first token.
         """
         if not rows:
             return
         cache = self._generate(rows, None, lambda: True)
         if not _is_joinable(cache):
-            raise CacheError
+            raise UnjoinableCacheError
         self._cache = cache if self._cache is None else _joined(self._cache, cache)
         self.rows = [*self.rows, *rows]
         self._drop()

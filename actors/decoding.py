@@ -19,7 +19,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria,
 
 from llm_blender_ray.actors.answers import DecodedAnswer, DecodingRequest
 from llm_blender_ray.actors.batching import padded, token_mask
-from llm_blender_ray.actors.continuous import PREFILL_TOKENS, CacheError, RunningBatch, can_join
+from llm_blender_ray.actors.continuous import PREFILL_TOKENS, RunningBatch, UnjoinableCacheError, can_join
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
@@ -213,7 +213,7 @@ class BatchDecoder:
                     batch.join([self._row(request) for request in new])
                     batch.decode(lambda: self._has_newcomer(len(batch.rows)))
                     new = self._newcomers()
-        except CacheError:
+        except UnjoinableCacheError:
             with self._changed:
                 self._joins = False
                 self._waiting = [*self._running, *self._waiting]

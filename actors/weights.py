@@ -147,13 +147,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"]:
-    """The torch dtype of a setting: `auto` is float32 on CPU and the checkpoint's own ("auto") on GPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's config.
 

@@ -9,11 +9,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.records import Message
-from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device, resolve_dtype
+from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device
 from llm_blender_ray.configs.schema import Sampling, TransformersModel
 
 
@@ -37,7 +38,7 @@ class TransformersEngine:
             transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM,
             folder,
             device=device,
-            dtype=resolve_dtype(model.dtype, device),
+            dtype=resolve_dtype(model.dtype, device, config.dtype),
             trust_remote_code=trust,
         )
         self._defaults = model_defaults(self._model.generation_config) if model.sampling.from_model else {}

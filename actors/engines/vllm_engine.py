@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
@@ -29,6 +31,8 @@ from llm_blender_ray.actors.weights import locate
 from llm_blender_ray.configs.engine_args import argument_problem
 from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
+
+_CPU = torch.device("cpu")
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -78,7 +82,7 @@ class VLLMEngine:
                 **model.engine_args,
                 "model": str(folder),
                 "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
-                "dtype": "float32" if on_cpu and model.dtype == "auto" else model.dtype,
+                "dtype": str(resolve_dtype(model.dtype, _CPU)).removeprefix("torch.") if on_cpu else model.dtype,
                 "max_model_len": model.max_model_len,
                 "max_num_seqs": model.max_num_seqs,
                 "quantization": model.quantization,

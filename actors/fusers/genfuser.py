@@ -16,13 +16,14 @@ from transformers import AutoModelForSeq2SeqLM
 from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
-from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from llm_blender_ray.actors.weights import load_config, load_model, load_tokenizer, locate, resolve_device
 from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingOverrides
 
 END_OF_SEQUENCE = "</s>"
@@ -149,9 +150,9 @@ class GenFuserModel:
         self._settings = settings
         folder = locate(settings.model, settings.revision)
         device = resolve_device(settings.device)
-        self._model = load_model(
-            AutoModelForSeq2SeqLM, folder, device=device, dtype=resolve_dtype(settings.dtype, device)
-        )
+        own = load_config(folder).dtype
+        dtype = resolve_dtype(settings.dtype, device, own, without_bfloat16=torch.float32)  # T5 overflows float16
+        self._model = load_model(AutoModelForSeq2SeqLM, folder, device=device, dtype=dtype)
         self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
         for token in (END_OF_SEQUENCE, candidate_marker(settings.top_k - 1)):
             if token not in self._tokenizer:

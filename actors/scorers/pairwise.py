@@ -14,11 +14,12 @@ from functools import lru_cache
 import torch
 
 from llm_blender_ray.actors.batching import length_batches
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.actors.pairrm.inference import PairRMForward
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
-from llm_blender_ray.actors.weights import resolve_device, resolve_dtype, weights_digest
+from llm_blender_ray.actors.weights import resolve_device, weights_digest
 from llm_blender_ray.configs.schema import PairRanker
 
 # Tokens of a forward. On CPU the fastest of 512 to 16,384, as measured; a GPU, not measured, is idle with less.
@@ -56,8 +57,8 @@ class PairwiseScorer:
             candidate_max_length=settings.candidate_max_length,
         )
         self.device = resolve_device(settings.device)
-        dtype = resolve_dtype(settings.dtype, self.device)
-        self.dtype = network.gpu_dtype if dtype == "auto" else dtype
+        # gpu_dtype is bfloat16 where float16 overflows
+        self.dtype = resolve_dtype(settings.dtype, self.device, network.gpu_dtype, without_bfloat16=torch.float32)
         tokenizer = (self.tokenizer.backend.to_str(), str(self.tokenizer.budget))
         decides = (*tokenizer, str(self.dtype), settings.results_version)
         identity = weights_digest(network, *decides) if settings.cache else None

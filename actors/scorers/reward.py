@@ -17,6 +17,7 @@ from tokenizers import Encoding
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from llm_blender_ray.actors.batching import length_batches, padded
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines.chat import ChatTokenizer
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
 from llm_blender_ray.actors.records import Matchup, Message, Prompt, digest
@@ -27,7 +28,6 @@ from llm_blender_ray.actors.weights import (
     load_tokenizer,
     locate,
     resolve_device,
-    resolve_dtype,
     weights_digest,
 )
 from llm_blender_ray.configs.schema import RewardModel
@@ -124,7 +124,7 @@ class RewardScorer:
             AutoModelForSequenceClassification,
             folder,
             device=self._device,
-            dtype=resolve_dtype(settings.dtype, self._device),
+            dtype=resolve_dtype(settings.dtype, self._device, config.dtype),
             trust_remote_code=settings.trust_remote_code,
         )
         identity = _identity(self._model, self.tokenizer, settings.results_version) if settings.cache else None

@@ -19,24 +19,25 @@ from transformers import AutoModelForCausalLM
 
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
+from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.engines.chat import ChatTokenizer
 from llm_blender_ray.actors.records import Message
-from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from llm_blender_ray.actors.weights import load_config, load_model, load_tokenizer, locate, resolve_device
 from llm_blender_ray.configs.sampling import Sampling
 from llm_blender_ray.pipelines.miniature.published import fetch_llm
 
-PUBLISHED = "smollm2-135m-instruct"
-TURNS = 3
-LIMITS = (8, 16, 32, 64, 128)  # max_tokens of the mixed batch, in turns
-LONG = Sampling(max_tokens=200)
-SHORT = Sampling(max_tokens=8)
-LETTER = "Dear neighbours, the bridge over the mill stream is closed this week. "
-QUESTIONS = (
+_PUBLISHED = "smollm2-135m-instruct"
+_TURNS = 3
+_LIMITS = (8, 16, 32, 64, 128)  # max_tokens of the mixed batch, in turns
+_LONG = Sampling(max_tokens=200)
+_SHORT = Sampling(max_tokens=8)
+_LETTER = "Dear neighbours, the bridge over the mill stream is closed this week. "
+_QUESTIONS = (
     "What is the capital of France?",
     "Write a Python function that returns the larger of two numbers.",
-    f"{LETTER * 4}Which bridge is closed?",
-    f"{LETTER * 20}Which bridge is closed, and for how long?",
+    f"{_LETTER * 4}Which bridge is closed?",
+    f"{_LETTER * 20}Which bridge is closed, and for how long?",
 )
 
 
@@ -50,13 +51,13 @@ async def short_under_load(decoder: BatchDecoder, long: list[int], short: list[i
     begun = asyncio.Event()
 
     async def write() -> None:
-        async for _ in decoder.stream(long, LONG):
+        async for _ in decoder.stream(long, _LONG):
             begun.set()
 
     writing = asyncio.create_task(write())
     await begun.wait()
     start = time.perf_counter()
-    seconds = [time.perf_counter() - start async for _ in decoder.stream(short, SHORT)]
+    seconds = [time.perf_counter() - start async for _ in decoder.stream(short, _SHORT)]
     await writing
     return seconds[0], seconds[-1]
 
@@ -80,13 +81,18 @@ def measure(
         ModelLoadError: The model can't be used.
     """
     folder, device = locate(model), resolve_device(device_name)
-    loaded = load_model(AutoModelForCausalLM, folder, device=device, dtype=resolve_dtype(dtype, device))
+    loaded = load_model(
+        AutoModelForCausalLM,
+        folder,
+        device=device,
+        dtype=resolve_dtype(dtype, device, load_config(folder).dtype),
+    )
     chat = ChatTokenizer(load_tokenizer(folder))
-    prompts = [chat.encode([Message(role="user", content=text)]) for text in QUESTIONS]
+    prompts = [chat.encode([Message(role="user", content=text)]) for text in _QUESTIONS]
     batch = [
         (ids, Sampling(max_tokens=limit))
         for ids, limit in itertools.islice(
-            zip(itertools.cycle(prompts), itertools.cycle(LIMITS), strict=False), requests
+            zip(itertools.cycle(prompts), itertools.cycle(_LIMITS), strict=False), requests
         )
     ]
 
@@ -118,7 +124,7 @@ def measure(
     found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     texts: dict[bool, list[Completion]] = {}
     asyncio.run(turn(True))  # kernels are chosen, memory is allocated
-    for _ in range(TURNS):
+    for _ in range(_TURNS):
         for continuous in found:
             figures, texts[continuous] = asyncio.run(turn(continuous))
             found[continuous].append(figures)
@@ -142,14 +148,14 @@ def measure(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help=f"folder or hub id of a causal LLM (default: {PUBLISHED})")
+    parser.add_argument("--model", help=f"folder or hub id of a causal LLM (default: {_PUBLISHED})")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--max-batch-size", type=int, default=32)
     given = parser.parse_args()
     figures = measure(
-        given.model or str(fetch_llm(PUBLISHED, Path("out/real"))),
+        given.model or str(fetch_llm(_PUBLISHED, Path("out/real"))),
         device_name=given.device,
         dtype=given.dtype,
         requests=given.requests,

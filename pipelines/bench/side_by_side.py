@@ -11,16 +11,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_blender_ray.actors.dtypes import times_float32
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
+from llm_blender_ray.configs.parts import Dtype
 from llm_blender_ray.configs.schema import PairRanker
 from llm_blender_ray.configs.strategies import Full, default_strategy
 from llm_blender_ray.pipelines.bench.rank import ReplayScorer, agreement, play, speed, warm_up
@@ -71,16 +73,28 @@ def compare_side_by_side(
     *,
     rounds: int,
     threads: int,
+    dtypes: Sequence[Dtype],
 ) -> dict[str, Any]:
-    """Rates of both sides on the rows, in at most `rounds` parts that fill the original's batches."""
+    """Measure the rates of both sides.
+
+    Args:
+        ask: The original.
+        folder: The ranker.
+        rows: What both rank.
+        calibration_rows: What the original finds its best batch size with.
+        rounds: Most parts that the rows are cut into; each fills the original's batches.
+        threads: Of each side.
+        dtypes: Of ours; the last one with the default strategy too.
+
+    Returns:
+        Rates by side.
+    """
     torch.set_num_threads(threads)
     versions = ask(do="load", ranker=str(folder), threads=threads)
     calibration = ask(do="calibrate", rows=as_original(calibration_rows))
     rounds = max(1, min(rounds, len(rows) // calibration["batch_size"]))
     settings = PairRanker(model=str(folder), device="cpu", top_k=_TOP_K)
-    scorers = {
-        dtype: PairwiseScorer(settings.model_copy(update={"dtype": dtype})) for dtype in ("float32", "bfloat16")
-    }
+    scorers = {dtype: PairwiseScorer(settings.model_copy(update={"dtype": dtype})) for dtype in dtypes}
     for scorer in scorers.values():
         warm_up(scorer, rows)
     lines: list[dict[str, dict[str, float]]] = []
@@ -89,7 +103,7 @@ def compare_side_by_side(
         if theirs["cpu_seconds"] < _BUSY * theirs["seconds"] * threads:
             print("other processes use the machine: this round is unreliable", file=sys.stderr, flush=True)
         ours = {dtype: speed(scorer, play(settings, Full(), scorer, part)) for dtype, scorer in scorers.items()}
-        default = play(settings, None, scorers["bfloat16"], rows)  # all rows at once: a bulk run has 32 in hand
+        default = play(settings, None, scorers[dtypes[-1]], rows)  # all rows at once: a bulk run has 32 in hand
         lines.append(
             {
                 "forwards_per_s": {
@@ -128,7 +142,7 @@ def _over_rounds(measure: str, lines: Sequence[dict[str, float]]) -> dict[str, f
     return {side: mean([line[side] for line in lines]) for side in lines[0]}
 
 
-def _each(rates: dict[str, dict[str, float | None]], name: str) -> dict[str, float]:
+def _each(rates: Mapping[Dtype, dict[str, float | None]], name: str) -> dict[str, float]:
     return {dtype: value for dtype, rate in rates.items() if (value := rate[name]) is not None}
 
 
@@ -149,9 +163,9 @@ def logit_difference(ask: _Ask, folder: Path, row: CandidateRow) -> float:
     )
 
 
-def top3_agreement(folder: Path, rows: Sequence[CandidateRow]) -> dict[str, float]:
-    """Agreement of others with the full comparison's top 3, in bfloat16, replayed on the scores of one."""
-    settings = PairRanker(model=str(folder), device="cpu", dtype="bfloat16", top_k=_TOP_K)
+def top3_agreement(folder: Path, rows: Sequence[CandidateRow], dtype: Dtype) -> dict[str, float]:
+    """Agreement of others with the full comparison's top 3, replayed on the scores of one."""
+    settings = PairRanker(model=str(folder), device="cpu", dtype=dtype, top_k=_TOP_K)
     scorer = PairwiseScorer(settings)
     full = play(settings, Full(), scorer, rows)
     replay = ReplayScorer(scorer.traits, rows, full.rankings)
@@ -173,6 +187,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns that the rows are cut into")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
+    has_bfloat16 = times_float32(torch.bfloat16) < 1  # else it would measure an emulation, for minutes
+    dtypes: list[Dtype] = ["float32", "bfloat16"] if has_bfloat16 else ["float32"]
     count = max(given.limit, given.agreement_rows, CALIBRATION_ROWS)
     rows = take_rows(given.rows, count) if given.rows else make_rows(count)
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,10 +197,16 @@ def main() -> None:
         with original(given.python, given.threads) as ask:
             timed = rows[: given.limit]
             result = compare_side_by_side(
-                ask, folder, timed, rows[:CALIBRATION_ROWS], rounds=given.rounds, threads=given.threads
+                ask,
+                folder,
+                timed,
+                rows[:CALIBRATION_ROWS],
+                rounds=given.rounds,
+                threads=given.threads,
+                dtypes=dtypes,
             )
             result["logit_difference"] = logit_difference(ask, folder, rows[0])
-        result["top3_agreement"] = top3_agreement(folder, rows[: given.agreement_rows])
+        result["top3_agreement"] = top3_agreement(folder, rows[: given.agreement_rows], dtypes[-1])
     result |= {"rows": len(timed), "agreement_rows": len(rows[: given.agreement_rows]), "threads": given.threads}
     print(json.dumps(result))
 

@@ -26,9 +26,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path) -> None:
     weights.load_config(folder)
     weights.load_tokenizer(folder)
-    weights.load_model(
-        transformers.AutoModelForCausalLM, folder, device=CPU, dtype=weights.resolve_dtype("auto", CPU)
-    )
+    weights.load_model(transformers.AutoModelForCausalLM, folder, device=CPU, dtype=torch.float32)
 
 
 def drop_tensor(folder: Path) -> None:
@@ -115,9 +113,3 @@ def test_loading_leaves_transformers_log_level_alone(good: Path) -> None:
     before = transformers.utils.logging.get_verbosity()
     load(good)
     assert transformers.utils.logging.get_verbosity() == before
-
-
-def test_auto_dtype() -> None:
-    assert weights.resolve_dtype("auto", CPU) == torch.float32
-    assert weights.resolve_dtype("auto", torch.device("cuda")) == "auto"
-    assert weights.resolve_dtype("bfloat16", CPU) == torch.bfloat16

@@ -46,7 +46,7 @@ def ask(**request: Any) -> dict[str, Any]:
 
 
 def test_rates_of_both_sides(rows: list, folder: Path) -> None:
-    result = compare_side_by_side(ask, folder, rows, rows, rounds=5, threads=1)
+    result = compare_side_by_side(ask, folder, rows, rows, rounds=5, threads=1, dtypes=["float32", "bfloat16"])
     assert result["rounds"] == 2  # parts of two rows, so that the original fills its batches
     assert result["forwards_per_s"]["original"] == pytest.approx(10)
     assert result["prompts_per_s"]["original"] == pytest.approx(0.5)
@@ -63,7 +63,7 @@ def test_the_largest_difference_is_told(rows: list, folder: Path) -> None:
 
 
 def test_agreement_is_a_share(rows: list, folder: Path) -> None:
-    found = top3_agreement(folder, rows)
+    found = top3_agreement(folder, rows, "float32")
     assert set(found) == {"default", "one_random_order"} and all(0 < share <= 1 for share in found.values())
 
 
