@@ -8,6 +8,7 @@ from transformers import LogitsProcessorList
 
 from llm_blender_ray.actors.detokenization import Detokenizer, Transcript
 from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.reasoning_tokens import ReasoningTokens
 from llm_blender_ray.actors.logits import LogprobRecorder
 from llm_blender_ray.actors.records import FinishReason, TokenLogprob
 from llm_blender_ray.configs.schema import Sampling
@@ -22,6 +23,7 @@ class DecodingRequest:
     sampling: Sampling
     seed: int | None
     beam: int  # which of a beam search's answers, from 0, the best
+    reasoning: ReasoningTokens | None  # reads the answer's reasoning
     followed: bool
     abandoned: bool = False  # its caller is gone: stop decoding it
     done: bool = False  # the completion is in the queue
@@ -91,6 +93,12 @@ class DecodedAnswer:
         self._transcript = Transcript(detokenizer, self._stop, self._min_tokens) if follows else None
         self._text = ""
         self._logprobs: list[TokenLogprob] = []
+        self._forced = self._to_force()
+
+    @property
+    def forced(self) -> int | None:
+        """The next token where it is given: of the mark that ends reasoning whose budget is used up."""
+        return self._forced[0] if self._forced else None
 
     @property
     def over(self) -> bool:
@@ -112,6 +120,7 @@ class DecodedAnswer:
         if self.over:
             return
         self.ids.append(token)
+        self._forced = self._to_force() if self._forced is None else self._forced[1:]
         if self._recorder:
             (logprobs,) = self._recorder.read([token])
         if logprobs:
@@ -125,6 +134,10 @@ class DecodedAnswer:
         if token in self._ends or stopped or not self.tokens_left:
             self.finish(self.ids[len(self.request.ids) :])
 
+    def _to_force(self) -> list[int] | None:
+        reasoning = self.request.reasoning
+        return reasoning.forced(self.ids[len(self.request.ids) :]) if reasoning else []
+
     def finish(self, ids: list[int]) -> None:
         """Complete the request with the answer in `ids`, which may continue after its end. The end token counts."""
         end = next((i + 1 for i, token in enumerate(ids) if token in self._ends), None)
@@ -134,4 +147,6 @@ class DecodedAnswer:
         reason: FinishReason = "length" if end is None else "stop"
         tokens = len(ids) if end is None else end
         logprobs = tuple(self._logprobs[:tokens]) if self.request.sampling.logprobs is not None else None
-        self.request.finish(Completion(text, reason, len(self.request.ids), tokens, logprobs=logprobs))
+        thought = self.request.reasoning.count(ids[:tokens]) if self.request.reasoning else None
+        prompt = len(self.request.ids)
+        self.request.finish(Completion(text, reason, prompt, tokens, reasoning_tokens=thought, logprobs=logprobs))

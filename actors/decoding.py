@@ -22,8 +22,9 @@ from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.continuous import PREFILL_TOKENS, RunningBatch, UnjoinableCacheError, can_join
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.engines import Completion
+from llm_blender_ray.actors.engines.reasoning_tokens import ReasoningTokens
 from llm_blender_ray.actors.errors import BlendError, GenerationError, PromptError, RejectedError, one_line
-from llm_blender_ray.actors.logits import LogprobRecorder, logits_processors
+from llm_blender_ray.actors.logits import ForcedTokens, LogprobRecorder, logits_processors
 from llm_blender_ray.configs.sampling import BeamSampling, Sampling
 
 _log = logging.getLogger(__name__)
@@ -70,14 +71,21 @@ class BatchDecoder:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None  # only once it is needed: it keeps the model in memory
 
-    async def complete(self, ids: list[int], sampling: Sampling) -> Completion:
+    async def complete(
+        self, ids: list[int], sampling: Sampling, reasoning: ReasoningTokens | None = None
+    ) -> Completion:
         """Answer a prompt of token ids. Cancelling the call stops the work.
+
+        Args:
+            ids: The prompt.
+            sampling: The settings.
+            reasoning: Reads and bounds the reasoning in the answer; None: there is none.
 
         Raises:
             GenerationError: There is no answer.
             PromptError: The model has no embedding for one of the ids, or no token for one of `logit_bias`.
         """
-        request = self._submit(ids, sampling, sampling.seed, followed=False)
+        request = self._submit(ids, sampling, sampling.seed, reasoning, followed=False)
         try:
             completion = await request.next()
         finally:
@@ -85,7 +93,9 @@ class BatchDecoder:
         assert isinstance(completion, Completion)  # only streams get pieces
         return completion
 
-    async def stream(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[str | Completion, None]:
+    async def stream(
+        self, ids: list[int], sampling: Sampling, reasoning: ReasoningTokens | None = None
+    ) -> AsyncGenerator[str | Completion, None]:
         """Stream the same answer: non-empty pieces of its text as they are certain, then the completion.
 
         A beam search gives one piece. Closing the iterator stops the work.
@@ -95,7 +105,7 @@ class BatchDecoder:
         """
         # A seed in any case: should its batch have to be decoded again, the answer continues as it began.
         seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
-        request = self._submit(ids, sampling, seed, followed=True)
+        request = self._submit(ids, sampling, seed, reasoning, followed=True)
         try:
             item: str | Completion = ""
             while not isinstance(item, Completion):
@@ -127,7 +137,15 @@ class BatchDecoder:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _submit(self, ids: list[int], sampling: Sampling, seed: int | None, *, followed: bool) -> DecodingRequest:
+    def _submit(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        seed: int | None,
+        reasoning: ReasoningTokens | None,
+        *,
+        followed: bool,
+    ) -> DecodingRequest:
         if max(ids, default=0) >= self._vocabulary:  # on a GPU such a row would end the process
             raise PromptError("the prompt has a token that the model has no embedding for")
         if max(sampling.logit_bias, default=0) >= self._vocabulary:
@@ -135,7 +153,7 @@ class BatchDecoder:
                 f"logit_bias: the model has {self._vocabulary} tokens, so none {max(sampling.logit_bias)}"
             )
         beam = sampling.beam if isinstance(sampling, BeamSampling) else 0
-        request = DecodingRequest(ids, sampling.shared(), seed, beam, followed)
+        request = DecodingRequest(ids, sampling.shared(), seed, beam, reasoning, followed)
         with self._changed:
             if self._closed:
                 raise GenerationError("the model is closed")
@@ -228,7 +246,10 @@ class BatchDecoder:
 
     def _row(self, request: DecodingRequest) -> DecodedAnswer:
         processors, recorder = self._processors([request], len(request.ids))
-        return DecodedAnswer(request, self._detokenizer, self._ends, processors, recorder)
+        answer = DecodedAnswer(request, self._detokenizer, self._ends, processors, recorder)
+        if request.sampling.thinking_token_budget is not None:
+            answer.processors.append(ForcedTokens(lambda: [answer.forced]))
+        return answer
 
     def _processors(
         self, batch: Sequence[DecodingRequest], prompt_length: int
@@ -291,6 +312,8 @@ class BatchDecoder:
         ids_B_L, mask_B_L = self._inputs(prompts)
         start = 1 if self._seq2seq else ids_B_L.shape[1]
         processors, recorder = self._processors(batch, start)
+        if sampling.thinking_token_budget is not None:
+            processors.append(ForcedTokens(lambda: [answer.forced for answer in answers]))
         beams = max(request.beam for request in batch) + 1
         listener = _Deserted(batch) if sampling.num_beams > 1 else _Reading(answers, recorder)
         output_BxN_T = self._model.generate(

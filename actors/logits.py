@@ -4,7 +4,7 @@ The order decides results where several are set: logit_bias, min_tokens, repetit
 presence_penalty, temperature, min_p, top_k, top_p.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from transformers import (
@@ -63,6 +63,26 @@ def logits_processors(
         made.append(TopPLogitsWarper(sampling.top_p))
     made.append(GumbelNoise(seeds, device))
     return made
+
+
+class ForcedTokens(LogitsProcessor):
+    """Leaves rows whose next token is given no other choice."""
+
+    def __init__(self, tokens: Callable[[], Sequence[int | None]]) -> None:
+        """Set what gives the tokens.
+
+        Args:
+            tokens: The next token of each of B rows; None: any.
+        """
+        self._tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores_B_V: torch.Tensor) -> torch.Tensor:
+        """Force the tokens (transformers' hook)."""
+        for row, token in enumerate(self._tokens()):
+            if token is not None:
+                scores_B_V[row] = -torch.inf
+                scores_B_V[row, token] = 0.0
+        return scores_B_V
 
 
 class AnswerPenalty(LogitsProcessor):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY, Settings
 
 # Fields of a request that are written of the sampling field of the same name.
 SAMPLING_FIELDS = (
@@ -36,6 +36,9 @@ class RequestSettings(Settings):
     # Leave out temperature, top_p or another sampling parameter once the endpoint has refused it, though it is set.
     # (A temperature of 0, the default, is left out in any case.)
     drop_params: bool = False
+    # the request field of sampling.thinking_token_budget, with dots for fields within others: thinking_token_budget
+    # (vLLM), thinking_budget (Qwen), reasoning.max_tokens (OpenRouter), ...
+    thinking_budget_field: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$"), OMIT_DEFAULT] = "thinking_token_budget"
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
     headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results
     # headers, with the environment variable of each value

@@ -32,6 +32,8 @@ WRITTEN_ARGUMENTS = {
     "seed": "sampling.seed",
     "generation_config": "sampling.from_model",
     "override_generation_config": "sampling",
+    "reasoning_parser": "reasoning_parser",
+    "reasoning_config": "reasoning_parser and sampling.thinking_token_budget",
     "hf_token": "the environment variable HF_TOKEN",
     **dict.fromkeys(
         ("distributed_executor_backend", "nnodes", "node_rank", "master_addr", "master_port"), _PARALLEL

@@ -35,6 +35,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 LogitBias = dict[Annotated[int, Field(ge=0, strict=False)], Annotated[float, Field(ge=-100, le=100)]]
 NumBeams = Annotated[int, Field(ge=1)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+ThinkingBudget = Annotated[int, Field(ge=0)]
 
 # Variables of chat templates that are no caller's.
 _TEMPLATE_ARGUMENTS = frozenset(
@@ -63,6 +64,7 @@ OPTIONS = (
     "num_beams",
     "logprobs",
     "chat_template_kwargs",
+    "thinking_token_budget",
     "from_model",
 )
 FROM_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what `from_model` can fill in
@@ -83,6 +85,8 @@ class Sampling(Settings):
     seed: Seed | None = None
     # sent to endpoints, and a variable of chat templates; None: the model's own
     reasoning_effort: Annotated[ReasoningEffort | None, OMIT_DEFAULT] = None
+    # most tokens of reasoning; then the end mark is written, and the answer follows. max_tokens counts them, too
+    thinking_token_budget: Annotated[ThinkingBudget | None, OMIT_DEFAULT] = None
     # least probability of a token that may be drawn, as a share of the most likely one's
     min_p: Annotated[MinP, OMIT_DEFAULT] = 0.0
     min_tokens: Annotated[MinTokens, OMIT_DEFAULT] = 0  # tokens before the answer may end or a stop string counts
@@ -119,6 +123,8 @@ class Sampling(Settings):
             return "num_beams", "beam search draws nothing; leave out temperature"
         if self.num_beams > 1 and self.logprobs is not None:
             return "num_beams", "beam search returns no logprobs"
+        if self.num_beams > 1 and self.thinking_token_budget is not None:
+            return "num_beams", "beam search has no thinking_token_budget"
         return None
 
     @model_serializer(mode="wrap")
@@ -208,6 +214,7 @@ class SamplingOverrides(Settings):
     stop: StopStrings | None = None
     seed: Seed | None = None
     reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: ThinkingBudget | None = None
     min_p: MinP | None = None
     min_tokens: MinTokens | None = None
     repetition_penalty: RepetitionPenalty | None = None

@@ -15,7 +15,14 @@ from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from llm_blender_ray.actors.engines.reasoning_formats import REASONING_FORMATS, marking_tokens, opened_reasoning
+from llm_blender_ray.actors.engines.reasoning_formats import (
+    REASONING_FORMATS,
+    ReasoningFormat,
+    formats_of,
+    marking_tokens,
+    opened_reasoning,
+)
+from llm_blender_ray.actors.engines.reasoning_tokens import ReasoningTokens
 from llm_blender_ray.actors.engines.rendering import render_chat
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError, TooLongError
 from llm_blender_ray.actors.prompt_tokens import PromptTokenizer, check_round_trip, control_tokens
@@ -164,6 +171,40 @@ class ChatTokenizer:
         if self._template is None:
             return "\n".join(message["content"] for message in messages)
         return self._tokens.unguard(self._render(messages, _NO_VARIABLES, add_generation_prompt=True))
+
+    def reasoning_tokens(self, parser: str, opened: str, budget: int | None) -> ReasoningTokens:
+        """What reads the reasoning in an answer's ids.
+
+        Args:
+            parser: A `reasoning_parser` setting.
+            opened: See `ChatPrompt`.
+            budget: Most tokens of reasoning; None for any number.
+        """
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        return ReasoningTokens(self.decoder(), encode, formats_of(parser), opened, budget)
+
+    def reasoning_format(self, parser: str) -> ReasoningFormat | None:
+        """Find the format in which the model marks its reasoning, as far as it shows before the model has answered.
+
+        Args:
+            parser: A `reasoning_parser` setting.
+
+        Returns:
+            The format of the named family, or whose marks the vocabulary or the chat template has; None for none.
+        """
+        formats = formats_of(parser)
+        if formats is not REASONING_FORMATS:
+            return formats[0]
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        return next(
+            (
+                format
+                for format in formats
+                if format.tokens
+                and all(mark in added or mark in (self._template or "") for mark in format.tokens[:2])
+            ),
+            None,
+        )
 
     def token_ids(self, tokens: Iterable[str]) -> list[int]:
         """Ids of those strings that are control tokens: a stop string may be one."""

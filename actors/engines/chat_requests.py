@@ -1,6 +1,7 @@
 """Requests to an endpoint, without the parameters that it has refused so far."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from llm_blender_ray.actors.engines.chat_completions import Failure
@@ -55,6 +56,8 @@ class Requests:
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         extra |= {name: getattr(sampling, name) for name in _EXTENSIONS if name in sampling.options}
+        if sampling.thinking_token_budget is not None:
+            extra = _with(extra, self._model.thinking_budget_field.split("."), sampling.thinking_token_budget)
         request = {"model": self._model.model, "messages": messages, **parameters}
         if extra:
             request["extra_body"] = extra
@@ -99,6 +102,15 @@ class Requests:
         if request.get("reasoning_effort") != self._model.sampling.reasoning_effort:  # a client's, of all models
             may_go.add("reasoning_effort")
         return frozenset(may_go & _names(request))
+
+
+def _with(fields: dict[str, Any], path: Sequence[str], value: int) -> dict[str, Any]:
+    """The fields with a value at a path, beside what is there."""
+    name, *within = path
+    if within:
+        inner = fields.get(name)
+        return {**fields, name: _with(inner if isinstance(inner, dict) else {}, within, value)}
+    return {**fields, name: value}
 
 
 def _names(request: dict[str, Any]) -> set[str]:

@@ -60,6 +60,21 @@ class AnswerFilter:
         """Whether the text so far ends within reasoning."""
         return self._place in (_Place.REASONING, _Place.HEADER)
 
+    @property
+    def past_reasoning(self) -> bool:
+        """Whether the text so far has reasoning that has ended."""
+        return self._reasoned and not self.reasoning
+
+    @property
+    def starting(self) -> bool:
+        """Whether the text so far may yet become reasoning or an answer."""
+        return self._place is _Place.START and not self._reasoned
+
+    @property
+    def forced_end(self) -> str:
+        """Mark that would end the reasoning in which the text ends; "" where it doesn't end within any."""
+        return self._format.forced_end if self._format and self._place is _Place.REASONING else ""
+
     def add(self, piece: str) -> str:
         """Take the next piece.
 

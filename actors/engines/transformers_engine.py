@@ -13,6 +13,7 @@ from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
+from llm_blender_ray.actors.engines.reasoning_tokens import ReasoningTokens
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device
 from llm_blender_ray.configs.schema import Sampling, TransformersModel
@@ -31,6 +32,7 @@ class TransformersEngine:
             config.get_text_config(), "max_position_embeddings", None
         )
         self._max_prompt_tokens = model.max_prompt_tokens
+        self._parser = model.reasoning_parser
         chat.check_room(model.sampling, self._context)
         self._chat = ChatTokenizer.load(folder, model)
         self._tokenizer = self._chat.tokenizer
@@ -58,7 +60,7 @@ class TransformersEngine:
         """See `actors.engines.Engine`."""
         sampling = sampling.with_defaults(self._defaults)
         prompt = self._prompt(messages, sampling)
-        completion = await self._decoder.complete(prompt.ids, sampling)
+        completion = await self._decoder.complete(prompt.ids, sampling, self._reasoning(prompt, sampling))
         return replace(completion, text=prompt.opened + completion.text)
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -67,9 +69,13 @@ class TransformersEngine:
         prompt = self._prompt(messages, sampling)
         if prompt.opened:
             yield prompt.opened
-        async with aclosing(self._decoder.stream(prompt.ids, sampling)) as pieces:
+        reasoning = self._reasoning(prompt, sampling)
+        async with aclosing(self._decoder.stream(prompt.ids, sampling, reasoning)) as pieces:
             async for piece in pieces:
                 yield piece if isinstance(piece, str) else replace(piece, text=prompt.opened + piece.text)
+
+    def _reasoning(self, prompt: ChatPrompt, sampling: Sampling) -> ReasoningTokens:
+        return self._chat.reasoning_tokens(self._parser, prompt.opened, sampling.thinking_token_budget)
 
     async def check_health(self) -> None:
         """See `actors.engines.Engine`."""

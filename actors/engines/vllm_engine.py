@@ -8,7 +8,8 @@ import importlib.util
 import itertools
 import os
 import secrets
-from collections.abc import AsyncGenerator
+import shutil
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,16 +20,18 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from llm_blender_ray.actors.dtypes import resolve_dtype
-from llm_blender_ray.actors.engines import Completion, Piece, chat
+from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.engines.vllm_arguments import installed_arguments
+from llm_blender_ray.actors.engines.vllm_reasoning import VLLMReasoning, reasoning_config
 from llm_blender_ray.actors.engines.vllm_sampling import beam_search, read_logprobs, sampling_params
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError, one_line
 from llm_blender_ray.actors.model_files import check_folder
 from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.actors.weights import locate
 from llm_blender_ray.configs.engine_args import argument_problem
+from llm_blender_ray.configs.reasoning import AUTO
 from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
 
@@ -59,6 +62,13 @@ class VLLMEngine:
         folder = locate(model.model, model.revision)
         check_folder(folder)
         self._chat = ChatTokenizer.load(folder, model)
+        self._reasoning_parser = model.reasoning_parser
+        self._reasoning_format = self._chat.reasoning_format(model.reasoning_parser)
+        if model.sampling.thinking_token_budget is not None and self._reasoning_format is None:
+            raise ModelLoadError(
+                f"{model.name}: sampling.thinking_token_budget: tokenizer and chat template have no known marks of "
+                "reasoning; set reasoning_parser"
+            )
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -74,6 +84,8 @@ class VLLMEngine:
 
         if problem := argument_problem(model.engine_args, installed_arguments()["arguments"]):
             raise ModelLoadError(f"{model.name}: engine_args: {problem}")
+        named = model.reasoning_parser != AUTO and not model.keep_reasoning
+        self._parser = VLLMReasoning(model.reasoning_parser, self._chat.tokenizer) if named else None
         on_cpu = current_platform.is_cpu()
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
         with TemporaryDirectory(prefix="blend-tokenizer-") as own:  # read while the engine starts
@@ -83,6 +95,7 @@ class VLLMEngine:
                 "model": str(folder),
                 "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
                 "dtype": str(resolve_dtype(model.dtype, _CPU)).removeprefix("torch.") if on_cpu else model.dtype,
+                "reasoning_config": reasoning_config(self._reasoning_format),
                 "max_model_len": model.max_model_len,
                 "max_num_seqs": model.max_num_seqs,
                 "quantization": model.quantization,
@@ -119,27 +132,50 @@ class VLLMEngine:
         prompt = self._prompt(messages, sampling)
         async with aclosing(self._outputs(prompt.ids, sampling, stream=False)) as outputs:
             answer = await anext(outputs)
-        text = prompt.opened + answer.text
         logprobs = self._logprobs(answer, sampling) if sampling.logprobs is not None else None
-        return Completion(text, _reason(answer), len(prompt.ids), len(answer.token_ids), logprobs=logprobs)
+        reasoning, text, thought = None, prompt.opened + answer.text, self._count(prompt, answer.token_ids)
+        if self._parser:
+            reasoning, text, thought = self._parser.answer(prompt.ids).split(answer.text, answer.token_ids)
+        counts = (len(prompt.ids), len(answer.token_ids))
+        return Completion(
+            text, _reason(answer), *counts, reasoning=reasoning, reasoning_tokens=thought, logprobs=logprobs
+        )
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `actors.engines.Engine`. Pieces are what vLLM's own detokenizer lets go of."""
         prompt = self._prompt(messages, sampling)
-        pieces = [prompt.opened]
-        tokens = 0
+        parsed = self._parser.answer(prompt.ids) if self._parser else None
+        opened = "" if parsed else prompt.opened
+        pieces: list[str | ReasoningDelta] = [opened]
+        ids: list[int] = []
         logprobs: tuple[TokenLogprob, ...] | None = None if sampling.logprobs is None else ()
-        if prompt.opened:
-            yield prompt.opened
+        if opened:
+            yield opened
         async with aclosing(self._outputs(prompt.ids, sampling, stream=True)) as outputs:
             async for answer in outputs:
-                tokens += len(answer.token_ids)
+                ids += answer.token_ids
                 if logprobs is not None:
                     logprobs += self._logprobs(answer, sampling)
-                if answer.text:
-                    pieces.append(answer.text)
-                    yield answer.text
-        yield Completion("".join(pieces), _reason(answer), len(prompt.ids), tokens, logprobs=logprobs)
+                new = parsed.pieces(answer.text, answer.token_ids) if parsed else filter(None, [answer.text])
+                for piece in new:
+                    pieces.append(piece)
+                    yield piece
+        for piece in parsed.rest() if parsed else ():
+            pieces.append(piece)
+            yield piece
+        yield Completion(
+            "".join(piece for piece in pieces if isinstance(piece, str)),
+            _reason(answer),
+            len(prompt.ids),
+            len(ids),
+            reasoning="".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) or None,
+            reasoning_tokens=parsed.tokens(ids) if parsed else self._count(prompt, ids),
+            logprobs=logprobs,
+        )
+
+    def _count(self, prompt: ChatPrompt, ids: Sequence[int]) -> int | None:
+        """Tokens of reasoning in an answer."""
+        return self._chat.reasoning_tokens(self._reasoning_parser, prompt.opened, None).count(ids)
 
     def _logprobs(self, answer: "CompletionOutput", sampling: Sampling) -> tuple[TokenLogprob, ...]:
         text = self._chat.token_text
@@ -161,7 +197,7 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         sampling = sampling.with_defaults(self._defaults)
-        skip_special_tokens = not self._chat.marks_reasoning
+        skip_special_tokens = not (self._chat.marks_reasoning or self._parser)
         request_id = next(self._request_ids)
         try:
             if sampling.num_beams > 1:
@@ -173,6 +209,7 @@ class VLLMEngine:
                 sampling,
                 stop_token_ids=self._chat.token_ids({*self._stop, *sampling.stop}),
                 skip_special_tokens=skip_special_tokens,
+                thinking_token_budget=sampling.thinking_token_budget if self._reasoning_format else None,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )
             outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
@@ -231,4 +268,5 @@ def _decoding_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, own: P
     if type(tokenizer) is not PreTrainedTokenizerFast:
         return str(folder)
     tokenizer.save_pretrained(own)
+    shutil.copy(folder / "config.json", own)  # vLLM looks for one, and reports an error where there is none
     return str(own)

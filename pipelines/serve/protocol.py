@@ -214,6 +214,7 @@ class ChatRequest(RequestModel):
     chat_template_kwargs: TemplateKwargs | None = None  # variables of the chat template
     num_beams: Annotated[Whole, Field(ge=1)] | None = None  # above 1: beam search; `n` are then the best beams
     reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: Annotated[Whole, Field(ge=0)] | None = None  # vLLM's name
     include_reasoning: bool | None = None  # default: true, like vLLM's
     blend: Annotated[
         BlendOptions | None, BeforeValidator(_options, json_schema_input_type=bool | BlendOptions | None)

@@ -11,7 +11,7 @@ from llm_blender_ray.pipelines.serve.protocol import ChatRequest
 # Fields of a request that are those of `SamplingOverrides` as they are.
 _SAME = (
     *("reasoning_effort", "top_k", "min_p", "min_tokens", "num_beams", "logit_bias", "chat_template_kwargs"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "thinking_token_budget"),
 )
 
 

@@ -24,6 +24,7 @@ GIVEN: dict[str, Any] = {
     "num_beams": 2,
     "logprobs": 0,
     "chat_template_kwargs": {"enable_thinking": False},
+    "thinking_token_budget": 64,
     "from_model": True,
 }
 PLACE = {"endpoint": {"base_url": "http://127.0.0.1:9/v1"}}

@@ -728,6 +728,31 @@ def test_further_fields_and_headers(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert str(error).endswith("400: no ***") and "gw-secret-77" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("field", "sent"),
+    [
+        (None, {"thinking_token_budget": 64, "reasoning": {"effort": "low"}}),
+        ("reasoning.max_tokens", {"reasoning": {"effort": "low", "max_tokens": 64}}),
+        ("thinking.budget", {"thinking": {"budget": 64}, "reasoning": {"effort": "low"}}),
+    ],
+)
+def test_the_budget_of_reasoning_has_a_field_of_its_own(field: str | None, sent: dict[str, Any]) -> None:
+    settings = {"extra_body": {"reasoning": {"effort": "low"}}} | (
+        {"thinking_budget_field": field} if field else {}
+    )
+    _, server = ask(sampling=Sampling(thinking_token_budget=64), **settings)
+    assert sent.items() <= server.requests[0].body.items()
+
+
+def test_a_clients_effort_is_left_out_where_it_is_refused() -> None:
+    """A request is of all models, and not all of them reason."""
+    told = {"message": "Unknown parameter: 'reasoning_effort'", "param": "reasoning_effort"}
+    refusal = respond(400, {"error": {**told, "code": "unsupported_parameter"}})
+    answer, server = ask(refusal, sampling=Sampling(reasoning_effort="low"))
+    assert isinstance(answer, Completion)
+    assert [request.body.get("reasoning_effort") for request in server.requests] == ["low", None]
+
+
 def test_a_header_may_take_the_key_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY", "Basic abc")
     _, server = ask(api_key_env=None, headers_env={"authorization": "GATEWAY"})

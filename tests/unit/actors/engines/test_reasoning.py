@@ -313,6 +313,48 @@ def test_it_is_kept_where_the_settings_say_so(reasoner: Callable[..., Transforme
     assert "".join(pieces) == answer.text
 
 
+def test_tokens_of_reasoning_are_counted_apart(reasoner: Callable[..., TransformersModel]) -> None:
+    answer, _ = both(reasoner())
+    assert isinstance(answer, Completion) and answer.completion_tokens and answer.reasoning_tokens
+    assert answer.reasoning_tokens == answer.completion_tokens - tokens(f"\n\n{answer.text}<|end|>")
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3, 100])
+def test_reasoning_ends_where_its_budget_is_used_up(
+    reasoner: Callable[..., TransformersModel], budget: int
+) -> None:
+    """The end mark is written for the LLM, and its answer follows; in any batch, whole or streamed."""
+    model = reasoner(keep_reasoning=True)
+    sampling = GREEDY.model_copy(update={"thinking_token_budget": budget})
+
+    async def main() -> list[Completion]:
+        engine = load_engine(model)
+        try:
+            alone = await engine.generate(QUESTION, sampling)
+            calls = (engine.generate(QUESTION, one) for one in (sampling, GREEDY, sampling))
+            first, free, second = await asyncio.gather(*calls)
+            _, streamed = await followed(engine.stream(QUESTION, sampling))
+            assert alone == first == second == streamed and free.text.startswith(REASONING)
+            return [alone, free]
+        finally:
+            await engine.close()
+
+    answer, free = asyncio.run(main())
+    if budget == 100:
+        assert answer == free
+        return
+    thought, end, _ = answer.text.partition("</think>")
+    assert end and "<think>Which one".startswith(thought)
+    opened = len(free.text) > 0 and free.completion_tokens == tokens(f"{free.text}<|end|>")  # by the LLM
+    assert tokens(thought.removeprefix("" if opened else "<think>")) == max(
+        budget, tokens("<think>") if opened else 0
+    )
+
+
+def tokens(text: str) -> int:
+    return len(make_tokenizer()(text)["input_ids"])
+
+
 def test_an_answer_that_does_not_get_beyond_its_reasoning_is_none(
     reasoner: Callable[..., TransformersModel],
 ) -> None:

@@ -22,6 +22,7 @@ FIELDS = {
     "frequency_penalty": -0.5,
     "logit_bias": {"50256": -100},
     "chat_template_kwargs": {"enable_thinking": False},
+    "thinking_token_budget": 64,
 }
 ECHO = EchoModel(name="echo", engine="echo", model="m")
 
