@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import openai
 import pytest
 import yaml
+from commands import InProcess
 from published_llm import (
     CHATS,
     asked,
@@ -284,7 +285,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("ray_of_commands")
-def test_blend_run(tmp_path: Path) -> None:
+def test_blend_run(tmp_path: Path, blend_here: InProcess) -> None:
     names = ["fact", "list", "system and turns"]
     rows = "".join(json.dumps({"id": name, "messages": CHATS[name]}) + "\n" for name in names)
     (tmp_path / "in.jsonl").write_text(rows)
@@ -292,14 +293,12 @@ def test_blend_run(tmp_path: Path) -> None:
     settings.pop("ray")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     outputs = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    for output in outputs:
-        command = ["run", str(tmp_path / "config.yaml"), "--input", str(tmp_path / "in.jsonl")]
-        done = subprocess.run(
-            [sys.executable, "-m", "llm_blender_ray", *command, "--output", str(output)],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+    command = ["run", str(tmp_path / "config.yaml"), "--input", str(tmp_path / "in.jsonl"), "--output"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_blender_ray", *command, str(outputs[0])], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    blend_here(*command, outputs[1])
     found = [json.loads(line) for line in outputs[0].read_text().splitlines()]
     for row in found:
         greedy_one, warm = row["candidates"]
