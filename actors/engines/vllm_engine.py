@@ -87,6 +87,13 @@ class VLLMEngine:
         named = model.reasoning_parser != AUTO and not model.keep_reasoning
         self._parser = VLLMReasoning(model.reasoning_parser, self._chat.tokenizer) if named else None
         on_cpu = current_platform.is_cpu()
+        if (
+            on_cpu and model.pipeline_parallel_size > 1
+        ):  # seen with 0.32: its runner asserts tensors that only GPUs get
+            raise ModelLoadError(
+                f"{model.name}: pipeline_parallel_size: vLLM's engine for CPUs dies at its first prompt; use "
+                "tensor_parallel_size"
+            )
         options = {} if on_cpu else {"gpu_memory_utilization": model.gpu_memory_utilization}
         with TemporaryDirectory(prefix="blend-tokenizer-") as own:  # read while the engine starts
             given: dict[str, Any] = {

@@ -64,7 +64,10 @@ def runner() -> Iterator[asyncio.Runner]:
 def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
     from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
-    engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY))
+    arguments = {"enable_prefix_caching": False, "max_num_batched_tokens": 4096}
+    engine = VLLMEngine(
+        VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY, engine_args=arguments)
+    )
     yield engine
     runner.run(engine.close())
 
@@ -135,6 +138,30 @@ def test_longest_prompt_is_the_configured_one(vllm: Engine, runner: asyncio.Runn
         patch.setattr(vllm, "_max_prompt_tokens", answer.prompt_tokens - 1)
         with pytest.raises(PromptError, match="max_prompt_tokens"):
             runner.run(vllm.generate(chats()[0], GREEDY))
+
+
+def test_engine_args_reach_vllm(vllm: Engine) -> None:
+    config = vllm._llm.vllm_config  # type: ignore[attr-defined]
+    assert config.cache_config.enable_prefix_caching is False
+    assert config.scheduler_config.max_num_batched_tokens == 4096
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_stages_on_cpus_are_refused_at_load(folder: Path) -> None:
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
+
+    with pytest.raises(ModelLoadError, match="pipeline_parallel_size: vLLM's engine for CPUs dies"):
+        VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), pipeline_parallel_size=2))
+
+
+def test_wrong_engine_args_are_told_by_the_installed_vllm(folder: Path) -> None:
+    """Of a setting that no check of ours knows: vLLM's own reason, in a line."""
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
+
+    wrong = {"compilation_config": {"no_such_field": 1}}
+    with pytest.raises(ModelLoadError, match="no_such_field") as caught:
+        VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY, engine_args=wrong))
+    assert "\n" not in str(caught.value)
 
 
 def test_every_engine_draws_anew(vllm: Engine) -> None:
