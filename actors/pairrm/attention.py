@@ -39,7 +39,7 @@ class Queries:
     tokens: Tensor  # B·M, among the N tokens
 
 
-class Layout(Protocol):
+class AttentionLayout(Protocol):
     """How a batch's tokens lie among the N, and attention over them."""
 
     def attend(
@@ -137,7 +137,7 @@ class Attention:
             table("c2p", key, "pos_key_proj", 1.0), table("p2c", query, "pos_query_proj", scale)
         )
 
-    def __call__(self, hidden_NH: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
+    def __call__(self, hidden_NH: Tensor, layout: AttentionLayout, queries: Queries | None = None) -> Tensor:
         """Context of every token, N x A, or of `queries` alone, B·M x A."""
         heads = (self._heads, -1)
         query_Qhd = self._query(hidden_NH if queries is None else hidden_NH[queries.tokens]).unflatten(1, heads)

@@ -22,7 +22,7 @@ from llm_blender_ray.actors.pairrm.attention import Distances, PositionTables, Q
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class AttentionBlock:
     """Sequences of like length that are taken together. Their tokens follow each other, each padded to L."""
 
     start: int  # its first token among the N
@@ -45,7 +45,7 @@ class Workspace:
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[AttentionBlock],
         few: int,
         heads: int,
         *,
@@ -67,11 +67,11 @@ class Workspace:
 
 
 class BlockLayout:
-    """See `actors.pairrm.attention.Layout`: one block after the other."""
+    """See `actors.pairrm.attention.AttentionLayout`: one block after the other."""
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[AttentionBlock],
         distances: Distances,
         *,
         markers: int,
@@ -87,7 +87,7 @@ class BlockLayout:
     def attend(
         self, query_Qhd: Tensor, key_Nhd: Tensor, value_Nhd: Tensor, tables: PositionTables, queries: Queries | None
     ) -> Tensor:
-        """See `actors.pairrm.attention.Layout`."""
+        """See `actors.pairrm.attention.AttentionLayout`."""
         contexts = []
         for block, rows_R in zip(self._blocks, self._rows, strict=True):
             if queries is None:
@@ -111,7 +111,7 @@ class BlockLayout:
         query_BQhd: Tensor,
         key_BLhd: Tensor,
         positions_BQ: Tensor | None,
-        block: Block,
+        block: AttentionBlock,
         rows_R: Tensor,
         tables: PositionTables,
     ) -> Tensor | None:

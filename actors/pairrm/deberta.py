@@ -26,8 +26,8 @@ from transformers.activations import ACT2FN, GELUActivation
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.pairrm import packed_attention
-from llm_blender_ray.actors.pairrm.attention import Attention, Distances, Layout, Linear, Queries
-from llm_blender_ray.actors.pairrm.block_attention import Block, BlockLayout
+from llm_blender_ray.actors.pairrm.attention import Attention, AttentionLayout, Distances, Linear, Queries
+from llm_blender_ray.actors.pairrm.block_attention import AttentionBlock, BlockLayout
 from llm_blender_ray.actors.pairrm.packed_attention import PackedLayout
 from llm_blender_ray.actors.pairrm.transformers_deberta import missing_internals
 
@@ -125,9 +125,7 @@ class DebertaMarkerEncoder:
         body = encoder.encoder
         relative_PH = body.get_rel_embedding()  # None where positions are absolute only
         self._device = device
-        self._packed = packed_attention.is_available(
-            device, dtype, body.layer[0].attention.self.attention_head_size
-        )
+        self._packed = packed_attention.has_kernel(device, dtype, body.layer[0].attention.self.attention_head_size)
         self._heads = encoder.config.num_attention_heads
         self._embeddings = _Embeddings(encoder.embeddings, device, dtype)
         self._distances = Distances(encoder.config, device)
@@ -151,7 +149,7 @@ class DebertaMarkerEncoder:
                 hidden_NH = self._convolution(embedded_NH, hidden_NH, batch.blocks, queries)
         return batch.in_order(hidden_NH)
 
-    def _layout(self, batch: "_Batch", dtype: torch.dtype) -> Layout:
+    def _layout(self, batch: "_Batch", dtype: torch.dtype) -> AttentionLayout:
         if self._packed:
             return PackedLayout(batch.lengths, batch.queries, self._distances, device=self._device, dtype=dtype)
         return BlockLayout(
@@ -185,7 +183,7 @@ class _Batch:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         self.lengths = lengths = [len(ids[i]) for i in order]
         self.longest = lengths[0]
-        self.blocks: list[Block] = []
+        self.blocks: list[AttentionBlock] = []
         tokens: list[int] = []
         places: list[int] = []  # of the tokens in their sequences
         starts: list[int] = []  # of the sequences among the tokens
@@ -195,7 +193,7 @@ class _Batch:
             if lengths[part.stop - 1] < longest:
                 lengths_B111 = torch.tensor(lengths[part], device=device)[:, None, None, None]
                 padding = torch.arange(longest, device=device) >= lengths_B111
-            self.blocks.append(Block(len(tokens), part, longest, padding))
+            self.blocks.append(AttentionBlock(len(tokens), part, longest, padding))
             for i in order[part]:
                 starts.append(len(tokens))
                 tokens += [*ids[i], *[0] * (longest - len(ids[i]))]
@@ -284,7 +282,7 @@ class _Layer:
         self._down = linear(layer.output.dense)
         self._norm = _Norm(layer.output.LayerNorm, device, dtype)
 
-    def __call__(self, hidden_NH: Tensor, layout: Layout, queries: Queries | None) -> Tensor:
+    def __call__(self, hidden_NH: Tensor, layout: AttentionLayout, queries: Queries | None) -> Tensor:
         """N x H, or B·M x H when only the markers are asked for."""
         context_NA = self._attention(hidden_NH, layout, queries)
         residual_NH = hidden_NH if queries is None else hidden_NH[queries.tokens]
@@ -301,7 +299,7 @@ class _Convolution:
         self._norm = _Norm(layer.LayerNorm, device, dtype)
 
     def __call__(
-        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[Block], queries: Queries | None
+        self, embedded_NH: Tensor, hidden_NH: Tensor, blocks: Sequence[AttentionBlock], queries: Queries | None
     ) -> Tensor:
         outputs = []
         for block in blocks:

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 ALIGNMENT = 64  # columns of a product: with an odd number of them matrix units idle
 
 
-def is_available(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     """Whether this device runs the kernel: a GPU, with triton and a compiler, and room for its tiles."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
@@ -44,7 +44,7 @@ def _try_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> Non
 
 
 class PackedLayout:
-    """See `actors.pairrm.attention.Layout`: tokens of all sequences, one after the other, none of them padding."""
+    """See `actors.pairrm.attention.AttentionLayout`: tokens of all sequences, one after the other, none padding."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class PackedLayout:
     def attend(
         self, query_Qhd: Tensor, key_Nhd: Tensor, value_Nhd: Tensor, tables: PositionTables, queries: Queries | None
     ) -> Tensor:
-        """See `actors.pairrm.attention.Layout`."""
+        """See `actors.pairrm.attention.AttentionLayout`."""
         return self._kernel.attend(
             query_Qhd,
             key_Nhd,

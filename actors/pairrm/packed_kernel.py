@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FEW = 16  # queries of a tile when a few of each sequence are asked for
+FEW_QUERIES = 16  # queries of a tile when a few of each sequence are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ def few_queries(lengths: Sequence[int], positions_BM: Tensor, dtype: torch.dtype
     """Tiles of the queries at these positions."""
     tiles, start, few = [], 0, positions_BM.shape[1]
     for i, length in enumerate(lengths):
-        for first in range(0, few, FEW):
-            tiles.append((start, length, i * few + first, min(FEW, few - first), 0))
+        for first in range(0, few, FEW_QUERIES):
+            tiles.append((start, length, i * few + first, min(FEW_QUERIES, few - first), 0))
         start += length
-    shape = replace(_shape(dtype), queries=FEW)
+    shape = replace(_shape(dtype), queries=FEW_QUERIES)
     return Tiles(_columns(tiles, device), positions_BM.flatten().int(), shape)
 
 

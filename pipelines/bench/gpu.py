@@ -35,15 +35,15 @@ from llm_blender_ray.configs.sampling import Sampling
 from llm_blender_ray.configs.schema import GenFuser
 from llm_blender_ray.pipelines.bench.machine import matrix_rate, timed
 
-ROOT = Path(__file__).resolve().parents[2]
-MARKERS = 3  # tokens that PairRanker's head reads of a pair
+_ROOT = Path(__file__).resolve().parents[2]
+_MARKERS = 3  # tokens that PairRanker's head reads of a pair
 ORIGINAL_BATCH = 8  # `Blender.rank(batch_size=8)`
 REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes of what is measured.
+class ModelSizes:
+    """ModelSizes of what is measured.
 
     Attributes:
         deberta: Of the ranker's encoder.
@@ -75,10 +75,10 @@ _V3 = {
 }
 
 
-def published_sizes() -> Sizes:
+def published_sizes() -> ModelSizes:
     """PairRM's encoder (DeBERTa-v3-large), GenFuser (Flan-T5-XL) and an LLM of 1.1 B parameters (TinyLlama)."""
     lengths = random.Random(0)
-    return Sizes(
+    return ModelSizes(
         deberta=_V3
         | {
             "vocab_size": 128100,
@@ -102,9 +102,9 @@ def published_sizes() -> Sizes:
     )
 
 
-def small_sizes() -> Sizes:
-    """Sizes that show in seconds on a CPU that everything runs."""
-    return Sizes(
+def small_sizes() -> ModelSizes:
+    """ModelSizes that show in seconds on a CPU that everything runs."""
+    return ModelSizes(
         deberta=_V3
         | {
             "vocab_size": 1000,
@@ -128,7 +128,7 @@ def small_sizes() -> Sizes:
     )
 
 
-def measure_ranker(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def measure_pairrm(sizes: ModelSizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """PairRanker's forward, of our encoder and of transformers' (the original's), on the same weights and pairs.
 
     Returns:
@@ -148,7 +148,7 @@ def measure_ranker(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> di
         markers = [[0, length // 3, 2 * length // 3] for length in lengths]
         few = range(min(4, len(ids)))
         expected = torch.cat([exact.at_markers([ids[i]], [markers[i]]) for i in few])
-        flops = sum(sequence_flops(config, length, MARKERS) for length in lengths)
+        flops = sum(sequence_flops(config, length, _MARKERS) for length in lengths)
         results[name] = {}
         for which in ("ours", "transformers"):
             results[name][which] = _measure_encoder(which, config, base, ids, markers, expected, dtype, device)
@@ -189,10 +189,10 @@ def _measure_encoder(
     return {"forwards_per_s": len(ids) / seconds, "peak_GiB": peak(), "largest_difference": difference}
 
 
-def measure_fuser(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def measure_fuser(sizes: ModelSizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """GenFuser with 4 beams: answers/s, and tokens/s of all beams."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = ROOT / "tests" / "golden" / "checkpoints" / "gen_fuser"
+        tokenizer = _ROOT / "tests" / "golden" / "checkpoints" / "gen_fuser"
         config = T5Config.from_pretrained(tokenizer)
         config.update(sizes.t5 | {"num_decoder_layers": sizes.t5["num_layers"]})
         _save_random(transformers.T5ForConditionalGeneration, config, tokenizer, Path(folder), device, dtype)
@@ -217,10 +217,10 @@ def measure_fuser(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dic
     return {"answers_per_s": sizes.inputs / seconds, "beam_tokens_per_s": tokens / seconds, "peak_GiB": peak()}
 
 
-def measure_engine(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def measure_engine(sizes: ModelSizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The transformers engine, all prompts at once: tokens/s of the answers."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = ROOT / "configs" / "miniature" / "alder"
+        tokenizer = _ROOT / "configs" / "miniature" / "alder"
         config = LlamaConfig.from_pretrained(tokenizer)
         config.update(sizes.llama | {"head_dim": sizes.llama["hidden_size"] // sizes.llama["num_attention_heads"]})
         _save_random(transformers.LlamaForCausalLM, config, tokenizer, Path(folder), device, dtype)
@@ -309,7 +309,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "sizes": asdict(sizes),
     }
-    work = {f"ranker {_name(dtype)}": partial(measure_ranker, sizes, device, dtype) for dtype in halves}
+    work = {f"ranker {_name(dtype)}": partial(measure_pairrm, sizes, device, dtype) for dtype in halves}
     work["fuser"] = partial(measure_fuser, sizes, device, halves[-1])
     work["engine"] = partial(measure_engine, sizes, device, halves[-1])
     failed = False

@@ -13,16 +13,16 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-NAME = "gpu-bundle"
-PACKAGES = (
+_ROOT = Path(__file__).resolve().parents[2]
+_NAME = "gpu-bundle"
+_PACKAGES = (
     "pydantic",
     "pydantic-core",
     "annotated-types",
     "typing-inspection",
 )  # at the versions of constraints.txt
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-FOLDERS = ("actors", "configs", "pipelines")
+PACKED_FOLDERS = ("actors", "configs", "pipelines")
 TESTS = (
     "tests/e2e/test_gpu.py",
     "tests/support/paths.py",
@@ -53,12 +53,12 @@ exit $failed
 """
 
 
-def pack(folder: Path) -> None:
+def pack_bundle(folder: Path) -> None:
     """Copy into a folder all of the bundle but the wheels."""
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name in PACKED_FOLDERS:
+        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     for name in TESTS:
-        source, target = ROOT / name, folder / name
+        source, target = _ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target)
@@ -76,9 +76,9 @@ def download(folder: Path, python: str) -> None:
     Raises:
         subprocess.CalledProcessError: pip can't.
     """
-    pinned = (ROOT / "constraints.txt").read_text()
+    pinned = (_ROOT / "constraints.txt").read_text()
     wanted = [
-        match[0] for name in PACKAGES if (match := re.search(rf"^{re.escape(name)}==\S+$", _dashed(pinned), re.M))
+        match[0] for name in _PACKAGES if (match := re.search(rf"^{re.escape(name)}==\S+$", _dashed(pinned), re.M))
     ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += [f"--python-version={python}", "--implementation=cp", f"--dest={folder}"]
@@ -98,18 +98,18 @@ def main() -> None:
     """Write the archive; print its path and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="3.12", help="Python of the GPU machine (3.12)")
-    parser.add_argument("--output", type=Path, default=ROOT / "out" / f"{NAME}.tar.gz")
+    parser.add_argument("--output", type=Path, default=_ROOT / "out" / f"{_NAME}.tar.gz")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / NAME
+        folder = Path(temporary) / _NAME
         folder.mkdir()
-        pack(folder)
+        pack_bundle(folder)
         download(folder / "wheels", arguments.python)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(arguments.output, "w:gz") as archive:
-            archive.add(folder, NAME)
+            archive.add(folder, _NAME)
     size = arguments.output.stat().st_size / 2**20
-    print(f"{arguments.output} ({size:.0f} MiB); on the GPU machine: tar xf {NAME}.tar.gz && {NAME}/run.sh")
+    print(f"{arguments.output} ({size:.0f} MiB); on the GPU machine: tar xf {_NAME}.tar.gz && {_NAME}/run.sh")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ pytestmark = [
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "blocks"])
 def test_ranker(dtype: str, tolerance: float, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if packed:
-        assert packed_attention.is_available(torch.device("cuda"), torch.float32, 64), "the kernel doesn't run"
+        assert packed_attention.has_kernel(torch.device("cuda"), torch.float32, 64), "the kernel doesn't run"
     else:
-        monkeypatch.setattr(packed_attention, "is_available", lambda *_: False)
+        monkeypatch.setattr(packed_attention, "has_kernel", lambda *_: False)
     ranker = Ranker(
         PairRanker(
             model=str(GOLDEN / "checkpoints" / "PairRM"),

@@ -45,7 +45,7 @@ def test_gives_what_transformers_gives() -> None:
 
 
 def test_a_cpu_takes_blocks() -> None:
-    assert not packed_attention.is_available(torch.device("cpu"), torch.float32, 64)
+    assert not packed_attention.has_kernel(torch.device("cpu"), torch.float32, 64)
 
 
 def test_a_kernel_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,7 +55,7 @@ def test_a_kernel_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setattr(packed_attention, "find_spec", lambda name: object())
     monkeypatch.setattr(packed_attention, "_try_kernel", fail)
     with caplog.at_level(logging.WARNING):
-        assert not packed_attention.is_available(torch.device("cuda"), torch.float16, 64)
+        assert not packed_attention.has_kernel(torch.device("cuda"), torch.float16, 64)
     assert "out of resource: shared memory" in caplog.text
 
 

@@ -26,10 +26,13 @@ sys.meta_path.insert(0, Blocked())
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    gpu_bundle.pack(folder)
+    gpu_bundle.pack_bundle(folder)
     package = folder / "package" / "llm_blender_ray"
     package.mkdir(parents=True)
-    for part in [*(folder / name for name in gpu_bundle.FOLDERS), *(folder / "pipelines" / "package").glob("*.py")]:
+    for part in [
+        *(folder / name for name in gpu_bundle.PACKED_FOLDERS),
+        *(folder / "pipelines" / "package").glob("*.py"),
+    ]:
         (package / part.name).symlink_to(part)
     (folder / "package" / "sitecustomize.py").write_text(BLOCKED)
     return folder
