@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import aiohttp
 import fsspec
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
@@ -32,22 +31,19 @@ S3_SCHEMES = ("s3://", "s3a://")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files; see `renaming`
 _USER_IN_URL = re.compile(r"(?<=://)[^/]*@")
 _S3_MODULE = "llm_blender_ray.pipelines.rows.s3"
+_FILE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # of opening, reading, writing any file
 
 
-FILE_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    aiohttp.ClientError,
-)  # of opening, reading, writing a file
-PERMISSION_ERRORS = (PermissionError,)
+def _file_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of any file system. aiohttp's (S3, `http://`) and S3's exist once a URI has needed them."""
+    client_error = getattr(sys.modules.get("aiohttp"), "ClientError", None)
+    s3_errors = getattr(sys.modules.get(_S3_MODULE), "S3_FILE_ERRORS", ())
+    return (*_FILE_ERRORS, *([client_error] if client_error else []), *s3_errors)
 
 
-def _with_s3(errors: tuple[type[Exception], ...], name: str) -> tuple[type[Exception], ...]:
-    """Exceptions of any file system, and S3's of that name if S3, which is an extra, is in use."""
-    s3 = sys.modules.get(_S3_MODULE)
-    return (*errors, *getattr(s3, name, ()))
+def _permission_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of a refused access."""
+    return (PermissionError, *getattr(sys.modules.get(_S3_MODULE), "S3_PERMISSION_ERRORS", ()))
 
 
 @contextlib.contextmanager
@@ -61,12 +57,12 @@ def translate_errors(uri: str, doing: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise BlendError(f"{uri}: no such file or folder") from error
-    except _with_s3(FILE_ERRORS, "S3_FILE_ERRORS") as error:
+    except _file_errors() as error:
         why = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, FSTimeoutError):
             why = "the answer broke off"  # fsspec's error has no message
         why = _clean(why)
-        if uri.startswith(S3_SCHEMES) and isinstance(error, _with_s3(PERMISSION_ERRORS, "S3_PERMISSION_ERRORS")):
+        if uri.startswith(S3_SCHEMES) and isinstance(error, _permission_errors()):
             why += "; check the AWS credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they allow"
         raise BlendError(f"{uri}: can't {doing}: {why}") from error
 
@@ -280,7 +276,7 @@ def _committing(fs: Any, path: str, uri: str) -> Iterator[IO[bytes]]:
                 if not _is_s3(fs) or mark.items() - fs.metadata(path).items():
                     raise
     except BaseException:
-        with contextlib.suppress(*_with_s3(FILE_ERRORS, "S3_FILE_ERRORS")):  # the store may still be down
+        with contextlib.suppress(*_file_errors()):  # the store may still be down
             file.discard()
         file.closed = True  # otherwise its finalizer would write the discarded data
         raise

@@ -158,6 +158,18 @@ assert "ray" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_local_files_need_no_http_client(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}")
+    script = f"""
+import sys
+sys.modules["aiohttp"] = None  # importing it fails
+from {PACKAGE}.pipelines.rows.uris import list_files, open_binary
+assert [open_binary(one).read() for one in list_files({str(file)!r})] == [b"{{}}"]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_the_wheel_imports_nothing_that_only_a_checkout_has() -> None:
     def only_in_checkout(name: str) -> bool:
         return name.startswith(CHECKOUT_ONLY)
