@@ -11,17 +11,19 @@ JSON comes last.
 import argparse
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
 from pydantic import Field
+from safetensors import safe_open
 
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.loading import ConfigError, load
@@ -51,6 +53,7 @@ class Trial(Settings):
     candidate_max_length: int
     pairs: PairSampling = PairSampling(sampling="all_pair", per_row=55)
     dropout: float = 0.05
+    bf16: bool | Literal["auto"] = "auto"  # see `Optimization`
 
 
 class Trials(Settings):
@@ -186,6 +189,7 @@ def run_trial(
                 seed=trials.seed,
                 log_every=max(1, steps // 10),
                 save_every=steps,
+                bf16=trial.bf16,
             ),
         )
     )
@@ -195,6 +199,7 @@ def run_trial(
     result = measure_heldout(str(folder), rows, pairs)
     return {
         "name": trial.name,
+        "parameters": count_parameters(folder / "model.safetensors"),
         "steps": steps,
         "pairs_seen": steps * trial.batch_size,
         "train_s": round(trained_s, 1),
@@ -204,6 +209,12 @@ def run_trial(
         "warnings": result.warnings(),
         "beats_chance": result.accuracy.low > 0.5,
     }
+
+
+def count_parameters(file: Path) -> int:
+    """Number of weights in a safetensors file."""
+    with safe_open(file, "pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
 def run_trials(

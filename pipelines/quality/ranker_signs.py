@@ -11,7 +11,7 @@ from collections.abc import Sequence
 EQUAL = 1e-3
 MOST = 0.95  # share of rows above which a ranker is constant
 NEAR_CHANCE = 0.6  # share of agreeing pairs below which consistency is close to that of coin flips
-FEW = 3  # rows or pairs too few to judge a ranker by
+TOO_FEW = 3  # rows or pairs too few to judge a ranker by
 MANY = 20  # pairs from which a share between 1/2 and `NEAR_CHANCE` is worth a line
 
 
@@ -36,10 +36,10 @@ def constant_sign(constant: int, ranked: int) -> str | None:
         constant: Rows on which `all_equal` holds.
         ranked: All rows with different answers.
     """
-    if ranked < FEW or constant <= MOST * ranked:
+    if ranked < TOO_FEW or constant <= MOST * ranked:
         return None
     return (
-        f"constant: on {constant:,} of {ranked:,} rows no two answers differ by {EQUAL:g} or more; "
+        f"constant: on {constant:,} of {ranked:,} rows no two answers' scores differ by {EQUAL:g} or more; "
         "the ranking is arbitrary"
     )
 
@@ -51,7 +51,7 @@ def contradiction_sign(agreeing: int, pairs: int) -> str | None:
         agreeing: Pairs on which `orders_agree` holds.
         pairs: Pairs compared in both orders.
     """
-    if pairs >= FEW and 2 * agreeing < pairs:
+    if pairs >= TOO_FEW and 2 * agreeing < pairs:
         return f"contradicts itself: {order_agreement(agreeing, pairs)}; place decides more than content"
     if pairs >= MANY and agreeing < NEAR_CHANCE * pairs:
         return f"hardly consistent: {order_agreement(agreeing, pairs)}; coin flips would agree on 50%"

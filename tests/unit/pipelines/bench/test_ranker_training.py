@@ -78,6 +78,7 @@ def test_trainings_stand_beside_rules_that_read_no_text(tmp_path: Path) -> None:
         assert one["all"]["prompts"] == found["heldout_prompts"]
         assert 0 <= one["all"]["low"] <= one["all"]["accuracy"] <= one["all"]["high"] <= 1
         assert 0 <= one["both_orders_agree"] <= 1
+        assert one["parameters"] > 100_000
     for rule in ("the longer answer", "order of the models"):
         assert found["baselines"][rule]["all"]["accuracy"] == 1.0
     assert [(one["name"], "nowhere" in one["reason"]) for one in found["skipped"]] == [("none", True)]
@@ -94,7 +95,8 @@ def test_no_training_begins_without_time(tmp_path: Path) -> None:
     assert found["skipped"] == [{"name": "late", "steps": 1, "reason": "out of time"}]
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_the_trials_beside_the_module_are_valid(number: int) -> None:
-    trial = load(TRIALS, Trials).trials[number]
-    assert trial.source_max_length + 2 * trial.candidate_max_length <= (960 if "SmolLM2" in trial.name else 512)
+@pytest.mark.parametrize("file", sorted(TRIALS.parent.glob("ranker_training*.yaml")), ids=lambda file: file.stem)
+def test_the_trials_beside_the_module_are_valid(file: Path) -> None:
+    for trial in load(file, Trials).trials:
+        longest = trial.source_max_length + 2 * trial.candidate_max_length
+        assert longest <= (960 if "SmolLM2" in trial.name else 512)

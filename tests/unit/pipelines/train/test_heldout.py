@@ -74,7 +74,7 @@ def test_a_ranker_with_one_score_for_all_is_constant(rows: list[TrainingRow], ra
     save_pairrm(network, tokenizer, tmp_path)
     result = measure_heldout(str(tmp_path), rows, heldout_pairs(rows, ["own"], per_row=3, seed=0))
     assert result.constant == 8
-    assert result.warnings()[0].startswith("constant: on 8 of 8 rows no two answers differ")
+    assert result.warnings()[0].startswith("constant: on 8 of 8 rows no two answers' scores differ")
 
 
 def test_rows_without_a_difference_are_one_clear_line(tmp_path: Path) -> None:
