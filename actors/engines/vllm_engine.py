@@ -24,14 +24,13 @@ from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta, ch
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.engines.vllm_arguments import installed_arguments
-from llm_blender_ray.actors.engines.vllm_reasoning import VLLMReasoning, reasoning_config
+from llm_blender_ray.actors.engines.vllm_reasoning import load_parser, reasoning_config
 from llm_blender_ray.actors.engines.vllm_sampling import beam_search, read_logprobs, sampling_params
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError, one_line
 from llm_blender_ray.actors.model_files import check_folder
 from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.actors.weights import locate
 from llm_blender_ray.configs.engine_args import argument_problem
-from llm_blender_ray.configs.reasoning import AUTO
 from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
 
@@ -63,12 +62,6 @@ class VLLMEngine:
         check_folder(folder)
         self._chat = ChatTokenizer.load(folder, model)
         self._reasoning_parser = model.reasoning_parser
-        self._reasoning_format = self._chat.reasoning_format(model.reasoning_parser)
-        if model.sampling.thinking_token_budget is not None and self._reasoning_format is None:
-            raise ModelLoadError(
-                f"{model.name}: sampling.thinking_token_budget: tokenizer and chat template have no known marks of "
-                "reasoning; set reasoning_parser"
-            )
 
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -84,8 +77,14 @@ class VLLMEngine:
 
         if problem := argument_problem(model.engine_args, installed_arguments()["arguments"]):
             raise ModelLoadError(f"{model.name}: engine_args: {problem}")
-        named = model.reasoning_parser != AUTO and not model.keep_reasoning
-        self._parser = VLLMReasoning(model.reasoning_parser, self._chat.tokenizer) if named else None
+        self._parser = None if model.keep_reasoning else load_parser(model.reasoning_parser, self._chat.tokenizer)
+        bounding = reasoning_config(self._chat.reasoning_format(model.reasoning_parser), self._chat.tokenizer)
+        self._bounds_reasoning = bounding is not None
+        if model.sampling.thinking_token_budget is not None and not self._bounds_reasoning:
+            raise ModelLoadError(
+                f"{model.name}: sampling.thinking_token_budget: vLLM bounds reasoning between marks of one token, "
+                "and none are known of this model; set reasoning_parser, or use engine: transformers"
+            )
         on_cpu = current_platform.is_cpu()
         if (
             on_cpu and model.pipeline_parallel_size > 1
@@ -102,7 +101,7 @@ class VLLMEngine:
                 "model": str(folder),
                 "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
                 "dtype": str(resolve_dtype(model.dtype, _CPU)).removeprefix("torch.") if on_cpu else model.dtype,
-                "reasoning_config": reasoning_config(self._reasoning_format),
+                "reasoning_config": bounding,
                 "max_model_len": model.max_model_len,
                 "max_num_seqs": model.max_num_seqs,
                 "quantization": model.quantization,
@@ -142,7 +141,7 @@ class VLLMEngine:
         logprobs = self._logprobs(answer, sampling) if sampling.logprobs is not None else None
         reasoning, text, thought = None, prompt.opened + answer.text, self._count(prompt, answer.token_ids)
         if self._parser:
-            reasoning, text, thought = self._parser.answer(prompt.ids).split(answer.text, answer.token_ids)
+            reasoning, text = self._parser.answer(prompt.ids).split(answer.text)
         counts = (len(prompt.ids), len(answer.token_ids))
         return Completion(
             text, _reason(answer), *counts, reasoning=reasoning, reasoning_tokens=thought, logprobs=logprobs
@@ -176,7 +175,7 @@ class VLLMEngine:
             len(prompt.ids),
             len(ids),
             reasoning="".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) or None,
-            reasoning_tokens=parsed.tokens(ids) if parsed else self._count(prompt, ids),
+            reasoning_tokens=self._count(prompt, ids),
             logprobs=logprobs,
         )
 
@@ -216,7 +215,7 @@ class VLLMEngine:
                 sampling,
                 stop_token_ids=self._chat.token_ids({*self._stop, *sampling.stop}),
                 skip_special_tokens=skip_special_tokens,
-                thinking_token_budget=sampling.thinking_token_budget if self._reasoning_format else None,
+                thinking_token_budget=sampling.thinking_token_budget if self._bounds_reasoning else None,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )
             outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)

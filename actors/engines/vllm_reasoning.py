@@ -8,47 +8,86 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.engines.reasoning_formats import ReasoningFormat
-from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
 
 if TYPE_CHECKING:
     from vllm.config.reasoning import ReasoningConfig
 
 
-def reasoning_config(format: ReasoningFormat | None) -> "ReasoningConfig | None":
-    """Make the setting by which vLLM ends reasoning whose budget is used up; None where there is no format."""
+def reasoning_config(
+    format: ReasoningFormat | None, tokenizer: PreTrainedTokenizerBase
+) -> "ReasoningConfig | None":
+    """Make the setting by which vLLM ends reasoning whose budget is used up.
+
+    vLLM looks for the marks by their ids. Those of several tokens have other ids in other surroundings, and where
+    it misses an end mark it would write one into the answer.
+
+    Args:
+        format: How the model marks reasoning; None: unknown.
+        tokenizer: Of the model.
+
+    Returns:
+        The setting; None where vLLM can't bound the reasoning.
+    """
     from vllm.config.reasoning import ReasoningConfig
 
-    if format is None:
+    if format is None or format.forced:
         return None
-    return ReasoningConfig(reasoning_start_str=format.begins[0], reasoning_end_str=format.forced_end)
+    begin, end = format.begins[0], format.ends[0]
+    if any(len(tokenizer.encode(mark, add_special_tokens=False)) != 1 for mark in (begin, end)):
+        return None
+    return ReasoningConfig(reasoning_start_str=begin, reasoning_end_str=end)
+
+
+def load_parser(name: str, tokenizer: PreTrainedTokenizerBase) -> "VLLMReasoning | None":
+    """Find vLLM's parser of a family.
+
+    Args:
+        name: A `reasoning_parser` setting.
+        tokenizer: Of the model.
+
+    Returns:
+        The parser; None where vLLM has none for a family that this project knows, or none is named.
+
+    Raises:
+        ModelLoadError: The name is unknown, or the parser doesn't fit the tokenizer.
+    """
+    from vllm.reasoning import ReasoningParserManager
+
+    known = ReasoningParserManager.list_registered()
+    if name in known:
+        return VLLMReasoning(name, tokenizer)
+    if name in (AUTO, *FAMILIES):
+        return None
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f", expected {AUTO} or one of {', '.join(known)}"
+    raise ModelLoadError(f"reasoning_parser: the installed vLLM has no parser {name!r}{hint}")
 
 
 class VLLMReasoning:
     """One of vLLM's reasoning parsers."""
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Find the parser.
+        """Load the parser.
 
         Args:
             name: Its name in vLLM's registry.
             tokenizer: Of the model.
 
         Raises:
-            ModelLoadError: vLLM has none of that name, or it doesn't fit the tokenizer.
+            ModelLoadError: It doesn't fit the tokenizer.
         """
         from vllm.reasoning import ReasoningParserManager
 
-        known = ReasoningParserManager.list_registered()
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f", expected one of {', '.join(known)}"
-            raise ModelLoadError(f"reasoning_parser: the installed vLLM has no parser {name!r}{hint}")
-        self._name, self._tokenizer = name, tokenizer
+        self._tokenizer = tokenizer
         self._class = ReasoningParserManager.get_reasoning_parser(name)
         try:
             self._class(tokenizer)
         except Exception as error:  # a token that the parser looks for is missing
-            raise ModelLoadError(f"reasoning_parser: {name} doesn't fit the model's tokenizer: {error}") from error
+            raise ModelLoadError(
+                f"reasoning_parser: {name} doesn't fit the model's tokenizer: {one_line(error)}"
+            ) from error
 
     def answer(self, prompt_ids: Sequence[int]) -> "ParsedAnswer":
         """Begin to parse the answer to a prompt."""
@@ -66,14 +105,14 @@ class ParsedAnswer:
         self._text, self._ids = "", list[int]()
         self._answering = False
 
-    def split(self, text: str, ids: Sequence[int]) -> tuple[str | None, str, int | None]:
-        """Reasoning, answer and tokens of reasoning of a whole text; None for none."""
+    def split(self, text: str) -> tuple[str | None, str]:
+        """Reasoning and answer of a whole text; None for no reasoning."""
         if self._ended:
-            return None, text, None
+            return None, text
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         reasoning, content = self._parser.extract_reasoning(text, ChatCompletionRequest(messages=[]))
-        return reasoning or None, (content or "").lstrip(), self.tokens(ids)
+        return reasoning or None, (content or "").lstrip()
 
     def pieces(self, text: str, ids: Sequence[int]) -> Iterator[str | ReasoningDelta]:
         """Pieces of what is new, none empty."""
@@ -90,10 +129,6 @@ class ParsedAnswer:
         """What the parser has held back, at the text's end."""
         if not self._ended and hasattr(self._parser, "finish_streaming"):
             yield from self._pieces(self._parser.finish_streaming())
-
-    def tokens(self, ids: Sequence[int]) -> int | None:
-        """Tokens of reasoning, where the parser counts them."""
-        return self._parser.count_reasoning_tokens(list(ids)) or None
 
     def _pieces(self, delta: Any) -> Iterator[str | ReasoningDelta]:
         """What vLLM has found, without the blanks in front of the answer."""

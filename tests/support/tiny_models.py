@@ -7,7 +7,7 @@ form matters.
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -61,8 +61,8 @@ CHAT_TEMPLATE = (
 _SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 400 tokens that knows the facts' words."""
+def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE, marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 400 tokens that knows the facts' words, and marks that are a token each."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -75,6 +75,7 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
             show_progress=False,
         ),
     )
+    bpe.add_tokens(list(marks))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", chat_template=chat_template
     )
@@ -97,19 +98,22 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def save_chat_model(folder: Path, questions: Iterable[str] = FACTS, reasoning: str = "") -> Path:
+def save_chat_model(
+    folder: Path, questions: Iterable[str] = FACTS, reasoning: str = "", marks: Sequence[str] = ()
+) -> Path:
     """A chat model that knows the answers of FACTS to questions, in capital letters under the system prompt SHOUT.
 
     Args:
         folder: Where to write it.
         questions: Those that it knows; the fewer, the sooner it is trained.
         reasoning: What it writes before each answer.
+        marks: See `make_tokenizer`.
 
     Returns:
         The folder.
     """
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(marks=marks)
     model = LlamaForCausalLM(llama_config(tokenizer))
     rows = []
     for question in questions:

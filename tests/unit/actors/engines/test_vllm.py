@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from endings import followed
 from paths import ROOT
 from safetensors.torch import load_file
-from tiny_models import save_chat_model
+from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
-from llm_blender_ray.actors.engines import Completion, Engine
+from llm_blender_ray.actors.engines import Completion, Engine, load_engine
 from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
 from llm_blender_ray.actors.records import Message
@@ -202,3 +203,32 @@ def test_death_of_the_engine_process_is_told(vllm: Engine, runner: asyncio.Runne
             await vllm.check_health()
 
     runner.run(main())
+
+
+def test_a_parser_of_vllm_and_its_budget(tmp_path: Path, runner: asyncio.Runner) -> None:
+    """The template opens the reasoning; the answer is the same whole and streamed."""
+    marks = ("<think>", "</think>")
+    save_chat_model(tmp_path, ["capital of France"], "<think>Which one?</think>\n\n", marks)
+    opens = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+    make_tokenizer(opens, marks).save_pretrained(tmp_path)
+    settings = {"name": "r", "model": str(tmp_path), "sampling": GREEDY}
+    question = [Message(role="user", content="capital of France")]
+
+    async def answers(engine: Engine, budget: int | None) -> Completion:
+        sampling = GREEDY.model_copy(update={"thinking_token_budget": budget})
+        whole = await engine.generate(question, sampling)
+        pieces, streamed = await followed(engine.stream(question, sampling))
+        assert streamed == whole
+        assert "".join(piece for piece in pieces if isinstance(piece, str)) == whole.text
+        return whole
+
+    engine = load_engine(VLLMModel(engine="vllm", reasoning_parser="deepseek_r1", **settings))
+    free, bounded = (runner.run(answers(engine, budget)) for budget in (None, 2))
+    runner.run(engine.close())
+    assert (free.text, free.reasoning) == (bounded.text, "Which one?") == (FACTS["capital of France"], "Which one?")
+    assert (bounded.reasoning, bounded.reasoning_tokens) == ("Wh", 3)  # with the end mark
+    with pytest.raises(ModelLoadError, match=r"no parser 'deepseek_r2'; did you mean deepseek_r1\?"):
+        load_engine(VLLMModel(engine="vllm", reasoning_parser="deepseek_r2", **settings))
+    settings["sampling"] = GREEDY.model_copy(update={"thinking_token_budget": 2})
+    with pytest.raises(ModelLoadError, match="between marks of one token, and none are known of this model"):
+        load_engine(VLLMModel(engine="vllm", reasoning_parser="granite", **settings))
