@@ -40,7 +40,7 @@ def constant_sign(constant: int, ranked: int) -> str | None:
         return None
     return (
         f"constant: on {constant:,} of {ranked:,} rows no two answers' scores differ by {EQUAL:g} or more; "
-        "the ranking is arbitrary"
+        "the ranking may be arbitrary"
     )
 
 
