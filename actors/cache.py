@@ -43,7 +43,7 @@ class ComparisonCache:
         except OSError as error:
             raise CacheError(f"cache {self._file}: {one_line(error)}") from error
         with self._open() as database:
-            database.execute("PRAGMA journal_mode=WAL")  # readers don't wait for a writer
+            _let_readers_pass_writers(database)
             database.execute(
                 "CREATE TABLE IF NOT EXISTS sealed_comparisons "
                 "(matchup BLOB PRIMARY KEY, score REAL NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
@@ -92,6 +92,15 @@ class ComparisonCache:
                 yield database
         except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message about damaged names
             raise CacheError(f"cache {self._file}: {one_line(error)}; remove the file or name another") from error
+
+
+def _let_readers_pass_writers(database: sqlite3.Connection) -> None:
+    """Set WAL mode. Who can't, because another process is opening the file, leaves that to the other."""
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
 
 
 def _seal(key: bytes, score: float) -> bytes:

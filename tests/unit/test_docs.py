@@ -29,8 +29,18 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FOLDERS = ("actors", "cluster", "configs", "docs", "pipelines", "tests")
-OTHER_TOOLS = {  # options of docker, kubectl, ray, pip and base64
-    *("--build-arg", "--decode", "--follow", "--from-literal", "--generate", "--head", "--help", "--template"),
+OTHER_TOOLS = {  # options of docker, kubectl, ray, pip and base64, and of modules that are run with python -m
+    *(
+        "--build-arg",
+        "--config",
+        "--decode",
+        "--follow",
+        "--from-literal",
+        "--generate",
+        "--head",
+        "--help",
+        "--template",
+    ),
 }
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -1,12 +1,15 @@
 """Comparisons kept in a file: what one process made, another finds; nothing else is ever found."""
 
 import multiprocessing
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_blender_ray.actors import cache
 from llm_blender_ray.actors.cache import CacheError, ComparisonCache
 from llm_blender_ray.actors.records import Matchup, Message, Prompt
 
@@ -91,6 +94,17 @@ def test_processes_write_at_the_same_time(file: Path) -> None:
     for name in names:
         found = ComparisonCache(file, name).get([Matchup(Prompt("", "q"), name, str(i)) for i in range(50)])
         assert found == {i: float(i) for i in range(50)}
+
+
+def test_a_file_that_another_process_opens(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite refuses WAL mode at once while another connection reads."""
+    monkeypatch.setattr(cache, "WAIT_S", 0)
+    ComparisonCache(file, "s").put([(MATCHUPS[0], 0.5)])
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM sealed_comparisons").fetchone()
+        assert ComparisonCache(file, "s").get([MATCHUPS[0]]) == {0: 0.5}
 
 
 def test_a_file_that_is_no_cache_is_told_in_one_line(tmp_path: Path) -> None:
