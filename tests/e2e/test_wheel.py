@@ -11,14 +11,14 @@ import pytest
 from paths import ROOT
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-MANIFESTS = ("cluster/kuberay/", "cluster/vm/")  # for people to edit
-NOT_IN_WHEEL = ("pipelines/bench/", "pipelines/miniature/", "configs/miniature/", "configs/demo.yaml", *MANIFESTS)
+MANIFESTS = ("cluster/kuberay/", "cluster/vm/", "cluster/grafana.json")  # for people to edit or import
+NOT_IN_WHEEL = ("pipelines/bench/", "pipelines/miniature/", "configs/miniature/", "configs/demo", *MANIFESTS)
 WITHOUT_CHECKOUT = """
 import runpy, sys
 sys.meta_path = [one for one in sys.meta_path if getattr(one, "__name__", "") != "_EditableFinder"]
 runpy.run_module("llm_blender_ray", run_name="__main__")
 """
-DATA = (".yaml", ".jinja", ".html", ".typed")
+DATA = (".yaml", ".json", ".jinja", ".html", ".typed")
 
 
 @pytest.fixture(scope="module")
