@@ -13,7 +13,7 @@ PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install install-vllm demo check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online gpu-bundle docs miniature constraints clean
+.PHONY: help install install-vllm demo demo-real check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online gpu-bundle docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -26,6 +26,12 @@ demo: install            ## blend held-out prompts with the included miniature, 
 	@$(BIN)/blend run configs/demo.yaml --input configs/miniature/heldout.jsonl --limit 200 --output out/demo --overwrite
 	@$(BIN)/blend evaluate out/demo --examples 3
 	@echo "All rows: out/demo (Parquet)"
+
+demo-real: $(VENV)/.installed-dev            ## blend six prompts with a published LLM (93 MB once): answers, ranking, fusion
+	@$(BIN)/python -m llm_blender_ray.pipelines.miniature.published smollm2-135m-instruct --output out/real
+	@$(BIN)/blend run configs/demo-real.yaml --input configs/demo-real.jsonl --output out/demo-real --overwrite
+	@$(BIN)/blend evaluate out/demo-real --examples 6
+	@echo "All rows: out/demo-real (Parquet)"
 
 check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true nothing is changed
 	@mkdir -p build/package/llm_blender_ray

@@ -315,6 +315,7 @@ def test_a_model_that_can_not_be_loaded_is_told_in_one_line(port: int, tmp_path:
     assert line.startswith(f"blend: {tmp_path / 'empty'}: ")
 
 
+@pytest.mark.slow
 def test_a_model_that_breaks_while_it_loads_is_told_in_one_line(port: int, tmp_path: Path) -> None:
     config = tmp_path / "broken.yaml"
     miniature = PRESETS / "miniature"

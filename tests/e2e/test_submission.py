@@ -149,6 +149,7 @@ def config(tmp_path: Path) -> Path:
 # ---- on a cluster
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_as_a_job(jobs: Jobs, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--input", str(HELDOUT), "--output", str(out), "--limit", "3", "--set", "fuser.num_beams=1"]

@@ -25,6 +25,7 @@ def scores(output: Path) -> list[Any]:
     return [json.loads(line)["scores"] for line in output.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_replaced_weights_are_computed_again_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
