@@ -65,7 +65,7 @@ class EncoderBackbone:
 
     def fits(self, architectures: Sequence[str]) -> bool:
         """See Backbone. Some encoders' configs name no architecture."""
-        return not CausalBackbone().fits(architectures)
+        return True
 
     def assemble(
         self, model: PreTrainedModel, folder: Path, budget: PairBudget, *, n_tasks: int, dropout: float
@@ -124,5 +124,6 @@ BACKBONES: Registry[type[Backbone]] = Registry(
 
 
 def registered_backbones() -> list[Backbone]:
-    """One of each kind."""
-    return [BACKBONES.get(name)() for name in BACKBONES.names()]
+    """One of each kind. Encoders are last: they fit every model that no other kind does."""
+    kinds = [BACKBONES.get(name)() for name in BACKBONES.names()]
+    return sorted(kinds, key=lambda kind: isinstance(kind, EncoderBackbone))
