@@ -27,8 +27,7 @@ demo: install            ## blend held-out prompts with the included miniature, 
 	@$(BIN)/blend evaluate out/demo --examples 3
 	@echo "All rows: out/demo (Parquet)"
 
-demo-real: $(VENV)/.installed-dev            ## blend six prompts with a published LLM (93 MB once): answers, ranking, fusion
-	@$(BIN)/python -m llm_blender_ray.pipelines.miniature.published smollm2-135m-instruct --output out/real
+demo-real: $(VENV)/.installed-dev $(PUBLISHED_LLM)            ## blend six prompts with a published LLM (93 MB once): answers, ranking, fusion
 	@$(BIN)/blend run configs/demo-real.yaml --input configs/demo-real.jsonl --output out/demo-real --overwrite
 	@$(BIN)/blend evaluate out/demo-real --examples 6
 	@echo "All rows: out/demo-real (Parquet)"

@@ -85,7 +85,7 @@ def split_rows(file: Path, folder: Path, *, share: float, seed: int, limit: int 
         folder: Where both parts are written.
         share: Of held-out prompts.
         seed: Decides which.
-        limit: Only so many rows.
+        limit: Number of rows to read; None: all.
 
     Returns:
         The parts; rows of one prompt are in one of them.
@@ -150,7 +150,13 @@ def baselines(
 
 
 def run_trial(
-    trial: Trial, steps: int, backbone: str, split: Split, trials: Trials, folder: Path
+    trial: Trial,
+    steps: int,
+    backbone: str,
+    split: Split,
+    heldout: tuple[Sequence[TrainingRow], Sequence[TrainingPair]],
+    trials: Trials,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train one ranker and measure it.
 
@@ -159,7 +165,8 @@ def run_trial(
         steps: Of the training.
         backbone: Folder of the backbone.
         split: The rows.
-        trials: Metric, seed, held-out pairs.
+        heldout: Rows and pairs to measure on.
+        trials: Metric and seed.
         folder: For the ranker; it may be large.
 
     Returns:
@@ -194,8 +201,7 @@ def run_trial(
         )
     )
     trained_s = time.monotonic() - begin
-    rows = read_training_rows(str(split.heldout))
-    pairs = heldout_pairs(rows, (trials.metric,), trials.heldout_per_row, trials.seed)
+    rows, pairs = heldout
     result = measure_heldout(str(folder), rows, pairs)
     return {
         "name": trial.name,
@@ -230,7 +236,7 @@ def run_trials(
     Args:
         file: The rows.
         trials: What is tried.
-        limit: Only so many rows.
+        limit: Number of rows to read; None: all.
         seconds: No training begins that would probably end later; None: all are run.
         output: File that has the results so far at any time.
 
@@ -268,7 +274,8 @@ def run_trials(
                     continue
                 try:
                     backbone = _backbone(trial, split, folder, trials.seed)
-                    done = run_trial(trial, steps, backbone, split, trials, folder / f"{len(found['trainings'])}")
+                    output_folder = folder / f"{len(found['trainings'])}"
+                    done = run_trial(trial, steps, backbone, split, (rows, pairs), trials, output_folder)
                 except (BlendError, torch.OutOfMemoryError) as error:
                     found["skipped"].append({"name": trial.name, "steps": steps, "reason": one_line(error)})
                     continue
@@ -309,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=TRIALS, help="the trials (default: beside this module)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="change a setting")
     parser.add_argument("--only", help="only trials whose name contains this")
-    parser.add_argument("--limit", type=int, help="only so many rows")
+    parser.add_argument("--limit", type=int, help="number of rows to read")
     parser.add_argument("--seconds", type=float, help="begin no training that would probably end later")
     parser.add_argument("--output", type=Path, help="file for the results so far")
     given = parser.parse_args(arguments)

