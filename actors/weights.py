@@ -198,18 +198,17 @@ def load_model(
     Raises:
         ModelLoadError: Also when the checkpoint lacks tensors or has them in other shapes.
     """
-    source = folder
-    options: dict[str, Any] = (
-        {"trust_remote_code": True} if trust_remote_code else {}
-    )  # model classes don't take it
+    options: dict[str, Any]
+    silent: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if is_gguf(folder):
         check_gguf(folder)
         source, options = folder.parent, {"gguf_file": folder.name}  # dequantized to `dtype`
+        silent = contextlib.redirect_stderr(io.StringIO())  # its progress bar has no switch
     else:
         check_folder(folder)
-        options |= {"use_safetensors": weight_files(folder).safetensors, "weights_only": True}
-    # its bar of dequantization has no switch
-    silent = contextlib.redirect_stderr(io.StringIO()) if is_gguf(folder) else contextlib.nullcontext()
+        source, options = folder, {"use_safetensors": weight_files(folder).safetensors, "weights_only": True}
+        if trust_remote_code:  # model classes don't take it
+            options["trust_remote_code"] = True
     with _as_load_error(folder, "model"), silent:
         model, info = auto_class.from_pretrained(
             source,

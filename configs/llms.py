@@ -38,9 +38,8 @@ class BaseLLM(ModelPart):
     samples: Annotated[int, Field(ge=1)] = 1  # answers to each prompt; with a seed, sample i has seed + i
     # auto, or the family that marks reasoning (configs/reasoning.py); under vLLM, any of its parsers
     reasoning_parser: Annotated[str, OMIT_DEFAULT] = AUTO
-    include_reasoning: Annotated[bool, OMIT_DEFAULT] = (
-        False  # write it into rows, as a candidate's reasoning_content
-    )
+    # write it into rows, as a candidate's reasoning_content
+    include_reasoning: Annotated[bool, OMIT_DEFAULT] = False
     # keep <think>...</think> at the start of answers, so that rankers and fusers read it; max_tokens counts it
     keep_reasoning: bool = False
     # of the rows asked; more: a run's exit code is 1

@@ -45,9 +45,8 @@ class PairRanker(TorchPart, BaseRanker):
     implementation: ClassVar[str] = f"{_SCORERS}.pairwise:PairwiseScorer"
     results_version: ClassVar[int] = 2
 
-    kind: Literal["pairranker"] = (
-        "pairranker"  # dtype auto: float32 on CPU; on GPU float16, bfloat16 for a causal LM
-    )
+    # dtype auto: float32 on CPU; on GPU float16, bfloat16 for a causal LM
+    kind: Literal["pairranker"] = "pairranker"
     source_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     candidate_max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; None: the checkpoint's own
     # tokens of one forward, padding included; None: as measured

@@ -63,19 +63,8 @@ def _tags(
 _STARTS = ("", "<|start|>assistant")
 _CHANNELS = tuple(f"{start}<|channel|>{name}" for start in _STARTS for name in ("analysis", "commentary", "final"))
 _THINK = (
-    *(
-        "deepseek_r1",
-        "deepseek_v3",
-        "deepseek_v4",
-        "glm45",
-        "glm47",
-        "holo2",
-        "kimi_k2",
-        "ling3",
-        "mimo",
-        "minicpmv",
-    ),
-    *("minimax_m2", "nemotron_v3", "olmo3", "qwen3", "smollm3", "step3", "step3p5"),
+    *("deepseek_r1", "deepseek_v3", "deepseek_v4", "glm45", "glm47", "holo2", "kimi_k2", "ling3", "mimo"),
+    *("minicpmv", "minimax_m2", "nemotron_v3", "olmo3", "qwen3", "smollm3", "step3", "step3p5"),
 )
 
 _FORMATS = (

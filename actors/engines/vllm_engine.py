@@ -34,11 +34,10 @@ from llm_blender_ray.configs.engine_args import argument_problem
 from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
 
-_CPU = torch.device("cpu")
-
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
+_CPU = torch.device("cpu")
 # Read by vLLM when it is imported and by the processes it starts; what the user has set stays.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -86,9 +85,8 @@ class VLLMEngine:
                 "and none are known of this model; set reasoning_parser, or use engine: transformers"
             )
         on_cpu = current_platform.is_cpu()
-        if (
-            on_cpu and model.pipeline_parallel_size > 1
-        ):  # seen with 0.32: its runner asserts tensors that only GPUs get
+        # seen with 0.32: its runner asserts tensors that only GPUs get
+        if on_cpu and model.pipeline_parallel_size > 1:
             raise ModelLoadError(
                 f"{model.name}: pipeline_parallel_size: vLLM's engine for CPUs dies at its first prompt; use "
                 "tensor_parallel_size"
