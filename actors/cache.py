@@ -95,7 +95,7 @@ class ComparisonCache:
 
 
 def _let_readers_pass_writers(database: sqlite3.Connection) -> None:
-    """Set WAL mode. Who can't, because another process is opening the file, leaves that to the other."""
+    """Set WAL mode, unless another process that is opening the file prevents it: that process sets it."""
     try:
         database.execute("PRAGMA journal_mode=WAL")
     except sqlite3.OperationalError as error:

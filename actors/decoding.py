@@ -240,7 +240,7 @@ class BatchDecoder:
             self._recover(self._running, error)
 
     def _has_newcomer(self, rows: int) -> bool:
-        """Whether the next request can join a batch of so many rows."""
+        """Whether the next request can join a batch of this many rows."""
         waiting = self._waiting  # one read: callers replace the list
         return bool(waiting) and self._may_join(waiting[0]) and rows < self._max_batch_size
 

@@ -97,7 +97,7 @@ class Sampling(Settings):
     logit_bias: Annotated[LogitBias, OMIT_DEFAULT] = Field(default_factory=dict)  # added to logits, by token id
     # above 1: beam search in place of drawing; `samples` are then the best beams (num_return_sequences)
     num_beams: Annotated[NumBeams, OMIT_DEFAULT] = 1
-    # also the log-probability of each token of the answer, and of so many likeliest in its place
+    # also the log-probability of each token of the answer, and of this many likeliest in its place
     logprobs: Annotated[Logprobs | None, OMIT_DEFAULT] = None
     # variables of the chat template, such as {enable_thinking: false}; a request's are added to them
     chat_template_kwargs: Annotated[TemplateKwargs, OMIT_DEFAULT] = Field(default_factory=dict)

@@ -63,7 +63,7 @@ class Engine(Protocol):
     def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """The same answer as it is made: pieces of text, none empty, then the Completion whose text they are.
 
-        Reasoning that the engine itself tells apart comes in pieces of its own.
+        Reasoning that the engine itself separates comes in pieces of its own.
 
         Text that may yet become part of a stop string is held back. Raises as `generate` does, also in the
         middle. Closing the iterator, or cancelling its reader, stops the work.
@@ -86,7 +86,7 @@ def load_engine(model: ModelSettings) -> Engine:
         model: The settings of the LLM.
 
     Returns:
-        The engine. It tells reasoning apart from its answers, unless the settings keep it in them.
+        The engine. It separates reasoning from its answers, unless the settings keep it in them.
 
     Raises:
         ModelLoadError: The LLM cannot be used.

@@ -1,4 +1,4 @@
-"""Tells the reasoning that an LLM writes before its answer apart from the answer, streamed or whole.
+"""Separates the reasoning that an LLM writes before its answer from the answer, streamed or whole.
 
 Formats are data (`reasoning_formats`). A begin mark that the chat template writes is part of an engine's text. An
 endpoint's template is unknown: its server has to separate the two, as in OpenAI's API (for vLLM:
@@ -223,7 +223,7 @@ def _begun_at(text: str, marks: Iterable[str]) -> int:
 
 
 class AnswersOnly(EngineWrapper):
-    """An engine that tells its reasoning apart from its answers. Stop strings end the reasoning, too.
+    """An engine that separates its reasoning from its answers. Stop strings end the reasoning, too.
 
     See `actors.engines.Engine`.
     """
@@ -280,7 +280,7 @@ def _is_cut(completion: Completion) -> bool:
 
 
 def _checked(completion: Completion, text: str, reasoning: str, *, unfinished: bool) -> Completion:
-    """The answer, with the reasoning that was found in it, or that the engine itself has told apart."""
+    """The answer, with the reasoning that was found in it, or that the engine itself has separated."""
     cut = _is_cut(completion)
     if unfinished or (cut and completion.reasoning and is_blank(text)):
         cure = "; raise sampling.max_tokens" if cut else ""

@@ -27,7 +27,7 @@ class ReasoningTokens:
     budget: int | None = None
 
     def forced(self, ids: Sequence[int]) -> list[int] | None:
-        """Ids that have to follow an answer of so many ids.
+        """Ids that have to follow the answer so far.
 
         Args:
             ids: The answer so far.

@@ -1,4 +1,4 @@
-"""Reasoning told apart by vLLM's own parsers, for models whose settings name one (`reasoning_parser`)."""
+"""Reasoning separated by vLLM's own parsers, for models whose settings name one (`reasoning_parser`)."""
 
 import difflib
 from collections.abc import Iterator, Sequence

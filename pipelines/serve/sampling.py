@@ -53,7 +53,7 @@ def read_sampling(asked: ChatRequest, models: Mapping[str, BaseLLM], limits: Lim
 
 
 def _check(model: BaseLLM, change: SamplingOverrides, answers: int) -> None:
-    """Check that a model can give so many answers with changed settings."""
+    """Check that a model can give this number of answers with changed settings."""
     changed = change.of(model.sampling)
     if problem := model.sampling_problem(changed):
         name, why = problem
