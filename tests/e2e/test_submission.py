@@ -50,12 +50,18 @@ import sys
 from ray.cluster_utils import Cluster
 
 ports = {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": 0}
+
+def node(name, **settings):
+    # Machines don't share a disk. With one folder for all, a node that unpacks the upload empties it first, while
+    # the job imports from there.
+    return {"runtime_env_dir_name": f"runtime_resources_{name}", **ports, **settings}
+
 cluster = Cluster(
     initialize_head=True,
-    head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", **ports},
+    head_node_args=node("head", num_cpus=0, include_dashboard=True, dashboard_host="127.0.0.1"),
 )
 for num_cpus in (2, 1):
-    cluster.add_node(num_cpus=num_cpus, **ports)
+    cluster.add_node(**node(num_cpus, num_cpus=num_cpus))
 print("dashboard", cluster.head_node.address_info["webui_url"], flush=True)
 sys.stdin.read()
 cluster.shutdown()
