@@ -14,7 +14,7 @@ from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.routing import running_replicas
 from llm_blender_ray.configs.schema import ComparisonSettings, RankerSettings
 from llm_blender_ray.pipelines.serve.handles import PartError, call, call_once
-from llm_blender_ray.pipelines.serve.telemetry import CACHE_HITS
+from llm_blender_ray.pipelines.serve.service_metrics import CACHE_HITS
 
 
 class RemoteRanker:

@@ -26,12 +26,13 @@ from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Fusing, MemberDelta, Ranked
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
-from llm_blender_ray.pipelines.serve import telemetry
+from llm_blender_ray.pipelines.serve import service_metrics, telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.service import Service
-from llm_blender_ray.pipelines.serve.telemetry import SERVICE_METRICS, ServiceMetric, Telemetry
+from llm_blender_ray.pipelines.serve.service_metrics import SERVICE_METRICS, ServiceMetric
+from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 PROMPT = Prompt("p", "Where is the treasure?")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -173,7 +174,7 @@ def test_an_answer_in_one_piece_has_no_first_token() -> None:
         record.asks("blend")
         record.event(AnswerDelta("old gold"))
         record.status = 200
-    assert not meter.of(telemetry.FIRST_TOKEN_SECONDS)
+    assert not meter.of(service_metrics.FIRST_TOKEN_SECONDS)
 
 
 @in_event_loop
@@ -184,9 +185,9 @@ def test_a_member_asked_alone_counts_as_a_member() -> None:
         alone = Candidate("alder", "gold", prompt_tokens=7, completion_tokens=3)
         record.event(BlendResult(Blend(PROMPT, (alone,)), Completion("gold", "stop"), {"generate": 0.5}))
         record.status = 200
-    assert meter.of(telemetry.MEMBER_SECONDS) == [(0.5, {"model": "alder"})]
-    assert [labels["model"] for _, labels in meter.of(telemetry.TOKENS)] == ["alder", "alder"]
-    assert not meter.of(telemetry.COMPARISONS)
+    assert meter.of(service_metrics.MEMBER_SECONDS) == [(0.5, {"model": "alder"})]
+    assert [labels["model"] for _, labels in meter.of(service_metrics.TOKENS)] == ["alder", "alder"]
+    assert not meter.of(service_metrics.COMPARISONS)
 
 
 @in_event_loop
@@ -197,7 +198,7 @@ def test_choices_are_counted_each_and_told_together(lines: list[str]) -> None:
         record.event(outcome())
         record.event(outcome())
         record.status = 200
-    assert len(meter.of(telemetry.STAGE_SECONDS)) == 6
+    assert len(meter.of(service_metrics.STAGE_SECONDS)) == 6
     (line,) = map(json.loads, lines)
     assert (line["candidates"], line["comparisons"], line["completion_tokens"]) == (4, 4, 16)
     assert line["seconds"]["fuse"] == 1.0  # side by side, not one after the other
@@ -281,7 +282,7 @@ def test_what_an_answer_lacks_is_counted_by_step(
 
     ended = asyncio.run(main())
     steps = [(step, "birch" if step == "member" else "") for step in failing.split()]
-    assert meter.of(telemetry.DEGRADATIONS) == [(1, {"step": step, "model": model}) for step, model in steps]
+    assert meter.of(service_metrics.DEGRADATIONS) == [(1, {"step": step, "model": model}) for step, model in steps]
     (line,) = map(json.loads, lines)
     names = [model or step for step, model in steps]
     assert line["degraded"] == (list(ended.degraded) if log_prompts else names)
@@ -294,7 +295,7 @@ def test_a_failed_member_has_no_time_of_its_own() -> None:
     with Telemetry(meter=meter).request("r", "chat") as record:
         record.event(Answered(0, Candidate("birch", error="too long"), 0.1))
         record.status = 503
-    assert not meter.of(telemetry.MEMBER_SECONDS)
+    assert not meter.of(service_metrics.MEMBER_SECONDS)
 
 
 @in_event_loop
@@ -304,8 +305,8 @@ def test_a_ranking_by_itself_is_counted(lines: list[str]) -> None:
         record.asks("blend")
         record.ranked(Ranking((1, 0), (0.0, 1.0, None), ((None,) * 3,) * 3, 2), 0.25)
         record.status = 200
-    assert meter.of(telemetry.STAGE_SECONDS) == [(0.25, {"stage": "rank"})]
-    assert meter.of(telemetry.COMPARISONS) == [(2, {})]
+    assert meter.of(service_metrics.STAGE_SECONDS) == [(0.25, {"stage": "rank"})]
+    assert meter.of(service_metrics.COMPARISONS) == [(2, {})]
     (line,) = map(json.loads, lines)
     assert (line["candidates"], line["answered"], line["comparisons"]) == (3, 2, 2)
 
@@ -330,8 +331,8 @@ def test_a_client_that_went_away_is_told_whatever_was_sent(lines: list[str], sen
     with pytest.raises(asyncio.CancelledError), Telemetry(meter=meter).request("r", "chat") as record:
         record.status = sent
         raise asyncio.CancelledError
-    assert [labels["status"] for _, labels in meter.of(telemetry.REQUESTS)] == ["499"]
-    assert not meter.of(telemetry.REQUEST_SECONDS)
+    assert [labels["status"] for _, labels in meter.of(service_metrics.REQUESTS)] == ["499"]
+    assert not meter.of(service_metrics.REQUEST_SECONDS)
     assert json.loads(lines[0])["status"] == 499
 
 
@@ -341,8 +342,8 @@ def test_an_answer_that_breaks_is_an_error_whatever_was_sent(lines: list[str], s
     with pytest.raises(ZeroDivisionError), Telemetry(meter=meter).request("r", "chat") as record:
         record.status = sent
         raise ZeroDivisionError
-    assert meter.of(telemetry.ERRORS) == [(1, {"kind": "internal_error"})]
-    assert not meter.of(telemetry.REQUEST_SECONDS)
+    assert meter.of(service_metrics.ERRORS) == [(1, {"kind": "internal_error"})]
+    assert not meter.of(service_metrics.REQUEST_SECONDS)
     line = json.loads(lines[0])
     assert (line["status"], line["error"]) == (told, "internal_error")
 
@@ -390,7 +391,7 @@ def test_requests_are_queued_then_in_flight_then_gone() -> None:
     told = Telemetry(meter=meter)
 
     def load() -> tuple[float, float]:
-        return meter.of(telemetry.QUEUED)[-1][0], meter.of(telemetry.IN_FLIGHT)[-1][0]
+        return meter.of(service_metrics.QUEUED)[-1][0], meter.of(service_metrics.IN_FLIGHT)[-1][0]
 
     with told.request("first", "chat") as first:
         first.asks("blend")
@@ -486,7 +487,7 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
     (node,) = ray.nodes()
     page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     names = {
-        f"ray_{metric.name}" for metric in SERVICE_METRICS if metric is not telemetry.CACHE_HITS
+        f"ray_{metric.name}" for metric in SERVICE_METRICS if metric is not service_metrics.CACHE_HITS
     }  # the ranker's own
     until = time.monotonic() + 60
     while True:  # processes tell the node's exporter every few seconds
@@ -498,7 +499,7 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
             break
         time.sleep(0.1)
     for metric in SERVICE_METRICS:
-        if metric is not telemetry.CACHE_HITS:
+        if metric is not service_metrics.CACHE_HITS:
             assert types.get(f"ray_{metric.name}") == metric.kind
     (requests,) = [line for line in exported.splitlines() if 'route="test-of-export"' in line]
     assert requests.startswith("ray_blend_requests_total{")
@@ -530,9 +531,11 @@ def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list
     assert bad["error"] == refused.json()["error"]["code"]
     assert "caller" not in bad
     assert not any(secret in line for line in lines for secret in (key, "treasure"))
-    assert [labels["status"] for _, labels in meter.of(telemetry.REQUESTS)] == ["200", "401"]
-    assert {labels["model"] for _, labels in meter.of(telemetry.MEMBER_SECONDS)} == set(demo_blender().members)
-    assert [gauge for gauge, _ in meter.of(telemetry.IN_FLIGHT)] == [1, 0]
+    assert [labels["status"] for _, labels in meter.of(service_metrics.REQUESTS)] == ["200", "401"]
+    assert {labels["model"] for _, labels in meter.of(service_metrics.MEMBER_SECONDS)} == set(
+        demo_blender().members
+    )
+    assert [gauge for gauge, _ in meter.of(service_metrics.IN_FLIGHT)] == [1, 0]
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])

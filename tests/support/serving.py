@@ -25,7 +25,8 @@ from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.connections import server_config
 from llm_blender_ray.pipelines.serve.endpoints import ENDPOINTS
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service
-from llm_blender_ray.pipelines.serve.telemetry import Meter, Telemetry
+from llm_blender_ray.pipelines.serve.service_metrics import Meter
+from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
 QUESTION = "1) What is the capital of France? 2) What is the capital of Japan? 3) What is the capital of Egypt?"
 HELLO = [{"role": "user", "content": "hello"}]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from llm_blender_ray.pipelines.serve.telemetry import SERVICE_METRICS
+from llm_blender_ray.pipelines.serve.service_metrics import SERVICE_METRICS
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana.json").read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

@@ -12,7 +12,7 @@ from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
 from llm_blender_ray.pipelines.serve.endpoints import ENDPOINTS
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service
-from llm_blender_ray.pipelines.serve.telemetry import REQUESTS, ServiceMetric
+from llm_blender_ray.pipelines.serve.service_metrics import REQUESTS, ServiceMetric
 
 KEYS = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery"})
 ANN = {"authorization": "Bearer correct-horse-battery"}

@@ -16,7 +16,7 @@ from serving import HELLO, app_of, served
 
 from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
-from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, ServiceMetric
+from llm_blender_ray.pipelines.serve.service_metrics import IN_FLIGHT, ServiceMetric
 
 HURRIED = Limits(header_s=0.3, body_s=0.3, send_s=0.3, keep_alive_s=0.3, header_bytes=4096, headers=20)
 KEYS = Keys.load(None, {"BLEND_API_KEYS": "ann=correct-horse-battery"})

@@ -13,7 +13,7 @@ from fake_parts import FakeMember, fake_blender
 from serving import HELLO, app_of, event_loop, served
 
 from llm_blender_ray.configs.serving import GatewaySettings, Serving
-from llm_blender_ray.pipelines.serve.telemetry import IN_FLIGHT, QUEUED, ServiceMetric
+from llm_blender_ray.pipelines.serve.service_metrics import IN_FLIGHT, QUEUED, ServiceMetric
 
 
 def asked(url: str, **fields: Any) -> http.client.HTTPConnection:
