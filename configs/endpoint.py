@@ -22,7 +22,7 @@ WRITTEN = {
     "top_logprobs": "sampling.logprobs",
     "stream_options": "stream_usage",
     "n": "samples",
-    "stream": "no setting; it is sent where an answer is streamed",
+    "stream": "stream",
 }
 SECRET = re.compile(r"authorization|cookie|(^|[-_])(key|token|secret|password)$", re.IGNORECASE)
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -39,6 +39,8 @@ class RequestSettings(Settings):
     # the request field of sampling.thinking_token_budget, with dots for fields within others: thinking_token_budget
     # (vLLM), thinking_budget (Qwen), reasoning.max_tokens (OpenRouter), ...
     thinking_budget_field: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$"), OMIT_DEFAULT] = "thinking_token_budget"
+    # take answers as streams also where whole ones would do, for servers that do nothing else
+    stream: Annotated[bool, RUNTIME_ONLY] = False
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
     headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results
     # headers, with the environment variable of each value

@@ -126,6 +126,11 @@ class StreamReader:
         self._reasoning.append(reasoning)
         return [*([ReasoningDelta(reasoning)] if reasoning else []), *([text] if text else [])]
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has ended, as its finish reason says."""
+        return self._reason is not None
+
     def completion(self) -> Completion:
         """The whole answer, after its last event.
 

@@ -56,6 +56,8 @@ class Requests:
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         extra |= {name: getattr(sampling, name) for name in _EXTENSIONS if name in sampling.options}
+        if stream:
+            extra["stream"] = True  # with the keyword of that name the client would return at the first byte
         if sampling.thinking_token_budget is not None:
             extra = _with(extra, self._model.thinking_budget_field.split("."), sampling.thinking_token_budget)
         request = {"model": self._model.model, "messages": messages, **parameters}

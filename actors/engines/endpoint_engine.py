@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
 import httpx2
@@ -28,9 +28,13 @@ from llm_blender_ray.actors.engines.chat_completions import (
 from llm_blender_ray.actors.engines.chat_requests import Requests
 from llm_blender_ray.actors.engines.http_client import (
     EVENT_STREAM,
+    STREAMED,
     BoundedClient,
+    BrokenStreamError,
     OversizeError,
+    Streamed,
     content_type,
+    drain,
     events_of,
 )
 from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model
@@ -48,7 +52,6 @@ from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 # Of a request, and of reading its answer.
 _FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)
-DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
 MAX_ERROR_CHARACTERS = 80  # characters of a response without an answer
 
 _R = TypeVar("_R")
@@ -86,7 +89,8 @@ class EndpointEngine:
         try:
             async with self._in_flight:
                 create = self._client.chat.completions.with_raw_response.create
-                response = await self._asked(create, self._requests.build(messages, sampling))
+                request = self._requests.build(messages, sampling, stream=self._model.stream)
+                response = await self._asked(create, request)
             return _read(response.http_response)
         except _FAILURES as error:
             failed = self._failed(error)
@@ -101,7 +105,7 @@ class EndpointEngine:
             async with self._in_flight, AsyncExitStack() as stack:
 
                 async def create(**request: Any) -> openai.AsyncAPIResponse[Any]:
-                    opened = self._client.chat.completions.with_streaming_response.create(**request, stream=True)
+                    opened = self._client.chat.completions.with_streaming_response.create(**request)
                     return await stack.enter_async_context(opened)
 
                 response = await self._asked(create, self._requests.build(messages, sampling, stream=True))
@@ -109,9 +113,7 @@ class EndpointEngine:
                 events = await stack.enter_async_context(aclosing(events_of(response.http_response)))
                 async for event in events:
                     if event.data == "[DONE]":
-                        with suppress(TimeoutError, httpx2.HTTPError):  # the answer is complete
-                            async with asyncio.timeout(DRAIN_S):
-                                await anext(events, None)
+                        await drain(events)
                         break
                     for piece in reader.add(event.data, event.event) if event.data else ():
                         begun = True
@@ -156,7 +158,8 @@ class EndpointEngine:
         tries = f" in {self._model.max_retries + 1} tries" if self._model.max_retries else ""
         match error:
             case ServiceError():
-                problem = f"it broke the answer off: {error}" if begun else str(error)
+                problem = f"{error.failure.status}: {error}" if error.failure.status else str(error)
+                problem = f"it broke the answer off: {problem}" if begun else problem
                 kind = _kind(error.failure)
             case openai.APITimeoutError():
                 problem = f"no answer within {self._model.timeout_s:g} s{tries}; raise timeout_s"
@@ -164,6 +167,8 @@ class EndpointEngine:
             case openai.APIConnectionError():
                 cause, kind = error.__cause__ or error, UnavailableError
                 problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
+                if isinstance(cause, BrokenStreamError):
+                    problem = f"it broke the answer off{tries}: {cause}"
             case openai.APIStatusError():
                 failure = _failure_of(error)
                 problem, kind = f"{error.status_code}: {failure.message}", _kind(failure)
@@ -203,6 +208,11 @@ def _read(response: httpx2.Response) -> Completion:
     Raises:
         ServiceError: The service reports a failure.
     """
+    streamed: Streamed | None = response.extensions.get(STREAMED)
+    if isinstance(streamed, Completion):
+        return streamed
+    if streamed is not None:
+        raise streamed
     try:
         return read_completion(response.content)
     except ServiceError:

@@ -1,7 +1,8 @@
 """The HTTP client below OpenAI's: bounds every attempt in time and size, and finds failures that status 200 hides.
 
 OpenAI's client retries by status. So a failure within a 200 gets the status that it stands for here, also in a
-stream of which no text has come yet, and is retried as any other: as often, as late, and after Retry-After.
+stream of which no text has come yet, and is retried as any other: as often, as late, and after Retry-After. A
+stream in answer to a request for a whole answer is read to its end here, so that one that breaks off is retried.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any, Self, cast
 import httpx2
 import openai
 
+from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.engines.chat_completions import (
     Failure,
     ServiceError,
@@ -25,10 +27,18 @@ from llm_blender_ray.actors.engines.refusals import is_too_long
 BYTES_PER_MIB = 1 << 20
 MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text
 EVENT_STREAM = "text/event-stream"
+DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
+STREAMED = "llm_blender_ray.streamed"  # extension of a response that was a stream: `Streamed`
+
+Streamed = Completion | ServiceError  # the answer in a stream, or why there is none
 
 
 class OversizeError(openai.OpenAIError):
     """A response is larger than it may be. Not a kind of error that the client retries."""
+
+
+class BrokenStreamError(httpx2.RemoteProtocolError):
+    """A stream ended before the answer did, and may end well another time: the client retries it."""
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
@@ -44,8 +54,12 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """Send a request; see `httpx2.AsyncClient.send`. The body is read, but for a stream that has begun well.
 
+        Returns:
+            The response, with the status that it stands for; one that was a stream and is read has `STREAMED`.
+
         Raises:
             OversizeError: The body is too large.
+            BrokenStreamError: A stream that was to be read as a whole broke off.
         """
         until = asyncio.get_running_loop().time() + self._attempt_s
         options["follow_redirects"] = False
@@ -55,9 +69,14 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         except TimeoutError as error:
             raise httpx2.ReadTimeout("the attempt took too long", request=request) from error
         body = _Body(response, until, self._most_mib)
+        extensions = dict(response.extensions)
         try:
-            if stream and response.status_code == 200 and content_type(response) == EVENT_STREAM:
+            is_stream = response.status_code == 200 and content_type(response) == EVENT_STREAM
+            if stream and is_stream:
                 status, content = await _beginning(response, body)
+            elif is_stream:
+                status, content, streamed = await _whole(response, body)
+                extensions[STREAMED] = streamed
             else:
                 content = b"".join([chunk async for chunk in body])
                 status = _status(response.status_code, content)
@@ -73,7 +92,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             whole = {"content": content}
             if content_type(response) == EVENT_STREAM:
                 headers["content-type"] = "application/json"  # a failure, out of its event
-        return httpx2.Response(status, headers=headers, request=request, extensions=response.extensions, **whole)
+        return httpx2.Response(status, headers=headers, request=request, extensions=extensions, **whole)
 
 
 _FRAMING = ("content-encoding", "content-length", "transfer-encoding")  # true of the body as it was sent
@@ -145,12 +164,10 @@ async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes
         The status it stands for, and its content where that is a failure.
     """
     body.held = []
-    head = {"content-type": response.headers["content-type"]}
-    peeked = httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body))
     reader = StreamReader()
     none = True
     with suppress(httpx2.SSEError):  # the reader of the stream finds it again
-        async with aclosing(events_of(peeked)) as events:
+        async with aclosing(_events_in(response, body)) as events:
             async for event in events:
                 none = False
                 if event.data == "[DONE]":
@@ -167,6 +184,57 @@ async def _beginning(response: httpx2.Response, body: _Body) -> tuple[int, bytes
         return _status(response.status_code, content), content
     body.rewind()
     return response.status_code, None
+
+
+async def _whole(response: httpx2.Response, body: _Body) -> tuple[int, bytes, Streamed | None]:
+    """Read a stream to its end.
+
+    Returns:
+        The status it stands for, its content where that is a failure, and what it has come to otherwise.
+
+    Raises:
+        BrokenStreamError: It broke off, for no reason that another attempt would meet again.
+    """
+    body.held = []  # until there is an event
+    reader = StreamReader()
+    data, begun = "", False
+    try:
+        async with aclosing(_events_in(response, body)) as events:
+            async for event in events:
+                body.held = None
+                if event.data == "[DONE]":
+                    await drain(events)
+                    break
+                if event.data:
+                    data = event.data
+                    begun |= bool(reader.add(data, event.event))
+        content = b"".join(body.held or ())
+        if _failure(content):  # some gateways send it as it is
+            return _status(200, content), content, None
+        begun = True
+        return 200, b"", reader.completion()
+    except httpx2.SSEError as error:
+        return 200, b"", ServiceError(Failure(f"its answer isn't a stream of events: {error}"))
+    except ServiceError as error:
+        status = _status(200, data.encode())
+        if status != 200:
+            return status, data.encode(), None
+        if begun and not reader.ended and not error.failure.rejected:
+            raise BrokenStreamError(str(error), request=response.request) from None
+        return 200, b"", error
+
+
+async def drain(events: AsyncGenerator[httpx2.ServerSentEvent, None]) -> None:
+    """Wait a moment for the end of a stream's body, of which all that counts has come."""
+    with suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(DRAIN_S):
+            await anext(events, None)
+
+
+def _events_in(response: httpx2.Response, body: _Body) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
+    """The events of a response's body, which stays open."""
+    head = {"content-type": response.headers["content-type"]}
+    return events_of(httpx2.Response(200, headers=head, request=response.request, stream=_Unclosed(body)))
 
 
 def events_of(response: httpx2.Response) -> AsyncGenerator[httpx2.ServerSentEvent, None]:

@@ -35,6 +35,7 @@ from llm_blender_ray.actors.errors import (
     PromptError,
     RejectedError,
     TooLongError,
+    UnavailableError,
 )
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
@@ -48,6 +49,7 @@ HELLO = Completion("hello", "stop", prompt_tokens=3, completion_tokens=2)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # 0.5 s without Retry-After
 
 
 def make_engine(url: str, **settings: Any) -> EndpointEngine:
@@ -513,7 +515,7 @@ def test_break_of_a_stream_without_text_is_retried() -> None:
 def test_failure_of_a_stream_with_text_is_told() -> None:
     pieces, error, server = follow(stream(*HI, RATE_LIMITED))
     assert pieces == ["hi"] and len(server.requests) == 1
-    assert "it broke the answer off: Provider returned error: rate limited" in str(error)
+    assert "it broke the answer off: 429: Provider returned error: rate limited" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +553,105 @@ def test_reasoning_is_streamed_as_it_comes() -> None:
     assert (pieces, answer) == ([hmm, hmm, "hi"], Completion("hi", "stop", reasoning="hmm hmm "))
     pieces, error, server = follow(stream(thought, then=break_off), max_retries=3)
     assert pieces == [hmm] and isinstance(error, GenerationError) and len(server.requests) == 1  # some of it is out
+
+
+def test_a_whole_answer_may_come_as_a_stream() -> None:
+    answer, server = ask(stream=True)
+    assert answer == HELLO
+    assert server.requests[0].body == {
+        "model": "m",
+        "messages": CHAT,
+        "temperature": 0.0,
+        "max_tokens": 512,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    thought = {"choices": [{"delta": {"reasoning_content": "hmm "}}]}
+    answer, _ = ask(stream(thought, chunk("hi"), chunk("", "stop"), "[DONE]", then=comment), stream=True)
+    assert answer == Completion("hi", "stop", reasoning="hmm ")
+
+
+def test_a_server_may_send_a_stream_or_a_whole_answer_whatever_it_was_asked_for() -> None:
+    assert ask(stream(chunk("hi", "length"), "[DONE]"))[0] == Completion("hi", "length")
+    assert ask(respond(200, completion("hi")), stream=True)[0] == Completion("hi", "stop")
+
+
+def test_token_counts_that_a_server_refuses_are_not_asked_for_again() -> None:
+    answer, server = ask(USAGE, stream=True)
+    assert answer == Completion("hello", "stop")
+    assert ["stream_options" in request.body for request in server.requests] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(stream(*HI, then=leave), id="cut"),
+        pytest.param(stream(*HI), id="ended"),
+        pytest.param(stream(*HI, "[DONE]"), id="done"),
+        pytest.param(stream("[DONE]"), id="nothing"),
+        pytest.param(stream(*HI, {"error": {"message": "worker died"}}), id="error"),
+        pytest.param(stream(*HI, {"error": {"message": "busy", "code": 503}}), id="503"),
+        pytest.param(stream({"error": {"message": "busy", "code": 429}}), id="429 at once"),
+        pytest.param(stream(*HI, '{"choices": [{"del'), id="broken json"),
+        pytest.param(stream(*HI, then=hang), id="hang"),
+        pytest.param(stream(*HI, then=comment), id="drip"),
+    ],
+)
+def test_stream_of_a_whole_answer_is_retried_where_it_breaks_off(fault: Fault) -> None:
+    """The parts of two attempts are never one answer."""
+    answer, server = ask(fault, stream=True, timeout_s=1 if fault.__name__ == "hang" else 5)
+    assert answer == HELLO
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        (stream(*HI, then=leave), UnavailableError, "no connection, or it broke in 2 tries"),
+        (stream(*HI), UnavailableError, "it broke the answer off in 2 tries: the answer broke off: its stream"),
+        (
+            stream(*HI, {"error": "worker died"}),
+            UnavailableError,
+            "it broke the answer off in 2 tries: worker died",
+        ),
+        (stream(*HI, {"error": {"message": "busy", "code": 503}}), UnavailableError, "503: busy"),
+        (stream(*HI, {"error": {"message": "slow down", "code": 429}}), GenerationError, "429: slow down"),
+    ],
+)
+def test_stream_of_a_whole_answer_that_never_ends_well(fault: Fault, kind: type[Exception], says: str) -> None:
+    error, server = ask(*[fault] * 3, stream=True, max_retries=1)
+    assert type(error) is kind and says in str(error)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        (stream(*HI, chunk("", "content_filter")), RejectedError, "content filter"),
+        (stream(chunk(finish_reason="length")), GenerationError, "no text (finish_reason length)"),
+        (stream({"error": {"message": "odd"}}), GenerationError, "odd"),
+        (stream(*HI, {"error": {"message": "bad", "code": 400}}), RejectedError, "400: bad"),
+        (stream(REFUSED), TooLongError, "17 tokens"),
+        (stream(*HI, chunk("x" * (1 << 21))), GenerationError, "isn't a stream of events"),
+        (
+            respond(200, '{"error": {"message": "no key", "code": 401}}', "text/event-stream"),
+            PermanentError,
+            "401: ",
+        ),
+    ],
+)
+def test_stream_of_a_whole_answer_that_another_attempt_would_not_mend(
+    fault: Fault, kind: type[Exception], says: str
+) -> None:
+    error, server = ask(fault, stream=True)
+    assert type(error) is kind and says in str(error) and "\n" not in str(error)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_status_of_a_failure_amid_a_stream_is_told(status: int) -> None:
+    _, error, _ = follow(stream(*HI, {"error": {"message": "sorry", "code": status}}))
+    assert f"it broke the answer off: {status}: sorry" in str(error)
 
 
 @pytest.mark.parametrize("length", ["content-length", "chunked", "gzip"])
