@@ -20,6 +20,7 @@ from rich.text import Text
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
+from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -338,8 +339,8 @@ def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
 def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
     best = of[0].get("best_share", of[0].get("is_best"))
     if of[0]:
-        means = [f"{one['mean']:.3f}" if one else "" for one in of]
-        rank = f"{of[0]['rank']:.2f}" if "rank" in of[0] else ""
+        means = [fixed(one["mean"]) if one else "" for one in of]
+        rank = fixed(of[0]["rank"], 2) if "rank" in of[0] else ""
         table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
 
 

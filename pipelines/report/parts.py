@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from llm_blender_ray.pipelines.quality.evaluation import Mean
+from llm_blender_ray.pipelines.quality.rounding import fixed
 
 MAX_MODELS = 24  # most LLMs of a table or figure
 
@@ -45,9 +46,9 @@ def share(part: float, whole: float) -> str:
     return "" if not whole else f"{100 * part / whole:.1f}%"
 
 
-def value_of(mean: Mean | None, form: str) -> str:
-    """The mean by a format; empty without a value."""
-    return "" if mean is None or mean.value is None else format(mean.value, form)
+def value_of(mean: Mean | None, digits: int = 3, *, sign: bool = False) -> str:
+    """The mean; empty without a value."""
+    return "" if mean is None or mean.value is None else fixed(mean.value, digits, sign=sign)
 
 
 def percent(mean: Mean | None) -> str:
@@ -59,8 +60,8 @@ def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str
     """The mean and half the width of its 95% interval; empty without a value."""
     if mean is None or mean.value is None:
         return ""
-    value = f"{mean.value:{'+' if sign else ''},.{digits}f}"
-    return value if mean.ci95_half_width is None else f"{value} ± {mean.ci95_half_width:,.{digits}f}"
+    value = fixed(mean.value, digits, sign=sign)
+    return value if mean.ci95_half_width is None else f"{value} ± {fixed(mean.ci95_half_width, digits)}"
 
 
 def percent_plus_minus(mean: Mean) -> str:

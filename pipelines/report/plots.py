@@ -18,6 +18,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llm_blender_ray.pipelines.quality.rounding import fixed
+
 WIDTH = 4.4  # inches, of most figures: about a phone's screen
 WIDE = 7.5
 INK, BLUE, ORANGE, PALE = "#222222", "#0072b2", "#e69f00", "#cfe3f1"  # Okabe and Ito: safe for colour-blind readers
@@ -88,7 +90,7 @@ def means(points: Sequence[Point], label: str, key: str) -> str:
                 x, y, half_widths = zip(*of_role, strict=True)
                 axes.errorbar(x, y, xerr=half_widths, linestyle="", elinewidth=1.1, capsize=2.5, **marker)
         for line, point in enumerate(points):
-            _aside(axes, line, f"{point.mean:.3f}")
+            _aside(axes, line, fixed(point.mean))
         axes.set_xlabel(label)
         axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=5)

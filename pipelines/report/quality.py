@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from llm_blender_ray.pipelines.quality.evaluation import LINES, Mean, Tally
 from llm_blender_ray.pipelines.quality.metrics import metric_class, metric_label
+from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
 from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
@@ -20,9 +21,9 @@ def headline(numbers: Numbers) -> tuple[str, str, str] | None:
         best = max(tally.models, key=lambda one: _mean_of(tally, tally.models[one]), default=None)
         system = next((one for one in ("blend", "ranker") if one in tally.systems), None)
         if best is not None and system is not None:
-            value, of_best = tally.systems[system]["mean"].value, tally.models[best]["mean"].value
+            value, of_best = value_of(tally.systems[system]["mean"]), value_of(tally.models[best]["mean"])
             label = f"{LINES[system]}: {metric_label(name)}"
-            return label, f"{value:.3f}", f"best LLM, {plots.short(best)}: {of_best:.3f}"
+            return label, value, f"best LLM, {plots.short(best)}: {of_best}"
     return None
 
 
@@ -84,7 +85,7 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
             (
                 label,
                 *(plus_minus(_means_of(tally, role, name).get("mean")) for tally in metrics.values()),
-                value_of(_means_of(first, role, name).get("rank"), ".2f"),
+                value_of(_means_of(first, role, name).get("rank"), 2),
                 percent(
                     _means_of(first, role, name).get("best_share", _means_of(first, role, name).get("is_best"))
                 ),
@@ -134,7 +135,7 @@ def _points(tally: Tally, lines: Sequence[_Line]) -> list[plots.Point]:
 
 
 def _described(tally: Tally, lines: Sequence[_Line]) -> str:
-    return ", ".join(f"{point.label} {point.mean:.3f}" for point in _points(tally, lines))
+    return ", ".join(f"{point.label} {fixed(point.mean)}" for point in _points(tally, lines))
 
 
 def _gain(tally: Tally, system: str, role: plots.PointRole, name: str) -> str:

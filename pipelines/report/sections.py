@@ -143,8 +143,8 @@ def _comparisons(numbers: Numbers, manifest: Manifest | None) -> Section | None:
         if orders.mirrored < orders.pairs:
             lines += [
                 ("both orders prefer the same answer", share(orders.agreeing, orders.pairs)),
-                ("worth of standing on the left (mean logit)", value_of(orders.bias, "+.3f")),
-                ("difference of two answers (mean size, logit)", value_of(orders.margin, ".3f")),
+                ("worth of standing on the left (mean logit)", value_of(orders.bias, sign=True)),
+                ("difference of two answers (mean size, logit)", value_of(orders.margin)),
             ]
     for stage in [] if orders.pairs else _rankers(manifest):
         lines += [

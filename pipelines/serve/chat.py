@@ -48,11 +48,13 @@ from llm_blender_ray.pipelines.serve.responses import (
     Usage,
 )
 from llm_blender_ray.pipelines.serve.sampling import read_sampling
+from llm_blender_ray.pipelines.serve.streaming import merge_streams
 from llm_blender_ray.pipelines.serve.telemetry import RequestRecord
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE = ": keep-alive\n\n"  # a comment, which clients skip; it keeps proxies from closing the connection
+# a comment, which clients skip; it keeps proxies from closing the connection
+HEARTBEAT = ": keep-alive\n\n"
 LAST = "data: [DONE]\n\n"
 
 
@@ -222,15 +224,24 @@ def usage(outcomes: list[BlendResult]) -> Usage:
 
 
 async def lines(
-    chat: Chat, events: AsyncGenerator[tuple[int, Event] | None, None], waited_s: float, record: RequestRecord
+    chat: Chat,
+    events: AsyncGenerator[tuple[int, Event] | None, None],
+    waited_s: float,
+    record: RequestRecord,
+    heartbeat_s: float,
 ) -> AsyncGenerator[str, None]:
-    """Lines of the stream. An error before the first line is raised; a later one is the last line."""
+    """Lines of the stream, and a comment after each `heartbeat_s` without one.
+
+    An error before the first line is raised; a later one is the last line.
+    """
     said = False
     try:
-        async with contextlib.aclosing(_lines(chat, events, waited_s)) as made:
-            async for line in made:
+        # events without a line, such as a member's answer, are silence too
+        made = merge_streams([_lines(chat, events, waited_s)], heartbeat_s)
+        async with contextlib.aclosing(made):
+            async for item in made:
                 said = True
-                yield line
+                yield HEARTBEAT if item is None else item[1]
     except Exception as error:
         if not said:
             raise
@@ -271,9 +282,7 @@ async def _lines(
 
     async with contextlib.aclosing(events):
         async for item in events:
-            if item is None:
-                yield KEEP_ALIVE
-                continue
+            assert item is not None  # merged without `silence_s`
             choice, event = item
             if isinstance(event, ReasoningDelta) and not chat.with_reasoning:
                 continue

@@ -14,7 +14,7 @@ from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.ballots import BallotBox
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
-SILENCE_S = 15.0  # of silence in a stream, after which a comment is sent
+HEARTBEAT_S = 10.0  # of silence in a stream, after which a comment is sent
 PendingParts = Callable[[], Awaitable[Sequence[str]]]  # names of the parts that are not up yet
 
 
@@ -30,7 +30,7 @@ class Service:
         telemetry: Metrics and log.
         ballots: Keeps answers that may be voted on; None: no votes are kept.
         starting: Names the parts that aren't up yet; None: all are.
-        silence_s: Seconds without a word in a stream until a comment is sent.
+        heartbeat_s: Seconds without a line in a stream until a comment is sent.
         models: Settings of the base LLMs by name: what they can't do is refused at once; else they refuse it.
     """
 
@@ -41,7 +41,7 @@ class Service:
     telemetry: Telemetry
     ballots: BallotBox | None = None
     starting: PendingParts | None = None
-    silence_s: float = SILENCE_S
+    heartbeat_s: float = HEARTBEAT_S
     models: Mapping[str, BaseLLM] = field(default_factory=dict)
 
 

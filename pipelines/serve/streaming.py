@@ -50,14 +50,14 @@ async def run_concurrently(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]
 
 
 async def merge_streams(
-    streams: Sequence[AsyncGenerator[_T, None]], silence_s: float
+    streams: Sequence[AsyncGenerator[_T, None]], silence_s: float | None = None
 ) -> AsyncGenerator[tuple[int, _T] | None, None]:
     """Merge streams.
 
     The first stream that raises ends the others, and is raised. Closing this closes them.
 
     Yields:
-        Items as they come, with their stream's index; None after each `silence_s` without one.
+        Items as they come, with their stream's index; None after each `silence_s` without one, if given.
     """
     items: asyncio.Queue[tuple[int, _T] | Exception | None] = asyncio.Queue()
 

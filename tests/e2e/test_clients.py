@@ -12,6 +12,7 @@ from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 from serving import QUESTION, app_of, event_loop, served
+from starlette.types import Message, Receive, Scope, Send
 
 from llm_blender_ray.configs.serving import GatewaySettings, Limits, Serving
 from llm_blender_ray.pipelines.serve.access import Keys
@@ -75,6 +76,28 @@ def test_openai_streams(client: openai.OpenAI, answer: str) -> None:
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
     events = [(chunk.model_extra or {}).get("blend", {}).get("event") for chunk in chunks]
     assert {"member_piece", "answered", "ranked", "fusing", "done"} <= set(events)
+
+
+def test_openai_skips_heartbeats() -> None:
+    member = FakeMember("m", "some words")
+    member.hold()
+    app, heartbeats = app_of(fake_blender(member), heartbeat_s=0.01), []
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message.get("body", b"").startswith(b":"):
+                heartbeats.append(message["body"])
+            if len(heartbeats) == 3:
+                member.let_go()
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    with served(counted) as url, client_of(f"{url}/v1") as client:
+        stream = client.chat.completions.create(model="blend", messages=MESSAGES, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        whole = client.chat.completions.create(model="blend", messages=MESSAGES)
+    assert len(heartbeats) >= 3 and text == whole.choices[0].message.content
 
 
 def test_openais_helper_for_streams_accumulates(client: openai.OpenAI, answer: str) -> None:

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig
@@ -69,7 +70,7 @@ def app_of(
 
 
 @contextlib.contextmanager
-def served(app: FastAPI, limits: Limits = Limits(), **options: Any) -> Iterator[str]:  # noqa: B008 (frozen)
+def served(app: ASGIApp, limits: Limits = Limits(), **options: Any) -> Iterator[str]:  # noqa: B008 (frozen)
     """The app on a free port as gateways serve it, while the block runs; its URL has no slash at the end."""
     server = uvicorn.Server(
         server_config(app, limits, log_level="warning", timeout_graceful_shutdown=10, **options)

@@ -76,8 +76,8 @@ class _ChatWork:
         async with self.service.admission.slot(self._deadline_s) as waited_s:
             self.record.waited(waited_s)
             streams = [self._events(ask) for ask in self.asked.blend_requests(waited_s)]
-            events = merge_streams(streams, self.service.silence_s)
-            async with contextlib.aclosing(chat.lines(self.asked, events, waited_s, self.record)) as lines:
+            made = chat.lines(self.asked, merge_streams(streams), waited_s, self.record, self.service.heartbeat_s)
+            async with contextlib.aclosing(made) as lines:
                 async for line in lines:
                     yield line
 

@@ -79,7 +79,7 @@ def test_a_silent_stream_is_kept_alive() -> None:
     member.hold()
     body = {"model": "blend", "messages": HELLO, "stream": True}
     with (
-        served(app_of(fake_blender(member), silence_s=0.01)) as url,
+        served(app_of(fake_blender(member), heartbeat_s=0.01)) as url,
         httpx2.Client(base_url=url) as client,
         client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
