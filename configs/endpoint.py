@@ -1,6 +1,7 @@
 """Request settings of endpoints: what differs between services with OpenAI's API."""
 
 import re
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator
@@ -39,6 +40,8 @@ class RequestSettings(Settings):
     # the request field of sampling.thinking_token_budget, with dots for fields within others: thinking_token_budget
     # (vLLM), thinking_budget (Qwen), reasoning.max_tokens (OpenRouter), ...
     thinking_budget_field: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$"), OMIT_DEFAULT] = "thinking_token_budget"
+    # of Azure: `base_url` is then that of the resource, and `model` its deployment
+    api_version: Annotated[str | None, Field(pattern=r"^[\w.-]+$"), OMIT_DEFAULT] = None
     # take answers as streams also where whole ones would do, for servers that do nothing else
     stream: Annotated[bool, RUNTIME_ONLY] = False
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # further fields of the request
@@ -46,6 +49,11 @@ class RequestSettings(Settings):
     # headers, with the environment variable of each value
     headers_env: Annotated[dict[str, str], RUNTIME_ONLY] = Field(default_factory=dict)
     max_answer_mib: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # of one response; a larger one is an error
+
+    @field_validator("api_version", mode="before")
+    @classmethod
+    def _from_date(cls, value: object) -> object:
+        return value.isoformat() if isinstance(value, date) else value  # YAML's type of 2024-10-21
 
     @field_validator("extra_body")
     @classmethod

@@ -9,12 +9,14 @@ tried again once it has text. Beside it are a client that bounds attempts and se
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
+from openai.lib.azure import API_KEY_SENTINEL
 
 from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.engines.chat_completions import (
@@ -33,6 +35,7 @@ from llm_blender_ray.actors.engines.http_client import (
     BrokenStreamError,
     OversizeError,
     Streamed,
+    UntrustedServerError,
     content_type,
     drain,
     events_of,
@@ -51,7 +54,7 @@ from llm_blender_ray.configs.endpoint import header_problem
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 # Of a request, and of reading its answer.
-_FAILURES = (openai.APIError, OversizeError, httpx2.HTTPError, ServiceError)
+_FAILURES = (openai.APIError, OversizeError, UntrustedServerError, httpx2.HTTPError, ServiceError)
 MAX_ERROR_CHARACTERS = 80  # characters of a response without an answer
 
 _R = TypeVar("_R")
@@ -64,25 +67,17 @@ class EndpointEngine:
         """Make a client of the endpoint.
 
         Raises:
-            ModelLoadError: An environment variable that the settings name has no value.
+            ModelLoadError: An environment variable that the settings name has no value, or one for proxies or
+                certificates a wrong one.
         """
-        key = "none"  # servers without keys accept any
-        if model.api_key_env is not None:
-            key = _secret(model, model.api_key_env, "the endpoint's key")
+        key = _secret(model, model.api_key_env, "the endpoint's key") if model.api_key_env is not None else None
         headers = {name: _secret(model, env, f"the header {name}") for name, env in model.headers_env.items()}
-        self._secrets = [*([key] if model.api_key_env is not None else []), *headers.values()]
+        self._secrets = [*([key] if key is not None else []), *headers.values()]
         self._key_name = model.api_key_env or "api_key_env, which isn't set"
         self._model = model
         self._requests = Requests(model)
         self._in_flight = asyncio.Semaphore(model.max_in_flight)
-        self._client = openai.AsyncOpenAI(
-            api_key=key,
-            base_url=model.base_url,
-            max_retries=model.max_retries,
-            timeout=model.timeout_s,
-            default_headers={name.title(): value for name, value in {**model.headers, **headers}.items()},
-            http_client=BoundedClient(model.timeout_s, model.max_answer_mib),
-        )
+        self._client = _openai_client(model, key, {**model.headers, **headers})
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
@@ -164,6 +159,11 @@ class EndpointEngine:
             case openai.APITimeoutError():
                 problem = f"no answer within {self._model.timeout_s:g} s{tries}; raise timeout_s"
                 kind = UnavailableError
+            case UntrustedServerError():
+                problem = (
+                    f"its certificate isn't trusted: {error}; set SSL_CERT_FILE to its authority's certificates"
+                )
+                kind = PermanentError
             case openai.APIConnectionError():
                 cause, kind = error.__cause__ or error, UnavailableError
                 problem = f"no connection, or it broke{tries}: {type(cause).__name__}: {cause}"
@@ -186,6 +186,31 @@ class EndpointEngine:
         for secret in self._secrets:
             problem = problem.replace(secret, "***")
         return kind(f"{self._model.base_url}: {problem}")
+
+
+def _openai_client(model: EndpointModel, key: str | None, headers: Mapping[str, str]) -> openai.AsyncOpenAI:
+    """OpenAI's client, or its variant for Azure.
+
+    With an API version, the URL of a resource (`https://NAME.openai.azure.com`), or of its `/openai`, is Azure's
+    API of deployments. Azure's other APIs (`/openai/v1`, `/models`) are as OpenAI's, and have a version, too.
+    """
+    settings: dict[str, Any] = {
+        "max_retries": model.max_retries,
+        "timeout": model.timeout_s,
+        "default_headers": {name.title(): value for name, value in headers.items()},
+        "http_client": BoundedClient(model.timeout_s, model.max_answer_mib, model.max_in_flight),
+    }
+    url = model.base_url.rstrip("/")
+    path = urlsplit(url).path
+    if model.api_version is None or (path and (path.endswith("/v1") or "openai" not in path.split("/"))):
+        query = {"api-version": model.api_version} if model.api_version else None
+        # servers without keys accept any
+        return openai.AsyncOpenAI(base_url=url, api_key=key or "none", default_query=query, **settings)
+    if key is None:  # then a header may be in its place
+        key = API_KEY_SENTINEL if {"authorization", "api-key"} & {name.lower() for name in headers} else "none"
+    return openai.AsyncAzureOpenAI(
+        base_url=url if path else f"{url}/openai", api_version=model.api_version, api_key=key, **settings
+    )
 
 
 def _secret(model: EndpointModel, variable: str, what: str) -> str:

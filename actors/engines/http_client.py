@@ -6,9 +6,12 @@ stream in answer to a request for a whole answer is read to its end here, so tha
 """
 
 import asyncio
+import os
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx2
@@ -23,10 +26,14 @@ from llm_blender_ray.actors.engines.chat_completions import (
     parse_response_json,
 )
 from llm_blender_ray.actors.engines.refusals import is_too_long
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
 
 BYTES_PER_MIB = 1 << 20
 MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text
 EVENT_STREAM = "text/event-stream"
+KEEPALIVE_S = 55.0  # of an unused connection; many servers and load balancers close theirs after 60 s
+# Variables with certificates of authorities, the first that is set counts: OpenSSL's, requests', curl's.
+CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
 STREAMED = "llm_blender_ray.streamed"  # extension of a response that was a stream: `Streamed`
 
@@ -37,6 +44,10 @@ class OversizeError(openai.OpenAIError):
     """A response is larger than it may be. Not a kind of error that the client retries."""
 
 
+class UntrustedServerError(openai.OpenAIError):
+    """No known authority has signed the server's certificate. The client doesn't retry it."""
+
+
 class BrokenStreamError(httpx2.RemoteProtocolError):
     """A stream ended before the answer did, and may end well another time: the client retries it."""
 
@@ -44,11 +55,26 @@ class BrokenStreamError(httpx2.RemoteProtocolError):
 class BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that gives up an attempt after `attempt_s` seconds or `most_mib` MiB, body included.
 
-    Redirects are not followed: a POST would lose its body, and the key would go elsewhere.
+    Redirects are not followed: a POST would lose its body, and the key would go elsewhere. Proxies are those of
+    the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), and so are authorities (`CA_VARIABLES`).
     """
 
-    def __init__(self, attempt_s: float, most_mib: int) -> None:
-        super().__init__(timeout=attempt_s, follow_redirects=False)
+    def __init__(self, attempt_s: float, most_mib: int, most_requests: int) -> None:
+        """Make a client.
+
+        Args:
+            attempt_s: Seconds of one attempt.
+            most_mib: Size of one response.
+            most_requests: Requests at a time, whose connections are all kept for the next ones.
+
+        Raises:
+            ModelLoadError: A proxy or authority of the environment can't be used.
+        """
+        limits = httpx2.Limits(max_keepalive_connections=most_requests, keepalive_expiry=KEEPALIVE_S)
+        try:
+            super().__init__(timeout=attempt_s, follow_redirects=False, limits=limits, verify=_authorities())
+        except (ValueError, ImportError, httpx2.InvalidURL) as error:  # a scheme; no package for SOCKS; no URL
+            raise ModelLoadError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {one_line(error)}") from error
         self._attempt_s, self._most_mib = attempt_s, most_mib
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
@@ -59,6 +85,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
         Raises:
             OversizeError: The body is too large.
+            UntrustedServerError: The server's certificate is none of a known authority.
             BrokenStreamError: A stream that was to be read as a whole broke off.
         """
         until = asyncio.get_running_loop().time() + self._attempt_s
@@ -68,6 +95,10 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 response = await super().send(request, stream=True, **options)
         except TimeoutError as error:
             raise httpx2.ReadTimeout("the attempt took too long", request=request) from error
+        except httpx2.ConnectError as error:
+            if reason := _distrust(error):
+                raise UntrustedServerError(reason) from None
+            raise
         body = _Body(response, until, self._most_mib)
         extensions = dict(response.extensions)
         try:
@@ -93,6 +124,31 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             if content_type(response) == EVENT_STREAM:
                 headers["content-type"] = "application/json"  # a failure, out of its event
         return httpx2.Response(status, headers=headers, request=request, extensions=extensions, **whole)
+
+
+def _authorities() -> ssl.SSLContext | bool:
+    """The certificates that a server's is checked with; True: the system's.
+
+    Raises:
+        ModelLoadError: A variable names none.
+    """
+    name = next((name for name in CA_VARIABLES if os.environ.get(name)), None)
+    if name is None:
+        return True
+    path = Path(os.environ[name])
+    try:
+        return ssl.create_default_context(capath=path) if path.is_dir() else ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError, too
+        raise ModelLoadError(f"{name}: {path}: no certificates can be read: {one_line(error)}") from error
+
+
+def _distrust(error: BaseException | None) -> str | None:
+    """Why a server's certificate isn't trusted; None where a connection failed for another reason."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 _FRAMING = ("content-encoding", "content-length", "transfer-encoding")  # true of the body as it was sent

@@ -8,6 +8,7 @@ Each request takes the next of the `faults` it was started with; when none is le
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -33,8 +34,9 @@ def respond(status: int, body: object, content_type: str = "application/json", *
     async def fault(writer: asyncio.StreamWriter) -> None:
         content = (body if isinstance(body, str) else json.dumps(body)).encode()
         lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}", f"content-length: {len(content)}"]
+        headers.setdefault("connection", "close")
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode() + content)
+        writer.write("\r\n".join([*lines, "", ""]).encode() + content)
         await writer.drain()
 
     return fault
@@ -136,11 +138,19 @@ async def greet_in_pieces(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]
 
 @dataclass
 class EndpointServer:
-    """Use as `async with`; `url` is the base URL then."""
+    """Use as `async with`; `url` is the base URL then.
+
+    Attributes:
+        keep_alive: Take further requests from a connection, and don't watch for clients that leave.
+        tls: Of HTTPS.
+    """
 
     faults: Iterable[Fault] = ()
     answer: Answer = greet
     chunks: Chunks = greet_in_pieces
+    keep_alive: bool = False
+    tls: ssl.SSLContext | None = None
+    connections: int = 0
     requests: list[Request] = field(default_factory=list)
     disconnected: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before it had its answer
     in_flight: int = 0
@@ -150,9 +160,9 @@ class EndpointServer:
         self._faults = list(self.faults)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.tls)
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{port}/v1"
         return self
 
     async def __aexit__(
@@ -168,7 +178,9 @@ class EndpointServer:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
-        task = asyncio.create_task(self._serve(reader, writer))
+        self.connections += 1
+        serve = self._serve_all if self.keep_alive else self._serve
+        task = asyncio.create_task(serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -194,6 +206,14 @@ class EndpointServer:
             leaving.cancel()
             writer.close()
 
+    async def _serve_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """All requests of a connection, until its client closes it."""
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                request = await _read(reader)
+                self.requests.append(request)
+                await self._reply(request, writer)
+
     async def _reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if self._faults:
             await self._faults.pop(0)(writer)
@@ -205,7 +225,8 @@ class EndpointServer:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
         else:
-            await respond(200, await self.answer(request.body))(writer)
+            connection = "keep-alive" if self.keep_alive else "close"
+            await respond(200, await self.answer(request.body), connection=connection)(writer)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import yaml
 from endings import followed
 from endpoint_server import (
     EndpointServer,
@@ -827,6 +828,59 @@ def test_further_fields_and_headers(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert request.body["chat_template_kwargs"] == {"enable_thinking": False}
     assert (request.headers["x-title"], request.headers["api-key"]) == ("mine", "gw-secret-77")
     assert str(error).endswith("400: no ***") and "gw-secret-77" not in caplog.text
+
+
+DEPLOYMENT = "/openai/deployments/m/chat/completions?api-version=2024-10-21"
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "key"),
+    [
+        ("", DEPLOYMENT, {"api-key": KEY}),
+        ("/", DEPLOYMENT, {"api-key": KEY}),
+        ("/openai", DEPLOYMENT, {"api-key": KEY}),
+        ("/gateway/openai/", f"/gateway{DEPLOYMENT}", {"api-key": KEY}),
+        ("/openai/deployments/other", DEPLOYMENT.replace("/m/", "/other/"), {"api-key": KEY}),
+        ("/openai/v1/", "/openai/v1/chat/completions?api-version=2024-10-21", {"authorization": f"Bearer {KEY}"}),
+        ("/models", "/models/chat/completions?api-version=2024-10-21", {"authorization": f"Bearer {KEY}"}),
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True])
+def test_api_version_is_azure_s(url: str, path: str, key: dict[str, str], streams: bool) -> None:
+    async def main() -> EndpointServer:
+        async with EndpointServer() as server:
+            engine = make_engine(server.url.removesuffix("/v1") + url, api_version="2024-10-21", stream=streams)
+            assert await engine.generate(CHAT, Sampling()) == HELLO
+            assert (await followed(engine.stream(CHAT, Sampling())))[1] == HELLO
+            await engine.close()
+        return server
+
+    for request in asyncio.run(main()).requests:
+        assert request.path == path and request.body["messages"] == CHAT
+        assert {
+            name: request.headers[name] for name in ("api-key", "authorization") if name in request.headers
+        } == key
+
+
+def test_api_version_may_be_a_date_of_yaml() -> None:
+    given = yaml.safe_load("{name: a, engine: endpoint, model: m, base_url: 'https://a', api_version: 2024-10-21}")
+    assert EndpointModel(**given).api_version == "2024-10-21"
+
+
+def test_token_takes_the_place_of_azure_s_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "Bearer entra")
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "somebody else's")
+
+    async def main() -> EndpointServer:
+        async with EndpointServer() as server:
+            given = {"api_key_env": None, "headers_env": {"authorization": "TOKEN"}, "api_version": "2024-10-21"}
+            engine = make_engine(server.url.removesuffix("/v1"), **given)
+            assert await engine.generate(CHAT, Sampling()) == HELLO
+            await engine.close()
+        return server
+
+    (request,) = asyncio.run(main()).requests
+    assert request.headers["authorization"] == "Bearer entra" and "api-key" not in request.headers
 
 
 @pytest.mark.parametrize(
