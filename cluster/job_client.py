@@ -9,8 +9,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.ray_internals import only_errors
-from llm_blender_ray.cluster.session import ClusterError
 from llm_blender_ray.configs.extras import missing_method
 from llm_blender_ray.configs.loading import ConfigError
 

@@ -1,12 +1,33 @@
 """Checks on this machine before Ray starts: what would fail an hour later, in a second."""
 
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from llm_blender_ray.actors.model_kinds import check_loadable
-from llm_blender_ray.cluster.session import LOCAL_ADDRESS, address_of
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of
+from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RayCluster
+
+
+def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
+    """Check the environment variables that models need, before anything starts.
+
+    Args:
+        settings: Which Ray. The machines of a cluster have environments of their own, so there it is only a hint.
+        parts: Settings with models.
+
+    Raises:
+        ClusterError: Some are not set on this machine, which is to run the models; the message names all of them.
+    """
+    if missing := missing_variables(os.environ, *parts):
+        if address_of(settings) == LOCAL_ADDRESS:
+            raise ClusterError(missing)
+        print(f"blend: on this machine {missing} on the machines of the cluster", file=sys.stderr, flush=True)
 
 
 def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:

@@ -6,58 +6,27 @@ cluster needs it the other way round.
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
-from pydantic import BaseModel
 
-from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.actors.errors import one_line
 from llm_blender_ray.cluster import ray_internals
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of, check_answers
+from llm_blender_ray.cluster.capacity import grown_capacity
 from llm_blender_ray.cluster.plan import Capacity, Node
-from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.schema import RayCluster
 
-LOCAL_ADDRESS = "local"
-_ANSWER_S = 5.0
-_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2: length, type, flags, stream
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-
-
-class ClusterError(BlendError):
-    """Ray can't be started or reached."""
-
-
-def address_of(settings: RayCluster) -> str:
-    """Ray address of the settings, or else of the environment."""
-    return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL_ADDRESS
-
-
-def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
-    """Check the environment variables that models need, before anything starts.
-
-    Args:
-        settings: Which Ray. The machines of a cluster have environments of their own, so there it is only a hint.
-        parts: Settings with models.
-
-    Raises:
-        ClusterError: Some are not set on this machine, which is to run the models; the message names all of them.
-    """
-    if missing := missing_variables(os.environ, *parts):
-        if address_of(settings) == LOCAL_ADDRESS:
-            raise ClusterError(missing)
-        print(f"blend: on this machine {missing} on the machines of the cluster", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -91,40 +60,6 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
             yield
         finally:
             ray.shutdown()
-
-
-def check_answers(address: str) -> None:
-    """Check that Ray listens at an address; Ray itself reports a failure after a minute.
-
-    Args:
-        address: In Ray's syntax; one without a port is left to Ray.
-    """
-    try:
-        place = urlsplit(address if "://" in address else f"ray://{address}")
-        host, port = place.hostname, place.port
-    except ValueError:  # a port that is no number
-        return
-    if host is None or port is None:
-        return
-    try:
-        with socket.create_connection((host, port), timeout=_ANSWER_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_http2(connection):
-                raise OSError(errno.EPROTO, "what answers there isn't Ray")
-    except OSError as error:
-        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or one_line(error)
-        raise ClusterError(
-            f"Ray at {address}: {why}; start Ray there (`ray start --head`), or give another address "
-            "(`ray.address`, RAY_ADDRESS; without both Ray is started on this machine)"
-        ) from error
-
-
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other end sends a SETTINGS frame, like gRPC servers."""
-    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
-    head = b""
-    while len(head) < len(_SETTINGS) and (more := connection.recv(len(_SETTINGS) - len(head))):
-        head += more
-    return head[3:4] == _SETTINGS[3:4]
 
 
 @contextlib.contextmanager
@@ -239,25 +174,3 @@ _ACCELERATOR = "accelerator_type:"
 
 def _internal(name: str) -> bool:
     return name in ("memory", "object_store_memory") or name.startswith(("node:", _ACCELERATOR))
-
-
-def grown_capacity(settings: RayCluster) -> Capacity:
-    """Capacity that the cluster can grow to, by the settings."""
-    return Capacity(
-        tuple(
-            Node(group.num_cpus, group.num_gpus, dict(group.resources), group.accelerator_type)
-            for group in settings.nodes
-            for _ in range(group.count)
-        )
-    )
-
-
-def local_capacity(settings: RayCluster) -> Capacity:
-    """Capacity of a local Ray, without starting one."""
-    cpus = settings.num_cpus if settings.num_cpus is not None else os.cpu_count() or 1
-    gpus = settings.num_gpus if settings.num_gpus is not None else ray_internals.local_gpus()
-    if gpus is None:
-        import torch  # takes seconds
-
-        gpus = torch.cuda.device_count()
-    return Capacity.machine(cpus, gpus, dict(settings.resources))

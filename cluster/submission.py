@@ -23,8 +23,8 @@ import aiohttp
 import yaml
 from ray.job_submission import JobDetails, JobStatus
 
+from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.job_client import JobClient, UnreachableError, connect
-from llm_blender_ray.cluster.session import ClusterError
 from llm_blender_ray.configs.loading import PRESETS, ConfigError
 from llm_blender_ray.configs.schema import BlendConfig
 

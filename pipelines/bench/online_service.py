@@ -29,9 +29,10 @@ import yaml
 from aiohttp import web
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS
 from llm_blender_ray.cluster.processes import PROCESS_POLL_S, descendants, free_port, remaining, title
 from llm_blender_ray.cluster.serving import lean_serve
-from llm_blender_ray.cluster.session import LOCAL_ADDRESS, session
+from llm_blender_ray.cluster.session import session
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster
 

@@ -6,7 +6,6 @@ number of rows is known before the first model loads.
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ import ray
 import ray.data
 
 from llm_blender_ray.actors.records import plain
-from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
+from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.tracker import Count, reporting_failure
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import deserialize_type, inspect_columns, seen_of, serialize_type
 from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
-from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, list_files, translate_errors
 
 READ = "read"
 SEEN_BY_STAGES = ("instruction", "input", "prompt", "messages", "candidates", "ranking", "error")
@@ -40,22 +38,6 @@ def rows_of_block(before: int, most: int) -> int:
     """
     grown = _FIRST_ROWS * 2 ** max(0, (before // _GROWTH // _FIRST_ROWS).bit_length() - 1)
     return min(most, grown)
-
-
-def fingerprint(uri: str, limit: int | None, without: Sequence[str] = ()) -> str:
-    """Digest of the names, sizes and versions of a URI's files; it changes whenever the rows may have.
-
-    Raises:
-        BlendError: There are no files.
-    """
-    versions = []
-    for file in list_files(uri, without):
-        fs, path = filesystem(file)
-        with translate_errors(file, "read it"):
-            info = fs.info(os.path.realpath(path) if is_local(fs) else path)  # of a link's target
-        changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")  # number, text or datetime
-        versions.append([file, info.get("size"), changed if isinstance(changed, int | float) else str(changed)])
-    return settings_digest([versions, limit])
 
 
 def read_input(

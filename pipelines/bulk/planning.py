@@ -3,24 +3,15 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.model_files import has_chat_template
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
+from llm_blender_ray.cluster.capacity import grown_capacity, local_capacity
 from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
-from llm_blender_ray.cluster.preflight import check_local_models
-from llm_blender_ray.cluster.session import (
-    LOCAL_ADDRESS,
-    address_of,
-    capacity,
-    check_variables,
-    grown_capacity,
-    local_capacity,
-    session,
-)
+from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 
 
@@ -78,6 +69,9 @@ def _folder(llm: LocalLLM) -> Path | None:
     folder = Path(llm.model).expanduser()
     if folder.is_dir():
         return folder
+    from huggingface_hub import try_to_load_from_cache  # a quarter of a second, for hub models alone
+    from huggingface_hub.errors import HFValidationError
+
     try:
         cached = try_to_load_from_cache(llm.model, "config.json", revision=llm.revision)
     except HFValidationError:  # a path; loading reports a missing folder
@@ -96,6 +90,8 @@ def _capacity(config: BlendConfig) -> Capacity:
         return grown_capacity(config.ray)
     if address_of(config.ray) == LOCAL_ADDRESS:
         return local_capacity(config.ray)
+    from llm_blender_ray.cluster.session import capacity, session  # Ray, which no other plan needs
+
     with session(config.ray):
         return capacity(config.ray)
 

@@ -15,18 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.plan import place_together
-from llm_blender_ray.cluster.preflight import check_local_models
-from llm_blender_ray.cluster.replicas import check_all_weights
-from llm_blender_ray.cluster.serving import lean_serve
-from llm_blender_ray.cluster.session import (
-    LOCAL_ADDRESS,
-    address_of,
-    capacity,
-    check_variables,
-    session,
-    without_ray_output,
-)
+from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig
@@ -58,6 +49,10 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         _check_free(host, port)
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of replicas' output
+    # Ray: a second of imports, which no refusal above waits for
+    from llm_blender_ray.cluster.serving import lean_serve
+    from llm_blender_ray.cluster.session import session, without_ray_output
+
     with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
         try:
             with _waiting(), _unheard():
@@ -112,6 +107,9 @@ def _check_free(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
+    from llm_blender_ray.cluster.replicas import check_all_weights
+    from llm_blender_ray.cluster.session import capacity
+
     listen = (host, port) if local else None
     config = online(config)
     placements = place_together(config, capacity(config.ray))

@@ -24,8 +24,8 @@ from ray.job_submission import JobStatus
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster import submission
+from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.job_client import JobClient, connect
-from llm_blender_ray.cluster.session import ClusterError
 from llm_blender_ray.cluster.submission import (
     CONFIG,
     follow,

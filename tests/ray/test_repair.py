@@ -159,7 +159,7 @@ def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest
         return whole(*arguments)
 
     marker = run.output.with_name("marker")
-    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.run.write_output", assemble)
+    monkeypatch.setattr("llm_blender_ray.pipelines.bulk.waves.write_output", assemble)
     run.output.unlink()
     run.run()
     assert marker.exists()

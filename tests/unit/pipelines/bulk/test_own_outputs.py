@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.input import fingerprint
+from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.uris import list_files
