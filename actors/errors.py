@@ -3,13 +3,26 @@
 Pickle rebuilds an exception from `args`: what its constructor needs must be in them.
 """
 
-from typing import Literal
+from typing import Literal, Self
+
+from llm_blender_ray.actors.usage import TokenUsage
 
 BLANK = "blank answer"  # of an LLM: nothing, or nothing that shows
 
 
 class BlendError(Exception):
-    """A run can't continue; the message names the problem and its cure (exit code 1)."""
+    """A run can't continue; the message names the problem and its cure (exit code 1).
+
+    Attributes:
+        usage: Calls of LLMs that ended in this error and are billed all the same.
+    """
+
+    usage = TokenUsage()
+
+    def with_usage(self, usage: TokenUsage) -> Self:
+        """Add calls of LLMs; returns the error."""
+        self.usage += usage
+        return self
 
 
 class ModelLoadError(BlendError):
@@ -69,3 +82,8 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     text = " ".join(str(error).split()) or "no message"
     text = text if isinstance(error, BlendError) else f"{type(error).__name__}: {text}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def usage_of_error(error: BaseException) -> TokenUsage:
+    """Calls of LLMs that ended in the error, as far as it knows any."""
+    return error.usage if isinstance(error, BlendError) else TokenUsage()

@@ -17,6 +17,7 @@ from llm_blender_ray.actors.errors import (
     RejectedError,
     TooLongError,
     one_line,
+    usage_of_error,
 )
 from llm_blender_ray.actors.records import Candidate, Message, Prompt, Refusal, is_blank
 from llm_blender_ray.configs.schema import ModelSettings, Sampling, SamplingOverrides
@@ -88,7 +89,7 @@ class Generator:
         if is_blank(completion.text):
             cut = completion.finish_reason == "length"
             why = f"{BLANK}, cut at sampling.max_tokens" if cut else BLANK
-            return Candidate(model=self.name, error=why, rejected=True)
+            return Candidate(model=self.name, error=why, rejected=True, usage=completion.usage)
         return Candidate(
             model=self.name,
             text=completion.text,
@@ -99,6 +100,7 @@ class Generator:
             reasoning=completion.reasoning,
             reasoning_tokens=completion.reasoning_tokens,
             logprobs=completion.logprobs,
+            usage=completion.usage,
         )
 
     def _failed(self, prompt: Prompt, error: Exception) -> Candidate:
@@ -113,6 +115,7 @@ class Generator:
             refused=refused,
             permanent=isinstance(error, PermanentError),
             rejected=isinstance(error, RejectedError),
+            usage=usage_of_error(error),
         )
 
     async def check_health(self) -> None:

@@ -14,8 +14,9 @@ from typing import TypeGuard, TypeVar
 
 from llm_blender_ray.actors.cache import CacheError, ComparisonCache
 from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
-from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer
+from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer, usage_of_score
 from llm_blender_ray.actors.tournaments import Pair, tournament
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import ComparisonSettings
 from llm_blender_ray.configs.schema import RankerSettings as RankerSettings
 from llm_blender_ray.configs.strategies import default_strategy
@@ -135,9 +136,10 @@ class Ranker:
                 had[i] = score
         new = [i for i in range(len(asked)) if i not in had]
         made = await self._scorer.score([matchups[i] for i in new]) if new else []
-        for i in new:
+        for i, new_score in zip(new, made, strict=True):
             game, matchup = asked[i]
             game.scored.append(matchup)
+            game.usage += usage_of_score(new_score)
         if self._cache:
             numbers = [(matchups[i], score) for i, score in zip(new, made, strict=True) if _is_number(score)]
             await self._cached(self._cache.put, numbers)
@@ -197,6 +199,7 @@ class _Game:
         self._problem: ScoringError | None = None  # the first comparison that was left out
         self.compared = False  # anything at all
         self.scored: list[Matchup] = []  # those that no cache knew
+        self.usage = TokenUsage()  # of an LLM that scored them
 
     def ask(self) -> list[Pair]:
         return self._tournament.ask()
@@ -224,8 +227,10 @@ class _Game:
             ScoringError: No comparison could be made, though some were tried.
         """
         if self._problem and not self.compared:
-            raise self._problem
-        return replace(self._tournament.ranking(), comparisons=self._traits.forwards(self.scored))
+            # of all comparisons, where the first problem knows only its own
+            raise ScoringError(*self._problem.args).with_usage(self.usage) from self._problem
+        forwards = self._traits.forwards(self.scored)
+        return replace(self._tournament.ranking(), comparisons=forwards, usage=self.usage)
 
     def result(self) -> Ranking | ScoringError:
         """The ranking, or why there is none."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.usage import TokenUsage
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
 FinishReason = Literal["stop", "length"]
@@ -97,6 +98,17 @@ class Candidate:
     reasoning: str | None = None  # what the LLM has reasoned before `text`; in rows only as a part of `extra`
     reasoning_tokens: int | None = None  # those of `completion_tokens` that are reasoning; as `reasoning`
     logprobs: tuple[TokenLogprob, ...] | None = None  # of the answer's tokens; in rows under `extra`
+    # of all calls made for it, thrown away ones too; None: given, or stored by a version without it; not in rows
+    usage: TokenUsage | None = field(default=None, compare=False)
+
+    @property
+    def known_usage(self) -> TokenUsage:
+        """`usage`; of an unknown one what the candidate itself has: its own call, if it was answered."""
+        if self.usage is not None:
+            return self.usage
+        if self.text is None:
+            return TokenUsage()
+        return TokenUsage.of_call(self.prompt_tokens, self.completion_tokens, None, self.reasoning_tokens)
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
@@ -151,6 +163,7 @@ class Ranking:
         comparisons: Forwards made.
         complete: False while the strategy would compare more; not in rows.
         unreadable: Comparisons left out because the scorer had no answer; not in rows.
+        usage: Calls of a judge for it; not in rows.
     """
 
     order: tuple[int, ...]
@@ -159,11 +172,17 @@ class Ranking:
     comparisons: int
     complete: bool = True
     unreadable: int = 0
+    usage: TokenUsage = field(default=TokenUsage(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """A prompt, its candidates, their ranking, and what was fused from the best of them."""
+    """A prompt, its candidates, their ranking, and what was fused from the best of them.
+
+    Attributes:
+        ranking_usage: Calls of LLMs for the ranking, also one that failed; None: unknown, as of a candidate.
+        fusing_usage: The same for the fused text.
+    """
 
     prompt: Prompt
     candidates: tuple[Candidate, ...]
@@ -171,6 +190,8 @@ class Blend:
     fused: str | None = None
     fused_from: tuple[int, ...] = ()
     error: str | None = None
+    ranking_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
+    fusing_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
 
 
 CANDIDATE_TYPE = pa.struct(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from llm_blender_ray.actors.errors import BLANK, one_line
+from llm_blender_ray.actors.errors import BLANK, one_line, usage_of_error
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.ranker import Ranker, blanks_last
@@ -94,9 +94,11 @@ class Rank:
         rankings = await self._ranker.rank([(done[i].prompt, done[i].candidates) for i in todo], known)
         for i, ranking in zip(todo, rankings, strict=True):
             if isinstance(ranking, Exception):
-                done[i] = replace(done[i], error=f"{RANKING_FAILED}{one_line(ranking)}")
+                usage = usage_of_error(ranking)
+                done[i] = replace(done[i], error=f"{RANKING_FAILED}{one_line(ranking)}", ranking_usage=usage)
             else:
-                done[i] = replace(done[i], ranking=blanks_last(ranking, done[i].candidates))
+                ranking = blanks_last(ranking, done[i].candidates)
+                done[i] = replace(done[i], ranking=ranking, ranking_usage=ranking.usage)
         return done
 
     @property
@@ -151,8 +153,9 @@ class Fuse:
         try:
             answer = await self._fuser.fuse(blend.prompt, texts)
         except Exception as error:  # whatever a model raises for a row; CancelledError passes
-            return self.fail(blend, one_line(error))
-        return replace(blend, fused=answer.text, fused_from=blend.fused_from[: answer.candidates_read])
+            return replace(self.fail(blend, one_line(error)), fusing_usage=usage_of_error(error))
+        read = blend.fused_from[: answer.candidates_read]
+        return replace(blend, fused=answer.text, fused_from=read, fusing_usage=answer.usage)
 
     def fail(self, blend: Blend, why: str) -> Blend:
         """The blend as it is when fusing it can't be tried any more."""

@@ -6,10 +6,11 @@ exception.
 """
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.reasoning import AUTO
 from llm_blender_ray.configs.schema import LocalLLM, ModelSettings, Sampling
 
@@ -24,6 +25,8 @@ class Completion:
         reasoning: What the LLM has reasoned before the answer; None for nothing.
         reasoning_tokens: Those of the completion's tokens that are reasoning.
         logprobs: One for each completion token, reasoning and the end token included; None: not asked for.
+        cached_prompt_tokens: Those of the prompt's tokens that came from a prefix cache; None: not reported.
+        discarded: Calls before this one whose answers were thrown away.
     """
 
     text: str
@@ -34,6 +37,18 @@ class Completion:
     reasoning: str | None = None
     reasoning_tokens: int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_prompt_tokens: int | None = field(default=None, compare=False)
+    discarded: TokenUsage = field(default=TokenUsage(), compare=False)
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Usage of the call and of those before it."""
+        own = (self.prompt_tokens, self.completion_tokens, self.cached_prompt_tokens, self.reasoning_tokens)
+        return self.discarded + TokenUsage.of_call(*own)
+
+    def after(self, discarded: TokenUsage) -> "Completion":
+        """The same answer after more calls whose answers were thrown away."""
+        return replace(self, discarded=discarded + self.discarded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from typing import Any
 from pydantic_core import from_json
 
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta
+from llm_blender_ray.actors.engines.token_counts import read_token_counts, usage_in
 from llm_blender_ray.actors.engines.token_logprobs import read_token_logprobs
 from llm_blender_ray.actors.records import FinishReason, TokenLogprob
+from llm_blender_ray.actors.usage import TokenUsage
 
-MAX_TOKEN_COUNT = 2**53  # a larger count is invalid; JSON readers with floats only would round it
 STOPPED = frozenset(
     {"stop", "stopped", "eos", "eostoken", "eosfound", "endturn", "endofturn", "stopsequence", "stopstringfound"}
     | {"end", "endoftext", "complete", "completed", "finished", "done"}
@@ -65,11 +66,12 @@ class Failure:
 
 
 class ServiceError(Exception):
-    """An answer that is none."""
+    """An answer that is none. `usage`: of the call, which may be billed all the same."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.usage = TokenUsage()
 
 
 class StreamReader:
@@ -127,6 +129,11 @@ class StreamReader:
         return [*([ReasoningDelta(reasoning)] if reasoning else []), *([text] if text else [])]
 
     @property
+    def usage(self) -> TokenUsage:
+        """Usage of the call so far; unreported as soon as there is any text without a count."""
+        return usage_in({"choices": self._said or any(self._reasoning), "usage": self._usage})
+
+    @property
     def ended(self) -> bool:
         """Whether the answer has ended, as its finish reason says."""
         return self._reason is not None
@@ -152,6 +159,14 @@ def read_completion(body: bytes | str) -> Completion:
         ServiceError: There is none; with the service's own reason where it gives one.
     """
     answer = parse_response_json(body)
+    try:
+        return _read_answer(answer)
+    except ServiceError as error:
+        error.usage = usage_in(answer)
+        raise
+
+
+def _read_answer(answer: Any) -> Completion:
     if failure := failure_in(answer):
         raise ServiceError(failure)
     if not isinstance(answer, Mapping):
@@ -175,15 +190,16 @@ def read_completion(body: bytes | str) -> Completion:
 def _completion(
     text: str, reason: str | None, reasoning: str, usage: Any, logprobs: tuple[TokenLogprob, ...] | None
 ) -> Completion:
-    prompt, completion, thought = token_counts(usage)
+    counts = read_token_counts(usage)
     return Completion(
         text,
         finish_reason_of(reason),
-        prompt,
-        completion,
+        counts.prompt,
+        counts.completion,
         reasoning=reasoning or None,
-        reasoning_tokens=thought,
+        reasoning_tokens=counts.reasoning,
         logprobs=logprobs,
+        cached_prompt_tokens=counts.cached,
     )
 
 
@@ -259,20 +275,6 @@ def finish_reason_of(reason: str | None) -> FinishReason:
     if letters in CUT:
         return "length"
     raise ServiceError(_broken_off(reason))
-
-
-def token_counts(usage: Any) -> tuple[int | None, int | None, int | None]:
-    """Tokens of the prompt, of the answer with its reasoning, and of the reasoning; None for what is no count."""
-    if not isinstance(usage, Mapping):
-        return None, None, None
-    details = usage.get("completion_tokens_details")
-    thought = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
-    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(thought)
-
-
-def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_COUNT
-    return value if is_count else None
 
 
 def failure_in(body: Any) -> Failure | None:

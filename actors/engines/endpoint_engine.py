@@ -9,7 +9,7 @@ tried again once it has text. Beside it are a client that bounds attempts and se
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from llm_blender_ray.actors.engines.http_client import (
     OversizeError,
     Streamed,
     UntrustedServerError,
+    collecting_discarded,
     content_type,
     drain,
     events_of,
@@ -50,6 +51,7 @@ from llm_blender_ray.actors.errors import (
     UnavailableError,
 )
 from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.endpoint import header_problem
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
@@ -81,14 +83,15 @@ class EndpointEngine:
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
+        discarded: list[TokenUsage] = []
         try:
             async with self._in_flight:
                 create = self._client.chat.completions.with_raw_response.create
                 request = self._requests.build(messages, sampling, stream=self._model.stream)
-                response = await self._asked(create, request)
-            return _read(response.http_response)
+                response = await self._asked(create, request, discarded)
+            return _read(response.http_response).after(sum(discarded, TokenUsage()))
         except _FAILURES as error:
-            failed = self._failed(error)
+            failed = self._failed(error, discarded)
         raise failed  # outside of the except block: the client's errors hold the request, and with it the key
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -96,6 +99,7 @@ class EndpointEngine:
         reader = StreamReader()
         failed: GenerationError | None = None
         begun = False
+        discarded: list[TokenUsage] = []
         try:
             async with self._in_flight, AsyncExitStack() as stack:
 
@@ -103,7 +107,8 @@ class EndpointEngine:
                     opened = self._client.chat.completions.with_streaming_response.create(**request)
                     return await stack.enter_async_context(opened)
 
-                response = await self._asked(create, self._requests.build(messages, sampling, stream=True))
+                request = self._requests.build(messages, sampling, stream=True)
+                response = await self._asked(create, request, discarded)
                 _check_is_stream(response.http_response)
                 events = await stack.enter_async_context(aclosing(events_of(response.http_response)))
                 async for event in events:
@@ -113,9 +118,9 @@ class EndpointEngine:
                     for piece in reader.add(event.data, event.event) if event.data else ():
                         begun = True
                         yield piece
-            completion = reader.completion()
+            completion = reader.completion().after(sum(discarded, TokenUsage()))
         except _FAILURES as error:
-            failed = self._failed(error, begun=begun)
+            failed = self._failed(error, [*discarded, reader.usage], begun=begun)
         if failed:
             raise failed  # as above
         yield completion
@@ -127,12 +132,18 @@ class EndpointEngine:
         """See `actors.engines.Engine`."""
         await self._client.close()
 
-    async def _asked(self, create: Callable[..., Awaitable[_R]], request: dict[str, Any]) -> _R:
-        """The response to a request, which is changed as often as the endpoint refuses a part that may be."""
+    async def _asked(
+        self, create: Callable[..., Awaitable[_R]], request: dict[str, Any], discarded: list[TokenUsage]
+    ) -> _R:
+        """The response to a request, which is changed as often as the endpoint refuses a part that may be.
+
+        The usage of attempts without an answer is added to `discarded`.
+        """
         sent = request
         while True:
             try:
-                response = await create(**sent)
+                with collecting_discarded(discarded):
+                    response = await create(**sent)
             except openai.APIStatusError as error:
                 adapted = self._requests.adapted(sent, _failure_of(error))
                 if adapted is None:
@@ -142,11 +153,12 @@ class EndpointEngine:
                 self._requests.learn(request, sent)
                 return response
 
-    def _failed(self, error: Exception, *, begun: bool = False) -> GenerationError:
+    def _failed(self, error: Exception, usages: Sequence[TokenUsage], *, begun: bool = False) -> GenerationError:
         """One of `_FAILURES` as an error of ours, with the endpoint's address and without secrets.
 
         Args:
             error: What went wrong.
+            usages: Of the calls until then.
             begun: Whether it broke off an answer of which some text has come.
         """
         kind: type[GenerationError] = GenerationError
@@ -185,7 +197,8 @@ class EndpointEngine:
                 problem = str(error)
         for secret in self._secrets:
             problem = problem.replace(secret, "***")
-        return kind(f"{self._model.base_url}: {problem}")
+        billed = error.usage if isinstance(error, ServiceError) else TokenUsage()
+        return kind(f"{self._model.base_url}: {problem}").with_usage(sum(usages, billed))
 
 
 def _openai_client(model: EndpointModel, key: str | None, headers: Mapping[str, str]) -> openai.AsyncOpenAI:

@@ -18,6 +18,7 @@ from llm_blender_ray.actors.engines.endpoint_engine import EndpointEngine
 from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import GenerationError, PermanentError, RejectedError, UnavailableError
 from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 FIRST_RETRIES = 1  # of a call, until the endpoint has been heard of
@@ -90,18 +91,25 @@ class _FirstAttempts(EngineWrapper):
         self._there = False  # whether anything has ever been heard of the endpoint
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
+        before = TokenUsage()
         if not self._there:
             try:
                 completion = await self._hasty.generate(messages, sampling)
             except GenerationError as error:
                 if self._ends(error):
                     raise
+                before = error.usage
             else:
                 self._there = True
                 return completion
-        return await super().generate(messages, sampling)
+        try:
+            return (await super().generate(messages, sampling)).after(before)
+        except GenerationError as error:
+            error.with_usage(before)
+            raise
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        before = TokenUsage()
         if not self._there:
             begun = False
             try:
@@ -113,9 +121,14 @@ class _FirstAttempts(EngineWrapper):
             except GenerationError as error:
                 if begun or self._ends(error):
                     raise
-        async with contextlib.aclosing(super().stream(messages, sampling)) as pieces:
-            async for piece in pieces:
-                yield piece
+                before = error.usage
+        try:
+            async with contextlib.aclosing(super().stream(messages, sampling)) as pieces:
+                async for piece in pieces:
+                    yield piece.after(before) if isinstance(piece, Completion) else piece
+        except GenerationError as error:
+            error.with_usage(before)
+            raise
 
     def _ends(self, error: GenerationError) -> bool:
         """Whether the call ends with this error; if not, the endpoint is there, and its retries may mend it."""

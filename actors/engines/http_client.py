@@ -9,8 +9,9 @@ import asyncio
 import os
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,7 +27,9 @@ from llm_blender_ray.actors.engines.chat_completions import (
     parse_response_json,
 )
 from llm_blender_ray.actors.engines.refusals import is_too_long
+from llm_blender_ray.actors.engines.token_counts import usage_in
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.usage import TokenUsage
 
 BYTES_PER_MIB = 1 << 20
 MAX_HELD_BYTES = BYTES_PER_MIB  # of a stream without text
@@ -50,6 +53,24 @@ class UntrustedServerError(openai.OpenAIError):
 
 class BrokenStreamError(httpx2.RemoteProtocolError):
     """A stream ended before the answer did, and may end well another time: the client retries it."""
+
+
+# Attempts that reached the service, which may bill them, and that OpenAI's client retries or gives up.
+_LOST = (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError)
+_discarded: ContextVar[list[TokenUsage] | None] = ContextVar("discarded", default=None)
+
+
+@contextmanager
+def collecting_discarded(calls: list[TokenUsage]) -> Iterator[None]:
+    """Add the usage of attempts without an answer to `calls`, within the block.
+
+    OpenAI's client, which retries between an engine and this client, passes on only the last attempt's response.
+    """
+    token = _discarded.set(calls)
+    try:
+        yield
+    finally:
+        _discarded.reset(token)
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
@@ -88,6 +109,20 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             UntrustedServerError: The server's certificate is none of a known authority.
             BrokenStreamError: A stream that was to be read as a whole broke off.
         """
+        usage = TokenUsage()
+        try:
+            response = await self._attempt(request, stream=stream, **options)
+            if response.status_code != 200:
+                usage = _usage(response.content)
+        except _LOST:
+            usage = TokenUsage.given_up()
+            raise
+        finally:
+            if (calls := _discarded.get()) is not None and usage.calls:
+                calls.append(usage)
+        return response
+
+    async def _attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         until = asyncio.get_running_loop().time() + self._attempt_s
         options["follow_redirects"] = False
         try:
@@ -277,6 +312,7 @@ async def _whole(response: httpx2.Response, body: _Body) -> tuple[int, bytes, St
             return status, data.encode(), None
         if begun and not reader.ended and not error.failure.rejected:
             raise BrokenStreamError(str(error), request=response.request) from None
+        error.usage = reader.usage
         return 200, b"", error
 
 
@@ -318,6 +354,13 @@ def _failure(content: bytes) -> Failure | None:
         return failure_in(parse_response_json(content))
     except ServiceError:
         return None
+
+
+def _usage(content: bytes) -> TokenUsage:
+    try:
+        return usage_in(parse_response_json(content))
+    except ServiceError:
+        return TokenUsage()
 
 
 def content_type(response: httpx2.Response) -> str:

@@ -284,6 +284,6 @@ def _checked(completion: Completion, text: str, reasoning: str, *, unfinished: b
     cut = _is_cut(completion)
     if unfinished or (cut and completion.reasoning and is_blank(text)):
         cure = "; raise sampling.max_tokens" if cut else ""
-        raise RejectedError(f"the answer ends within its reasoning{cure}")
+        raise RejectedError(f"the answer ends within its reasoning{cure}").with_usage(completion.usage)
     parts = [part for part in (completion.reasoning, reasoning) if part]
     return replace(completion, text=text, reasoning="\n".join(parts) or None)

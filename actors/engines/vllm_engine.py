@@ -135,14 +135,20 @@ class VLLMEngine:
         """See `actors.engines.Engine`."""
         prompt = self._prompt(messages, sampling)
         async with aclosing(self._outputs(prompt.ids, sampling, stream=False)) as outputs:
-            answer = await anext(outputs)
+            answer, cached = await anext(outputs)
         logprobs = self._logprobs(answer, sampling) if sampling.logprobs is not None else None
         reasoning, text, thought = None, prompt.opened + answer.text, self._count(prompt, answer.token_ids)
         if self._parser:
             reasoning, text = self._parser.answer(prompt.ids).split(answer.text)
-        counts = (len(prompt.ids), len(answer.token_ids))
         return Completion(
-            text, _reason(answer), *counts, reasoning=reasoning, reasoning_tokens=thought, logprobs=logprobs
+            text,
+            _reason(answer),
+            len(prompt.ids),
+            len(answer.token_ids),
+            reasoning=reasoning,
+            reasoning_tokens=thought,
+            logprobs=logprobs,
+            cached_prompt_tokens=cached,
         )
 
     async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -153,10 +159,12 @@ class VLLMEngine:
         pieces: list[str | ReasoningDelta] = [opened]
         ids: list[int] = []
         logprobs: tuple[TokenLogprob, ...] | None = None if sampling.logprobs is None else ()
+        cached: int | None = None
         if opened:
             yield opened
         async with aclosing(self._outputs(prompt.ids, sampling, stream=True)) as outputs:
-            async for answer in outputs:
+            async for answer, found in outputs:
+                cached = found
                 ids += answer.token_ids
                 if logprobs is not None:
                     logprobs += self._logprobs(answer, sampling)
@@ -175,6 +183,7 @@ class VLLMEngine:
             reasoning="".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) or None,
             reasoning_tokens=self._count(prompt, ids),
             logprobs=logprobs,
+            cached_prompt_tokens=cached,
         )
 
     def _count(self, prompt: ChatPrompt, ids: Sequence[int]) -> int | None:
@@ -192,8 +201,8 @@ class VLLMEngine:
 
     async def _outputs(
         self, prompt_ids: list[int], sampling: Sampling, *, stream: bool
-    ) -> AsyncGenerator["CompletionOutput", None]:
-        """Outputs of the answer: all of it at the end, or what is new each time."""
+    ) -> AsyncGenerator[tuple["CompletionOutput", int | None], None]:
+        """Outputs of the answer, all of it at the end or what is new each time, with the prompt's cached tokens."""
         if self._llm is None:
             raise GenerationError("the engine is closed")
         from vllm.exceptions import VLLMError, VLLMValidationError
@@ -205,9 +214,10 @@ class VLLMEngine:
         request_id = next(self._request_ids)
         try:
             if sampling.num_beams > 1:
-                yield await beam_search(
+                best = await beam_search(
                     self._llm, prompt_ids, sampling, request_id, skip_special_tokens=skip_special_tokens
                 )
+                yield best, None
                 return
             params = sampling_params(
                 sampling,
@@ -219,7 +229,7 @@ class VLLMEngine:
             outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
             async with aclosing(outputs):  # closed at once when cancelled: vLLM then aborts the request
                 async for output in outputs:
-                    yield output.outputs[0]
+                    yield output.outputs[0], output.num_cached_tokens
         except VLLMValidationError as error:
             raise PromptError(f"vLLM: {one_line(error)}") from error
         except VLLMError as error:

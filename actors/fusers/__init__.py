@@ -69,7 +69,7 @@ def require_text(reply: Completion) -> Completion:
         RejectedError: It is blank, so the best candidate is a better answer.
     """
     if is_blank(reply.text):
-        raise RejectedError(BLANK)
+        raise RejectedError(BLANK).with_usage(reply.usage)
     return reply
 
 

@@ -6,10 +6,11 @@ scorer works with every strategy, in this process or in a pool of replicas.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import RankerSettings
 
 
@@ -17,7 +18,25 @@ class ScoringError(BlendError):
     """One matchup has no score; others have."""
 
 
+class CountedScore(float):
+    """Score that calls of an LLM have made; a number like any other. `usage`: of these calls."""
+
+    usage: TokenUsage
+
+    @classmethod
+    def of(cls, score: float, usage: TokenUsage) -> Self:
+        """The score with its usage."""
+        counted = cls(score)
+        counted.usage = usage
+        return counted
+
+
 Score = float | ScoringError  # how much better left is than right, or why there is no score
+
+
+def usage_of_score(score: Score) -> TokenUsage:
+    """Calls of an LLM for a score, or for an attempt at one; none for scores of other models."""
+    return score.usage if isinstance(score, CountedScore | ScoringError) else TokenUsage()
 
 
 @dataclass(frozen=True, slots=True)

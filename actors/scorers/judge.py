@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
-from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
+from llm_blender_ray.actors.scorers import CountedScore, Score, ScoringError, Traits
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.schema import Judge
 
@@ -84,12 +85,15 @@ class JudgeScorer:
         reply = await self._llm.answer(Prompt(matchup.prompt.id, messages=asked))
         verdict = self._read(reply)
         if not isinstance(verdict, ScoringError) or reply.refused or reply.permanent:
-            return verdict
+            return _counted(verdict, reply.known_usage)
         if reply.text is not None:
             said = Message(role="assistant", content=reply.text)
             asked = (*asked, said, Message(role="user", content=REMINDER))
-        again = self._read(await self._llm.answer(Prompt(matchup.prompt.id, messages=asked), sample=1))
-        return verdict if isinstance(again, ScoringError) else again
+        second = await self._llm.answer(Prompt(matchup.prompt.id, messages=asked), sample=1)
+        again = self._read(second)
+        return _counted(
+            verdict if isinstance(again, ScoringError) else again, reply.known_usage + second.known_usage
+        )
 
     def _read(self, reply: Candidate) -> Score:
         if reply.text is None:
@@ -104,6 +108,11 @@ class JudgeScorer:
         end = " ".join(reply.text.split())
         cut = "…" if len(end) > MAX_REPLY_CHARACTERS else ""
         return ScoringError(f"judge {self._name}: {problem}: {cut}{end[-MAX_REPLY_CHARACTERS:]!r}")
+
+
+def _counted(verdict: Score, usage: TokenUsage) -> Score:
+    """The verdict with the usage of all calls for it."""
+    return verdict.with_usage(usage) if isinstance(verdict, ScoringError) else CountedScore.of(verdict, usage)
 
 
 def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE_TEMPLATE) -> str:

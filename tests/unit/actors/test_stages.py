@@ -16,6 +16,7 @@ from paths import GOLDEN
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.actors.stages import Fuse, Generate, TakeBest, margin, no_candidate, select_best
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import EndpointModel, GenFuser, LLMFuser, Sampling
 
 FUSIONS = json.loads((GOLDEN / "genfuser.json").read_text())
@@ -211,3 +212,33 @@ class TestBlank:
         blend = Blend(PROMPT, (Candidate("a", ""), Candidate("b", " ")), ranking)
         (done,) = TakeBest()([blend])
         assert (done.error, done.fused, done.ranking) == ("blank answer", None, ranking)
+
+
+COUNTS = {"prompt_tokens": 30, "completion_tokens": 20}
+CALL = TokenUsage(1, 0, 30, 0, 20, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("Four.", None), ("<think>hm", "the answer ends within its reasoning"), (" ", "blank answer")],
+)
+def test_calls_of_base_llm_and_fuser_are_counted_whatever_they_end_in(text: str, error: str | None) -> None:
+    async def main() -> tuple[Blend, Blend]:
+        async def answer(body: dict[str, Any]) -> dict[str, Any]:
+            return completion(text, usage=COUNTS)
+
+        async with EndpointServer((), answer) as server:
+            llm = EndpointModel(name="far", engine="endpoint", model="m", base_url=server.url, max_retries=0)
+            ((asked,), (fused,)) = (
+                await Generate(llm)([Blend(PROMPT, ())]),
+                await Fuse(LLMFuser(kind="chat", llm=llm))([RANKED]),
+            )
+            return asked, fused
+
+    asked, fused = asyncio.run(main())
+    (candidate,) = asked.candidates
+    assert candidate.usage == fused.fusing_usage == CALL
+    if error is None:
+        assert candidate.text == fused.fused == text
+    else:
+        assert error in str(candidate.error) and error in str(fused.error)

@@ -39,6 +39,7 @@ from llm_blender_ray.actors.errors import (
     UnavailableError,
 )
 from llm_blender_ray.actors.records import Message
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 KEY_ENV, KEY = "TEST_ENDPOINT_KEY", "sk-very-secret-0123456789"
@@ -952,3 +953,58 @@ def test_endpoint_without_key() -> None:
     answer, server = ask(api_key_env=None)
     assert answer == HELLO
     assert KEY not in server.requests[0].headers["authorization"]
+
+
+COUNTS = {"prompt_tokens": 30, "completion_tokens": 20}
+COUNTED = TokenUsage(1, 0, 30, 0, 20, 0)
+HELLO_USAGE = TokenUsage(1, 0, 3, 0, 2, 0)  # of what the server answers without faults
+
+
+def usage_of(outcome: Completion | GenerationError) -> TokenUsage:
+    return outcome.usage
+
+
+@pytest.mark.parametrize(
+    ("faults", "usage"),
+    [
+        pytest.param([], HELLO_USAGE, id="an answer"),
+        pytest.param([respond(200, completion("hi"))], TokenUsage.given_up(), id="no counts"),
+        pytest.param([respond(503, {"error": {"message": "busy"}})], HELLO_USAGE, id="a failure costs nothing"),
+        pytest.param(
+            [respond(200, {"error": {"code": 502, "message": "upstream"}, "usage": COUNTS})],
+            COUNTED + HELLO_USAGE,
+            id="a failure with counts, retried",
+        ),
+        pytest.param([cut], TokenUsage.given_up() + HELLO_USAGE, id="an answer that broke off, retried"),
+        pytest.param(
+            [respond(200, completion("hm", "content_filter", usage=COUNTS))], COUNTED, id="a filtered answer"
+        ),
+        pytest.param([respond(200, completion(None, usage=COUNTS))], COUNTED, id="an answer without text"),
+        pytest.param([respond(401, {"error": {"message": "no"}})], TokenUsage(), id="a refusal"),
+    ],
+)
+def test_calls_that_are_billed_are_counted_whatever_they_end_in(faults: list[Fault], usage: TokenUsage) -> None:
+    assert usage_of(ask(*faults)[0]) == usage
+
+
+def test_an_attempt_that_is_given_up_counts_without_tokens() -> None:
+    assert usage_of(ask(hang, hang, timeout_s=0.5, max_retries=1)[0]) == TokenUsage(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "usage"),
+    [
+        pytest.param(stream(chunk("hel"), chunk("lo", "stop"), usage_chunk(30, 20)), COUNTED, id="an answer"),
+        pytest.param(stream(chunk("hel"), then=leave), TokenUsage.given_up(), id="cut"),
+        pytest.param(
+            stream(chunk("hel"), usage_chunk(30, 20), chunk(None, "content_filter")), COUNTED, id="filtered"
+        ),
+        pytest.param(
+            stream({"error": {"code": 502, "message": "busy"}, "usage": COUNTS}),
+            COUNTED + HELLO_USAGE,
+            id="a failure with counts before any text",
+        ),
+    ],
+)
+def test_calls_of_streams_are_counted_alike(fault: Fault, usage: TokenUsage) -> None:
+    assert usage_of(follow(fault)[1]) == usage

@@ -1,6 +1,7 @@
 """The judge over a real HTTP server: what it is shown, how its replies are read, and that every strategy works."""
 
 import asyncio
+import pickle
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from tiny_models import CONTEXT, save_plain_model
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt, Ranking
-from llm_blender_ray.actors.scorers import Score, ScoringError
+from llm_blender_ray.actors.scorers import Score, ScoringError, usage_of_score
 from llm_blender_ray.actors.scorers.judge import CRITERION, JudgeScorer, question
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import EndpointModel, Judge, Sampling, TransformersModel
 
 PROMPT = Prompt("1", "How many?", "apples")
@@ -64,9 +66,9 @@ def ask(
     return asyncio.run(main())
 
 
-def saying(text: str, finish_reason: str = "stop") -> Answer:
+def saying(text: str, finish_reason: str = "stop", **more: Any) -> Answer:
     async def answer(body: dict[str, Any]) -> dict[str, Any]:
-        return completion(text, finish_reason)
+        return completion(text, finish_reason, **more)
 
     return answer
 
@@ -175,6 +177,47 @@ def test_a_reply_without_a_verdict_is_asked_for_once_more(reply: str, finish_rea
     assert said == {"role": "assistant", "content": reply}
     assert reminder["role"] == "user" and "verdict" in reminder["content"]
     assert (first.body["seed"], second.body["seed"]) == (7, 8)
+
+
+COUNTS = {"prompt_tokens": 30, "completion_tokens": 20}
+CALL = TokenUsage(1, 0, 30, 0, 20, 0)
+
+
+@pytest.mark.parametrize(
+    ("replies", "usage"),
+    [
+        pytest.param(["[[A]]"], CALL, id="a verdict"),
+        pytest.param(["hm", "[[A]]"], CALL + CALL, id="asked for once more"),
+        pytest.param(["hm", "hm"], CALL + CALL, id="never read"),
+        pytest.param([" ", "[[A]]"], CALL + CALL, id="a blank reply"),
+    ],
+)
+def test_every_call_of_a_comparison_is_counted(replies: list[str], usage: TokenUsage) -> None:
+    given = [respond(200, completion(reply, usage=COUNTS)) for reply in replies]
+    (found,), _ = scores([Matchup(PROMPT, "3", "4")], larger_number, *given)
+    assert usage_of_score(found) == usage
+    assert usage_of_score(pickle.loads(pickle.dumps(found))) == usage  # to another process, and back
+
+
+async def ranked(judge: JudgeScorer, given: Judge) -> tuple[Ranking | Exception, Ranking | Exception]:
+    row = PROMPT, [Candidate(None, text) for text in ("3", "4", "5")]
+    ranker = Ranker(given, judge)
+    (first,), (again,) = await ranker.rank([row]), await ranker.rank([row])
+    return first, again
+
+
+def test_a_ranking_counts_the_calls_that_it_made(tmp_path: Path) -> None:
+    (found, cached), requests = ask(
+        ranked, saying("[[A]]", usage=COUNTS), cache=str(tmp_path / "c.sqlite"), strategy={"kind": "full"}
+    )
+    assert found.comparisons == len(requests) == 6 and found.usage == sum([CALL] * 6, TokenUsage())
+    assert cached.order == found.order and cached.usage == TokenUsage()  # a cached comparison is no call
+
+
+def test_a_ranking_that_fails_counts_its_calls_too() -> None:
+    (error, _), requests = ask(ranked, saying("hm", usage=COUNTS), strategy={"kind": "full"})
+    assert isinstance(error, ScoringError) and error.usage == sum([CALL] * 12, TokenUsage())
+    assert len(requests) == 2 * error.usage.calls
 
 
 def test_prompt_and_verdict_can_be_the_config_s() -> None:
