@@ -5,7 +5,7 @@ Results of an earlier session stay valid as long as the former do not change.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -69,20 +69,3 @@ def _decides(field: FieldInfo, value: Any) -> bool:
     if RUNTIME_ONLY in field.metadata:
         return False
     return OMIT_DEFAULT not in field.metadata or value != field.get_default(call_default_factory=True)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One text for each setting that differs, with its path: `ranker.model was 'a', is 'b'`."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    changed = [
-        path for path in (*old, *(path for path in new if path not in old)) if old.get(path) != new.get(path)
-    ]
-    return [f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flat(item, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, value

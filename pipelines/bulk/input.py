@@ -5,11 +5,11 @@ number of rows is known before the first model loads.
 """
 
 import hashlib
+import itertools
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -75,6 +75,33 @@ def read_input(
     return Index(tuple(sorted(found, key=lambda block: block.file)), mark, seen)
 
 
+def begins_with(store: CheckpointStore, index: Index, first: Index) -> bool:
+    """Whether the rows of one input are the first ones of another; a limit may have cut its last block.
+
+    Args:
+        store: Where the rows of both are.
+        index: Of the longer input.
+        first: Of the shorter one.
+
+    Raises:
+        DamagedError: Rows that have to be compared are missing or damaged.
+    """
+    pairs = zip(index.blocks, first.blocks, strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0].content == pair[1].content, pairs))
+    rows, expected = _rows_after(store, index, same), _rows_after(store, first, same)
+    return all(next(rows, None) == row for row in expected)
+
+
+def _rows_after(store: CheckpointStore, index: Index, blocks: int) -> Iterator[bytes]:
+    """The content of each row after so many blocks."""
+    for block in index.blocks[blocks:]:
+        yield from map(_content, to_rows(store.rows(index.fingerprint, block.file)))
+
+
+def _content(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, default=plain).encode()
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Task that stores the rows of some files as blocks, and yields each block's entry in the index."""
@@ -111,7 +138,7 @@ def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]
     unit = min(_FIRST_ROWS, most)
     tables = read_tables(file, native, unit)
     before = 0
-    while held := list(islice(tables, max(1, rows_of_block(before, most) // unit))):
+    while held := list(itertools.islice(tables, max(1, rows_of_block(before, most) // unit))):
         table = pa.concat_tables(held).combine_chunks()
         before += len(table)
         yield table
@@ -122,7 +149,7 @@ def _entry(name: str, table: pa.Table) -> dict[str, Any]:
     stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
     for row in to_rows(table):
         stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())
-        content.update(json.dumps(row, default=plain).encode())
+        content.update(_content(row))
         ids.update(json.dumps(row["id"], default=plain).encode())
     return {
         "file": name,

@@ -1,30 +1,44 @@
 """State of a run's earlier sessions, and whether this session may resume from it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.identity import differences
+from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.repair import listed_names, report_line
 from llm_blender_ray.pipelines.bulk.retry import attempt_of
+from llm_blender_ray.pipelines.bulk.stages import StageGraph
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.rows.outputs import Output
+
+_NAMED = 3  # changes in a line
 
 
 @dataclass(frozen=True)
 class EarlierState:
-    """Results of earlier sessions that this session can use."""
+    """Results of earlier sessions that this session can use.
+
+    Attributes:
+        there: Whether there are any.
+        other_format: The work folder is of another release, and not used.
+        gone: The output of a finished run was removed.
+        finished: The run is complete, with this config.
+        changes: What is other in this config, in its words; of two limits, both.
+        limit: The limit of the earlier session; None: all rows.
+    """
 
     there: bool = False
-    other_format: bool = False  # the work folder is not used
-    gone: bool = False  # the output of a finished run without its checkpoints
+    other_format: bool = False
+    gone: bool = False
     finished: bool = False
+    changes: tuple[str, ...] = ()
+    limit: int | None = None
     fingerprint: str = ""
     started: datetime | None = None
     sessions: int = 0
@@ -73,32 +87,85 @@ def earlier_state(
         if taken and not overwrite:
             raise BlendError(f"{taken[0].uri}: exists already; --overwrite replaces it")
         return EarlierState()
-    changed = differences(record["identity"], run.identity)
-    finished = store.manifest() is not None
+    changed = describe_changes(record["identity"], run.identity)
+    limit = record["identity"].get("limit")
+    text = store.manifest()
+    finished = text is not None
     if overwrite and (changed or record["fingerprint"] != mark or finished):
         return EarlierState()
     if INDEX in damaged and record["fingerprint"] != mark and not update:
         raise BlendError(
-            f"{store.root}/{INDEX}: damaged, and {run.input} has changed since it was read; --update keeps what "
-            "still holds, --overwrite begins anew"
+            f"{store.root}/{INDEX}: damaged, and {run.input} or the limit has changed since it was read; --update "
+            "keeps what still holds, --overwrite begins anew"
         )
     gone = finished and run.output not in taken  # it was removed: another run may write there
     if changed and not update and not gone:
-        more = f", and {len(changed) - 2} more" if len(changed) > 2 else ""
         was = "exists already, made" if finished else "was begun"
         raise BlendError(
-            f"{run.output.uri}: {was} with another config ({'; '.join(changed[:2])}{more}); --update keeps what "
-            "still holds of it, --overwrite begins anew"
+            f"{run.output.uri}: {was} with another config ({listed_changes(changed)}); --update keeps what still "
+            "holds of it, --overwrite begins anew"
         )
+    if run.limit != limit:
+        if text is not None and not update and not gone:
+            _refuse_fewer_rows(run, Manifest.parse(text).output.rows)
+        changed.append(f"limit: {limit or 'not set'} -> {run.limit or 'not set'}")
     return EarlierState(
         there=True,
         gone=gone,
         finished=finished and not changed,
+        changes=tuple(changed),
+        limit=limit,
         fingerprint=record["fingerprint"],
         started=datetime.fromisoformat(record["started"]),
         sessions=record["sessions"],
         record=record,
     )
+
+
+def listed_changes(changes: Sequence[str]) -> str:
+    """The first few of some changes of a config."""
+    more = len(changes) - _NAMED
+    return "; ".join(changes[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+_MADE = {"rank": "ranking", "fuse": "fusion"}
+
+
+def kept_results(work: StageGraph, stored: Collection[str], record: Mapping[str, Any]) -> str:
+    """Describe what a run with a changed config reuses, in one line.
+
+    Args:
+        work: All steps.
+        stored: Folders of results from earlier sessions.
+        record: Record of the last one.
+
+    Returns:
+        For example `answers of 4 models kept, ranking kept, fusion made anew`.
+    """
+    llms = [step for step in work.steps if step.kind == "generate"]
+    new = [step.name for step in llms if step.key not in stored]
+    kept = len(llms) - len(new)
+    parts = [f"answers of {kept} {'model' if kept == 1 else 'models'} kept"] if kept else []
+    parts += [f"answers of {', '.join(new)} generated"] if new else []
+    for step in work.steps:
+        if step.kind != "generate":
+            same_scorer = step.scorer and step.scorer == record.get("scorers", {}).get(step.name)
+            anew = "made anew from kept comparisons" if same_scorer else "made anew"
+            parts.append(f"{_MADE[step.kind]} {'kept' if step.key in stored else anew}")
+    return ", ".join(parts)
+
+
+def _refuse_fewer_rows(run: Run, rows: int) -> None:
+    """Refuse a limit that would take rows away from a complete output.
+
+    Raises:
+        BlendError: It has more rows.
+    """
+    if run.limit is not None and run.limit < rows:
+        raise BlendError(
+            f"{run.output.uri}: exists already, complete with {rows} rows; limit {run.limit} would leave fewer; "
+            f"--update writes only the first {run.limit} and keeps the results of all, --overwrite begins anew"
+        )
 
 
 def _unrecorded(run: Run, store: CheckpointStore, taken: Sequence[Output], *, update: bool) -> EarlierState:

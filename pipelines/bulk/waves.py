@@ -22,14 +22,14 @@ from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, running, translated_errors
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
-from llm_blender_ray.pipelines.bulk.input import READ, read_input
+from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input
 from llm_blender_ray.pipelines.bulk.keys import result_keys, scorer_key
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
 from llm_blender_ray.pipelines.bulk.output import write_output
 from llm_blender_ray.pipelines.bulk.planning import announce
 from llm_blender_ray.pipelines.bulk.progress import PlannedStage, display_progress
-from llm_blender_ray.pipelines.bulk.repair import repair_store
-from llm_blender_ray.pipelines.bulk.resume import EarlierState, attempt_record
+from llm_blender_ray.pipelines.bulk.repair import repair_store, report_line
+from llm_blender_ray.pipelines.bulk.resume import EarlierState, attempt_record, kept_results, listed_changes
 from llm_blender_ray.pipelines.bulk.retry import to_do
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
@@ -93,8 +93,11 @@ def run_waves(
                 "sessions": sessions,
                 **attempt_record(state, store, retry=retry),
             }
-            index = _input(run, store, mark, tracker, own, update=update or state.gone or not state.there)
+            index = _input(run, store, mark, tracker, own, state, update=update or state.gone or not state.there)
             work, waves = _work(run, plan, store, record["attempt"], state.record)
+            if state.changes:
+                kept = kept_results(work, store.stages(), state.record)
+                report_line(f"{run.output.uri}: {listed_changes(state.changes)}: {kept}")
             record |= {name: {step.name: getattr(step, of) for step in work.steps} for name, of in _STEPS.items()}
             store.save_run(record)
             store.save_manifest(None)
@@ -126,11 +129,20 @@ def _through(
             run_wave(store, index, work, wave, todo, tracker)
 
 
-# In `run.json`: each step's folder of results, and of its results before the config was changed.
-_STEPS = {"steps": "key", "previous": "previous"}
+# In `run.json`: each step's folder of results, that of its results before the config was changed, and its scorer.
+_STEPS = {"steps": "key", "previous": "previous", "scorers": "scorer"}
 
 
-def _input(run: Run, store: CheckpointStore, mark: str, tracker: Any, own: Sequence[str], *, update: bool) -> Index:
+def _input(
+    run: Run,
+    store: CheckpointStore,
+    mark: str,
+    tracker: Any,
+    own: Sequence[str],
+    state: EarlierState,
+    *,
+    update: bool,
+) -> Index:
     """Blocks of the input: the stored ones, or newly read.
 
     Raises:
@@ -140,7 +152,7 @@ def _input(run: Run, store: CheckpointStore, mark: str, tracker: Any, own: Seque
     if index is not None and index.fingerprint == mark:
         return index
     new = _read(run, store, tracker, own)
-    if index is not None and new.digest != index.digest and not update:
+    if index is not None and not update and not _same_but_for_limit(store, (index, state.limit), (new, run.limit)):
         store.keep_rows(index.fingerprint)
         was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
@@ -150,6 +162,21 @@ def _input(run: Run, store: CheckpointStore, mark: str, tracker: Any, own: Seque
     store.save_index(new)
     store.keep_rows(new.fingerprint)
     return new
+
+
+def _same_but_for_limit(store: CheckpointStore, *inputs: tuple[Index, int | None]) -> bool:
+    """Whether two inputs, each with its limit, have the same rows, as far as their limits let them.
+
+    Raises:
+        BlendError: The rows of one are lost.
+    """
+    (short, limit), (long, _) = sorted(inputs, key=lambda one: one[0].rows)
+    try:
+        return short.digest == long.digest or (short.rows == limit and begins_with(store, long, short))
+    except DamagedError as error:
+        raise BlendError(
+            f"{error}, so that rows cannot be compared; --update keeps what still holds, --overwrite begins anew"
+        ) from error
 
 
 def _read(run: Run, store: CheckpointStore, tracker: Any, own: Sequence[str]) -> Index:

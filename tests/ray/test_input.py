@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
-from llm_blender_ray.pipelines.bulk.input import READ, read_input, rows_of_block
+from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input, rows_of_block
 from llm_blender_ray.pipelines.bulk.tracker import start_tracker
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
@@ -125,6 +125,20 @@ def test_digests_tell_what_changed(tmp_path: Path, store: CheckpointStore) -> No
     asked = read([rows[0] | {"prompt": "another"}, *rows[1:]])
     assert asked.blocks[0].digest != first.blocks[0].digest
     assert asked.blocks[1:] == first.blocks[1:]
+
+
+@ray_is_there
+def test_an_input_begins_with_its_limited_self_however_it_is_cut(folder: Path, store: CheckpointStore) -> None:
+    whole = imported(folder, store)
+    for limit in (1, 50, 130):
+        assert begins_with(store, whole, imported(folder, store, limit=limit))
+    cut = imported(folder, store, limit=50, rows_per_block=8)
+    assert begins_with(store, whole, cut) and not begins_with(store, cut, whole)
+    rows = (folder / "a.jsonl").read_text().splitlines()
+    (folder / "a.jsonl").write_text("\n".join([*rows[:48], rows[49], rows[48], *rows[50:]]))
+    changed = imported(folder, store)
+    assert not begins_with(store, changed, cut)
+    assert begins_with(store, changed, imported(folder, store, limit=48))
 
 
 def test_a_fingerprint_is_of_files_and_limit(folder: Path) -> None:

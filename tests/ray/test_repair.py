@@ -172,7 +172,9 @@ def test_damaged_rows_of_an_input_that_has_changed_are_told(run: Finished) -> No
     source = run.source.read_bytes()
     run.write_input(ROWS + 1)
     try:
-        with pytest.raises(BlendError, match=r"index\.parquet: damaged, and .*in\.jsonl has changed.*--update"):
+        with pytest.raises(
+            BlendError, match=r"index\.parquet: damaged, and .*in\.jsonl or the limit has changed.*--update"
+        ):
             run.run()
     finally:
         run.source.write_bytes(source)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -407,6 +408,39 @@ def test_an_earlier_output_as_input_is_asked_for_what_it_lacks(tmp_path: Path, e
     assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [1]
     (candidate,) = json.loads(after[1])["candidates"]
     assert candidate["text"] and candidate["error"] is None and json.loads(after[1])["fused"] == candidate["text"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_after_a_limit_the_rest_of_the_rows_is_all_that_is_asked_for(
+    tmp_path: Path, endpoint: Endpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first hour: five rows, then all of them; each draw of a model is kept."""
+    rows = [json.dumps({"id": f"r{i}", "prompt": f"question {word}", "n": i}) for i, word in enumerate("abcdefgh")]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    output = tmp_path / "out.jsonl"
+    far = blended(tmp_path, endpoint).models[1].model_dump() | {"sampling": {"temperature": 1.0}}
+    config = blended(tmp_path, endpoint, models=[far, far | {"name": "near", "model": "near"}])
+    whole = run_blend(config.model_copy(update={"output": str(tmp_path / "whole.jsonl")}))
+    endpoint.asked.clear()
+    run_blend(config.model_copy(update={"limit": 5}))
+    assert lines(output) == lines(tmp_path / "whole.jsonl")[:5]
+    assert endpoint.numbers() == {"far": 5, "near": 5, "judge": 10, "writer": 5}
+
+    capfd.readouterr()
+    os.utime(tmp_path / "in.jsonl")
+    rest = run_blend(config)
+    assert endpoint.numbers() == {"far": 3, "near": 3, "judge": 6, "writer": 3}
+    assert lines(output) == lines(tmp_path / "whole.jsonl")
+    told = "limit: 5 -> not set: answers of 2 models kept, ranking kept, fusion kept"
+    assert f"blend: {output}: {told}" in capfd.readouterr().err
+    assert [(stage.rows, stage.asked) for stage in rest.manifest.stages] == [(8, 8)] * 4
+    assert rest.manifest.output.files[0].sha256 == whole.manifest.output.files[0].sha256
+    assert run_blend(config).resumed
+
+    fewer = config.model_copy(update={"limit": 2})
+    with pytest.raises(BlendError, match=r"complete with 8 rows; limit 2 would leave fewer; --update writes only"):
+        run_blend(fewer)
+    assert lines(output) == lines(tmp_path / "whole.jsonl")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -211,9 +211,9 @@ def test_no_rows_are_a_file_without_rows(tmp_path, name):
 def test_what_exists_is_kept_unless_overwritten(source, tmp_path, name):
     uri = str(tmp_path / name)
     write(source, uri)
-    with pytest.raises(BlendError, match=r"made with another config \(results was \[\], is \['fused'\]\)"):
+    with pytest.raises(BlendError, match=r'made with another config \(results: \[\] -> \["fused"\]\)'):
         write(source, uri, results=["fused"])
-    with pytest.raises(BlendError, match="exists already, made with other rows"):
+    with pytest.raises(BlendError, match="exists already, complete with 4 rows; limit 1 would leave fewer"):
         write(source, uri, limit=1)
     assert len(list(read_rows(uri))) == 4
     shutil.rmtree(Output(uri).work_folder)

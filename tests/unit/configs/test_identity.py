@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from llm_blender_ray.configs.identity import deciding, differences, settings_digest
+from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import EndpointModel, VLLMModel
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, Settings
@@ -23,30 +23,6 @@ def model(**changes: Any) -> VLLMModel:
 )
 def test_where_and_how_fast_decides_nothing(changes: dict) -> None:
     assert deciding(model(**changes)) == deciding(model())
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"model": "org/other"}, ["model was 'org/m', is 'org/other'"]),
-        ({"revision": "v2"}, ["revision was None, is 'v2'"]),
-        ({"system_prompt": "Be brief."}, ["system_prompt was None, is 'Be brief.'"]),
-        ({"sampling": {"temperature": 1, "seed": 3}}, ["temperature was 0.0, is 1.0", "seed was None, is 3"]),
-        ({"dtype": "float32"}, ["dtype was 'auto', is 'float32'"]),
-        ({"samples": 2, "sampling": {"temperature": 1}}, ["temperature was 0.0, is 1.0", "samples was 1, is 2"]),
-    ],
-)
-def test_what_decides_is_told_with_its_path(changes: dict, told: list[str]) -> None:
-    found = differences(deciding(model()), deciding(model(**changes)))
-    assert sorted(line.removeprefix("sampling.") for line in found) == sorted(told)
-
-
-def test_a_part_that_comes_or_goes_is_told() -> None:
-    before = {"models": {"a": {"model": "x"}}, "fuser": None}
-    now = {"models": {"a": {"model": "x"}, "b": {"model": "y"}}, "fuser": None}
-    assert differences(before, now) == ["models.b.model was None, is 'y'"]
-    assert differences(now, before) == ["models.b.model was 'y', is None"]
-    assert differences(before, before) == []
 
 
 def test_an_included_model_is_the_same_wherever_the_project_is() -> None:

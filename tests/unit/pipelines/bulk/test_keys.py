@@ -8,7 +8,7 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.stages import Generate, Rank
-from llm_blender_ray.configs.identity import differences
+from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import EchoModel, GenFuser, Judge, PairRanker, TransformersModel
 from llm_blender_ray.pipelines.bulk import keys
@@ -72,8 +72,7 @@ def test_replaced_weights_change_the_stages_that_load_them(parts: dict[str, Part
     before, described = keys_of(parts), run_identity({}, parts)
     (tmp_path / "ranker" / "model.safetensors").write_bytes(b"trained")
     assert changed(before, keys_of(parts)) == {"ranker", "fuser"}
-    (line,) = differences(described, run_identity({}, parts))
-    assert line.startswith("weights.ranker was ")
+    assert describe_changes(described, run_identity({}, parts)) == ["weights of ranker have changed"]
 
 
 def test_the_same_weights_written_again_change_nothing(parts: dict[str, PartSettings], tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_version_of_the_code_changes_its_stage_and_those_after(
     monkeypatch.setattr(code, "results_version", 9)
     assert changed(before, keys_of(parts)) == expected
     # versions of parts are in their settings, which the commands describe
-    assert bool(differences(described, run_identity({}, parts))) == (code is not PairRanker)
+    assert bool(describe_changes(described, run_identity({}, parts))) == (code is not PairRanker)
 
 
 def test_the_format_of_work_folders_changes_all_keys(

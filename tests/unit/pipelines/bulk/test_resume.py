@@ -2,19 +2,23 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Plan
+from llm_blender_ray.cluster.plan import Capacity, Plan, place
+from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
-from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.configs.schema import EchoModel, EchoRanker, GenFuser, RayCluster
 from llm_blender_ray.pipelines.bulk import checkpoints
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, RECORD, CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
-from llm_blender_ray.pipelines.bulk.resume import earlier_state
+from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord
+from llm_blender_ray.pipelines.bulk.resume import earlier_state, kept_results
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.storage import get
 
@@ -28,6 +32,19 @@ RUN = Run(
     results=(),
     identity={"ranker": {"model": "a"}},
     settings={},
+)
+OUTPUT = OutputRecord(uri="out.jsonl", rows=0, errors=0, files=())
+MANIFEST = Manifest(
+    command="test",
+    started=datetime(2026, 1, 2),
+    finished=datetime(2026, 1, 2),
+    sessions=1,
+    config={},
+    versions={},
+    input=InputRecord(uri="in.jsonl", rows=0, bad=0, digest=""),
+    output=OUTPUT,
+    stages=(),
+    errors={},
 )
 
 
@@ -67,9 +84,7 @@ def test_a_killed_run_goes_on(store: CheckpointStore) -> None:
 
 
 def test_another_config_is_refused_with_what_changed(store: CheckpointStore) -> None:
-    with pytest.raises(
-        BlendError, match=r"was begun with another config \(ranker\.model was 'a', is 'b'\); --update"
-    ):
+    with pytest.raises(BlendError, match=r"was begun with another config \(ranker\.model: a -> b\); --update"):
         state(store, with_ranker("b"))
     assert state(store, with_ranker("b"), update=True).there
     assert not state(store, with_ranker("b"), overwrite=True).there
@@ -83,6 +98,78 @@ def test_a_finished_run_is_complete_only_for_its_own_config(store: CheckpointSto
     updated = state(store, with_ranker("b"), taken=True, update=True)
     assert (updated.there, updated.finished) == (True, False)
     assert not state(store, taken=True, overwrite=True).there
+
+
+def with_limit(limit: int | None) -> Run:
+    return replace(RUN, identity={**RUN.identity, "limit": limit}, limit=limit)
+
+
+@pytest.fixture
+def limited(store: CheckpointStore) -> CheckpointStore:
+    """The work folder of a complete run of five rows."""
+    store.save_run(
+        {
+            "identity": {**RUN.identity, "limit": 5},
+            "fingerprint": MARK,
+            "started": "2026-01-02T03:04:05",
+            "sessions": 2,
+        }
+    )
+    store.save_manifest(MANIFEST.model_copy(update={"output": OUTPUT.model_copy(update={"rows": 5})}).json_text())
+    return store
+
+
+@pytest.mark.parametrize(("limit", "told"), [(None, "limit: 5 -> not set"), (8, "limit: 5 -> 8")])
+def test_more_rows_are_no_other_config(limited: CheckpointStore, limit: int | None, told: str) -> None:
+    found = state(limited, with_limit(limit), "other", taken=True)
+    assert (found.there, found.finished, found.limit, found.changes) == (True, False, 5, (told,))
+
+
+def test_a_limit_takes_no_rows_from_a_complete_output(limited: CheckpointStore) -> None:
+    expected = (
+        r"^out\.jsonl: exists already, complete with 5 rows; limit 3 would leave fewer; "
+        r"--update writes only the first 3 and keeps the results of all, --overwrite begins anew$"
+    )
+    with pytest.raises(BlendError, match=expected):
+        state(limited, with_limit(3), "other", taken=True)
+    assert state(limited, with_limit(3), "other", taken=True, update=True).changes == ("limit: 5 -> 3",)
+    assert not state(limited, with_limit(3), "other", taken=True, overwrite=True).there
+    limited.save_manifest(None)  # what is not complete loses nothing
+    assert state(limited, with_limit(3), "other").there
+
+
+def test_of_many_changes_the_first_are_told(store: CheckpointStore) -> None:
+    many = replace(RUN, identity={"ranker": {name: name for name in ("model", "b", "c", "d", "e")}})
+    expected = r"\(ranker\.model: a -> model; ranker\.b: not set -> b; ranker\.c: not set -> c; and 2 more\)"
+    with pytest.raises(BlendError, match=expected):
+        state(store, many)
+    assert len(state(store, many, update=True).changes) == 5
+
+
+def spec(settings: PartSettings, key: str, **more: Any) -> StageSpec:
+    name = settings.name if isinstance(settings, EchoModel) else settings.stage
+    return StageSpec(place(name, settings, Capacity.machine(2)), key, **more)
+
+
+@pytest.mark.parametrize(
+    ("stored", "scorer", "told"),
+    [
+        ({"a", "b", "r", "f"}, "s", "answers of 2 models kept, ranking kept, fusion kept"),
+        ({"a", "b", "r"}, "s", "answers of 2 models kept, ranking kept, fusion made anew"),
+        (
+            {"a"},
+            "s",
+            "answers of 1 model kept, answers of b generated, ranking made anew from kept comparisons, "
+            "fusion made anew",
+        ),
+        ({"a", "b"}, "t", "answers of 2 models kept, ranking made anew, fusion made anew"),
+        (set(), "t", "answers of a, b generated, ranking made anew, fusion made anew"),
+    ],
+)
+def test_what_is_reused_is_one_line(stored: set[str], scorer: str, told: str) -> None:
+    llms = [spec(EchoModel(engine="echo", name=name, model="m"), name) for name in "ab"]
+    others = [spec(EchoRanker(kind="echo"), "r", scorer=scorer), spec(GenFuser(model="org/f"), "f")]
+    assert kept_results(StageGraph((*llms, *others), ("a", "b")), stored, {"scorers": {"rank": "s"}}) == told
 
 
 def test_where_the_output_is_gone_another_config_may_use_what_holds(store: CheckpointStore) -> None:
