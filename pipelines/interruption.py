@@ -22,7 +22,13 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_RESUMABLE = ("run", "rank", "fuse", "compare")  # commands with a work folder
+_RESUMES = "the same command resumes where it stopped; finished blocks are kept"
+_NEXT = {  # what follows an interrupted command
+    **dict.fromkeys(("run", "rank", "fuse", "compare"), _RESUMES),  # they have a work folder
+    "train": "the same command resumes from the last checkpoint, if there is one",
+    "submit": "a submitted job continues (`ray job list --address URL` lists it)",
+    "evaluate": "the same command starts again; nothing is kept",
+}
 _KILL_S = 10.0  # for all descendants to end after SIGKILL
 _UNDO_S = 5.0
 _SET_CHILD_SUBREAPER = 36  # of Linux's prctl
@@ -94,11 +100,7 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
         arguments: Of the command line, without the program's name.
     """
     command = next((one for one in arguments if not one.startswith("-")), "")
-    if command in _RESUMABLE:
-        return "interrupted; the same command resumes where it stopped"
-    if command == "submit":
-        return "interrupted; a submitted job continues (`ray job list --address URL` lists it)"
-    return "interrupted; the same command starts again"
+    return f"interrupted; {_NEXT.get(command, 'the same command starts again')}"
 
 
 def _catch_up() -> None:

@@ -5,6 +5,7 @@ checkpoints with optimizer and random state); this module decides its settings a
 `torchrun --nproc-per-node N -m llm_blender_ray train ...` trains on N GPUs.
 """
 
+import json
 import shutil
 import sys
 import time
@@ -18,10 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.configs.training import Optimization
 
@@ -250,13 +253,21 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     """Checkpoint to resume from. Settings are stored beside them: a mix of two runs' states is neither."""
     record = folder / "settings.json"
     text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
-    if record.is_file() and record.read_text() != text and get_last_checkpoint(str(folder)):
+    found = _whole_checkpoint(folder)
+    if found and record.is_file() and (changed := describe_changes(*map(json.loads, (record.read_text(), text)))):
         raise BlendError(
-            f"{folder}: checkpoints of a run with other settings; remove them or choose another output"
+            f"{folder}: checkpoints of a run with other settings ({'; '.join(changed)}); remove them or choose "
+            "another output"
         )
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
-    return get_last_checkpoint(str(folder))
+    return found
+
+
+def _whole_checkpoint(folder: Path) -> str | None:
+    """The last complete checkpoint: a kill can leave half of one, where the Trainer's state is missing."""
+    found = [one for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (one / TRAINER_STATE_NAME).is_file()]
+    return str(max(found, key=lambda one: int(one.name.rpartition("-")[2]))) if found else None
 
 
 def is_main_process() -> bool:

@@ -17,7 +17,7 @@ import yaml
 from llm_blender_ray.cluster.processes import descendants, title, wait_until
 from llm_blender_ray.pipelines.interruption import how_to_go_on
 
-RESUMES = "blend: interrupted; the same command resumes where it stopped\n"
+RESUMES = "blend: interrupted; the same command resumes where it stopped; finished blocks are kept\n"
 NOT_OF_THE_END = ("import time:", "reading | ", "run | ")  # progress is printed where a run is slow
 PATIENCE_S = 60.0
 
@@ -178,9 +178,12 @@ def test_ignored_signals_stay_ignored() -> None:
 
 
 def test_each_command_says_how_to_go_on() -> None:
-    assert "resumes where it stopped" in how_to_go_on(["--debug", "rank", "--input", "x"])
+    for command in ("run", "rank", "fuse", "compare"):
+        assert how_to_go_on(["--debug", command, "--input", "x"]) + "\n" == RESUMES.removeprefix("blend: ")
+    assert "resumes from the last checkpoint, if there is one" in how_to_go_on(["train", "ranker", "c.yaml"])
     assert "job" in how_to_go_on(["submit", "c.yaml"])
-    for arguments in (["serve", "c.yaml"], ["evaluate", "out"], []):
+    assert how_to_go_on(["evaluate", "out"]) == "interrupted; the same command starts again; nothing is kept"
+    for arguments in (["serve", "c.yaml"], ["plan", "c.yaml"], []):
         assert how_to_go_on(arguments) == "interrupted; the same command starts again"
 
 
