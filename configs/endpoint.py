@@ -48,6 +48,9 @@ class RequestSettings(Settings):
     headers: dict[str, str] = Field(default_factory=dict)  # further headers; no secrets, they are kept with results
     # headers, with the environment variable of each value
     headers_env: Annotated[dict[str, str], RUNTIME_ONLY] = Field(default_factory=dict)
+    # limits of all its actors together; retries count
+    requests_per_minute: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None
+    tokens_per_minute: Annotated[Annotated[int, Field(ge=1)] | None, RUNTIME_ONLY] = None  # of prompts and answers
     max_answer_mib: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 32  # of one response; a larger one is an error
 
     @field_validator("api_version", mode="before")

@@ -245,6 +245,22 @@ class EndpointModel(BaseLLM, RequestSettings):
         """See `ModelPart`."""
         return self.max_in_flight
 
+    @model_validator(mode="after")
+    def _limits_can_be_divided(self) -> Self:
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, name)
+            if limit is None:
+                continue
+            if "replicas" not in self.model_fields_set and (self.num_gpus or self.resources):
+                raise ValueError(f"{name}: set replicas, the number of actors that the limit is divided among")
+            if limit < self.replicas.max:
+                raise ValueError(f"{name}: {limit} is less than one for each of the {self.replicas.max} replicas")
+        return self
+
+    def per_actor(self, limit: int | None) -> int | None:
+        """One actor's share of a limit of all actors, also of those that an autoscaler may add; None: no limit."""
+        return None if limit is None else limit // self.replicas.max
+
     def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
         """See `PartSettings`. The gateway has a circuit breaker for each part, so the endpoint needs none."""
         return self.model_copy(update={"max_retries": min(self.max_retries, max_retries), "breaker": None})

@@ -3,7 +3,8 @@
 The client retries by itself: connection errors, timeouts, 408, 409, 429 and 5xx, after Retry-After (up to two
 minutes; longer ones fail at once) or else after 0.5 s, doubled each time up to 8 s, with jitter; a stream isn't
 tried again once it has text. Beside it are a client that bounds attempts and sees failures within a 200
-(`http_client`), requests that learn what an endpoint refuses (`chat_requests`), and a bound on requests in flight.
+(`http_client`), requests that learn what an endpoint refuses (`chat_requests`), limits per minute (`rate_limits`),
+and a bound on requests in flight.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from llm_blender_ray.actors.engines.chat_completions import (
 from llm_blender_ray.actors.engines.chat_requests import Requests
 from llm_blender_ray.actors.engines.http_client import (
     EVENT_STREAM,
+    RESERVATION,
     STREAMED,
     BoundedClient,
     BrokenStreamError,
@@ -41,6 +43,7 @@ from llm_blender_ray.actors.engines.http_client import (
     drain,
     events_of,
 )
+from llm_blender_ray.actors.engines.rate_limits import RateLimits
 from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model
 from llm_blender_ray.actors.errors import (
     GenerationError,
@@ -79,7 +82,10 @@ class EndpointEngine:
         self._model = model
         self._requests = Requests(model)
         self._in_flight = asyncio.Semaphore(model.max_in_flight)
-        self._client = _openai_client(model, key, {**model.headers, **headers})
+        self._limits = RateLimits(
+            model.per_actor(model.requests_per_minute), model.per_actor(model.tokens_per_minute)
+        )
+        self._client = _openai_client(model, key, {**model.headers, **headers}, self._limits)
 
     async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
         """See `actors.engines.Engine`."""
@@ -89,7 +95,9 @@ class EndpointEngine:
                 create = self._client.chat.completions.with_raw_response.create
                 request = self._requests.build(messages, sampling, stream=self._model.stream)
                 response = await self._asked(create, request, discarded)
-            return _read(response.http_response).after(sum(discarded, TokenUsage()))
+            completion = _read(response.http_response)
+            self._settle(response.http_response, completion)
+            return completion.after(sum(discarded, TokenUsage()))
         except _FAILURES as error:
             failed = self._failed(error, discarded)
         raise failed  # outside of the except block: the client's errors hold the request, and with it the key
@@ -119,6 +127,7 @@ class EndpointEngine:
                         begun = True
                         yield piece
             completion = reader.completion().after(sum(discarded, TokenUsage()))
+            self._settle(response.http_response, completion)
         except _FAILURES as error:
             failed = self._failed(error, [*discarded, reader.usage], begun=begun)
         if failed:
@@ -152,6 +161,12 @@ class EndpointEngine:
             else:
                 self._requests.learn(request, sent)
                 return response
+
+    def _settle(self, response: httpx2.Response, completion: Completion) -> None:
+        """Count the tokens of an answer in place of what was reserved for it."""
+        if completion.prompt_tokens is not None and completion.completion_tokens is not None:
+            tokens = completion.prompt_tokens + completion.completion_tokens
+            self._limits.settle(response.extensions[RESERVATION], tokens)
 
     def _failed(self, error: Exception, usages: Sequence[TokenUsage], *, begun: bool = False) -> GenerationError:
         """One of `_FAILURES` as an error of ours, with the endpoint's address and without secrets.
@@ -201,7 +216,9 @@ class EndpointEngine:
         return kind(f"{self._model.base_url}: {problem}").with_usage(sum(usages, billed))
 
 
-def _openai_client(model: EndpointModel, key: str | None, headers: Mapping[str, str]) -> openai.AsyncOpenAI:
+def _openai_client(
+    model: EndpointModel, key: str | None, headers: Mapping[str, str], limits: RateLimits
+) -> openai.AsyncOpenAI:
     """OpenAI's client, or its variant for Azure.
 
     With an API version, the URL of a resource (`https://NAME.openai.azure.com`), or of its `/openai`, is Azure's
@@ -211,7 +228,7 @@ def _openai_client(model: EndpointModel, key: str | None, headers: Mapping[str, 
         "max_retries": model.max_retries,
         "timeout": model.timeout_s,
         "default_headers": {name.title(): value for name, value in headers.items()},
-        "http_client": BoundedClient(model.timeout_s, model.max_answer_mib, model.max_in_flight),
+        "http_client": BoundedClient(model.timeout_s, model.max_answer_mib, model.max_in_flight, limits),
     }
     url = model.base_url.rstrip("/")
     path = urlsplit(url).path

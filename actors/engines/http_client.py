@@ -26,6 +26,7 @@ from llm_blender_ray.actors.engines.chat_completions import (
     failure_in,
     parse_response_json,
 )
+from llm_blender_ray.actors.engines.rate_limits import RateLimits, most_tokens
 from llm_blender_ray.actors.engines.refusals import is_too_long
 from llm_blender_ray.actors.engines.token_counts import usage_in
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
@@ -39,6 +40,7 @@ KEEPALIVE_S = 55.0  # of an unused connection; many servers and load balancers c
 CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DRAIN_S = 0.1  # for the end of a stream's body, behind its last event: then its connection can be used again
 STREAMED = "llm_blender_ray.streamed"  # extension of a response that was a stream: `Streamed`
+RESERVATION = "llm_blender_ray.reservation"  # extension of every response: `rate_limits.Reservation`
 
 Streamed = Completion | ServiceError  # the answer in a stream, or why there is none
 
@@ -80,23 +82,24 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), and so are authorities (`CA_VARIABLES`).
     """
 
-    def __init__(self, attempt_s: float, most_mib: int, most_requests: int) -> None:
+    def __init__(self, attempt_s: float, most_mib: int, most_requests: int, limits: RateLimits) -> None:
         """Make a client.
 
         Args:
             attempt_s: Seconds of one attempt.
             most_mib: Size of one response.
             most_requests: Requests at a time, whose connections are all kept for the next ones.
+            limits: What each attempt waits for, before its time begins.
 
         Raises:
             ModelLoadError: A proxy or authority of the environment can't be used.
         """
-        limits = httpx2.Limits(max_keepalive_connections=most_requests, keepalive_expiry=KEEPALIVE_S)
+        connections = httpx2.Limits(max_keepalive_connections=most_requests, keepalive_expiry=KEEPALIVE_S)
         try:
-            super().__init__(timeout=attempt_s, follow_redirects=False, limits=limits, verify=_authorities())
+            super().__init__(timeout=attempt_s, follow_redirects=False, limits=connections, verify=_authorities())
         except (ValueError, ImportError, httpx2.InvalidURL) as error:  # a scheme; no package for SOCKS; no URL
             raise ModelLoadError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {one_line(error)}") from error
-        self._attempt_s, self._most_mib = attempt_s, most_mib
+        self._attempt_s, self._most_mib, self._limits = attempt_s, most_mib, limits
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """Send a request; see `httpx2.AsyncClient.send`. The body is read, but for a stream that has begun well.
@@ -123,6 +126,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         return response
 
     async def _attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
+        reservation = await self._limits.reserve(most_tokens(request.content))
         until = asyncio.get_running_loop().time() + self._attempt_s
         options["follow_redirects"] = False
         try:
@@ -135,7 +139,8 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 raise UntrustedServerError(reason) from None
             raise
         body = _Body(response, until, self._most_mib)
-        extensions = dict(response.extensions)
+        extensions = {**response.extensions, RESERVATION: reservation}
+        self._limits.learn(reservation, response.status_code, response.headers)
         try:
             is_stream = response.status_code == 200 and content_type(response) == EVENT_STREAM
             if stream and is_stream:
@@ -149,6 +154,8 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         except BaseException:
             await response.aclose()
             raise
+        if status != response.status_code:
+            self._limits.learn(reservation, status, response.headers)
         headers = response.headers.copy()
         for name in _FRAMING:
             headers.pop(name, None)
