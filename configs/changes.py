@@ -48,16 +48,24 @@ def _of_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
 
 def _of_sections(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     others = [name for name in {**before, **now} if name not in _RECORDED]
+    # a blend's ranker has the top_k that its fuser takes, unless its own is set
+    follows = all(
+        _section(one, "ranker").get("top_k") == _section(one, "fuser").get("top_k", 1) for one in (before, now)
+    )
     for section in ("ranker", "fuser", *others):
         for path, was, value in _changed(before.get(section), now.get(section), section):
             if path.endswith(".results_version"):
                 yield _other_results(path.removesuffix(".results_version"))
-            else:
+            elif path != "ranker.top_k" or not follows:
                 yield _told(path, was, value)
     columns = [identity.get("results", []) for identity in (before, now)]
     if columns[0] != columns[1]:
         matrix = ["logits" in names for names in columns]
         yield _told("matrix", *matrix) if matrix[0] != matrix[1] else _told("results", *columns)
+
+
+def _section(identity: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return identity.get(name) or {}
 
 
 def _of_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

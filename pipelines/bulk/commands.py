@@ -81,7 +81,7 @@ def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
 
 def _written(config: BlendConfig) -> Mapping[str, Any]:
     """Settings that decide the output, but no result."""
-    preferences = config.preferences.model_dump(mode="json") if config.preferences else None
+    preferences = deciding(config.preferences) if config.preferences else None
     return {"limit": config.limit, "matrix": config.matrix, "format": config.format, "preferences": preferences}
 
 
@@ -150,7 +150,7 @@ def _run_stage(
     def planned(have: Capacity) -> Plan:
         return pack_waves([], [place(name, fill_cluster(settings, have), have)], have)
 
-    shown = preferences.model_dump(mode="json") if preferences else None
+    pairs = deciding(preferences) if preferences else None
     run = Run(
         command=command,
         input=input,
@@ -158,8 +158,8 @@ def _run_stage(
         cluster=RayCluster(num_cpus=max(2, os.cpu_count() or 1)),  # one to read, one for the model
         planned=planned,
         results=results,
-        identity={"command": command, name: deciding(settings), "results": list(results), "preferences": shown},
-        settings={"command": command, name: settings.model_dump(mode="json"), "preferences": shown},
+        identity={"command": command, name: deciding(settings), "results": list(results), "preferences": pairs},
+        settings={"command": command, name: settings.model_dump(mode="json"), "preferences": pairs},
         parts={name: settings},
         preferences=preferences,
         **changes,

@@ -14,7 +14,7 @@ from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.plan import Placement, Plan
 from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import capacity
-from llm_blender_ray.configs.identity import settings_digest
+from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
@@ -94,6 +94,7 @@ def run_waves(
                 **attempt_record(state, store, retry=retry),
             }
             index = _input(run, store, mark, tracker, own, state, update=update or state.gone or not state.there)
+            _layout(run, index)  # refuses what it cannot write before any model runs
             work, waves = _work(run, plan, store, record["attempt"], state.record)
             if state.changes:
                 kept = kept_results(work, store.stages(), state.record)
@@ -242,16 +243,14 @@ def _written(
     record: Mapping[str, Any],
 ) -> Summary:
     """Write the output of all results, and the manifest."""
-    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
-    asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
-    layout = Layout.of(index.seen, types, run.keep, [name for name in ON_DEMAND_TYPES if name in asked])
+    layout = _layout(run, index)
     mark = settings_digest(
         [index.digest, [step.key for step in work.steps], layout.schema().to_string(), run.output.format]
     )
     sinks = [Sink(run.output, BlendShape(layout), mark)]
     if run.preferences:
         shape = PreferenceShape(run.preferences, layout)
-        of_pairs = settings_digest([mark, run.preferences.model_dump(mode="json")])
+        of_pairs = settings_digest([mark, deciding(run.preferences)])
         sinks.append(Sink(run.outputs[1], shape, of_pairs))
     for sink in sinks:
         sink.clear()
@@ -280,6 +279,20 @@ def _written(
     store.save_manifest(manifest.json_text())
     pairs = (manifest.preferences.uri, manifest.preferences.rows) if manifest.preferences else None
     return Summary(manifest, run.output.uri, preferences=pairs)
+
+
+def _layout(run: Run, index: Index) -> Layout:
+    """Columns of the output.
+
+    Raises:
+        BlendError: Preference pairs are to carry a column that it does not have.
+    """
+    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
+    asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
+    layout = Layout.of(index.seen, types, run.keep, [name for name in ON_DEMAND_TYPES if name in asked])
+    if run.preferences:
+        layout.check_columns(run.preferences.columns, "preferences.columns")
+    return layout
 
 
 def _pairs_record(settings: Preferences, files: Sequence[FileRecord]) -> OutputRecord:

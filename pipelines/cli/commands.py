@@ -30,6 +30,7 @@ from llm_blender_ray.pipelines.cli.options import (
     Margin,
     OutputPath,
     Overwrite,
+    PairColumns,
     Pairs,
     PreferencesUri,
     RankerOption,
@@ -75,11 +76,12 @@ def run(
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
     margin: Margin = None,
+    pair_column: PairColumns = [],  # noqa: B006 (typer copies it)
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
 ) -> None:
     """Bulk run: read prompts, generate with every LLM, rank, fuse the best, write. Resumes where it was stopped."""
-    wanted = (preferences, pairs, margin)
+    wanted = (preferences, pairs, margin, pair_column)
     settings = bulk_settings(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
     )
@@ -135,11 +137,12 @@ def submit(
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
     margin: Margin = None,
+    pair_column: PairColumns = [],  # noqa: B006 (typer copies it)
     set_: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Do the same run as a job on a Ray cluster; submitted again, it resumes where it was stopped."""
-    wanted = (preferences, pairs, margin)
+    wanted = (preferences, pairs, margin, pair_column)
     settings = bulk_settings(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
     )
@@ -178,6 +181,7 @@ def rank(
     preferences: PreferencesUri = None,
     pairs: Pairs = None,
     margin: Margin = None,
+    pair_column: PairColumns = [],  # noqa: B006 (typer copies it)
     overwrite: Overwrite = False,
     update: Update = False,
     retry_failed: RetryFailed = False,
@@ -189,7 +193,7 @@ def rank(
         ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
     )
 
-    wanted = preference_settings(None, preferences, pairs, margin)
+    wanted = preference_settings(None, preferences, pairs, margin, pair_column)
 
     from llm_blender_ray.pipelines.bulk.commands import run_rank
 

@@ -69,6 +69,10 @@ Pairs = Annotated[
     str | None, typer.Option(metavar="P", help="Which pairs: best-worst (default), best-random or all.")
 ]
 Margin = Annotated[float | None, typer.Option(metavar="X", help="Least difference of scores in a pair.")]
+PairColumns = Annotated[
+    list[str],
+    typer.Option("--pair-column", metavar="NAME", help="A further column of the rows in their pairs; repeatable."),
+]
 Debug = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, is_eager=True, expose_value=False, help="Show tracebacks."),
@@ -86,7 +90,7 @@ def bulk_settings(
     input: str | None,
     output: str | None,
     limit: int | None,
-    preferences: tuple[str | None, str | None, float | None],
+    preferences: tuple[str | None, str | None, float | None, list[str]],
     *,
     overwrite: bool,
     update: bool,
@@ -116,15 +120,19 @@ def check_existing(*, overwrite: bool, update: bool, retry_failed: bool) -> None
 
 
 def preference_settings(
-    configured: Preferences | None, output: str | None, pairs: str | None, margin: float | None
+    configured: Preferences | None,
+    output: str | None,
+    pairs: str | None,
+    margin: float | None,
+    columns: list[str],
 ) -> Preferences | None:
     """Settings of the preference data that a command writes: the config's, overridden by options."""
-    given = {"output": output, "pairs": pairs, "margin": margin}
+    given = {"output": output, "pairs": pairs, "margin": margin, "columns": columns or None}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return configured
     if output is None and configured is None:
-        raise UsageError("--pairs and --margin are options of --preferences: give it too")
+        raise UsageError("--pairs, --margin and --pair-column are options of --preferences: give it too")
     return settings_of(Preferences, **{**(configured.model_dump() if configured else {}), **given})
 
 
@@ -145,6 +153,8 @@ def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
 
 def _option(path: tuple[int | str, ...]) -> str:
     """The option that sets a path of the settings."""
+    if path[0] == "columns":
+        return "pair-column"
     return str(next((key for key in reversed(path) if key in _RANKER_OPTIONS), path[-1])).replace("_", "-")
 
 

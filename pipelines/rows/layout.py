@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import CANDIDATE_FIELDS, CANDIDATE_TYPE, ON_DEMAND_TYPES, RAW, RESULT_COLUMNS
 from llm_blender_ray.pipelines.rows.arrow_types import cast, to_python
 from llm_blender_ray.pipelines.rows.columns import (
@@ -105,6 +106,20 @@ class Layout:
             unreadable=unreadable,
             typed_ids=None if marks else typed,
         )
+
+    def check_columns(self, names: Sequence[str], setting: str) -> None:
+        """Check that rows of the output have these columns.
+
+        Args:
+            names: The columns.
+            setting: What names them, for the message.
+
+        Raises:
+            BlendError: The input has none of such a name.
+        """
+        there = self.schema().names
+        if missing := [name for name in names if name not in there]:
+            raise BlendError(f"{setting}: the rows have no column {missing[0]}; they have {', '.join(there)}")
 
     def made_id(self, text: str) -> str | int:
         """A generated id in the type of the column of ids."""

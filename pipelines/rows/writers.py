@@ -60,25 +60,38 @@ class BlendShape:
 
 @dataclass(frozen=True)
 class PreferenceShape:
-    """Pairs of a better and a worse answer; `layout` is that of the rows, whose ids they have."""
+    """Pairs of a better and a worse answer; `layout` is that of the rows, of which they carry columns."""
 
     settings: Preferences
     layout: Layout
 
     def schema(self) -> pa.Schema:
         """See base class."""
-        return PREFERENCE_SCHEMA.set(0, self.layout.schema().field("id"))
+        of_rows = self.layout.schema()
+        fields = [of_rows.field(name) for name in self.settings.columns]
+        return pa.schema([of_rows.field("id"), *list(PREFERENCE_SCHEMA)[1:], *fields])
 
     def table(self, rows: pa.Table) -> pa.Table:
         """See base class."""
-        given = rows.select(ROW_SCHEMA.names).to_pylist()
-        table = preference_table((row | {"id": str(at)} for at, row in enumerate(given)), self.settings)
-        at = table.column("id").cast(pa.int64()).combine_chunks()
-        return table.set_column(0, self.schema().field(0), self.layout.ids(rows).take(at))
+        table, at = self._pairs(rows)
+        if self.settings.columns:
+            further = self.layout.table(rows).select(list(self.settings.columns)).take(at)
+            table = pa.table([*table.columns, *further.columns], self.schema())
+        return table
 
     def objects(self, rows: pa.Table) -> Iterator[Mapping[str, Any]]:
         """See base class."""
-        return iter(self.table(rows).to_pylist())
+        table, at = self._pairs(rows)
+        written = list(BlendShape(self.layout).objects(rows)) if self.settings.columns else []
+        for pair, row in zip(table.to_pylist(), at.to_pylist(), strict=True):
+            yield pair | {name: written[row].get(name) for name in self.settings.columns}
+
+    def _pairs(self, rows: pa.Table) -> tuple[pa.Table, pa.Array]:
+        """The pairs' own columns, and the number of each pair's row."""
+        given = rows.select(ROW_SCHEMA.names).to_pylist()
+        table = preference_table((row | {"id": str(at)} for at, row in enumerate(given)), self.settings)
+        at = table.column("id").cast(pa.int64()).combine_chunks()
+        return table.set_column(0, self.schema().field(0), self.layout.ids(rows).take(at)), at
 
     def cells(self, rows: pa.Table) -> Iterator[Sequence[str]]:
         """See base class."""

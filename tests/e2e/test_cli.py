@@ -118,8 +118,17 @@ def test_rank_fuse_compare_evaluate(tmp_path: Path, blend_here: InProcess) -> No
     )  # fmt: skip
 
     ranked = tmp_path / "ranked.jsonl"
-    done = blend_here("rank", "--ranker", RANKER, "--input", given, "--output", ranked, "--matrix")
+    pairs = ("--preferences", tmp_path / "pairs.jsonl", "--pair-column", "output", "--pair-column")
+    command = ("rank", "--ranker", RANKER, "--input", given, "--output", ranked, "--matrix", *pairs)
+    refused = blend_here(*command, "fild", code=1).stderr
+    assert "preferences.columns: the rows have no column fild; they have " in refused and not ranked.exists()
+    done = blend_here(*command, "extra field")
     assert "5 rows, 1 of them with an error" in done.stderr
+    carried = [(pair["id"], pair["extra field"], pair["output"]) for pair in read_rows(tmp_path / "pairs.jsonl")]
+    assert carried == [
+        *((f"g{i}", [i], case["candidates"][0]) for i, case in enumerate(golden)),
+        ("two", None, None),
+    ]
     rows = read_rows(ranked)
     assert [row["id"] for row in rows] == ["g0", "g1", "two", "same", "bad"]
     for i, row in enumerate(rows[:2]):

@@ -94,7 +94,9 @@ def llama(**changes: Any) -> list[dict[str, Any]]:
             identity(fuser={"kind": "chat", "llm": NEW}),
             ["fuser: genfuser -> chat"],
         ),
-        (identity(fuser=None), ["ranker.top_k: 3 -> 1", "fuser: genfuser -> not set"]),
+        (identity(fuser=None), ["fuser: genfuser -> not set"]),
+        (identity(fuser={"model": "org/fuser", "top_k": 2}), ["fuser.top_k: 3 -> 2"]),
+        (identity(ranker=RANKER | {"top_k": 5}), ["ranker.top_k: 3 -> 5"]),
         (identity(matrix=True, format="jsonl"), ["matrix: false -> true", "format: parquet -> jsonl"]),
         (identity(preferences={"output": "pairs.jsonl"}), ["preferences: new"]),
         (identity(limit=5), []),  # `bulk.resume` compares limits

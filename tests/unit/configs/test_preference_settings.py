@@ -3,12 +3,14 @@
 import pytest
 from pydantic import ValidationError
 
+from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.preferences import Preferences
 
 
 def test_only_the_output_is_required() -> None:
     settings = Preferences(output="pairs.jsonl")
-    assert (settings.pairs, settings.margin, settings.max_pairs) == ("best-worst", 0, None)
+    assert (settings.pairs, settings.margin, settings.max_pairs, settings.columns) == ("best-worst", 0, None, ())
+    assert "columns" not in deciding(settings)  # or outputs of earlier releases would be written anew
     with pytest.raises(ValidationError):
         Preferences.model_validate({})
 
@@ -24,6 +26,8 @@ def test_only_the_output_is_required() -> None:
         {"max_pairs": 0},
         {"seed": -1},
         {"margins": 1},
+        {"columns": ["task", "prompt"]},
+        {"columns": ["task", "task"]},
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llm_blender_ray.actors.stages import Generate, Rank
 from llm_blender_ray.actors.tables import to_blends, with_blends
 from llm_blender_ray.configs.loading import PRESETS
-from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.preferences import PAIR_COLUMNS, Preferences
 from llm_blender_ray.configs.schema import PairRanker, Sampling, TransformersModel
 from llm_blender_ray.pipelines.quality.metrics import parts_right
 from llm_blender_ray.pipelines.rows.preferences import PREFERENCE_SCHEMA, Preference, preference_table, preferences
@@ -47,6 +47,10 @@ def models(pairs: Sequence[Preference]) -> list[tuple[str | None, str | None]]:
 
 
 FOUR = ranked(["Loire", "Po", "Seine", "Rhine"], [0.5, -2.0, 2.0, -0.5])
+
+
+def test_the_names_of_a_pair_s_columns_are_those_of_its_schema() -> None:
+    assert PREFERENCE_SCHEMA.names == list(PAIR_COLUMNS)
 
 
 def test_a_pair_is_a_row_of_trl_s_conversational_layout() -> None:
