@@ -1,7 +1,7 @@
-"""Account of one stage on one block: rows, failures by kind, tokens, comparisons; stored with the block's results.
+"""Account of one stage on one block: rows, failures by kind, usage, comparisons; stored with the block's results.
 
 The manifest's `StageRecord` is the sum of a stage's accounts over the whole run, whichever session ran which block.
-An account is computed from all rows of its block; after a retry, from its new rows.
+An account is computed from all rows of its block; after a retry, from its new rows, and the usage of all attempts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 from llm_blender_ray.pipelines.quality.ranker_signs import all_equal, orders_agree
@@ -45,8 +46,8 @@ def account_of(
             "asked": sum(map(bool, new)),
             **_failed(failures),
             "retryable": sum(any(map(lacks_answer, answers)) for answers in new),
-            "prompt_tokens": sum(c.prompt_tokens or 0 for answers in new for c in answers),
-            "completion_tokens": sum(c.completion_tokens or 0 for answers in new for c in answers),
+            **sum((c.known_usage for answers in new for c in answers), TokenUsage()).to_row(),
+            "uncounted": sum(any(c.usage is None for c in answers) for answers in new),
         }
     asked = [had.error is None and no_candidate(had) is None for had in before]
     errors = failed or [done.error for done in after]
@@ -54,6 +55,9 @@ def account_of(
     left_out = [bool(done.ranking and not done.error and done.ranking.unreadable) for done in after]
     retryable = sum(bool(one) or some for one, some in zip(failures, left_out, strict=True))
     account = {"rows": len(after), "asked": sum(asked), **_failed(failures), "retryable": retryable}
+    usages = [done.ranking_usage if kind == "rank" else done.fusing_usage for done in after]
+    account |= sum((usage for usage in usages if usage is not None), TokenUsage()).to_row()
+    account["uncounted"] = usages.count(None)
     if kind == "rank":
         account |= dict.fromkeys(_RANKED, 0)
         for blend in after:

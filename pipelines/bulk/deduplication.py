@@ -1,6 +1,7 @@
 """Equal blocks: deterministic results are made once and copied; sampled ones are made for each block.
 
-A result is copied only if nothing in it failed: a short outage affects only the rows that it hit.
+A result is copied only if nothing in it failed: a short outage affects only the rows that it hit. A copy has no
+usage: no LLM was called for it.
 """
 
 from collections import defaultdict
@@ -11,8 +12,9 @@ import pyarrow as pa
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.tables import to_blends
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
-from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, with_row_marks
+from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, with_row_marks, without_usage
 from llm_blender_ray.pipelines.bulk.retry import Todo
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
@@ -88,7 +90,8 @@ def _found(
             step, seen, result.table
         ):
             account = {**result.account, "ended": result.account.get("started", 0.0), "earlier": [], "again": 0}
-            return Result(with_row_marks(step.kind, seen, result.table), account)
+            account |= {**TokenUsage().to_row(), "uncounted": 0}
+            return Result(without_usage(with_row_marks(step.kind, seen, result.table)), account)
     return None
 
 

@@ -37,7 +37,11 @@ class InputRecord(_Part):
 
 
 class StageRecord(_Part):
-    """One model's stage. Rows and tokens are those of the output, whichever session of the run made them.
+    """One model's stage. Rows, calls and tokens are those of the output, whichever session of the run made them.
+
+    All calls of the stage's LLM count (`actors.usage.TokenUsage`), a judge's and a fuser's too, those that failed,
+    and those before a `--retry-failed`. A result that is copied from an equal row, or a comparison from a cache, is
+    no call.
 
     Attributes:
         asked: Rows that it had to run.
@@ -47,6 +51,8 @@ class StageRecord(_Part):
         again: Rows that `--retry-failed` ran again, each time counted.
         max_error_rate: Share of the rows run above which the exit code is 1.
         seconds: Busy time summed over actors; 0 if all its results existed before.
+        uncounted: Rows with results of an earlier version, which stored no usage: only the tokens of their answers
+            count.
         comparisons: Forwards of the rows' rankings.
         full: Forwards for all pairs of different answers in both orders.
         both_orders: Pairs compared in both orders.
@@ -70,8 +76,13 @@ class StageRecord(_Part):
     again: int = 0
     max_error_rate: float = 1.0
     seconds: float
+    calls: int = 0
+    unreported_calls: int = 0
     prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    uncounted: int = 0
     comparisons: int = 0
     full: int = 0
     both_orders: int = 0

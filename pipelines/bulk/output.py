@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from llm_blender_ray.actors.usage import USAGE_FIELDS
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.manifest import StageRecord
-from llm_blender_ray.pipelines.bulk.stages import StageGraph
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.tracker import reporting_failure
 from llm_blender_ray.pipelines.quality.error_kinds import kind_of
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
@@ -27,8 +28,8 @@ _NUMBERS = (
     "failed",
     "retryable",
     "again",
-    "prompt_tokens",
-    "completion_tokens",
+    *USAGE_FIELDS,
+    "uncounted",
     "comparisons",
     "full",
     "both_orders",
@@ -66,6 +67,8 @@ class Account:
         self.bad.update(other["bad"])
         for stage, account in other["stages"]:
             self.numbers[stage].update({name: account[name] for name in _NUMBERS if name in account})
+            if "uncounted" not in account:  # of a version that counted base LLMs' answers alone
+                self.numbers[stage]["uncounted"] += account["rows"]
             self.failures[stage].update(account.get("errors", {}))
             actors = self.spans.setdefault(stage, {})
             own = (account["actor"], account["started"], account["ended"])
@@ -90,10 +93,15 @@ class Account:
                 errors=dict(self.failures[step.name].most_common()),
                 max_error_rate=step.max_error_rate,
                 scorer=getattr(step.placement.settings, "kind", None) if step.kind == "rank" else None,
-                **{"rows": 0, "failed": 0, **self.numbers[step.name]},
+                **{"rows": 0, "failed": 0, **self.numbers[step.name], **_not_uncounted(step)},
             )
             for step in work.steps
         )
+
+
+def _not_uncounted(step: StageSpec) -> dict[str, int]:
+    """Nothing is uncounted of a ranker that is no LLM, whatever version stored its results."""
+    return {"uncounted": 0} if step.kind == "rank" and step.llm is None else {}
 
 
 def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:

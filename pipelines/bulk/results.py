@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llm_blender_ray.actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate, with_new
+from llm_blender_ray.actors.usage import USAGE_TYPE, TokenUsage, summed
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.bulk.accounts import added
 
@@ -30,6 +31,7 @@ INPUTS = "inputs"
 FAILED = "failed"
 LEFT_OUT = "left_out"  # comparisons without a score
 ROWS = "rows"  # marks of the rows, to find their results in another block
+USAGE = "usage"  # of all calls that the stage made for the row, or for each candidate; null: unknown
 
 
 def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
@@ -49,12 +51,14 @@ def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> 
     table = pa.table({name: pa.array(columns[name], TYPES[name]) for name in COLUMNS[kind]})
     answers = [[_mark(candidate.text) for candidate in blend.candidates] for blend in after]
     unreadable = [blend.ranking.unreadable if blend.ranking and not blend.error else 0 for blend in after]
+    usages = [blend.ranking_usage if kind == "rank" else blend.fusing_usage for blend in after]
     own = {
         ANSWERS: pa.array(answers, pa.list_(pa.string())),
         INPUTS: pa.array(map(inputs_of, before), pa.string()),
         FAILED: pa.array(_failures(before, after), pa.string()),
         LEFT_OUT: pa.array(unreadable if kind == "rank" else [0] * len(after), pa.int64()),
         ROWS: marks,
+        USAGE: _usages(usages),
     }
     for name, values in own.items():
         table = table.append_column(name, values)
@@ -64,26 +68,53 @@ def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> 
 def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.ChunkedArray) -> pa.Table:
     candidates = [[candidate.to_row() for candidate in row] for row in rows]
     refused = [[candidate.refused for candidate in row] for row in rows]
+    usages = [[candidate.usage and candidate.usage.to_row() for candidate in row] for row in rows]
     return pa.table(
         {
             "candidates": pa.array(candidates, TYPES["candidates"]),
             REFUSALS: pa.array(refused, pa.list_(pa.string())),
             ROWS: marks,
+            USAGE: pa.array(usages, pa.list_(USAGE_TYPE)),
         }
     )
 
 
+def _usages(usages: Sequence[TokenUsage | None]) -> pa.Array:
+    return pa.array([usage and usage.to_row() for usage in usages], USAGE_TYPE)
+
+
 def candidates_of(table: pa.Table) -> list[list[Candidate]]:
     """Candidates of each row in a base LLM's result."""
-    lists = table.column("candidates").to_pylist()
-    refused = table.column(REFUSALS).to_pylist() if REFUSALS in table.column_names else [None] * len(lists)
+    lists = [row or () for row in table.column("candidates").to_pylist()]
+    refused, usages = (
+        table.column(name).to_pylist() if name in table.column_names else [None] * len(lists)
+        for name in (REFUSALS, USAGE)
+    )
     return [
         [
-            Candidate(**one, refused=why)
-            for one, why in zip(row or (), reasons or [None] * len(row or ()), strict=True)
+            Candidate(**one, refused=why, usage=TokenUsage.from_row(usage))
+            for one, why, usage in zip(row, reasons or [None] * len(row), used or [None] * len(row), strict=True)
         ]
-        for row, reasons in zip(lists, refused, strict=True)
+        for row, reasons, used in zip(lists, refused, usages, strict=True)
     ]
+
+
+def usages_of(kind: Stage, table: pa.Table) -> list[TokenUsage | None]:
+    """Usage of each row in a stage's result; None where an earlier version stored the result."""
+    if kind == "generate":
+        return [summed(candidate.usage for candidate in row) for row in candidates_of(table)]
+    if USAGE not in table.column_names:
+        return [None] * len(table)
+    return [TokenUsage.from_row(row) for row in table.column(USAGE).to_pylist()]
+
+
+def without_usage(table: pa.Table) -> pa.Table:
+    """A stage's result as a copy, for which no call is made."""
+    others = table.select([name for name in table.column_names if name != USAGE])
+    if "candidates" not in table.column_names:
+        return others.append_column(USAGE, _usages([TokenUsage()] * len(table)))
+    none = [[TokenUsage().to_row() for _ in row or ()] for row in table.column("candidates").to_pylist()]
+    return others.append_column(USAGE, pa.array(none, pa.list_(USAGE_TYPE)))
 
 
 def rows_to_rerun(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry: bool) -> list[int]:
@@ -133,7 +164,7 @@ def merge_results(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table
 
     Returns:
         The table. A row with a ranking or a fusion keeps it if the new attempt failed, even if `inputs` shows that
-        it has older inputs.
+        it has older inputs. The usage is of all attempts.
     """
     at = list(range(len(had)))
     if kind == "generate":
@@ -141,7 +172,10 @@ def merge_results(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table
         nothing = had.column("candidates").is_null().to_pylist()
         for row, fresh in zip(rows, answers, strict=True):
             left = list(fresh)
-            made[row] = left if nothing[row] else [left.pop(0) if lacks_answer(one) else one for one in made[row]]
+            if nothing[row]:
+                made[row] = left
+            else:
+                made[row] = [_retried(one, left.pop(0)) if lacks_answer(one) else one for one in made[row]]
         marks = had.column(ROWS).to_pylist() if ROWS in had.column_names else [None] * len(had)
         for row, mark in zip(rows, new.column(ROWS).to_pylist(), strict=True):
             marks[row] = marks[row] or mark
@@ -149,14 +183,22 @@ def merge_results(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table
     result = "ranking" if kind == "rank" else "fused"
     failures = new.column(FAILED).to_pylist()
     failed = had.column(FAILED).to_pylist()
+    there, usages = had.column(INPUTS).is_valid().to_pylist(), usages_of(kind, had)
+    new_usages = usages_of(kind, new)
     kept = [value is not None for value in had.column(result).to_pylist()]
     for number, row in enumerate(rows):
+        usages[row] = summed([usages[row], new_usages[number]]) if there[row] else new_usages[number]
         if failures[number] is not None and kept[row]:
             failed[row] = failures[number]
         else:
             at[row] = len(had) + number
     whole = had.set_column(had.schema.get_field_index(FAILED), FAILED, pa.array(failed, pa.string()))
-    return pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64())).combine_chunks()
+    merged = pa.concat_tables([whole, new], promote_options="default").take(pa.array(at, pa.int64()))
+    return merged.set_column(merged.schema.get_field_index(USAGE), USAGE, _usages(usages)).combine_chunks()
+
+
+def _retried(failed: Candidate, new: Candidate) -> Candidate:
+    return replace(new, usage=summed([failed.usage, new.usage]))
 
 
 def keep_earlier_results(kind: Stage, after: Sequence[Blend], new: pa.Table, earlier: pa.Table) -> pa.Table:
@@ -269,13 +311,15 @@ def finished(blends: Sequence[Blend], kind: Stage, table: pa.Table) -> list[Blen
     if kind == "generate":
         pairs = zip(blends, candidates_of(table), strict=True)
         return [replace(blend, candidates=(*blend.candidates, *own)) for blend, own in pairs]
-    rows = table.to_pylist()
+    rows, usages = table.to_pylist(), usages_of(kind, table)
     if kind == "fuse":
         return [
-            replace(blend, fused=row["fused"], error=row["error"]) for blend, row in zip(blends, rows, strict=True)
+            replace(blend, fused=row["fused"], error=row["error"], fusing_usage=usage)
+            for blend, row, usage in zip(blends, rows, usages, strict=True)
         ]
     return [
-        replace(blend, ranking=_ranking(row), error=row["error"]) for blend, row in zip(blends, rows, strict=True)
+        replace(blend, ranking=_ranking(row), error=row["error"], ranking_usage=usage)
+        for blend, row, usage in zip(blends, rows, usages, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
-from llm_blender_ray.pipelines.bulk import run as bulk_run
+from llm_blender_ray.pipelines.bulk import waves
 from llm_blender_ray.pipelines.bulk.accounts import account_of
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.commands import run_blend
@@ -42,6 +42,7 @@ PROMPT = Prompt("id", "a question")
 GOOD, BAD = Candidate("a", "yes"), Candidate("a", error="http://h/v1: 503: down")
 REFUSED = Candidate("a", error="too long", refused="too long")
 HERE = Capacity.machine(4)
+COUNTS = {"prompt_tokens": 30, "completion_tokens": 20}
 
 
 def step(name: str, settings: Any, **more: Any) -> StageSpec:
@@ -291,8 +292,8 @@ class Endpoint:
                 return respond(status, {"error": {"message": f"{model} is down"}})
         if model == "judge":
             left, _, right = text.partition("Answer A:")[2].partition("Answer B:")
-            return completion("[[A]]" if left > right else "[[B]]")
-        return completion(f"{model}: {text.splitlines()[-1][:40]}")
+            return completion("[[A]]" if left > right else "[[B]]", usage=COUNTS)
+        return completion(f"{model}: {text.splitlines()[-1][:40]}", usage=COUNTS)
 
 
 class _Failing(EndpointServer):
@@ -337,6 +338,15 @@ def blended(folder: Path, endpoint: Endpoint, **more: Any) -> BlendConfig:
     return BlendConfig.model_validate(settings | more)
 
 
+def calls(manifest: Manifest) -> dict[str, int]:
+    """Calls of each endpoint by the manifest, which has the tokens of all of them."""
+    stages = [stage for stage in manifest.stages if stage.name != "echo"]
+    for stage in stages:
+        assert (stage.prompt_tokens, stage.completion_tokens) == (30 * stage.calls, 20 * stage.calls)
+        assert (stage.unreported_calls, stage.uncounted) == (0, 0)
+    return {stage.name: stage.calls for stage in stages}
+
+
 def lines(file: Path) -> list[str]:
     return file.read_text().splitlines()
 
@@ -353,6 +363,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
     endpoint.down = {("far", "question b"): 503, ("judge", "question c"): 429, ("writer", "question f"): 500}
     first = run_blend(config)
     assert endpoint.numbers() == {"far": 8, "judge": 2 * 6 + 2 * 2, "writer": 7}  # a failed one is asked twice
+    assert calls(first.manifest) == {"far": 7, "ranker": 12, "fuser": 6}  # those that were answered
     before = lines(output)
     told = "\n".join(first.details())
     assert "far: no answer on 1 of 8 rows (12.5%): 1 x URL: 503" in told.replace("it answered ", "")
@@ -365,7 +376,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
         def killed(*_: Any) -> None:
             raise BlendError("killed")
 
-        patch.setattr(bulk_run, "write_output", killed)
+        patch.setattr(waves, "write_output", killed)
         with pytest.raises(BlendError, match="killed"):
             run_blend(config, retry_failed=True)
     again = endpoint.numbers()
@@ -383,6 +394,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
         "ranker": (0, 2),
         "fuser": (1, 3),
     }
+    assert calls(second.manifest) == {"far": 8, "ranker": 12 + 4, "fuser": 6 + 2}  # of all sessions
     endpoint.down = {}
     third = run_blend(config, retry_failed=True)
     assert endpoint.numbers() == {"writer": 1} and third.manifest.output.errors == 0
@@ -450,9 +462,10 @@ def test_equal_blocks_of_what_is_drawn_are_asked_for_each(tmp_path: Path, endpoi
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     greedy = blended(tmp_path, endpoint).models[1].model_dump()
     draws = greedy | {"name": "draws", "model": "draws", "sampling": {"temperature": 1.0}}
-    run_blend(blended(tmp_path, endpoint, models=[greedy, draws], fuser=None))
+    first = run_blend(blended(tmp_path, endpoint, models=[greedy, draws], fuser=None))
     found = endpoint.numbers()
     assert (found["far"], found["draws"]) == (4, 12)
+    assert calls(first.manifest) == {"far": 4, "draws": 12, "ranker": found["judge"]}  # a copy is no call
     before = lines(tmp_path / "out.jsonl")
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write("\n" + json.dumps({"id": "new", "prompt": "question e"}))

@@ -35,7 +35,7 @@ from llm_blender_ray.configs.llms import ENGINES, BaseLLM, LocalLLM
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.templates import template_names
-from llm_blender_ray.pipelines.bulk.results import columns_of
+from llm_blender_ray.pipelines.bulk.results import USAGE, columns_of
 from llm_blender_ray.pipelines.bulk.stages import STAGES
 
 PLAIN = Prompt("1", "How many apples?", "Two and ```two```. " * 40)
@@ -133,8 +133,8 @@ def tasks() -> Any:
 
 
 def through(stage: Any) -> Any:
-    """Columns of what a stage makes of blends."""
-    table = columns_of(kind_of(type(stage)), BLENDS, asyncio.run(stage(BLENDS)))
+    """Columns of what a stage makes of blends, but for the usage: a stored result without it holds all the same."""
+    table = columns_of(kind_of(type(stage)), BLENDS, asyncio.run(stage(BLENDS))).drop_columns([USAGE])
     return [table.schema.to_string(), rounded(table.to_pylist())]
 
 
