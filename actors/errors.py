@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from llm_blender_ray.actors.usage import TokenUsage
 
+UNPAID = "budget spent"  # of a call that was not made, because its budget had no room for it
 BLANK = "blank answer"  # of an LLM: nothing, or nothing that shows
 
 

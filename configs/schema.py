@@ -22,6 +22,7 @@ from llm_blender_ray.configs.llms import (
 )
 from llm_blender_ray.configs.parts import DeviceName, Dtype, PartSettings
 from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.prices import BudgetSettings, ModelPrice
 from llm_blender_ray.configs.rankers import (
     ComparisonSettings,
     EchoRanker,
@@ -114,6 +115,9 @@ class BlendConfig(Settings):
     rows_per_block: Annotated[int, Field(ge=1)] = 1024  # most rows that are run and stored together
     format: FormatName = "parquet"  # of the parts of an output that is a folder
     preferences: Preferences | None = None  # also write chosen and rejected answers
+    # of a model by its name, of the LLM of `ranker` and of `fuser`; endpoints' are known to a table, too
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    budget: BudgetSettings = BudgetSettings()
     serve: Serving = Serving()
     ray: RayCluster = RayCluster()
 
@@ -146,6 +150,8 @@ class BlendConfig(Settings):
             raise ValueError(f"models: two have the same name: {', '.join(twice)}")
         if taken := sorted(RESERVED_NAMES & set(names)):
             raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
+        if unknown := sorted(set(self.prices) - {"ranker", "fuser", *names}):
+            raise ValueError(f"prices.{unknown[0]} is neither a model's name nor ranker nor fuser")
         if unknown := sorted(set(self.serve.timeouts_s) - {"ranker", "fuser", *names}):
             raise ValueError(f"serve.timeouts_s: {unknown[0]} is neither a model's name nor ranker nor fuser")
         return self

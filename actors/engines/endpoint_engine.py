@@ -33,7 +33,6 @@ from llm_blender_ray.actors.engines.http_client import (
     EVENT_STREAM,
     RESERVATION,
     STREAMED,
-    BoundedClient,
     BrokenStreamError,
     OversizeError,
     Streamed,
@@ -43,6 +42,7 @@ from llm_blender_ray.actors.engines.http_client import (
     drain,
     events_of,
 )
+from llm_blender_ray.actors.engines.metered_client import MeteredClient, settle_response
 from llm_blender_ray.actors.engines.rate_limits import RateLimits
 from llm_blender_ray.actors.engines.refusals import is_too_long, is_unknown_model
 from llm_blender_ray.actors.errors import (
@@ -97,6 +97,7 @@ class EndpointEngine:
                 response = await self._asked(create, request, discarded)
             completion = _read(response.http_response)
             self._settle(response.http_response, completion)
+            await settle_response(response.http_response, completion.usage)
             return completion.after(sum(discarded, TokenUsage()))
         except _FAILURES as error:
             failed = self._failed(error, discarded)
@@ -126,8 +127,10 @@ class EndpointEngine:
                     for piece in reader.add(event.data, event.event) if event.data else ():
                         begun = True
                         yield piece
-            completion = reader.completion().after(sum(discarded, TokenUsage()))
+            completion = reader.completion()
             self._settle(response.http_response, completion)
+            await settle_response(response.http_response, completion.usage)
+            completion = completion.after(sum(discarded, TokenUsage()))
         except _FAILURES as error:
             failed = self._failed(error, [*discarded, reader.usage], begun=begun)
         if failed:
@@ -228,7 +231,7 @@ def _openai_client(
         "max_retries": model.max_retries,
         "timeout": model.timeout_s,
         "default_headers": {name.title(): value for name, value in headers.items()},
-        "http_client": BoundedClient(model.timeout_s, model.max_answer_mib, model.max_in_flight, limits),
+        "http_client": MeteredClient(model.timeout_s, model.max_answer_mib, model.max_in_flight, limits),
     }
     url = model.base_url.rstrip("/")
     path = urlsplit(url).path

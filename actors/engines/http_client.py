@@ -116,7 +116,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         try:
             response = await self._attempt(request, stream=stream, **options)
             if response.status_code != 200:
-                usage = _usage(response.content)
+                usage = usage_of_failure(response.content)
         except _LOST:
             usage = TokenUsage.given_up()
             raise
@@ -363,7 +363,8 @@ def _failure(content: bytes) -> Failure | None:
         return None
 
 
-def _usage(content: bytes) -> TokenUsage:
+def usage_of_failure(content: bytes) -> TokenUsage:
+    """Usage that a response without an answer reports; nothing used where it reports none."""
     try:
         return usage_in(parse_response_json(content))
     except ServiceError:

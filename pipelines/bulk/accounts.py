@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
+from llm_blender_ray.actors.errors import UNPAID
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate
 from llm_blender_ray.actors.usage import TokenUsage
@@ -69,12 +70,13 @@ def account_of(
 
 def _failed(failures: Iterable[Sequence[str]]) -> dict[str, Any]:
     """Rows with errors, and the number of them by kind of error."""
-    kinds, failed = ErrorKinds(), 0
+    kinds, failed, unpaid = ErrorKinds(), 0, 0
     for errors in failures:
         failed += bool(errors)
+        unpaid += any(UNPAID in error for error in errors)
         for error in dict.fromkeys(errors):  # samples of one row with the same error count once
             kinds.add(error)
-    return {"failed": failed, "errors": kinds.counts}
+    return {"failed": failed, "unpaid": unpaid, "errors": kinds.counts}
 
 
 def _ranked(blend: Blend, ranking: Ranking) -> dict[str, int]:

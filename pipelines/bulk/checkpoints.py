@@ -28,13 +28,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.identity import settings_digest
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError, opened, sealed
 from llm_blender_ray.pipelines.rows.columns import deserialize_type, serialize_type
 from llm_blender_ray.pipelines.rows.storage import get, names, put, remove
 from llm_blender_ray.pipelines.rows.uris import filesystem, is_local, translate_errors
 
-RECORD, INDEX, MANIFEST = "run.json", "index.parquet", "manifest.json"
+RECORD, INDEX, MANIFEST, BALANCES = "run.json", "index.parquet", "manifest.json", "budget.json"
 # Version of the layout of work folders; raise it with any change. 1 had no checksums, 2 no code versions in keys.
 FORMAT = 3
 _META = b"blend"
@@ -141,6 +142,24 @@ class CheckpointStore:
             remove(f"{self.root}/{MANIFEST}")
         else:
             self._put(MANIFEST, text.encode())
+
+    def balances(self) -> dict[str, int]:
+        """What the run has spent and reserved, in billionths of a dollar, by account.
+
+        Raises:
+            BlendError: The record of it is damaged.
+        """
+        if self.damaged((BALANCES,)):
+            raise BlendError(
+                f"{self.root}/{BALANCES}: damaged, so what was spent is unknown; remove it to count from zero"
+            )
+        data = self._get(BALANCES)
+        found: dict[str, int] = {} if data is None else json.loads(data)["nano_usd"]
+        return found
+
+    def save_balances(self, balances: Mapping[str, int]) -> None:
+        """Store what the run has spent and reserved."""
+        self._put(BALANCES, json.dumps({"nano_usd": dict(balances)}, indent=2).encode())
 
     def index(self) -> Index | None:
         """Blocks of the input; None if it was not read completely, or the index is damaged."""

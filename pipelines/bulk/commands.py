@@ -63,6 +63,8 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         limit=config.limit,
         rows_per_block=config.rows_per_block,
         preferences=config.preferences,
+        prices=config.prices,
+        usd=config.budget.usd_per_run,
         finish=None if config.fuser else with_best,
     )
     return _checked(execute(run, **existing), config.max_error_rate)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from llm_blender_ray.cluster.plan import Capacity, Plan
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
+from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.configs.schema import RayCluster
 from llm_blender_ray.pipelines.rows.outputs import Output
 
@@ -27,6 +28,8 @@ class Run:
         keep: Result columns of the input that are written if rows have them.
         settings: Settings for the manifest.
         identity: Those settings that decide the output.
+        prices: Prices of the parts by name, where the config has them.
+        usd: Most that the run may spend on endpoints; None: no limit.
     """
 
     command: str
@@ -43,6 +46,8 @@ class Run:
     limit: int | None = None
     rows_per_block: int = 1024
     preferences: Preferences | None = None
+    prices: Mapping[str, ModelPrice] = field(default_factory=dict)
+    usd: float | None = None
     prepare: TableFunction | None = None
     finish: TableFunction | None = None
 

@@ -22,6 +22,7 @@ from llm_blender_ray.configs.schema import BaseLLM, RayCluster
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.deduplication import copy_results, representatives
 from llm_blender_ray.pipelines.bulk.retry import Todo
+from llm_blender_ray.pipelines.bulk.spending import RunBudget
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.tracker import Count
 from llm_blender_ray.pipelines.bulk.worker import Worker
@@ -51,7 +52,13 @@ def calls_at_once(step: StageSpec, rows_per_block: float) -> int:
 
 
 def run_wave(
-    store: CheckpointStore, index: Index, work: StageGraph, wave: Sequence[StageSpec], todo: Todo, tracker: Any
+    store: CheckpointStore,
+    index: Index,
+    work: StageGraph,
+    wave: Sequence[StageSpec],
+    todo: Todo,
+    tracker: Any,
+    budget: RunBudget | None = None,
 ) -> None:
     """Run the steps of a wave on their blocks.
 
@@ -62,6 +69,7 @@ def run_wave(
         wave: Those of this wave.
         todo: What they have to make (`retry.to_do`).
         tracker: Handle of the run's `RunTracker`.
+        budget: Bounds what endpoints may cost.
 
     Raises:
         BlendError: A part of the run failed for good.
@@ -78,11 +86,11 @@ def run_wave(
 
     share()
     if first := representatives(blocks, work, wave, todo):
-        _stream(store, index, work, [step for step in wave if step.name in first], first, tracker)
+        _stream(store, index, work, [step for step in wave if step.name in first], first, tracker, budget)
         for name, made in first.items():
             todo[name] -= made
         share()
-    _stream(store, index, work, [step for step in wave if todo[step.name]], todo, tracker)
+    _stream(store, index, work, [step for step in wave if todo[step.name]], todo, tracker, budget)
 
 
 def _elsewhere(store: CheckpointStore, index: Index, step: StageSpec) -> list[str]:
@@ -97,7 +105,13 @@ def _saved(tracker: Any, step: StageSpec, blocks: Sequence[Block]) -> None:
 
 
 def _stream(
-    store: CheckpointStore, index: Index, work: StageGraph, steps: Sequence[StageSpec], todo: Todo, tracker: Any
+    store: CheckpointStore,
+    index: Index,
+    work: StageGraph,
+    steps: Sequence[StageSpec],
+    todo: Todo,
+    tracker: Any,
+    budget: RunBudget | None,
 ) -> None:
     """Run steps over Ray Data, each on the blocks that `todo` has for it."""
     items = [
@@ -112,7 +126,15 @@ def _stream(
     for step in steps:
         dataset = dataset.map_batches(
             Worker,
-            fn_constructor_args=(step, work, store, index.fingerprint, tracker, _elsewhere(store, index, step)),
+            fn_constructor_args=(
+                step,
+                work,
+                store,
+                index.fingerprint,
+                tracker,
+                _elsewhere(store, index, step),
+                budget.meter(step.price) if budget else None,
+            ),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(

@@ -35,6 +35,18 @@ def problems(stages: Sequence[StageRecord]) -> list[str]:
     ]
 
 
+def budget_problem(manifest: Manifest) -> str | None:
+    """Reason for exit code 1: calls that were not made for lack of money."""
+    if manifest.budget is None or not manifest.unpaid:
+        return None
+    short = [f"{stage.name} lacks {stage.unpaid:,}" for stage in manifest.stages if stage.unpaid]
+    return (
+        f"budget.usd_per_run {manifest.budget.usd_per_run:g} has no room for more calls "
+        f"(${manifest.budget.spent_usd:.4g} spent): {', '.join(short)} rows; a higher one, and the same command "
+        "goes on"
+    )
+
+
 def _of_stage(stage: StageRecord) -> Iterator[str]:
     if stage.failed:
         rows = _share(stage.failed, stage.asked or stage.rows)

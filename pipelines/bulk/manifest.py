@@ -46,6 +46,7 @@ class StageRecord(_Part):
     Attributes:
         asked: Rows that it had to run.
         failed: Rows whose last run failed.
+        unpaid: Those of them that failed because the budget had no room for a call.
         errors: Those rows by the kind of the error, most frequent first.
         retryable: Rows that `--retry-failed` would run again.
         again: Rows that `--retry-failed` ran again, each time counted.
@@ -71,6 +72,7 @@ class StageRecord(_Part):
     rows: int
     asked: int = 0
     failed: int
+    unpaid: int = 0
     errors: dict[str, int] = {}
     retryable: int = 0
     again: int = 0
@@ -91,6 +93,17 @@ class StageRecord(_Part):
     ranked: int = 0
     constant: int = 0
     scorer: str | None = None
+
+
+class BudgetRecord(_Part):
+    """The budget of a run.
+
+    Attributes:
+        spent_usd: By all its sessions; calls whose cost is unknown at their upper bound.
+    """
+
+    usd_per_run: float
+    spent_usd: float
 
 
 class OutputRecord(_Part):
@@ -123,8 +136,14 @@ class Manifest(_Part):
     input: InputRecord
     output: OutputRecord
     preferences: OutputRecord | None = None
+    budget: BudgetRecord | None = None
     stages: tuple[StageRecord, ...]
     errors: dict[str, int]
+
+    @property
+    def unpaid(self) -> int:
+        """Rows without a result of a stage because the budget had no room for a call, summed over stages."""
+        return sum(stage.unpaid for stage in self.stages)
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:

@@ -26,6 +26,7 @@ _NUMBERS = (
     "rows",
     "asked",
     "failed",
+    "unpaid",
     "retryable",
     "again",
     *USAGE_FIELDS,

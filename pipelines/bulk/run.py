@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+from llm_blender_ray.actors.prices import check_prices
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.keys import run_identity
+from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
 from llm_blender_ray.pipelines.bulk.repair import report_damaged
 from llm_blender_ray.pipelines.bulk.resume import earlier_state, finished_summary
@@ -40,12 +42,15 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     mark = fingerprint(run.input, run.limit, own)
     state = earlier_state(run, store, mark, damaged, taken, overwrite=overwrite, update=update)
     if state.finished and state.fingerprint == mark and (done := finished_summary(run, store)):
+        retry_failed = retry_failed or _may_spend_more(run, done.manifest)
         if not retry_failed:
             return done
         if not can_retry(done.manifest):
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts.values())
     check_local_models(run.cluster, run.parts.values())
+    if run.usd is not None:
+        check_prices(run.parts, run.prices)
     if state.there:
         report_damaged(store, damaged)
     for output in run.outputs:
@@ -54,3 +59,9 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
     from llm_blender_ray.pipelines.bulk.waves import run_waves
 
     return run_waves(run, store, state, mark, own, overwrite=overwrite, update=update, retry=retry_failed)
+
+
+def _may_spend_more(run: Run, manifest: Manifest) -> bool:
+    """Whether a complete run made fewer calls than it had to, for a budget that has been raised since."""
+    before = manifest.budget
+    return before is not None and manifest.unpaid > 0 and (run.usd is None or run.usd > before.usd_per_run)

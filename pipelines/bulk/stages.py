@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from llm_blender_ray.actors.errors import BLANK
+from llm_blender_ray.actors.prices import TokenPrice
 from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
 from llm_blender_ray.actors.stages import (
     FUSING_FAILED,
@@ -45,6 +46,7 @@ class StageSpec:
         older: Folders of other rankings of the same rows.
         previous: Folder of its results before the config was changed (`--update`).
         scorer: Of a ranker, the key of its scores of two answers (`keys.scorer_key`).
+        price: Price of its LLM's tokens; None for no or an unknown one.
     """
 
     placement: Placement
@@ -52,6 +54,7 @@ class StageSpec:
     older: tuple[str, ...] = ()
     previous: str | None = None
     scorer: str = ""
+    price: TokenPrice | None = None
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.failures import failure_lines, problems
+from llm_blender_ray.pipelines.bulk.failures import budget_problem, failure_lines, problems
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 
 
@@ -58,7 +58,8 @@ class Summary:
         too_many = (
             [f"more than max_error_rate {max_error_rate:g} allows"] if self.error_rate > max_error_rate else []
         )
-        why = [*too_many, *problems(self.manifest.stages)]
+        unpaid = budget_problem(self.manifest)
+        why = [*([unpaid] if unpaid else []), *too_many, *problems(self.manifest.stages)]
         return f"{self.line()}; {'; '.join(why)}" if why else None
 
     def line(self) -> str:

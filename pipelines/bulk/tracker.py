@@ -115,8 +115,12 @@ def start_tracker() -> Any:
 
     No run outlives its driver, so no other node is as safe.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(RunTracker).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(RunTracker).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Scheduling strategy of actors that live as long as the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.prices import token_price
 from llm_blender_ray.actors.records import ON_DEMAND_TYPES, RESULT_COLUMNS
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.plan import Placement, Plan
@@ -31,6 +32,7 @@ from llm_blender_ray.pipelines.bulk.progress import PlannedStage, display_progre
 from llm_blender_ray.pipelines.bulk.repair import repair_store, report_line
 from llm_blender_ray.pipelines.bulk.resume import EarlierState, attempt_record, kept_results, listed_changes
 from llm_blender_ray.pipelines.bulk.retry import to_do
+from llm_blender_ray.pipelines.bulk.spending import RunBudget, run_budget
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, run_tracker
@@ -103,23 +105,30 @@ def run_waves(
             store.save_run(record)
             store.save_manifest(None)
             check = state.there
-            for tries_left in reversed(range(_TRIES)):
-                if check:
-                    read_again = functools.partial(_read_again, run, store, mark, tracker, own)
-                    index = repair_store(store, index, work, read_again)
-                try:
-                    _through(run, store, index, work, waves, tracker)
-                    return _written(run, store, index, work, waves, tracker, record)
-                except Exception as error:
-                    if not tries_left or not isinstance(reason(error, tracker), DamagedError):
-                        raise
-                    ray.get(tracker.reset.remote())
-                check = True  # repairs what it finds
+            with run_budget(run.usd, store) as budget:
+                for tries_left in reversed(range(_TRIES)):
+                    if check:
+                        read_again = functools.partial(_read_again, run, store, mark, tracker, own)
+                        index = repair_store(store, index, work, read_again)
+                    try:
+                        _through(run, store, index, work, waves, tracker, budget)
+                        return _written(run, store, index, work, waves, tracker, record, budget)
+                    except Exception as error:
+                        if not tries_left or not isinstance(reason(error, tracker), DamagedError):
+                            raise
+                        ray.get(tracker.reset.remote())
+                    check = True  # repairs what it finds
     raise AssertionError("unreachable")
 
 
 def _through(
-    run: Run, store: CheckpointStore, index: Index, work: StageGraph, waves: list[list[StageSpec]], tracker: Any
+    run: Run,
+    store: CheckpointStore,
+    index: Index,
+    work: StageGraph,
+    waves: list[list[StageSpec]],
+    tracker: Any,
+    budget: RunBudget | None,
 ) -> None:
     """Run all incomplete blocks through all waves."""
     for number, wave in enumerate(waves, 1):
@@ -127,7 +136,7 @@ def _through(
         stages = [PlannedStage(step.name, actor_count(step, len(todo[step.name]))) for step in wave]
         title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
         with display_progress(functools.partial(_look, tracker), stages, total=index.rows, title=title):
-            run_wave(store, index, work, wave, todo, tracker)
+            run_wave(store, index, work, wave, todo, tracker, budget)
 
 
 # In `run.json`: each step's folder of results, that of its results before the config was changed, and its scorer.
@@ -213,6 +222,7 @@ def _work(
 
     def step(placement: Placement) -> StageSpec:
         kind = placement.settings.stage
+        price = token_price(placement.name, placement.settings, run.prices)
         key = f"{kind}-{_slug(placement.name)}-{keys[placement.name]}"
         rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
         was = record.get("steps", {}).get(placement.name)
@@ -220,9 +230,9 @@ def _work(
         if versions_before.get(kind) != run.identity["stage_versions"][kind]:
             previous = None  # its columns may have changed
         if kind != "rank":
-            return StageSpec(placement, key, previous=previous)
+            return StageSpec(placement, key, previous=previous, price=price)
         scorer = scorer_key(placement.settings, weights.get(placement.name))
-        return StageSpec(placement, key, tuple(rankings), previous, scorer)
+        return StageSpec(placement, key, tuple(rankings), previous, scorer, price)
 
     waves = [[step(placement) for placement in wave] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)
@@ -241,6 +251,7 @@ def _written(
     waves: list[list[StageSpec]],
     tracker: Any,
     record: Mapping[str, Any],
+    budget: RunBudget | None,
 ) -> Summary:
     """Write the output of all results, and the manifest."""
     layout = _layout(run, index)
@@ -273,6 +284,7 @@ def _written(
         ),
         output=OutputRecord(uri=run.output.uri, rows=account.rows, errors=account.errors, files=tuple(files[0])),
         preferences=_pairs_record(run.preferences, files[1]) if run.preferences else None,
+        budget=budget.record() if budget else None,
         stages=account.stages(work, numbers),
         errors=dict(account.kinds.most_common()),
     )

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from llm_blender_ray.actors.engines.metered_client import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.cluster.session import keep_to_own_gpus
@@ -45,6 +46,7 @@ class Worker:
         fingerprint: str,
         tracker: Any,
         elsewhere: Sequence[str] = (),
+        meter: CallMeter | None = None,
     ) -> None:
         """Load the model.
 
@@ -55,6 +57,7 @@ class Worker:
             fingerprint: Of the input.
             tracker: Handle of the run's `RunTracker`.
             elsewhere: Names of results of blocks that an earlier input had and this one does not.
+            meter: Reserves the calls of its endpoint in the run's budget.
 
         Raises:
             BlendError: The model cannot be used. The tracker has the error, too.
@@ -65,7 +68,7 @@ class Worker:
         self._reuse = Reuse(step, store, elsewhere)
         self._isolation = Isolation(step.name, self._actor, RemoteLedger(tracker), self._fail)
         keep_to_own_gpus()
-        with reporting_failure(tracker):
+        with reporting_failure(tracker), metering(meter):
             self._stage = self._load()
         tracker.loaded.remote(step.name)
 
