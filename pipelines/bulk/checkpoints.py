@@ -216,6 +216,18 @@ class CheckpointStore:
         data = self._get(_result(stage, digest))
         return None if data is None else Result(*_read(data))
 
+    def accounts(self, stage: str, blocks: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Accounts of a stage's results by block, without those that are missing or damaged."""
+
+        def account(block: str) -> dict[str, Any] | None:
+            data = self._get(_result(stage, block))
+            return None if data is None else json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_META])
+
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            blocks = list(blocks)
+            found = zip(blocks, pool.map(account, blocks), strict=True)
+            return {block: one for block, one in found if one is not None}
+
     def save_result(self, stage: str, digest: str, result: Result) -> None:
         """Store a stage's result of a block."""
         self._put(_result(stage, digest), _written(result.table, result.account))

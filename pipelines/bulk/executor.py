@@ -77,7 +77,9 @@ def run_wave(
     """
     blocks = dict(zip(index.names, index.blocks, strict=True))
     for step in wave:
-        _saved(tracker, step, [block for name, block in blocks.items() if name not in todo[step.name]])
+        there = [name for name in blocks if name not in todo[step.name]]
+        failed = sum(account.get("failed", 0) for account in store.accounts(step.key, there).values())
+        _saved(tracker, step, [blocks[name] for name in there], failed)
 
     def share() -> None:
         copied = copy_results(store, index, work, wave, todo)
@@ -98,10 +100,10 @@ def _elsewhere(store: CheckpointStore, index: Index, step: StageSpec) -> list[st
     return sorted(store.done(step.key) - set(index.names))[:ELSEWHERE]
 
 
-def _saved(tracker: Any, step: StageSpec, blocks: Sequence[Block]) -> None:
+def _saved(tracker: Any, step: StageSpec, blocks: Sequence[Block], failed: int = 0) -> None:
     """Report blocks whose results exist."""
     rows = sum(block.rows for block in blocks)
-    tracker.add.remote(step.name, Count(rows=rows, saved=rows))
+    tracker.add.remote(step.name, Count(rows=rows, saved=rows, failed=failed))
 
 
 def _stream(

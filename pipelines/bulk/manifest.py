@@ -37,11 +37,11 @@ class InputRecord(_Part):
 
 
 class StageRecord(_Part):
-    """One model's stage. Rows, calls and tokens are those of the output, whichever session of the run made them.
+    """One model's stage. Rows, calls, tokens and seconds are those of the output, whichever session made them.
 
-    All calls of the stage's LLM count (`actors.usage.TokenUsage`), a judge's and a fuser's too, those that failed,
-    and those before a `--retry-failed`. A result that is copied from an equal row, or a comparison from a cache, is
-    no call.
+    Only `wave` and `replicas` are those of the last session. All calls of the stage's LLM count
+    (`actors.usage.TokenUsage`), a judge's and a fuser's too, those that failed, and those before a
+    `--retry-failed`. A result that is copied from an equal row, or a comparison from a cache, is no call.
 
     Attributes:
         asked: Rows that it had to run.

@@ -46,8 +46,9 @@ class PlannedStage:
 class StageProgress:
     """Progress of one stage.
 
-    `queue`: rows that have reached this stage and not passed it. Rates are of this session, None while unknown:
-    over about the last half minute, and over the stage's whole time once it is done.
+    `rows` and `failed` are of the whole run, with all its sessions. `queue`: rows that have reached this stage and
+    not passed it. Rates are of this session, None while unknown: over about the last half minute, and over the
+    stage's whole time once it is done.
     """
 
     name: str

@@ -9,14 +9,12 @@ moment each result is an old or a new one, and rows that did not fail keep their
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
-_READ_AT_ONCE = 16
 Todo = dict[str, set[str]]  # names of blocks, by stage
 
 
@@ -46,7 +44,11 @@ def to_do(store: CheckpointStore, index: Index, work: StageGraph, wave: Sequence
     if work.attempt:
         last = max(work.steps.index(step) for step in wave)
         steps = work.steps[: last + 1]
-        accounts = {step.name: _accounts(store, step, names) for step in steps}
+        there = {step.name: store.done(step.key) for step in steps}
+        accounts = {
+            step.name: store.accounts(step.key, [name for name in names if name in there[step.name]])
+            for step in steps
+        }
         for name in names:
             _look_again(name, steps, accounts, todo, work.attempt)
     return todo
@@ -67,14 +69,6 @@ def _look_again(
                 todo[step.name].add(name)
             newest = max(newest, made_in)
         changes = changes or name in todo.get(step.name, ())
-
-
-def _accounts(store: CheckpointStore, step: StageSpec, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    there = store.done(step.key)
-    wanted = [name for name in names if name in there]
-    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        results = pool.map(lambda name: store.result(step.key, name), wanted)
-        return {name: result.account for name, result in zip(wanted, results, strict=True) if result}
 
 
 def can_retry(manifest: Manifest) -> bool:

@@ -44,6 +44,7 @@ class PendingRows:
         known: Scores of their candidates that need no comparison.
         earlier: Result of an earlier attempt at the block.
         old: Results of all rows that those of `rows` are merged into.
+        spans: Actors and busy times of earlier results.
     """
 
     blends: list[Blend]
@@ -52,6 +53,7 @@ class PendingRows:
     known: KnownScores
     earlier: Result | None
     old: pa.Table | None
+    spans: Sequence[Sequence[Any]] = ()
 
 
 class Reuse:
@@ -81,14 +83,17 @@ class Reuse:
         """
         kind, blends = self._step.kind, to_blends(table)
         old = earlier.table if earlier is not None and len(earlier.table) == len(blends) else None
+        spans = _spans(earlier.account) if earlier is not None else []
         if earlier is None and self._elsewhere:
-            old = self._in_other_blocks(blends)
+            found = self._in_other_blocks(blends)
+            old = results_from_other_blocks(kind, blends, [result.table for result in found])
+            spans = [span for result in found for span in _spans(result.account)] if old is not None else []
         known = self._known_scores(block, blends, old)
         if old is None:
-            return PendingRows(blends, list(range(len(blends))), blends, known, earlier, None)
+            return PendingRows(blends, list(range(len(blends))), blends, known, earlier, None, spans)
         rows = rows_to_rerun(kind, blends, old, retry=True)
         asked = rows_to_ask(kind, self._step.name, blends, old)
-        return PendingRows(blends, rows, [asked[row] for row in rows], known, earlier, old)
+        return PendingRows(blends, rows, [asked[row] for row in rows], known, earlier, old, spans)
 
     def result(self, block: str, pending: PendingRows, done: Sequence[Blend], session: Mapping[str, Any]) -> Result:
         """Make the result of all rows of a block.
@@ -112,15 +117,14 @@ class Reuse:
         account = account_of(kind, pending.blends, finished(pending.blends, kind, table), failed) | {**session}
         if kind == "rank":
             account["scorer"] = self._step.scorer
+        if pending.spans:
+            account["earlier"] = pending.spans
         if pending.earlier is not None:
-            before = pending.earlier.account
-            spent = [before[name] for name in ("actor", "started", "ended")]
-            account["earlier"] = [*before.get("earlier", ()), spent]
-            account["again"] = before.get("again", 0) + len(pending.rows)
+            account["again"] = pending.earlier.account.get("again", 0) + len(pending.rows)
         return Result(table, account)
 
-    def _in_other_blocks(self, blends: Sequence[Blend]) -> pa.Table | None:
-        """Results of these rows in blocks of an earlier input; None where there are none."""
+    def _in_other_blocks(self, blends: Sequence[Blend]) -> list[Result]:
+        """Results of blocks of an earlier input that had some of these rows."""
         if self._places is None:
             marked: dict[str, str] = {}  # whole before other threads see it: blocks run concurrently
             for name in self._elsewhere:
@@ -130,7 +134,7 @@ class Reuse:
             self._places = marked
         places = {self._places.get(row_mark(self._step.kind, blend)) for blend in blends}
         found = [self._store.result(self._step.key, name) for name in sorted(name for name in places if name)]
-        return results_from_other_blocks(self._step.kind, blends, [result.table for result in found if result])
+        return [result for result in found if result is not None]
 
     def _known_scores(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> KnownScores:
         """Scores that this ranker gave to candidates of these rows, in this or another ranking."""
@@ -143,3 +147,8 @@ class Reuse:
         return known_scores(
             blends, [table for table in tables if len(table) == len(blends) and ANSWERS in table.column_names]
         )
+
+
+def _spans(account: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Actor, start and end of each time that something worked on a result."""
+    return [*account.get("earlier", ()), [account[name] for name in ("actor", "started", "ended")]]

@@ -19,9 +19,10 @@ from llm_blender_ray.pipelines.bulk.isolation import Begun, Ledger
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Work of one stage. Rows of an earlier session count, and are also counted as `saved`.
+    """Work of one stage on the whole run: rows of earlier sessions count, and are also counted as `saved`.
 
-    `failed`: rows on which the stage has an error. Tokens are those of this session.
+    `failed`: rows on which the stage has an error, of all sessions. Tokens and comparisons are those of blocks that
+    this session worked on.
     """
 
     rows: int = 0

@@ -97,15 +97,17 @@ class Worker:
         earlier = await asyncio.to_thread(self._store.result, self._step.key, block)
         if earlier is not None and earlier.account.get("attempt", 0) >= self._work.attempt:
             rows = len(earlier.table)  # of an actor that died before it reported them
-            return Count(rows=rows, saved=rows)
+            return Count(rows=rows, saved=rows, failed=earlier.account.get("failed", 0))
         self._log(block, "begun")
         table = await asyncio.to_thread(self._work.seen_by, self._step, self._store, self._fingerprint, file, block)
-        result = await self._computed(block, table, earlier)
+        result, made = await self._computed(block, table, earlier)
         await asyncio.to_thread(self._store.save_result, self._step.key, block, result)
         self._log(block, "saved")
-        return Count(**{name: value for name, value in result.account.items() if name in Count.__slots__})
+        counted = {name: value for name, value in result.account.items() if name in Count.__slots__}
+        return Count(**counted, saved=len(result.table) - made)
 
-    async def _computed(self, block: str, table: pa.Table, earlier: Result | None) -> Result:
+    async def _computed(self, block: str, table: pa.Table, earlier: Result | None) -> tuple[Result, int]:
+        """The result of a block, and the number of its rows that were run for it."""
         started = time.time()
         pending = await asyncio.to_thread(self._reuse.pending, block, table, earlier)
         done = await self._isolation.run(block, pending.asked, functools.partial(self._run, known=pending.known))
@@ -117,7 +119,8 @@ class Worker:
             "started": started,
             "ended": time.time(),
         }
-        return await asyncio.to_thread(self._reuse.result, block, pending, done, session)
+        result = await asyncio.to_thread(self._reuse.result, block, pending, done, session)
+        return result, len(pending.asked)
 
     async def _run(self, blends: Sequence[Blend], known: KnownScores) -> list[Blend]:
         done: list[Blend] = await (self._stage(blends, known) if known else self._stage(blends))

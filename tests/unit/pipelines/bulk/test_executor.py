@@ -1,15 +1,20 @@
 """Pure parts of the executor: numbers of actors and concurrent blocks, and the error behind Ray's wrappings."""
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from ray.exceptions import RayActorError, RayError
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
-from llm_blender_ray.pipelines.bulk.executor import actor_count, calls_at_once, reason
-from llm_blender_ray.pipelines.bulk.stages import StageSpec
+from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
+from llm_blender_ray.pipelines.bulk.executor import actor_count, calls_at_once, reason, run_wave
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.tracker import Count
 
 RANKER = StageSpec(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
 
@@ -39,6 +44,32 @@ def test_an_llm_has_blocks_enough_to_fill_its_batches(
     step: StageSpec, rows_per_block: float, expected: int
 ) -> None:
     assert calls_at_once(step, rows_per_block) == expected
+
+
+@dataclass
+class Reports:
+    """Handle of a tracker that keeps what it gets."""
+
+    counts: list[tuple[str, Count]] = field(default_factory=list)
+
+    @property
+    def add(self) -> "Reports":
+        return self
+
+    def remote(self, stage: str, count: Count) -> None:
+        self.counts.append((stage, count))
+
+
+def test_rows_of_earlier_sessions_count_with_their_failures(tmp_path: Path) -> None:
+    store, step = CheckpointStore(str(tmp_path)), llm()
+    blocks = tuple(Block(f"f{i}", 4, 0, f"d{i}", "c") for i in range(3))
+    index = Index(blocks, "fingerprint", pa.null())
+    for name, failed in zip(index.names, (0, 1, 2), strict=True):
+        store.save_result(step.key, name, Result(pa.table({"x": [1] * 4}), {"rows": 4, "failed": failed}))
+    reports = Reports()
+    run_wave(store, index, StageGraph((step,), ("m",)), [step], {"m": set()}, reports)
+    total = sum((count for _, count in reports.counts), Count())
+    assert {stage for stage, _ in reports.counts} == {"m"} and total == Count(rows=12, saved=12, failed=3)
 
 
 @pytest.fixture

@@ -80,7 +80,9 @@ def test_rows_keep_their_results_in_other_blocks_of_a_changed_input(store: Check
     reuse = Reuse(LLM, store, ["old", "gone"])
     pending = reuse.pending("new", rows("w", "y"), None)
     assert [blend.prompt.id for blend in pending.asked] == ["w"]
-    assert texts(reuse.result("new", pending, answered(pending.asked, "0"), SESSION)) == ["0", "2"]
+    result = reuse.result("new", pending, answered(pending.asked, "0"), SESSION | {"actor": "b"})
+    assert texts(result) == ["0", "2"]
+    assert result.account["earlier"] == [["a", 1.0, 2.0]]  # the seconds of the rows that it keeps
     assert reuse.pending("newer", rows("v"), None).rows == [0]
 
 
