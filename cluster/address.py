@@ -54,3 +54,8 @@ def _speaks_http2(connection: socket.socket) -> bool:
     while len(head) < len(_SETTINGS) and (more := connection.recv(len(_SETTINGS) - len(head))):
         head += more
     return head[3:4] == _SETTINGS[3:4]
+
+
+def bracketed(host: str) -> str:
+    """A host as part of a URL: IPv6 addresses are in brackets."""
+    return f"[{host}]" if ":" in host else host

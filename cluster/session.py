@@ -21,7 +21,7 @@ import ray
 
 from llm_blender_ray.actors.errors import one_line
 from llm_blender_ray.cluster import ray_internals
-from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of, check_answers
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of, bracketed, check_answers
 from llm_blender_ray.cluster.capacity import grown_capacity
 from llm_blender_ray.cluster.plan import Capacity, Node
 from llm_blender_ray.configs.schema import RayCluster
@@ -167,6 +167,12 @@ def capacity(settings: RayCluster) -> Capacity:
             cpus, gpus = own.pop("CPU", 0.0), own.pop("GPU", 0.0)
             nodes.append(Node(cpus, gpus, own, kinds[0] if kinds else None))
     return Capacity(tuple(nodes))
+
+
+def metrics_urls() -> list[str]:
+    """Pages of Ray's exporters for Prometheus, one per node of the connected cluster."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
+    return [f"http://{bracketed(node['NodeManagerAddress'])}:{node['MetricsExportPort']}/metrics" for node in nodes]
 
 
 _ACCELERATOR = "accelerator_type:"

@@ -81,6 +81,7 @@ class Serving(Settings):
     votes: str | None = (
         None  # JSONL file of people's votes, on the disk of the node that keeps them; None: no voting
     )
+    log: str = "stderr"  # of requests, a JSON line each: stderr, stdout, or a file on each gateway's node
     log_prompts: bool = False  # also write what was asked into the log
 
     @model_validator(mode="after")
@@ -96,6 +97,11 @@ class Serving(Settings):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"expected an origin such as https://app.example, or *, got {origin!r}")
         return tuple(origin.lower() for origin in value)
+
+    @field_validator("log")
+    @classmethod
+    def _target(cls, value: str) -> str | None:
+        return value if value in ("stderr", "stdout") or value.startswith("unix:/") else cls._absolute(value)
 
     @field_validator("keys_file", "votes")
     @classmethod

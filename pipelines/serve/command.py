@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
+from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of, bracketed
 from llm_blender_ray.cluster.plan import place_together
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.configs.loading import ConfigError
@@ -23,6 +24,7 @@ from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undone
 from llm_blender_ray.pipelines.serve.access import Keys
+from llm_blender_ray.pipelines.serve.request_log import printing
 
 APPLICATION = "blend"
 PROXY_SLACK_S = 5.0  # between a request's deadline and the proxy's end of its response
@@ -51,20 +53,37 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of replicas' output
     # Ray: a second of imports, which no refusal above waits for
     from llm_blender_ray.cluster.serving import lean_serve
-    from llm_blender_ray.cluster.session import session, without_ray_output
+    from llm_blender_ray.cluster.session import metrics_urls, session, without_ray_output
 
+    stdout = sys.stdout
     with without_ray_output(), lean_serve(), contextlib.ExitStack() as running:
+        stderr = sys.stderr
         try:
             with _waiting(), _unheard():
+                config = running.enter_context(_logged(config, stdout, stderr)) if local else config
                 running.enter_context(session(config.ray, log_to_driver=True))
                 running.enter_context(_deployed(config, host, port, local))
             models = f"blend, blend-best and {len(config.models)} models"
             who = "with API keys" if keys else "without API keys: this machine only"
-            print(f"blend: serving {models} at http://{_shown(host)}:{port} ({who})", file=sys.stderr, flush=True)
+            url = f"http://{bracketed(host)}:{port}"
+            print(f"blend: serving {models} at {url} ({who})", file=sys.stderr, flush=True)
+            if exporters := ", ".join(metrics_urls()):
+                print(f"blend: metrics at {url}/metrics, Ray's at {exporters}", file=sys.stderr, flush=True)
             _until_interrupted()  # meanwhile Ray prints the replicas' stderr here
         finally:
             with _unheard():
                 running.close()
+
+
+@contextlib.contextmanager
+def _logged(config: BlendConfig, stdout: TextIO, stderr: TextIO) -> Iterator[BlendConfig]:
+    """The config with a log that this process prints, if it goes to one of these."""
+    streams = {"stdout": stdout, "stderr": stderr}
+    if (stream := streams.get(config.serve.log)) is None:
+        yield config
+        return
+    with printing(stream) as target:
+        yield config.model_copy(update={"serve": config.serve.model_copy(update={"log": target})})
 
 
 @contextlib.contextmanager
@@ -101,7 +120,7 @@ def _check_free(host: str, port: int) -> None:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise BlendError(
-            f"can't listen on {_shown(host)}:{port}: {os.strerror(error.errno or 0)}; give another --port"
+            f"can't listen on {bracketed(host)}:{port}: {os.strerror(error.errno or 0)}; give another --port"
         ) from error
 
 
@@ -161,7 +180,3 @@ def _until_interrupted() -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -26,6 +26,7 @@ from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 from llm_blender_ray.pipelines.serve.connections import server_config
 from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember
+from llm_blender_ray.pipelines.serve.metrics_page import MetricsPage
 from llm_blender_ray.pipelines.serve.remote_ranker import RemoteRanker
 from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica, ScorerReplica
 from llm_blender_ray.pipelines.serve.service import Service
@@ -100,9 +101,10 @@ class _Gateway:
             self._serving,
             self._access,
             Admission(gateway.max_in_flight, gateway.max_queued),
-            Telemetry(log_prompts=self._serving.log_prompts),
+            Telemetry(self._serving.log_prompts, log_to=self._serving.log),
             self._ballots,
             self._starting,
+            MetricsPage(),
             models=self._models,
         )
         return create_app(service, **options)

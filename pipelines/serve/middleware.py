@@ -69,7 +69,7 @@ class RequestMiddleware:
         state["id"] = id
         answer = _Answer(send, id if self._tells_id else None)
         endpoint = next((each for each in self._endpoints if each.matches(path)), None)
-        if endpoint.open if endpoint else path == DOCUMENT:
+        if _is_open(endpoint, path) or (endpoint and not endpoint.counted):
             await self._handle(scope, receive, answer, endpoint)
             return
         label = endpoint.name if endpoint else OTHER
@@ -81,7 +81,7 @@ class RequestMiddleware:
         record = answer.record
         try:
             self._check_head(scope)
-            if record is not None:
+            if not _is_open(endpoint, get_route_path(scope)):
                 self._admit(scope, record, endpoint)
             await self._within_time(scope, receive, answer)
         except ClientDisconnect:
@@ -123,7 +123,7 @@ class RequestMiddleware:
                 code="headers_too_large",
             )
 
-    def _admit(self, scope: Scope, record: RequestRecord, endpoint: Endpoint | None) -> None:
+    def _admit(self, scope: Scope, record: RequestRecord | None, endpoint: Endpoint | None) -> None:
         """Check a request before its body is read.
 
         Raises:
@@ -132,8 +132,9 @@ class RequestMiddleware:
             OverloadedError: The queue is full.
         """
         headers, client = Headers(scope=scope), scope.get("client")
-        record.caller = self._access.check(headers, client[0] if client else None)
-        scope["state"]["caller"] = record.caller
+        scope["state"]["caller"] = caller = self._access.check(headers, client[0] if client else None)
+        if record is not None:
+            record.caller = caller
         if scope["method"] != "POST" or not (endpoint and endpoint.reads_json):
             return
         if not _JSON.fullmatch(headers.get("content-type", "")):
@@ -196,6 +197,11 @@ class RequestMiddleware:
     def _too_large(self) -> ApiError:
         most = self._limits.body_bytes
         return ApiError(413, f"the request is longer than {most} bytes (serve.limits.body_bytes)", code="too_large")
+
+
+def _is_open(endpoint: Endpoint | None, path: str) -> bool:
+    """Whether requests need no key."""
+    return endpoint.open if endpoint else path == DOCUMENT
 
 
 class _UnreadError(Exception):

@@ -30,6 +30,7 @@ class Service:
         telemetry: Metrics and log.
         ballots: Keeps answers that may be voted on; None: no votes are kept.
         starting: Names the parts that aren't up yet; None: all are.
+        metrics: Makes the page for Prometheus; None: there is none.
         heartbeat_s: Seconds without a line in a stream until a comment is sent.
         models: Settings of the base LLMs by name: what they can't do is refused at once; else they refuse it.
     """
@@ -41,6 +42,7 @@ class Service:
     telemetry: Telemetry
     ballots: BallotBox | None = None
     starting: PendingParts | None = None
+    metrics: Callable[[], Awaitable[bytes]] | None = None
     heartbeat_s: float = HEARTBEAT_S
     models: Mapping[str, BaseLLM] = field(default_factory=dict)
 
@@ -54,6 +56,7 @@ class Endpoint:
         path: Path of its requests; with `/*` at its end all paths that begin so, and the path before it.
         routes: Makes its routes.
         open: Whether it needs no key, and is neither counted nor logged.
+        counted: Whether its requests are counted and logged, unless it is open.
         reads_json: Whether its POST requests have a body of JSON.
         uses_models: Whether models work for it, so that it is refused while the queue is full.
     """
@@ -62,6 +65,7 @@ class Endpoint:
     path: str
     routes: Callable[[Service], APIRouter]
     open: bool = False
+    counted: bool = True
     reads_json: bool = False
     uses_models: bool = False
 

@@ -8,20 +8,17 @@ could choose freely.
 import asyncio
 import contextlib
 import json
-import logging
-import os
 import re
-import stat
-import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import Literal
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
 from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event
+from llm_blender_ray.pipelines.serve.request_log import log, open_log
 from llm_blender_ray.pipelines.serve.service_metrics import (
     CIRCUIT_OPEN,
     COMPARISONS,
@@ -46,8 +43,6 @@ INTERNAL_ERROR_STATUS, INTERNAL_ERROR = 500, "internal_error"
 REFRESH_S = 5.0
 FUSER_MODEL = "fuser"  # in place of a model's name; no model can have it
 
-log = logging.getLogger("blend.requests")
-
 
 class Telemetry:
     """Metrics and log of one gateway. It belongs to one event loop."""
@@ -57,13 +52,23 @@ class Telemetry:
         log_prompts: bool = False,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        log_to: str = "stderr",
     ) -> None:
-        """Give the logger a handler if it has none; `meter` None is Ray's."""
+        """Open the log.
+
+        Args:
+            log_prompts: Also log prompts, and errors that may quote them.
+            meter: Receiver of the metrics; None: Ray's.
+            clock: Seconds, never going back.
+            log_to: Target of the log; see `open_log`.
+
+        Raises:
+            BlendError: The log cannot be opened.
+        """
         self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
         self._gauges = _Gauges(self._meter)
-        _write_to_stderr()
-        if log_prompts:
-            _keep_private(sys.stderr)
+        open_log(log_to, private=log_prompts)
 
     @contextlib.contextmanager
     def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["RequestRecord"]:
@@ -308,21 +313,3 @@ def _trace_id(traceparent: str | None) -> str | None:
     if match is None or (match[1] == "00" and match[3]):  # version 00 has nothing after its flags
         return None
     return match[2]
-
-
-def _keep_private(stream: TextIO) -> None:
-    """Restrict the log's file, such as that of a Ray worker, to its owner: it may have users' prompts."""
-    with contextlib.suppress(OSError, ValueError):  # no file, or another user's
-        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            os.fchmod(stream.fileno(), 0o600)
-
-
-def _write_to_stderr() -> None:
-    """Add a handler unless the application has set one."""
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False  # a handler of the root logger would write it again

@@ -32,6 +32,7 @@ from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 LLMS = 3  # of the miniature: each is a process with torch
+LAST_IDS = [f"last-{at}" for at in range(20)]  # of requests right before the end
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
 
 
@@ -127,8 +128,12 @@ def service(endpoint: EndpointServer, port: int, folder: Path) -> Iterator[Servi
     try:
         running.line(SERVED)
         yield running
+        for id in LAST_IDS:
+            httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"x-request-id": id})
     finally:
         assert running.stop() == 0
+    for id in LAST_IDS:
+        assert json.loads(running.line(f'"id": "{id}"').string)["status"] == 200
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +163,9 @@ def test_it_says_where_it_listens_and_to_whom(service: Service, port: int) -> No
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
     }
     assert listening == {"127.0.0.1"}
+    own, rays = service.line(r"blend: metrics at (http://\S+), Ray's at (http://\S+)").groups()
+    assert own == f"http://127.0.0.1:{port}/metrics"
+    assert [httpx.get(url, timeout=60).status_code for url in (own, rays)] == [200, 200]
 
 
 def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
@@ -209,7 +217,7 @@ def test_a_client_that_goes_away_cancels_the_work_down_to_the_engines(
             )
         asyncio.run_coroutine_threadsafe(endpoint.disconnected.wait(), event_loop()).result(timeout=60)
         told = service.line(rf'"id": "{request_id}"')
-        assert json.loads(told.string[told.string.index("{") :])["status"] == 499
+        assert json.loads(told.string)["status"] == 499
 
 
 def test_a_request_is_one_line_with_its_id_and_without_its_prompt(client: openai.OpenAI, service: Service) -> None:
@@ -220,8 +228,7 @@ def test_a_request_is_one_line_with_its_id_and_without_its_prompt(client: openai
     )
     assert answer.headers["x-request-id"] == "told-once"
     assert answer.parse().id == "chatcmpl-told-once"
-    line = service.line('"id": "told-once"').string
-    told = json.loads(line[line.index("{") :])
+    told = json.loads(service.line('"id": "told-once"').string)
     assert told["status"] == 200 and told["model"] == "blend" and told["answered"] == LLMS
     assert not any("a secret question" in line for line in service.lines)
 

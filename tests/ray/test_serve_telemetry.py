@@ -21,6 +21,7 @@ from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.cluster.session import metrics_urls
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -30,6 +31,7 @@ from llm_blender_ray.pipelines.serve import service_metrics, telemetry
 from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
+from llm_blender_ray.pipelines.serve.metrics_page import merged
 from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.service_metrics import SERVICE_METRICS, ServiceMetric
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
@@ -469,8 +471,6 @@ def test_metrics_are_named_by_prometheus_conventions() -> None:
 
 @in_event_loop
 def test_ray_exports_all_of_it(ray_session: None) -> None:
-    import ray
-
     told = Telemetry()
     told.vote("tie")
     told.circuit("alder", OPEN)
@@ -484,14 +484,13 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
     with told.request("r", "test-of-export") as record:  # other tests' requests are in the same Ray
         record.error("no_answer")
         record.status = 503
-    (node,) = ray.nodes()
-    page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    (url,) = metrics_urls()
     names = {
         f"ray_{metric.name}" for metric in SERVICE_METRICS if metric is not service_metrics.CACHE_HITS
     }  # the ranker's own
     until = time.monotonic() + 60
     while True:  # processes tell the node's exporter every few seconds
-        with urllib.request.urlopen(page, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             exported = answer.read().decode()
         types = dict(line.split()[2:4] for line in exported.splitlines() if line.startswith("# TYPE "))
         told_too = 'route="test-of-export"' in exported
@@ -505,6 +504,8 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
     assert requests.startswith("ray_blend_requests_total{")
     assert 'status="503"' in requests
     assert requests.endswith(" 1.0")
+    page = merged([exported]).decode().splitlines()  # of `/metrics`
+    assert requests in page and names <= {line.split()[2] for line in page if line.startswith("# TYPE ")}
 
 
 def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list[str]) -> None:

@@ -49,6 +49,9 @@ def test_files_are_on_a_disk_and_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert Serving(votes="votes.jsonl").votes == str(tmp_path / "votes.jsonl")
     with pytest.raises(ValidationError, match="a file on a local disk"):
         Serving(keys_file="s3://bucket/keys")
+    assert Serving(log="requests.jsonl").log == str(tmp_path / "requests.jsonl")
+    assert [Serving(log=one).log for one in ("stdout", "stderr")] == ["stdout", "stderr"]
+    assert Serving().log == "stderr"
 
 
 def test_replicas_from_zero() -> None:
