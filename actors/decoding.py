@@ -13,6 +13,7 @@ import logging
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
@@ -333,15 +334,13 @@ class BatchDecoder:
                 answer.finish(found[at * beams + answer.request.beam])
 
     def _inputs(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask of B prompts. A causal model's are padded with their own first token, for penalties."""
-        if self._seq2seq:
-            return padded(rows, self._pad_id, device=self._model.device), token_mask(
-                rows, device=self._model.device
-            )
-        longest = max(map(len, rows))
-        filled = [row[:1] * (longest - len(row)) + row for row in rows]
-        mask_B_L = token_mask(rows, device=self._model.device, side="left")
-        return torch.tensor(filled, device=self._model.device), mask_B_L
+        """Ids and mask of B prompts. A causal model's are padded with their own last token, for penalties."""
+        side: Literal["left", "right"] = "right" if self._seq2seq else "left"
+        ids_B_L = padded(rows, self._pad_id, device=self._model.device, side=side)
+        mask_B_L = token_mask(rows, device=self._model.device, side=side)
+        if not self._seq2seq:
+            ids_B_L = torch.where(mask_B_L.bool(), ids_B_L, ids_B_L[:, -1:])
+        return ids_B_L, mask_B_L
 
 
 class _Reading(StoppingCriteria):

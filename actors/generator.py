@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta, load_engine
 from llm_blender_ray.actors.errors import (
@@ -96,7 +97,7 @@ class Generator:
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
-            extra=_reasoning(completion) if self._include_reasoning else None,
+            extra=_on_demand(completion, include_reasoning=self._include_reasoning),
             reasoning=completion.reasoning,
             reasoning_tokens=completion.reasoning_tokens,
             logprobs=completion.logprobs,
@@ -131,8 +132,12 @@ class Generator:
         await self._engine.close()
 
 
-def _reasoning(completion: Completion) -> str | None:
-    """The reasoning as a candidate's `extra`; None for none."""
-    if completion.reasoning is None:
-        return None
-    return json.dumps({"reasoning_content": completion.reasoning, "reasoning_tokens": completion.reasoning_tokens})
+def _on_demand(completion: Completion, *, include_reasoning: bool) -> str | None:
+    """Fields of `records.ON_DEMAND_TYPES` as a candidate's `extra`; None for none."""
+    fields: dict[str, Any] = {}
+    if include_reasoning and completion.reasoning is not None:
+        fields["reasoning_content"] = completion.reasoning
+        fields["reasoning_tokens"] = completion.reasoning_tokens
+    if completion.logprobs is not None:
+        fields["logprobs"] = [token.to_row() for token in completion.logprobs]
+    return json.dumps(fields) if fields else None

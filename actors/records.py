@@ -97,7 +97,7 @@ class Candidate:
     rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
     reasoning: str | None = None  # what the LLM has reasoned before `text`; in rows only as a part of `extra`
     reasoning_tokens: int | None = None  # those of `completion_tokens` that are reasoning; as `reasoning`
-    logprobs: tuple[TokenLogprob, ...] | None = None  # of the answer's tokens; in rows under `extra`
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of the answer's tokens; as `reasoning`
     # of all calls made for it, thrown away ones too; None: given, or stored by a version without it; not in rows
     usage: TokenUsage | None = field(default=None, compare=False)
 
@@ -112,11 +112,7 @@ class Candidate:
 
     def to_row(self) -> dict[str, Any]:
         """The candidate as a value of `CANDIDATE_TYPE`."""
-        row = {name: getattr(self, name) for name in CANDIDATE_TYPE.names}
-        if self.logprobs is not None:
-            extra = json.loads(self.extra) if self.extra else {}
-            row["extra"] = json.dumps(extra | {"logprobs": [token.to_row() for token in self.logprobs]})
-        return row
+        return {name: getattr(self, name) for name in CANDIDATE_TYPE.names}
 
 
 @dataclass(frozen=True, slots=True)

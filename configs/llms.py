@@ -1,5 +1,7 @@
 """Settings of base LLMs, one class per engine, and the registry of engines."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
@@ -10,7 +12,7 @@ from llm_blender_ray.configs.endpoint import RequestSettings
 from llm_blender_ray.configs.engine_args import engine_args_problem
 from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, WeightsPart
 from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
-from llm_blender_ray.configs.registry import OneOf, Registry
+from llm_blender_ray.configs.registry import OneOf, Registry, RegistryError
 from llm_blender_ray.configs.sampling import OPTIONS, Sampling
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
 from llm_blender_ray.configs.weight_formats import TRANSFORMERS, VLLM, WeightFormats
@@ -89,10 +91,7 @@ class BaseLLM(ModelPart):
             return problem
         for name in sampling.options:
             if name not in cls.sampling_options:
-                able = [
-                    one for one in (VLLMModel, TransformersModel, EndpointModel) if name in one.sampling_options
-                ]
-                return name, f"engine {_engine(cls)} can't; {' and '.join(map(_engine, able))} can"
+                return name, f"engine {_engine(cls)} can't; {' and '.join(_engines_with(name))} can"
         return None
 
     @property
@@ -288,6 +287,14 @@ class EchoModel(BaseLLM):
 def _engine(settings: type[BaseLLM]) -> str:
     """Name of the engine that settings of this class are for."""
     return ", ".join(map(str, get_args(settings.model_fields["engine"].annotation)))
+
+
+def _engines_with(option: str) -> Iterator[str]:
+    """Names of the engines that make use of a sampling option."""
+    for name in ENGINES.names():
+        with suppress(RegistryError):  # of a package that can't be imported
+            if option in ENGINES.get(name).sampling_options:
+                yield name
 
 
 ENGINES: Registry[type[BaseLLM]] = Registry(

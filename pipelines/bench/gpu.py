@@ -43,7 +43,7 @@ REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """ModelSizes of what is measured.
+    """Sizes of what is measured.
 
     Attributes:
         deberta: Of the ranker's encoder.
@@ -75,27 +75,24 @@ _V3 = {
 }
 
 
+def _shape(hidden: int, intermediate: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    """A transformer's size, by the names of its config."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **more,
+    }
+
+
 def published_sizes() -> ModelSizes:
     """PairRM's encoder (DeBERTa-v3-large), GenFuser (Flan-T5-XL) and an LLM of 1.1 B parameters (TinyLlama)."""
     lengths = random.Random(0)
     return ModelSizes(
-        deberta=_V3
-        | {
-            "vocab_size": 128100,
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        },
+        deberta=_V3 | _shape(1024, 4096, 24, 16, vocab_size=128100),
         t5={"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
-        llama={
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_hidden_layers": 22,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 2048,
-        },
+        llama=_shape(2048, 5632, 22, 32, num_key_value_heads=4, max_position_embeddings=2048),
         pairs={"16 of 2048": [2048] * 16, "32 of 256 to 768": [lengths.randrange(256, 769) for _ in range(32)]},
         inputs=32,
         answer_tokens=128,
@@ -103,25 +100,11 @@ def published_sizes() -> ModelSizes:
 
 
 def small_sizes() -> ModelSizes:
-    """ModelSizes that show in seconds on a CPU that everything runs."""
+    """Sizes that show in seconds on a CPU that everything runs."""
     return ModelSizes(
-        deberta=_V3
-        | {
-            "vocab_size": 1000,
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 128,
-        },
+        deberta=_V3 | _shape(64, 128, 2, 2, vocab_size=1000),
         t5={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
-        llama={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-        },
+        llama=_shape(64, 128, 2, 4, num_key_value_heads=2, max_position_embeddings=1024),
         pairs={"2 of 256": [256] * 2, "4 of 32 to 96": [32, 96, 50, 64]},
         inputs=4,
         answer_tokens=8,

@@ -175,6 +175,22 @@ def test_reasoning_is_kept_for_rows_on_demand(include: bool) -> None:
     assert json.loads(candidate.extra or "null") == (kept if include else None)
 
 
+def test_logprobs_are_kept_for_rows_beside_the_reasoning() -> None:
+    answer = completion("<think>3?</think>4")
+    answer["choices"][0]["logprobs"] = {"content": [{"token": "4", "logprob": -0.5, "top_logprobs": []}]}
+
+    async def main() -> Candidate:
+        async with far(respond(200, answer), include_reasoning=True, sampling={"logprobs": 0}) as (generator, _):
+            return await generator.answer(Prompt("1", "hi"))
+
+    row = asyncio.run(main()).to_row()
+    assert json.loads(row["extra"]) == {
+        "reasoning_content": "3?",
+        "reasoning_tokens": None,
+        "logprobs": [{"token": "4", "logprob": -0.5, "top_logprobs": []}],
+    }
+
+
 def test_stream_that_breaks_off_ends_with_the_error() -> None:
     piece, candidate = streamed(stream(chunk("hel"), then=leave))
     assert piece == "hel"

@@ -1,7 +1,7 @@
 """Sampling settings: what excludes what, what engines can do, and the model's own defaults."""
 
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -54,6 +54,15 @@ def test_an_engine_takes_what_it_declares_and_refuses_the_rest_by_name(engine: s
         assert llm(engine, sampling=sampling).sampling.options == (name,)
     else:
         assert problem(engine, sampling=sampling).startswith(f"sampling: {name}: engine {engine} can't; vllm and ")
+
+
+def test_engines_of_other_packages_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FarModel(BaseLLM):
+        sampling_options: ClassVar[frozenset[str]] = frozenset({"min_p"})
+
+    monkeypatch.setitem(ENGINES._added, "far", FarModel)
+    assert problem("echo", sampling={"min_p": 0.1}).endswith("; vllm and transformers and endpoint and far can")
+    assert "far" not in problem("echo", sampling={"min_tokens": 1})
 
 
 def test_options_that_are_not_set_leave_keys_as_they_were() -> None:
