@@ -66,8 +66,9 @@ bench-original: $(VENV)/.installed out/original/.installed            ## the ori
 bench-bulk: $(VENV)/.installed-dev            ## rows/s and memory of a whole run without models (ROWS=100000), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk noop --rows $(or $(ROWS),100000)
 
-bench-vllm: $(VENV)/.installed-vllm            ## tokens/s in a run and of the bare engine (MODEL=, ROWS=2000), JSON last
-	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk vllm --model $(or $(MODEL),configs/miniature/alder) --rows $(or $(ROWS),2000)
+bench-vllm: $(VENV)/.installed-vllm $(PUBLISHED_LLM)            ## tokens/s in a run and of the bare engine (MODEL=, PROMPTS=, ROWS=160), JSON last
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.bulk vllm --model $(or $(MODEL),$(dir $(PUBLISHED_LLM))) \
+		$(if $(PROMPTS),--prompts $(PROMPTS)) --rows $(or $(ROWS),160)
 
 bench-decoding: $(VENV)/.installed-dev            ## the transformers engine, with and without continuous batching (MODEL=, ARGS=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.decoding $(if $(MODEL),--model $(MODEL)) $(ARGS)

@@ -2,17 +2,20 @@
 
 `noop` does whole runs of generated rows with an engine that answers at once: rows a second, and the driver's
 memory meanwhile. Each is a process of its own, so that runs do not share memory.
-`vllm` has the same prompts answered by the bare engine and by the generate stage of a run, in turns.
+`vllm` has the same prompts answered by the bare engine and by the generate stage of a run, in turns: questions,
+texts and code of 5 to 370 words (`prompts.jsonl`), or rows of a file of yours; answers are sampled.
 
     python -m llm_blender_ray.pipelines.bench.bulk noop --rows 10000 100000
-    python -m llm_blender_ray.pipelines.bench.bulk vllm --model FOLDER --rows 2000
+    python -m llm_blender_ray.pipelines.bench.bulk vllm --model FOLDER --rows 160
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -43,6 +46,7 @@ from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 MINIATURE = PRESETS / "miniature"
+PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SAMPLE_EVERY_S = 0.25
 MIB = 2**20
 
@@ -134,17 +138,22 @@ def make_bulk_rows(count: int, file: Path) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
+def repeat_prompts(prompts: Path, count: int, file: Path) -> None:
+    """Write rows of JSON lines, from the first again after the last, under ids of their own."""
+    rows = [json.loads(line) for line in prompts.read_text("utf-8").splitlines()]
+    with file.open("w", encoding="utf-8") as lines:
+        for number, row in zip(range(count), itertools.cycle(rows), strict=False):
+            lines.write(json.dumps({**row, "id": str(number)}) + "\n")
+
+
 def bench_noop(count: int) -> dict[str, Any]:
     """Measure one whole run of `count` rows: rows a second, its phases, and this process's memory.
 
     One LLM that answers with the prompt, and a ranker that has nothing to compare.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        config = _config(
-            scratch,
-            count,
-            model={"name": "echo", "engine": "echo", "model": "echo", "num_cpus": 0},
-        )
+        make_bulk_rows(count, given := Path(scratch) / "in.jsonl")
+        config = _config(given, model={"name": "echo", "engine": "echo", "model": "echo", "num_cpus": 0})
         samples: list[MemorySample] = []
         begin = time.perf_counter()
         with watching(samples):
@@ -165,12 +174,10 @@ def bench_noop(count: int) -> dict[str, Any]:
     }
 
 
-def _config(scratch: str, count: int, model: dict[str, Any]) -> BlendConfig:
-    """A blend of one model on generated rows; `full` compares nothing when there is one candidate."""
-    given = Path(scratch) / "in.jsonl"
-    make_bulk_rows(count, given)
+def _config(given: Path, model: dict[str, Any]) -> BlendConfig:
+    """A blend of one model, its output beside the input; `full` compares nothing when there is one candidate."""
     ranker = {"model": str(MINIATURE / "ranker"), "device": "cpu", "num_cpus": 0, "strategy": "full"}
-    output = str(Path(scratch) / "out")
+    output = str(given.with_name("out"))
     return BlendConfig.model_validate(
         {"models": [model], "ranker": ranker, "input": str(given), "output": output, "ray": {"address": "local"}}
     )
@@ -195,16 +202,15 @@ def _run(config: BlendConfig) -> Manifest:
     return manifest
 
 
-def bare_rate(model: VLLMModel, count: int) -> float:
+def bare_rate(model: VLLMModel, given: Path) -> float:
     """Tokens a second of the engine alone; it has all prompts at once and queues them itself."""
     engine = load_engine(model)
 
     async def answers(prompts: Sequence[Prompt]) -> list[Completion]:
         return await asyncio.gather(*(engine.generate(prompt.chat(), model.sampling) for prompt in prompts))
 
-    with tempfile.TemporaryDirectory() as scratch, asyncio.Runner() as runner:
-        make_bulk_rows(count, file := Path(scratch) / "in.jsonl")
-        prompts = [read_prompt(row) for row in read_rows(str(file))]
+    prompts = [read_prompt(row) for row in read_rows(str(given))]
+    with asyncio.Runner() as runner:
         try:
             begin = time.perf_counter()
             tokens = sum(done.completion_tokens or 0 for done in runner.run(answers(prompts)))
@@ -213,21 +219,33 @@ def bare_rate(model: VLLMModel, count: int) -> float:
             runner.run(engine.close())
 
 
-def run_rate(model: VLLMModel, count: int) -> float:
+def run_rate(model: VLLMModel, given: Path) -> float:
     """Tokens a second of the generate stage in a run, from the first block's start to the last one's end."""
-    with tempfile.TemporaryDirectory() as scratch:
-        config = _config(scratch, count, model.model_dump())
+    with tempfile.TemporaryDirectory(dir=given.parent) as scratch:
+        config = _config(Path(shutil.copy(given, scratch)), model.model_dump())
         tokens = _run(config).stages[0].completion_tokens
         (work,) = (found for stage, found in spans(_store(config)).items() if stage.startswith("generate-"))
     return tokens / (max(end for _, end in work) - min(start for start, _ in work))
 
 
-def bench_vllm(folder: str, count: int, *, turns: int, max_tokens: int) -> dict[str, Any]:
-    """Tokens a second of the bare engine and of a run, in turns, each with an engine of its own."""
-    model = VLLMModel(name="vllm", engine="vllm", model=folder, sampling=Sampling(max_tokens=max_tokens))
+def bench_vllm(folder: str, prompts: Path, count: int, *, turns: int, max_tokens: int) -> dict[str, Any]:
+    """Tokens a second of the bare engine and of a run, in turns, each with an engine of its own.
+
+    Repeated prompts are work each time: answers are sampled, which blocks never share, and vLLM keeps no prefix
+    of a prompt for the next.
+    """
+    model = VLLMModel(
+        name="vllm",
+        engine="vllm",
+        model=folder,
+        sampling=Sampling(max_tokens=max_tokens, temperature=0.7),
+        engine_args={"enable_prefix_caching": False},
+    )
     if not torch.cuda.is_available():
         model = model.model_copy(update={"num_gpus": 0, "num_cpus": 0})
-    rates = [(_alone(bare_rate, model, count), _alone(run_rate, model, count)) for _ in range(turns)]
+    with tempfile.TemporaryDirectory() as scratch:
+        repeat_prompts(prompts, count, given := Path(scratch) / "in.jsonl")
+        rates = [(_alone(bare_rate, model, given), _alone(run_rate, model, given)) for _ in range(turns)]
     return {
         "rows": count,
         "tokens_per_s": {"bare": [bare for bare, _ in rates], "run": [run for _, run in rates]},
@@ -250,9 +268,10 @@ def main() -> None:
     noop.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="of each run")
     vllm = commands.add_parser("vllm", help="vLLM in a run against vLLM alone")
     vllm.add_argument("--model", required=True, help="a folder that vLLM loads")
-    vllm.add_argument("--rows", type=int, default=4000)
+    vllm.add_argument("--prompts", type=Path, default=PROMPTS, help="JSON lines, repeated as often as needed")
+    vllm.add_argument("--rows", type=int, default=160)
     vllm.add_argument("--turns", type=int, default=3)
-    vllm.add_argument("--max-tokens", type=int, default=48)
+    vllm.add_argument("--max-tokens", type=int, default=64)
     given = parser.parse_args()
     if given.command == "noop":
         runs = [_alone(bench_noop, count) for count in given.rows]
@@ -268,7 +287,7 @@ def main() -> None:
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in Ray's actors: both sides must have the same
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
-        result = bench_vllm(given.model, given.rows, turns=given.turns, max_tokens=given.max_tokens)
+        result = bench_vllm(given.model, given.prompts, given.rows, turns=given.turns, max_tokens=given.max_tokens)
         table = Table("turn", "alone, tokens/s", "in a run, tokens/s", "ratio")
         rates = result["tokens_per_s"]
         for turn, (bare, run) in enumerate(zip(rates["bare"], rates["run"], strict=True), 1):

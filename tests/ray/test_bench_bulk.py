@@ -8,6 +8,7 @@ import pytest
 
 from llm_blender_ray.pipelines.bench import bulk
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
+from llm_blender_ray.pipelines.rows.readers import read_rows
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -27,6 +28,14 @@ def test_made_rows_are_all_different(tmp_path: Path) -> None:
     bulk.make_bulk_rows(2500, tmp_path / "in.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "in.jsonl").read_text().splitlines()]
     assert len({row["instruction"] for row in rows}) == len({row["id"] for row in rows}) == 2500
+
+
+def test_prompts_are_repeated_under_ids_of_their_own(tmp_path: Path) -> None:
+    bulk.repeat_prompts(bulk.PROMPTS, 100, tmp_path / "in.jsonl")
+    rows = list(read_rows(str(tmp_path / "in.jsonl")))
+    assert [row["error"] for row in rows] == [None] * 100
+    assert len({row["id"] for row in rows}) == 100
+    assert len({(row["instruction"], row["input"]) for row in rows}) == 40
 
 
 def test_work_is_timed_from_what_stages_kept(tmp_path: Path) -> None:
