@@ -294,9 +294,12 @@ def train_ranker(
 ) -> None:
     """Train a PairRanker on rows with candidates and scores."""
     from llm_blender_ray.configs.training import RankerTraining
+
+    settings = load(config, RankerTraining, set_)
+
     from llm_blender_ray.pipelines.train.ranker import run_ranker_training
 
-    run_ranker_training(load(config, RankerTraining, set_))
+    run_ranker_training(settings)
 
 
 @train_app.command("fuser")
@@ -307,9 +310,12 @@ def train_fuser(
 ) -> None:
     """Train a fuser on rows with candidates and references."""
     from llm_blender_ray.configs.training import FuserTraining
+
+    settings = load(config, FuserTraining, set_)
+
     from llm_blender_ray.pipelines.train.fuser import run_fuser_training
 
-    run_fuser_training(load(config, FuserTraining, set_))
+    run_fuser_training(settings)
 
 
 @app.command("evaluate")

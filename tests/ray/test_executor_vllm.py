@@ -17,7 +17,8 @@ pytestmark = [
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_bulk_run_on_vllm(tmp_path: Path) -> None:
+def test_bulk_run_on_vllm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two engines of one model, each with its share of the blocks."""
     prompts = (PRESETS / "miniature" / "heldout.jsonl").read_text().splitlines()[:40]
     (tmp_path / "in.jsonl").write_text("\n".join(prompts))
     config = load(PRESETS / "demo.yaml", BlendConfig, [f"input={tmp_path / 'in.jsonl'}"])
@@ -28,11 +29,13 @@ def test_bulk_run_on_vllm(tmp_path: Path) -> None:
         "model": local.model,
         "num_gpus": 0,
         "num_cpus": 0.1,
+        "replicas": 2,
         "max_model_len": 128,
         "sampling": local.sampling.model_dump(),
     }
     data = config.model_dump() | {"models": [vllm, local.model_dump()], "output": str(tmp_path / "out.jsonl")}
     run_blend(BlendConfig.model_validate(data))
+    assert "on-vllm x2" in capfd.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 40
     for row in rows:

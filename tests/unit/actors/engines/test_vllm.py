@@ -6,12 +6,12 @@ Runs on a base LLM of the miniature, on the CPU. The contract's tests (test_engi
 import asyncio
 import importlib.util
 import json
+import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 import torch
 from endings import followed
@@ -33,6 +33,14 @@ pytestmark = [
 
 MINIATURE = ROOT / "configs" / "miniature"
 GREEDY = Sampling(max_tokens=40)
+# The contract's tests run an engine without any.
+OPTIONS = {
+    "enable_prefix_caching": True,
+    "block_size": 32,
+    "max_num_batched_tokens": 4096,
+    "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3},
+}
+NARROW = {"kv_cache_dtype": "fp8"}
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +73,7 @@ def runner() -> Iterator[asyncio.Runner]:
 def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
     from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
-    arguments = {"enable_prefix_caching": False, "max_num_batched_tokens": 4096}
-    engine = VLLMEngine(
-        VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY, engine_args=arguments)
-    )
+    engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY, engine_args=OPTIONS))
     yield engine
     runner.run(engine.close())
 
@@ -84,19 +89,46 @@ def chats() -> list[list[Message]]:
     return [[Message(role="user", content=prompt)] for prompt in prompts]
 
 
-def test_greedy_answers_equal_transformers(vllm: Engine, folder: Path, runner: asyncio.Runner) -> None:
-    """Text, finish reason and token counts, in float32; also of prompts that spell special tokens."""
-
-    async def answers(engine: Engine) -> list[Completion]:
-        return await asyncio.gather(*(engine.generate(chat, GREEDY) for chat in chats()))
-
-    local = TransformersEngine(
+@pytest.fixture(scope="module")
+def local(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
+    engine = TransformersEngine(
         TransformersModel(name="t", engine="transformers", model=str(folder), device="cpu", sampling=GREEDY)
     )
-    try:
-        assert runner.run(answers(vllm)) == runner.run(answers(local))
-    finally:
-        runner.run(local.close())
+    yield engine
+    runner.run(engine.close())
+
+
+async def answers(engine: Engine, questions: list[list[Message]], sampling: Sampling) -> list[Completion]:
+    return await asyncio.gather(*(engine.generate(chat, sampling) for chat in questions))
+
+
+def test_greedy_answers_equal_transformers(vllm: Engine, local: Engine, runner: asyncio.Runner) -> None:
+    """Text, finish reason and token counts, in float32; also of prompts that spell special tokens."""
+    assert runner.run(answers(vllm, chats(), GREEDY)) == runner.run(answers(local, chats(), GREEDY))
+
+
+def test_drafts_and_shared_prefixes_change_no_answer(
+    vllm: Engine, local: Engine, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts by n-grams are taken, and prompts found in the cache, without another answer."""
+    some = [str(chat[0]["content"]) for chat in chats()[:16]]
+    pairs = zip(some[::2], some[1::2], strict=True)  # longer than a block of the cache
+    questions = [[Message(role="user", content=f"{one}\n{other}")] for one, other in pairs]
+    sampling = Sampling(max_tokens=40, min_tokens=40)  # beyond an answer's end the model repeats itself
+    processor, steps = vllm._llm.output_processor, []  # type: ignore[attr-defined]
+    process_outputs = processor.process_outputs
+
+    def recorded(outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        steps.extend(outputs)
+        return process_outputs(outputs, *args, **kwargs)
+
+    monkeypatch.setattr(processor, "process_outputs", recorded)
+    expected = runner.run(answers(local, questions, sampling))
+    assert runner.run(answers(vllm, questions, sampling)) == expected
+    assert max(len(step.new_token_ids) for step in steps) > 1
+    steps.clear()
+    assert runner.run(answers(vllm, questions, sampling)) == expected
+    assert any(step.prefill_stats and step.prefill_stats.num_cached_tokens for step in steps)
 
 
 def test_cancelled_request_is_aborted(vllm: Engine, runner: asyncio.Runner) -> None:
@@ -143,8 +175,18 @@ def test_longest_prompt_is_the_configured_one(vllm: Engine, runner: asyncio.Runn
 
 def test_engine_args_reach_vllm(vllm: Engine) -> None:
     config = vllm._llm.vllm_config  # type: ignore[attr-defined]
-    assert config.cache_config.enable_prefix_caching is False
+    assert config.cache_config.enable_prefix_caching is True
+    assert config.speculative_config.method == "ngram"
     assert config.scheduler_config.max_num_batched_tokens == 4096
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_cache_that_cpus_read_wrongly_is_refused_at_load(folder: Path) -> None:
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
+
+    narrow = {"kv_cache_dtype": "bfloat16"}
+    with pytest.raises(ModelLoadError, match="kv_cache_dtype: vLLM's engine for CPUs has auto, fp8, "):
+        VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), engine_args=narrow))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -190,10 +232,8 @@ def test_death_of_the_engine_process_is_told(vllm: Engine, runner: asyncio.Runne
 
     async def main() -> None:
         await vllm.check_health()
-        cores = [p for p in psutil.Process().children() if "EngineCore" in p.name() + " ".join(p.cmdline())]
-        assert cores
-        for core in cores:
-            core.send_signal(signal.SIGKILL)
+        (core,) = (process for process in multiprocessing.active_children() if "EngineCore" in process.name)
+        core.kill()
         with pytest.raises(GenerationError):
             for _ in range(1000):
                 await vllm.generate(chats()[0], GREEDY)
@@ -206,7 +246,7 @@ def test_death_of_the_engine_process_is_told(vllm: Engine, runner: asyncio.Runne
 
 
 def test_a_parser_of_vllm_and_its_budget(tmp_path: Path, runner: asyncio.Runner) -> None:
-    """The template opens the reasoning; the answer is the same whole and streamed."""
+    """The template opens the reasoning; the answer is the same whole and streamed. The cache has 8 bits."""
     marks = ("<think>", "</think>")
     save_chat_model(tmp_path, ["capital of France"], "<think>Which one?</think>\n\n", marks)
     opens = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
@@ -214,7 +254,7 @@ def test_a_parser_of_vllm_and_its_budget(tmp_path: Path, runner: asyncio.Runner)
     settings = {"name": "r", "model": str(tmp_path), "sampling": GREEDY}
     question = [Message(role="user", content="capital of France")]
 
-    async def answers(engine: Engine, budget: int | None) -> Completion:
+    async def bounded_answer(engine: Engine, budget: int | None) -> Completion:
         sampling = GREEDY.model_copy(update={"thinking_token_budget": budget})
         whole = await engine.generate(question, sampling)
         pieces, streamed = await followed(engine.stream(question, sampling))
@@ -222,8 +262,8 @@ def test_a_parser_of_vllm_and_its_budget(tmp_path: Path, runner: asyncio.Runner)
         assert "".join(piece for piece in pieces if isinstance(piece, str)) == whole.text
         return whole
 
-    engine = load_engine(VLLMModel(engine="vllm", reasoning_parser="deepseek_r1", **settings))
-    free, bounded = (runner.run(answers(engine, budget)) for budget in (None, 2))
+    engine = load_engine(VLLMModel(engine="vllm", reasoning_parser="deepseek_r1", engine_args=NARROW, **settings))
+    free, bounded = (runner.run(bounded_answer(engine, budget)) for budget in (None, 2))
     runner.run(engine.close())
     assert (free.text, free.reasoning) == (bounded.text, "Which one?") == (FACTS["capital of France"], "Which one?")
     assert (bounded.reasoning, bounded.reasoning_tokens) == ("Wh", 3)  # with the end mark

@@ -52,6 +52,8 @@ def test_a_refused_command_imports_nothing_slow(tmp_path: Path) -> None:
         (["run", config("adapter"), "--input", str(tmp_path / "none.jsonl"), *places[2:]], 1, "no such file"),
         (["rank", "--ranker", str(tmp_path / "empty"), *places], 1, "no config.json in it"),
         (["fuse", "--fuser", str(tmp_path / "empty"), *places], 1, "no config.json in it"),
+        (["train", "ranker", str(tmp_path / "none.yaml")], 2, "none.yaml"),
+        (["train", "fuser", str(tmp_path / "none.yaml")], 2, "none.yaml"),
         (["serve", config("adapter")], 1, "a PEFT adapter of another model"),
         (["serve", config("adapter"), "--host", "0.0.0.0"], 2, "needs API keys"),
     ]
