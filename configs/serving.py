@@ -82,6 +82,7 @@ class Serving(Settings):
         None  # JSONL file of people's votes, on the disk of the node that keeps them; None: no voting
     )
     log: str = "stderr"  # of requests, a JSON line each: stderr, stdout, or a file on each gateway's node
+    tracing: bool = False  # OpenTelemetry spans over OTLP/HTTP, set up by the OTEL_* variables; extra `otel`
     log_prompts: bool = False  # also write what was asked into the log
 
     @model_validator(mode="after")

@@ -1,6 +1,8 @@
 """HTTP API over a `Blender`, as a FastAPI application: the same in tests, in one process, and on Ray Serve."""
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -34,6 +36,7 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
         docs_url=None,  # they load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lambda _: _closing(service),
     )
     app.add_middleware(RequestMiddleware, service=service, endpoints=endpoints, tells_id=tells_id)
     if service.serving.allowed_origins:  # outermost: a browser's preflight request carries no key
@@ -51,6 +54,12 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
         app.include_router(endpoint.routes(service))
     service.blender.circuits.listen(service.telemetry.circuit)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _closing(service: Service) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(service.telemetry.close)
 
 
 class _App(FastAPI):

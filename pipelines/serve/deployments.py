@@ -101,7 +101,7 @@ class _Gateway:
             self._serving,
             self._access,
             Admission(gateway.max_in_flight, gateway.max_queued),
-            Telemetry(self._serving.log_prompts, log_to=self._serving.log),
+            Telemetry.of(self._serving),
             self._ballots,
             self._starting,
             MetricsPage(),

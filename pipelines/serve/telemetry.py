@@ -1,4 +1,4 @@
-"""Prometheus metrics through Ray, and one JSON log line per request.
+"""Prometheus metrics through Ray, one JSON log line per request, and spans where they are set up.
 
 A `RequestRecord` receives the events of a request's blend and is written when the request ends, whatever the end.
 Prompts, and error texts that may quote them, are logged only with `log_prompts`; no metric has a label that clients
@@ -13,10 +13,11 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
+from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event
 from llm_blender_ray.pipelines.serve.request_log import log, open_log
 from llm_blender_ray.pipelines.serve.service_metrics import (
@@ -38,6 +39,9 @@ from llm_blender_ray.pipelines.serve.service_metrics import (
     ServiceMetric,
 )
 
+if TYPE_CHECKING:
+    from llm_blender_ray.pipelines.serve.tracing import RequestSpan, Tracing
+
 CANCELLED = 499  # nginx's status of a request whose client disconnected
 INTERNAL_ERROR_STATUS, INTERNAL_ERROR = 500, "internal_error"
 REFRESH_S = 5.0
@@ -54,6 +58,7 @@ class Telemetry:
         clock: Callable[[], float] = time.monotonic,
         *,
         log_to: str = "stderr",
+        tracing: "Tracing | None" = None,
     ) -> None:
         """Open the log.
 
@@ -62,13 +67,28 @@ class Telemetry:
             meter: Receiver of the metrics; None: Ray's.
             clock: Seconds, never going back.
             log_to: Target of the log; see `open_log`.
+            tracing: Makes spans; None: there are none.
 
         Raises:
             BlendError: The log cannot be opened.
         """
         self._log_prompts, self._meter, self._clock = log_prompts, meter or RayMeter(), clock
-        self._gauges = _Gauges(self._meter)
+        self._gauges, self._tracing = _Gauges(self._meter), tracing
         open_log(log_to, private=log_prompts)
+
+    @staticmethod
+    def of(serving: Serving) -> "Telemetry":
+        """Telemetry of a service's settings, with Ray's meter.
+
+        Raises:
+            BlendError: The log cannot be opened, or OpenTelemetry is not installed.
+        """
+        tracing = None
+        if serving.tracing:
+            from llm_blender_ray.pipelines.serve.tracing import Tracing
+
+            tracing = Tracing.over_http()
+        return Telemetry(serving.log_prompts, log_to=serving.log, tracing=tracing)
 
     @contextlib.contextmanager
     def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["RequestRecord"]:
@@ -81,8 +101,9 @@ class Telemetry:
             route: The endpoint's label, never the client's path.
             traceparent: W3C's header, unchanged.
         """
-        record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges)
-        record.trace_id = _trace_id(traceparent)
+        span = self._tracing.request(request_id, route, traceparent) if self._tracing else None
+        record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges, span)
+        record.trace_id = (span and span.trace_id) or _trace_id(traceparent)
         try:
             yield record
         except asyncio.CancelledError:
@@ -94,6 +115,11 @@ class Telemetry:
         finally:
             record.count()
             log.info(json.dumps(record.line(self._log_prompts)))
+
+    def close(self) -> None:
+        """Export the last spans."""
+        if self._tracing is not None:
+            self._tracing.close()
 
     def circuit(self, part: str, status: CircuitStatus) -> None:
         """Record that a part's circuit breaker has opened or closed."""
@@ -115,13 +141,20 @@ class RequestRecord:
     """
 
     def __init__(
-        self, request_id: str, route: str, meter: Meter, clock: Callable[[], float], gauges: "_Gauges"
+        self,
+        request_id: str,
+        route: str,
+        meter: Meter,
+        clock: Callable[[], float],
+        gauges: "_Gauges",
+        span: "RequestSpan | None" = None,
     ) -> None:
-        """Start the record; `gauges` count the request."""
+        """Start the record; `gauges` count the request, and `span` traces it."""
         self.caller: str | None = None
         self.status: int | None = None
         self.trace_id: str | None = None
         self._id, self._route, self._meter, self._clock, self._gauges = request_id, route, meter, clock, gauges
+        self._span = span
         self._part_of: ServiceMetric | None = None  # queued, in flight, or neither
         self._began = clock()
         self._model: str | None = None
@@ -138,15 +171,21 @@ class RequestRecord:
     def asks(self, model: str, *, stream: bool = False, prompt: Prompt | None = None) -> None:
         """Set the request's model, a known name since it becomes a label; the request is now queued."""
         self._model, self._stream, self._prompt = model, stream, prompt
+        if self._span:
+            self._span.asks(model, prompt)
         self._becomes(QUEUED)
 
     def waited(self, seconds: float) -> None:
         """Set the seconds in the queue; the request is now in flight."""
         self._stage("queue", seconds)
+        if self._span:
+            self._span.stage("queue", seconds)
         self._becomes(IN_FLIGHT)
 
     def event(self, event: Event) -> None:
         """Add an event of the blend, of any choice."""
+        if self._span:
+            self._span.event(event)
         match event:
             case Answered(_, candidate, seconds) if candidate.text is not None:
                 self._meter(MEMBER_SECONDS, seconds, {"model": candidate.model or ""})
@@ -162,6 +201,8 @@ class RequestRecord:
         self._texts += len(ranking.order)
         self._compared(ranking)
         self._stage("rank", seconds)
+        if self._span:
+            self._span.stage("rank", seconds)
 
     def error(self, kind: str) -> None:
         """Set the code of the error that the client gets, one of a few words."""
@@ -183,6 +224,8 @@ class RequestRecord:
             self._meter(ERRORS, 1, {"kind": self._error})
         elif status < 400:
             self._meter(REQUEST_SECONDS, self._seconds["total"], {"route": self._route, "model": model})
+        if self._span:
+            self._span.end(status, self._error, self.caller)
 
     def line(self, with_prompt: bool) -> dict[str, object]:
         """Log line of the ended request; fields that do not apply are left out."""
