@@ -16,7 +16,7 @@ OTHER_ERRORS = "others"
 _STATUS = r"[1-5]\d\d(?![\w,.]*\d)"
 _KEPT = re.compile(  # an HTTP status, recognised by its place in the text
     rf"(?i:\b(?:http(?:/[\d.]+)?|status(?:[ _]code)?|code|error|answered)[ :=]+)(?P<named>{_STATUS})"
-    r"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[45]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
+    r"|(?:^|(?<=: )|(?<=[(\[]))(?P<alone>[345]\d\d)(?=$|[)}:;,\]]|(?: [A-Z]))"
 )
 _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: the place in a file

@@ -224,6 +224,31 @@ def test_limits_leave_results_as_they_are() -> None:
     assert deciding(model(api_version="2024-10-21")) != deciding(model())
 
 
+def test_an_attempt_is_not_sent_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    turn = asyncio.Event()
+
+    class Closed(RateLimits):
+        async def reserve(self, tokens: int) -> Reservation:
+            await turn.wait()
+            return await super().reserve(tokens)
+
+    monkeypatch.setattr(endpoint_engine, "RateLimits", Closed)
+
+    async def main() -> None:
+        async with EndpointServer() as server:
+            engine = endpoint_engine.EndpointEngine(model(base_url=server.url, max_retries=0, timeout_s=5))
+            asking = asyncio.create_task(engine.generate([Message(role="user", content="hi")], Sampling()))
+            for _ in range(200):  # turns of the loop in which it could be sent
+                await asyncio.sleep(0)
+            assert server.connections == 0
+            turn.set()
+            assert (await asking).text == "hello"
+            await engine.close()
+
+    asyncio.run(main())
+
+
 class Recorded(RateLimits):
     """Limits that list what an engine does with them."""
 

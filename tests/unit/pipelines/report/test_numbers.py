@@ -174,11 +174,15 @@ def test_one_cause_is_one_kind(one, other):
         "no candidate: a: https://host/v1: {}: slow down; b: no text",
         "judge j: http://h/v1: {}: it said 17 things",
         "{} Service Unavailable",
+        "https://host/v1: it broke the answer off: {}: overloaded",
+        "https://host/v1: {}: it redirects to https://elsewhere/v1; set base_url to where it is",
+        "https://host/v1: {}: 'slow down' (text/plain)",
+        "https://host/v1: {}: a web page 'Log in' (text/html); check base_url",
     ],
 )
 def test_a_status_is_part_of_the_kind(told):
-    kinds = [kind_of(told.format(status)) for status in (400, 401, 429, 500, 503)]
-    assert len(set(kinds)) == 5 and "429" in kinds[2]
+    kinds = [kind_of(told.format(status)) for status in (307, 400, 401, 429, 500, 503)]
+    assert len(set(kinds)) == 6 and "429" in kinds[3]
 
 
 def test_different_causes_stay_apart():
