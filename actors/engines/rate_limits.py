@@ -70,7 +70,7 @@ class RateLimits:
     In any minute at most `requests` begin, with at most `tokens` together. While the endpoint has reported
     (`x-ratelimit-*`) that less is left than a request needs, or has asked to wait (`Retry-After`), none begins.
 
-    From the first refusal on (429, 503, 529), attempts without a response are bounded as TCP bounds its packets: half
+    From the first refusal on (429, 503, 529), attempts without a response are bounded as TCP bounds packets: half
     as many after a refusal, one more after as many successes as there may be. Of 200 prompts, 32 at a time, at a
     server that takes 20 in 2 s, 82 attempts were refused instead of 279, and 12 where it reports its limit. A
     restarted actor begins anew.

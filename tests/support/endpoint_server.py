@@ -92,14 +92,18 @@ async def _event(writer: asyncio.StreamWriter, data: object) -> None:
     await writer.drain()
 
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+def _stream_head(connection: str) -> bytes:
+    return (
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
+        f"connection: {connection}\r\n\r\n"
+    ).encode()
 
 
-def stream(*events: object, then: Fault | None = None) -> Fault:
+def stream(*events: object, then: Fault | None = None, connection: str = "close") -> Fault:
     """A fault that is a stream of these events, as JSON unless they are text, and then `then` or its end."""
 
     async def fault(writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD)
+        writer.write(_stream_head(connection))
         for event in events:
             await _event(writer, event)
         if then:
@@ -216,17 +220,17 @@ class EndpointServer:
                 await self._reply(request, writer)
 
     async def _reply(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        connection = "keep-alive" if self.keep_alive else "close"
         if self._faults:
             await self._faults.pop(0)(writer)
         elif request.body.get("stream"):
-            writer.write(STREAM_HEAD)
+            writer.write(_stream_head(connection))
             async for event in self.chunks(request.body):
                 await _event(writer, event)
             await _event(writer, "[DONE]")
             writer.write(b"0\r\n\r\n")
             await writer.drain()
         else:
-            connection = "keep-alive" if self.keep_alive else "close"
             await respond(200, await self.answer(request.body), connection=connection)(writer)
 
 

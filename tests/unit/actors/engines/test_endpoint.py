@@ -451,7 +451,7 @@ def test_connection_of_a_stream_is_used_again() -> None:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
                 await reader.readexactly(int(length.split(b":")[1]))
-                await stream(chunk("hi", "stop"), "[DONE]")(writer)
+                await stream(chunk("hi", "stop"), "[DONE]", connection="keep-alive")(writer)
 
         async def tolerant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError):
