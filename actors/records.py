@@ -17,7 +17,7 @@ import pyarrow as pa
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
-from llm_blender_ray.actors.usage import TokenUsage
+from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
 FinishReason = Literal["stop", "length"]
@@ -212,6 +212,7 @@ ON_DEMAND_TYPES: dict[str, pa.DataType] = {
     "logprobs": pa.list_(pa.struct([*_TOKEN, ("top_logprobs", pa.list_(pa.struct(_TOKEN)))])),
 }
 CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
+USAGE_TYPE = pa.struct([(name, pa.int64()) for name in USAGE_FIELDS])
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 # What a row is made of on its way; a column that is not here is the user's and passes through untouched.

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-import pyarrow as pa
-
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
@@ -70,16 +68,15 @@ class TokenUsage:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any] | None) -> Self | None:
-        """The usage in a value of `USAGE_TYPE`; None for null."""
+        """The usage in a value of `records.USAGE_TYPE`; None for null."""
         return None if row is None else cls(**{name: row[name] for name in USAGE_FIELDS})
 
     def to_row(self) -> dict[str, int]:
-        """The usage as a value of `USAGE_TYPE`."""
+        """The usage as a value of `records.USAGE_TYPE`."""
         return {name: getattr(self, name) for name in USAGE_FIELDS}
 
 
 USAGE_FIELDS = tuple(field.name for field in fields(TokenUsage))
-USAGE_TYPE = pa.struct([(name, pa.int64()) for name in USAGE_FIELDS])
 
 
 def summed(usages: Iterable[TokenUsage | None]) -> TokenUsage | None:

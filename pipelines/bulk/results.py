@@ -12,9 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_blender_ray.actors.records import CANDIDATE_TYPE, RESULT_COLUMNS, Blend, Candidate, Ranking, digest
+from llm_blender_ray.actors.records import (
+    CANDIDATE_TYPE,
+    RESULT_COLUMNS,
+    USAGE_TYPE,
+    Blend,
+    Candidate,
+    Ranking,
+    digest,
+)
 from llm_blender_ray.actors.stages import lacks_answer, no_candidate, with_new
-from llm_blender_ray.actors.usage import USAGE_TYPE, TokenUsage, summed
+from llm_blender_ray.actors.usage import TokenUsage, summed
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.bulk.accounts import added
 

@@ -3,7 +3,8 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from llm_blender_ray.actors.usage import USAGE_TYPE, TokenUsage, summed
+from llm_blender_ray.actors.records import USAGE_TYPE
+from llm_blender_ray.actors.usage import TokenUsage, summed
 
 
 def test_usages_add_field_by_field() -> None:

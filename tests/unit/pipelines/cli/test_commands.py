@@ -1,4 +1,4 @@
-"""The `blend` command: what a refused one imports."""
+"""The `blend` command: what it imports for a list of its commands, and for a refusal."""
 
 import json
 import os
@@ -29,6 +29,13 @@ FILES = {
     "multimodal/config.json": '{"model_type": "llava_of_ours", "vision_config": {"layers": 1}}',
     "model.gguf": "GGUF",
 }
+
+
+def test_the_list_of_commands_needs_no_tables() -> None:
+    program = "import sys, llm_blender_ray.pipelines.cli.commands; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+    assert "typer" in imported and not {"pyarrow", "numpy", *SLOW} & set(imported)
 
 
 def test_a_refused_command_imports_nothing_slow(tmp_path: Path) -> None:
