@@ -120,7 +120,8 @@ class _Printer(socketserver.ThreadingUnixStreamServer):
                 self.stream.flush()
             except (OSError, ValueError) as error:
                 self.stream = None
-                print(f"blend: the log can't be written any more: {error}", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError, ValueError):  # it may be stderr itself
+                    print(f"blend: the log can't be written any more: {error}", file=sys.stderr, flush=True)
 
 
 class _Connection(socketserver.StreamRequestHandler):

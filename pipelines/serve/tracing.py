@@ -24,7 +24,6 @@ CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 SERVICE = "llm-blender-ray"  # name, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has one
 PROVIDER = "llm_blender_ray"  # of the requests' models
 _STAGES = ("generate", "rank", "fuse")  # in the order in which they run
-_OPERATIONS = {"rerank": "rerank", "compare": "rerank"}  # by route
 _Attributes = dict[str, Any]
 
 
@@ -77,14 +76,8 @@ class Tracing:
             traceparent: W3C's header: the span of the caller; one that is malformed is ignored.
         """
         parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {})
-        operation = _OPERATIONS.get(route, route)
-        given = {
-            "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": PROVIDER,
-            "blend.request.id": request_id,
-        }
-        span = self._tracer.start_span(operation, parent, SpanKind.SERVER, given)
-        return RequestSpan(self, span, operation)
+        span = self._tracer.start_span(route, parent, SpanKind.SERVER, {"blend.request.id": request_id})
+        return RequestSpan(self, span, route)
 
     def child(self, parent: Span, name: str, kind: SpanKind, begin_ns: int, attributes: _Attributes) -> Span:
         """Start the span of a part of a request, at an earlier time."""
@@ -120,7 +113,13 @@ class RequestSpan:
     def asks(self, model: str, prompt: Prompt | None) -> None:
         """Set the request's model and prompt."""
         self._span.update_name(f"{self._operation} {model}")
-        self._span.set_attribute("gen_ai.request.model", model)
+        self._span.set_attributes(
+            {
+                "gen_ai.operation.name": self._operation,
+                "gen_ai.provider.name": PROVIDER,
+                "gen_ai.request.model": model,
+            }
+        )
         if prompt is not None:
             turns: list[Message] = prompt.chat()
             self._span.set_attributes(
