@@ -6,6 +6,7 @@ from typing import Any
 
 _TAGS = ("engine", "kind")  # of the unions in the schema: with another one, other settings follow
 _LONGEST = 60  # characters of a value that is shown
+# Sections of an identity that have their own wording.
 _RECORDED = ("models", "order", "ranker", "fuser", "weights", "stage_versions", "results", "command", "limit")
 
 _Change = tuple[str, Any, Any]  # path, old value, new value

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
+from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input, rows_of_block
 from llm_blender_ray.pipelines.bulk.tracker import start_tracker
@@ -139,6 +140,9 @@ def test_an_input_begins_with_its_limited_self_however_it_is_cut(folder: Path, s
     changed = imported(folder, store)
     assert not begins_with(store, changed, cut)
     assert begins_with(store, changed, imported(folder, store, limit=48))
+    store.keep_rows(changed.fingerprint)
+    with pytest.raises(DamagedError, match="gone or damaged"):
+        begins_with(store, changed, cut)
 
 
 def test_a_fingerprint_is_of_files_and_limit(folder: Path) -> None:
