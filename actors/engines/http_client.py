@@ -26,7 +26,7 @@ from llm_blender_ray.actors.engines.chat_completions import (
     failure_in,
     parse_response_json,
 )
-from llm_blender_ray.actors.engines.rate_limits import RateLimits, most_tokens
+from llm_blender_ray.actors.engines.rate_limits import RateLimits, estimated_tokens
 from llm_blender_ray.actors.engines.refusals import is_too_long
 from llm_blender_ray.actors.engines.token_counts import usage_in
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
@@ -114,7 +114,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         """
         usage = TokenUsage()
         try:
-            async with self._limits.attempt(most_tokens(request.content)) as reservation:
+            async with self._limits.attempt(estimated_tokens(request.content)) as reservation:
                 response = await self._attempt(request, stream=stream, **options)
                 response.extensions[RESERVATION] = reservation
                 self._limits.learn(reservation, response.status_code, response.headers)

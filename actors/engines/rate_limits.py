@@ -71,9 +71,9 @@ class RateLimits:
     (`x-ratelimit-*`) that less is left than a request needs, or has asked to wait (`Retry-After`), none begins.
 
     From the first refusal on (429, 503, 529), attempts without a response are bounded as TCP bounds packets: half
-    as many after a refusal, one more after as many successes as there may be. Of 200 prompts, 32 at a time, at a
-    server that takes 20 in 2 s, 82 attempts were refused instead of 279, and 12 where it reports its limit. A
-    restarted actor begins anew.
+    as many after a refusal, and one or a tenth more after as many successes as there may be. Of 200 prompts, 32 at
+    a time, at a server that takes 20 in 2 s, 113 attempts were refused instead of 279, and 12 where it reports its
+    limit. A restarted actor begins anew.
     """
 
     def __init__(self, requests: int | None = None, tokens: int | None = None) -> None:
@@ -97,7 +97,7 @@ class RateLimits:
         """Wait until an attempt may begin, first come, first served; the block is the attempt up to its response.
 
         Args:
-            tokens: The most that its prompt and answer may have.
+            tokens: An estimate of the most that its prompt and answer may have.
         """
         reservation = await self._reserve(tokens)
         self._pending += 1
@@ -155,7 +155,9 @@ class RateLimits:
         if status in _BUSY and reservation.began >= self._reduced:  # of those begun together one reduces
             self._most_pending, self._reduced = max(min(self._most_pending, self._pending) / 2, 1.0), now
         elif status < 400:
-            self._most_pending += 1 / self._most_pending
+            self._most_pending += max(
+                1 / self._most_pending, 0.1
+            )  # by 1 alone, to 256 would take 256 answers' time
         self._changed.set()
 
     def _wait_s(self, tokens: int) -> float:
@@ -186,8 +188,8 @@ class RateLimits:
         return wait
 
 
-def most_tokens(request: bytes) -> int:
-    """The most tokens that prompt and answer may have, by a request's JSON."""
+def estimated_tokens(request: bytes) -> int:
+    """Estimate the most tokens that prompt and answer may have, by a request's JSON."""
     body = from_json(request)
     answer = body.get("max_completion_tokens") or body.get("max_tokens") or 0
     return int(answer) + math.ceil(len(request) / BYTES_PER_TOKEN)

@@ -22,7 +22,7 @@ from llm_blender_ray.actors.engines.rate_limits import (
     RateLimits,
     Reservation,
     duration_s,
-    most_tokens,
+    estimated_tokens,
     retry_after_s,
 )
 from llm_blender_ray.actors.records import Message
@@ -250,9 +250,9 @@ def test_durations(text: str | None, seconds: float | None) -> None:
     assert duration_s(text) == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_most_tokens_of_a_request() -> None:
-    assert most_tokens(b'{"max_tokens": 100}') == 100 + 7
-    assert most_tokens(b'{"max_completion_tokens":100}') == 100 + 10
+def test_estimated_tokens_of_a_request() -> None:
+    assert estimated_tokens(b'{"max_tokens": 100}') == 100 + 7
+    assert estimated_tokens(b'{"max_completion_tokens":100}') == 100 + 10
 
 
 def model(**settings: Any) -> EndpointModel:
