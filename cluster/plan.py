@@ -16,6 +16,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.parts import ModelPart, PartSettings
 from llm_blender_ray.configs.schema import BlendConfig, Replicas
 
+GATEWAY = "gateway"  # name of the deployment of a service's gateways
 READ_CPUS = 1.0  # for reading and writing, in addition to the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
 _EPSILON = 1e-6
@@ -131,8 +132,7 @@ def make_plan(config: BlendConfig, capacity: Capacity) -> Plan:
         PlanError: A part cannot run at all.
     """
     llms = [place(model.name, model, capacity) for model in config.models]
-    # Large ones first, while nodes are empty; Ray keeps this order.
-    llms.sort(key=lambda one: (-one.num_gpus, -one.num_cpus))
+    llms.sort(key=_largest_first)
     last = [place("ranker", config.placing_ranker, capacity)]
     if config.fuser:
         last.append(place("fuser", config.fuser, capacity))
@@ -163,13 +163,12 @@ def place_together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, 
     Raises:
         PlanError: The parts do not all fit at once.
     """
-    gateway = config.serve.gateway
-    wave = _Wave(capacity, gateway.num_cpus * gateway.replicas, "the gateway (serve.gateway.num_cpus)")
+    wave = _Wave.beside_gateways(config, capacity)
     pools = [place(model.name, model, capacity) for model in config.models]
     pools.append(place("ranker", config.placing_ranker, capacity))
     if config.fuser:
         pools.append(place("fuser", config.fuser, capacity))
-    for pool in sorted(pools, key=lambda one: (-one.num_gpus, -one.num_cpus)):  # large ones first, like Ray
+    for pool in sorted(pools, key=_largest_first):
         if not pool.model.replicas.min or wave.take(pool):
             continue
         if not _Wave(capacity, 0.0).take(pool):
@@ -179,6 +178,26 @@ def place_together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, 
             "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is loaded only while it has requests)"
         )
     return tuple(pools)
+
+
+def replaceable(config: BlendConfig, placements: Sequence[Placement], capacity: Capacity) -> frozenset[str]:
+    """Names of the parts of a service whose replicas an update can start before it stops the earlier ones.
+
+    There is room for one more replica of each of them at the same time, beside all parts at their most replicas: an
+    update never waits for room, whatever has changed. `gateway` stands for the gateways.
+    """
+    pools = sorted(placements, key=_largest_first)
+    wave = _Wave.beside_gateways(config, capacity)
+    if not all(wave.take(replace(pool, replicas=pool.model.replicas.max)) for pool in pools):
+        return frozenset()
+    # the gateway first: without it nothing is answered
+    found = {GATEWAY} if wave.take_one({"CPU": config.serve.gateway.num_cpus}) else set()
+    return frozenset(found | {pool.name for pool in pools if wave.take(replace(pool, replicas=1))})
+
+
+def _largest_first(pool: Placement) -> tuple[float, float]:
+    """Sort key: large ones first, while nodes are empty, like Ray."""
+    return -pool.num_gpus, -pool.num_cpus
 
 
 class _Wave:
@@ -216,6 +235,16 @@ class _Wave:
             raise PlanError(_why_not(pool, capacity))
         return wave
 
+    @classmethod
+    def beside_gateways(cls, config: BlendConfig, capacity: Capacity) -> "_Wave":
+        """A wave of a service's parts, with room taken by its gateways.
+
+        Raises:
+            PlanError: The gateways do not fit.
+        """
+        gateway = config.serve.gateway
+        return cls(capacity, gateway.num_cpus * gateway.replicas, "the gateway (serve.gateway.num_cpus)")
+
     def take(self, pool: Placement) -> bool:
         """Place the pool's fewest actors; False when they do not all fit."""
         before = [dict(free) for free in self._free]
@@ -238,7 +267,10 @@ class _Wave:
         return tuple(replace(pool, replicas=counts[pool.name]) for pool in self._pools)
 
     def _place_one(self, pool: Placement) -> bool:
-        needs, kind = pool.amounts(), pool.model.accelerator_type
+        return self.take_one(pool.amounts(), pool.model.accelerator_type)
+
+    def take_one(self, needs: dict[str, float], kind: str | None = None) -> bool:
+        """Place one actor with these resources, on a node of this accelerator type; False when it does not fit."""
         fitting = [
             at
             for at in range(len(self._free))

@@ -58,6 +58,12 @@ def local_gpus() -> int | None:
     return int(count if visible is None else min(count, len(visible)))
 
 
+def is_removed(handle: Any) -> bool:
+    """Whether the deployment of a Ray Serve handle was deleted after the handle's first call."""
+    router = getattr(getattr(handle, "_router", None), "_asyncio_router", None)
+    return not getattr(router, "_deployment_available", True)
+
+
 def only_errors(*names: str) -> None:
     """Keep warnings of Ray's loggers off the terminal; its modules set levels of their own."""
     for name in names:

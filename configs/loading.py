@@ -36,15 +36,39 @@ def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = 
         raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    return load_mapping(data, schema, overrides, name=str(path), folder=file.resolve().parent)
+
+
+def load_mapping(
+    data: Any,
+    schema: type[_SettingsT],
+    overrides: Sequence[str] = (),
+    *,
+    name: str,
+    folder: Path = PRESETS,
+) -> _SettingsT:
+    """A config that is a mapping already, as `schema`.
+
+    Args:
+        data: The mapping.
+        schema: Class of the settings.
+        overrides: As for `load`.
+        name: Name of the config in messages.
+        folder: Where relative paths start.
+
+    Raises:
+        ConfigError: A setting is wrong; one line for each mistake.
+    """
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {_kind(data)}")
+        raise ConfigError(f"{name}: expected a mapping of settings, got {_kind(data)}")
+    data = copy.deepcopy(data)
     for override in overrides:
         _override(data, override)
-    _resolve_folders(data, file.resolve().parent)
+    _resolve_folders(data, folder)
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        lines = [f"{path}: {_where(e['loc'], data)}: {_mistake(e)}" for e in error.errors()]
+        lines = [f"{name}: {_where(e['loc'], data)}: {_mistake(e)}" for e in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from typer.exceptions import TyperException
 
 from llm_blender_ray.actors.errors import BlendError, one_line
@@ -21,6 +22,7 @@ from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.bench import bench_app
 from llm_blender_ray.pipelines.cli.options import (
+    DASHBOARD,
     Config,
     Debug,
     DtypeOption,
@@ -110,6 +112,34 @@ def serve(
 
 
 @app.command()
+def deploy(
+    config: Config,
+    address: Annotated[str | None, DASHBOARD] = None,
+    host: Annotated[str, typer.Option(metavar="H", help="Address to listen on, on every node.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port to listen on.")] = 8000,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the service is up, or has failed.")] = False,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print the config for `serve deploy` and KubeRay, and deploy nothing.")
+    ] = False,
+    set_: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Online, on a Ray cluster: deploy the service or update it. Only models whose settings changed restart."""
+    settings = load(config, BlendConfig, set_)
+
+    from llm_blender_ray.pipelines.serve.deploy import deploy_service, serve_config
+
+    if print_:
+        typer.echo(
+            yaml.safe_dump(serve_config(settings, host, port), sort_keys=False, allow_unicode=True), nl=False
+        )
+    elif address is None:
+        raise typer.BadParameter("give --address of the cluster's dashboard, http://HOST:8265, or --print")
+    else:
+        deploy_service(settings, address, host, port, wait=wait)
+
+
+@app.command()
 def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key's owner.")]) -> None:
     """Make an API key for the service: the key, shown once, and the line for the keys file."""
     from llm_blender_ray.pipelines.serve.access import new_key
@@ -121,12 +151,7 @@ def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the ke
 @app.command()
 def submit(
     config: Config,
-    address: Annotated[
-        str,
-        typer.Option(
-            metavar="URL", help="The cluster's dashboard, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
-        ),
-    ],
+    address: Annotated[str, DASHBOARD],
     wait: Annotated[bool, typer.Option("--wait", help="Print its log, and exit with its exit code.")] = False,
     input: RunInput = None,
     output: RunOutput = None,

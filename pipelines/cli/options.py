@@ -28,6 +28,9 @@ class UsageError(TyperException):
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of settings.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="a.b=value", help="Override one setting; repeatable.")]
+DASHBOARD = typer.Option(
+    metavar="URL", help="The cluster's dashboard, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
+)
 Input = Annotated[str, typer.Option(metavar="URI", help="Rows: a file, folder or glob, local or s3://.")]
 OutputPath = Annotated[
     str, typer.Option(metavar="URI", help="One .jsonl, .json, .parquet or .csv file, or a folder of Parquet files.")

@@ -3,7 +3,9 @@
 `serve deploy` and KubeRay's RayService import `llm_blender_ray.pipelines.serve:application`.
 """
 
-from typing import TYPE_CHECKING
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,12 +14,22 @@ if TYPE_CHECKING:
 
 
 class Arguments(BaseModel):
-    """Arguments of the application (`args` in a Serve config file)."""
+    """Arguments of the application (`args` in a Serve config file).
+
+    Ray Serve updates an application whose arguments have changed. So the config itself is the argument to use; a
+    file's name stays the same when the file changes.
+
+    Attributes:
+        config: The config, or the path of its YAML file on the node that builds the application.
+        overrides: As `--set a.b=value` has them.
+        digest: SHA-256 of the file, in hexadecimal digits. A node that has another file doesn't build.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    config: str  # path of the YAML file, on the node that builds the application
-    overrides: list[str] = Field(default_factory=list)  # like `--set a.b=value`
+    config: dict[str, Any] | str
+    overrides: list[str] = Field(default_factory=list)
+    digest: str | None = None
 
 
 def application(arguments: Arguments) -> "Application":
@@ -27,13 +39,35 @@ def application(arguments: Arguments) -> "Application":
         ConfigError: The config is invalid.
         PlanError: The cluster cannot hold it.
     """
-    from llm_blender_ray.cluster.plan import place_together
     from llm_blender_ray.cluster.session import capacity
-    from llm_blender_ray.configs.loading import load
+    from llm_blender_ray.configs.loading import load, load_mapping
     from llm_blender_ray.configs.online import online
     from llm_blender_ray.configs.schema import BlendConfig
     from llm_blender_ray.pipelines.serve.deployments import build
 
-    config = load(arguments.config, BlendConfig, arguments.overrides)
-    config = online(config)
-    return build(config, place_together(config, capacity(config.ray)))
+    if isinstance(arguments.config, str):
+        _check_digest(arguments.config, arguments.digest)
+        config = load(arguments.config, BlendConfig, arguments.overrides)
+    else:
+        config = load_mapping(arguments.config, BlendConfig, arguments.overrides, name="config")
+    return build(online(config), capacity(config.ray))
+
+
+def _check_digest(path: str, expected: str | None) -> None:
+    """Check that this node has the file that was deployed.
+
+    Raises:
+        ConfigError: It has another one.
+    """
+    from llm_blender_ray.configs.loading import ConfigError
+
+    if expected is None:
+        return
+    try:
+        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
+    if found != expected:
+        raise ConfigError(
+            f"{path}: its SHA-256 is {found[:12]}... on this node, and {expected[:12]}... was deployed"
+        )

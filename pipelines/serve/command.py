@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -25,10 +24,7 @@ from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undone
 from llm_blender_ray.pipelines.serve.access import Keys
 from llm_blender_ray.pipelines.serve.request_log import printing
-
-APPLICATION = "blend"
-PROXY_SLACK_S = 5.0  # between a request's deadline and the proxy's end of its response
-_TYPE = re.compile(r"^[\w.]+: ")  # of an exception in a traceback
+from llm_blender_ray.pipelines.serve.deploy import APPLICATION, PROXY_SLACK_S, failed_part
 
 
 def serve_blend(config: BlendConfig, host: str, port: int) -> None:
@@ -131,8 +127,8 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
 
     listen = (host, port) if local else None
     config = online(config)
-    placements = place_together(config, capacity(config.ray))
-    check_all_weights(placements)
+    available = capacity(config.ray)
+    check_all_weights(place_together(config, available))
     from ray import serve  # reads its environment at import
     from ray.serve.config import HTTPOptions, ProxyLocation
 
@@ -150,7 +146,7 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
         if not local:  # other machines' processes do not end with this one
             left.enter_context(undone(serve.shutdown))
         try:
-            application = build(config, placements, listen)
+            application = build(config, available, listen)
             route = None if listen else "/"
             serve.run(application, name=APPLICATION, route_prefix=route, logging_config=quiet)
         except RuntimeError as error:
@@ -159,16 +155,12 @@ def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterato
 
 
 def _why_not_running() -> str | None:
-    """Last line of Ray Serve's message about the first part that did not start: the error that it raised."""
+    """The first part that did not start, with the error that it raised."""
     from ray import serve
 
     application = serve.status().applications.get(APPLICATION)
     parts = application.deployments.items() if application else ()
-    for name, part in parts:
-        lines = [line.strip() for line in part.message.splitlines() if line.strip()]
-        if part.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
-            return f"{name}: {_TYPE.sub('', lines[-1])}"
-    return None
+    return failed_part((name, part.status, part.message) for name, part in parts)
 
 
 def _until_interrupted() -> None:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -14,8 +15,9 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.cluster.plan import GATEWAY, Capacity, Placement, place_together, replaceable
 from llm_blender_ray.cluster.routing import least_loaded
+from llm_blender_ray.cluster.versions import versioned
 from llm_blender_ray.configs.schema import BlendConfig, Resources
 from llm_blender_ray.configs.serving import Scaling
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -32,11 +34,12 @@ from llm_blender_ray.pipelines.serve.replicas import FuserReplica, MemberReplica
 from llm_blender_ray.pipelines.serve.service import Service
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
 
-GATEWAY = "gateway"
 LOAD_ATTEMPTS = 2  # attempts to load a model before the service fails to start
-STARTUP_POLL_S = 0.5  # wait of /healthz for parts that are not up yet
+STARTUP_POLL_S = 0.5  # wait of /healthz for parts that are not up yet, and between two looks at an update
 HEALTH_S = 2.0  # between two health checks of a replica: bounds the time to replace a dead one
 NO_LIMIT = 10_000  # requests that Serve accepts; the gateway's own queue is the limit
+ONE_MORE_PERCENT = 1  # of a deployment's replicas, rounded up by Ray Serve
+STOP_S = 10.0  # for a gateway that listens itself to end
 
 
 class _Gateway:
@@ -114,6 +117,11 @@ class _Gateway:
 class Gateway(_Gateway):
     """Gateway behind Ray Serve's proxies, which put the request's id into every response."""
 
+    async def __init__(self, config: BlendConfig, *parts: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        """Wait for an update of the parts, then see `_Gateway`."""
+        await _parts_updated(config)
+        super().__init__(config, *parts)
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app(tells_id=False)
 
@@ -187,44 +195,89 @@ async def _up(handle: DeploymentHandle) -> None:
     await handle.check_health.remote()
 
 
-def build(
-    config: BlendConfig, placements: tuple[Placement, ...], listen: tuple[str, int] | None = None
-) -> serve.Application:
+async def _parts_updated(config: BlendConfig) -> None:
+    """Return when no part is being updated: until then gateways of the earlier config answer.
+
+    Returns at once if there are none, or if no base LLM of this config is up: the earlier ones' are gone then.
+    """
+    application, members = serve.get_replica_context().app_name, [model.name for model in config.models]
+    parts = [*members, "ranker", *(["fuser"] if config.fuser else [])]
+    while True:
+        status = await asyncio.to_thread(serve.status)
+        deployments = status.applications[application].deployments
+        up = {name for name, one in deployments.items() if one.replica_states.get("RUNNING")}
+        updating = [name for name in parts if name in deployments and deployments[name].status == "UPDATING"]
+        if not updating or GATEWAY not in up or up.isdisjoint(members):
+            return
+        await asyncio.sleep(STARTUP_POLL_S)
+
+
+def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | None = None) -> serve.Application:
     """Build the application of a config.
+
+    In an update replicas restart only of deployments whose settings have changed, one after the other. Where there
+    is room, the new one is up before the old one stops, which first finishes its requests.
 
     Args:
         config: The config.
-        placements: Placements of its parts.
+        capacity: The cluster's.
         listen: Host and port where its gateways listen themselves; None: Ray Serve's proxies do.
+
+    Raises:
+        PlanError: The cluster cannot hold all parts at once.
     """
+    placements = place_together(config, capacity)
     by_name = {placement.name: placement for placement in placements}
+    rolling = _Rolling(replaceable(config, placements, capacity), config.serve.deadline_s)
     serving = config.serve
-    members = [_part(MemberReplica, by_name[model.name], serving.scaling) for model in config.models]
+    members = [_part(MemberReplica, by_name[model.name], serving.scaling, rolling) for model in config.models]
     # a gateway has one call at a time for each replica: the average number of calls is the share of time at work
-    ranker = _part(ScorerReplica, by_name["ranker"], serving.scaling, at_once=1, router=least_loaded("ranker"))
-    fuser = _part(FuserReplica, by_name["fuser"], serving.scaling) if config.fuser else None
+    router = least_loaded("ranker")
+    ranker = _part(ScorerReplica, by_name["ranker"], serving.scaling, rolling, at_once=1, router=router)
+    fuser = _part(FuserReplica, by_name["fuser"], serving.scaling, rolling) if config.fuser else None
     ballots = None
     if serving.votes:  # one replica for all gateways: it holds the blends open to votes
-        ballots = (
-            serve.deployment(Ballots)
-            .options(name="ballots", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=NO_LIMIT)
-            .bind(serving.votes, remembered_bytes=serving.limits.vote_bytes)
+        holder = serve.deployment(Ballots).options(
+            name="ballots", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=NO_LIMIT
         )
+        remembered = serving.limits.vote_bytes
+        ballots = versioned(holder, serving.votes, str(remembered)).bind(serving.votes, remembered_bytes=remembered)
     gateway = serve.deployment(ListeningGateway if listen else Gateway).options(
         name=GATEWAY,
         num_replicas=serving.gateway.replicas,
         max_ongoing_requests=NO_LIMIT,
         ray_actor_options={"num_cpus": serving.gateway.num_cpus},
-        graceful_shutdown_timeout_s=10,
         health_check_period_s=HEALTH_S,
+        **rolling.options(GATEWAY),
+        **({"graceful_shutdown_timeout_s": STOP_S} if listen else {}),
     )
-    return gateway.bind(*(listen or ()), config, members, ranker, fuser, ballots)
+    arguments = (*(listen or ()), config, members, ranker, fuser, ballots)
+    return versioned(gateway, config, str(listen)).bind(*arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rolling:
+    """Replacement of replicas in an update.
+
+    Attributes:
+        replaceable: Deployments with room for one more replica.
+        drain_s: Time for a replica to finish its requests.
+    """
+
+    replaceable: Collection[str]
+    drain_s: float
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Options of a deployment."""
+        surge = ONE_MORE_PERCENT if name in self.replaceable else 0
+        return {"max_surge_percent": surge, "graceful_shutdown_timeout_s": self.drain_s}
 
 
 def _part(
     replica: type,
     placement: Placement,
     scaling: Scaling,
+    rolling: _Rolling,
     *,
     at_once: int | None = None,
     router: RequestRouterConfig | None = None,
@@ -235,23 +288,22 @@ def _part(
         replica: Class of its replicas.
         placement: Where they are placed.
         scaling: When there are more or fewer.
+        rolling: How they are replaced.
         at_once: Calls that make full use of a replica; None: the model's width.
         router: Which replica a call goes to; None: Ray Serve's choice.
     """
     width = placement.model.width
-    return (
-        serve.deployment(replica)
-        .options(
-            name=placement.name,
-            ray_actor_options=placement.ray_options(),
-            max_ongoing_requests=2 * width,  # the next call already waits in the replica
-            max_constructor_retry_count=LOAD_ATTEMPTS,
-            health_check_period_s=HEALTH_S,
-            **({"request_router_config": router} if router else {}),
-            **_replicas(placement.model, at_once or width, scaling),
-        )
-        .bind(placement.settings)
+    deployment = serve.deployment(replica).options(
+        name=placement.name,
+        ray_actor_options=placement.ray_options(),
+        max_ongoing_requests=2 * width,  # the next call already waits in the replica
+        max_constructor_retry_count=LOAD_ATTEMPTS,
+        health_check_period_s=HEALTH_S,
+        **rolling.options(placement.name),
+        **({"request_router_config": router} if router else {}),
+        **_replicas(placement.model, at_once or width, scaling),
     )
+    return versioned(deployment, placement.settings).bind(placement.settings)
 
 
 def _replicas(resources: Resources, at_once: int, scaling: Scaling) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError, RaySystemError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt
+from llm_blender_ray.cluster.ray_internals import is_removed
 from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.pipelines.serve.ballots import Vote
 
@@ -23,6 +24,8 @@ _T = TypeVar("_T")
 
 MAX_ATTEMPTS = 3
 BUSY = "it has more to do than it can, or is not up"
+REMOVED = "it is no part of the service any more"
+REMOVED_POLL_S = 0.5
 REPLICA_LOST = (RayActorError, RaySystemError)  # the replica, or the connection to it
 
 
@@ -121,7 +124,7 @@ async def call_once(method: Any, *arguments: Any) -> Any:
     """
     response = method.remote(*arguments)
     try:
-        with original_errors():
+        with original_errors(), _until_removed(method, response):
             return await response
     except asyncio.CancelledError:
         response.cancel()  # otherwise the replica would finish it
@@ -130,12 +133,47 @@ async def call_once(method: Any, *arguments: Any) -> Any:
         raise PartError(BUSY) from error
 
 
+@contextlib.contextmanager
+def _until_removed(handle: DeploymentHandle, call: Any) -> Iterator[None]:
+    """Cancel a call within the block when an update removes the deployment.
+
+    Its replicas finish the calls that they have. One that came after, before the deployment was gone, is held by
+    Ray Serve without limit.
+
+    Raises:
+        PartError: The deployment was removed.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+    removed = False
+
+    def look() -> None:
+        nonlocal removed, timer
+        removed = is_removed(handle)
+        if removed:
+            call.cancel()
+        else:
+            timer = loop.call_later(REMOVED_POLL_S, look)
+
+    look()
+    try:
+        yield
+    except (asyncio.CancelledError, RequestCancelledError) as error:
+        task = asyncio.current_task()
+        if not removed or (task is not None and task.cancelling()):
+            raise
+        raise PartError(REMOVED) from error
+    finally:
+        if timer:
+            timer.cancel()
+
+
 async def _stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
     """Stream of a replica; closing it cancels the work."""
     items = method.options(stream=True).remote(*arguments)
     done = False
     try:
-        with original_errors():
+        with original_errors(), _until_removed(method, items):
             async for item in items:
                 yield item
         done = True

@@ -12,8 +12,10 @@ from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.routing import running_replicas
+from llm_blender_ray.cluster.versions import version_of
 from llm_blender_ray.configs.schema import ComparisonSettings, RankerSettings
 from llm_blender_ray.pipelines.serve.handles import PartError, call, call_once
+from llm_blender_ray.pipelines.serve.replicas import OtherScorerError
 from llm_blender_ray.pipelines.serve.service_metrics import CACHE_HITS
 
 
@@ -38,7 +40,8 @@ class RemoteRanker:
             ComparisonCache(settings.cache, identity="")
         self._settings = settings
         self._handle = handle
-        self._slots = [_Slot(handle)]
+        self._version = version_of(settings)
+        self._slots = [_Slot(handle, self._version)]
         self._connection: tuple[Pool, Ranker] | None = None
         self._hits = Counter(CACHE_HITS.name, CACHE_HITS.description)
         self._counted = 0
@@ -70,13 +73,13 @@ class RemoteRanker:
     async def _connected(self) -> Ranker:
         """The ranker, with a slot in its pool for each running replica. The first call waits until one is up."""
         if self._connection is None:
-            traits: Traits = await call(self._handle.traits)
+            traits: Traits = await call(self._handle.traits, self._version)
             if self._connection is None:  # another request has not been faster
                 pool = Pool(self._slots, traits)
                 self._connection = pool, Ranker(self._settings, pool)
         pool, ranker = self._connection
         running = max(running_replicas(self._handle), 1)  # a call to none waits until one is up
-        self._slots += [_Slot(self._handle) for _ in range(running - len(self._slots))]
+        self._slots += [_Slot(self._handle, self._version) for _ in range(running - len(self._slots))]
         pool.use(self._slots[:running])
         return ranker
 
@@ -89,14 +92,14 @@ class RemoteRanker:
 class _Slot:
     """One call at a time, to the least loaded replica; as many slots as replicas keep all of them busy."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, version: str) -> None:
+        self._handle, self._version = handle, version
 
     async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
         """See `actors.pool.Replica`."""
         try:
-            scores: list[Score] = await call_once(self._handle.score, matchups)
-        except PartError as error:
+            scores: list[Score] = await call_once(self._handle.score, matchups, self._version)
+        except (PartError, OtherScorerError) as error:
             raise NoReplicaError(str(error)) from error
         return scores
 

@@ -1,12 +1,16 @@
 """Replicas of the parts of a blend: the bulk path's plain classes as Ray Serve runs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.replicas import ScorerActor
 from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.cluster.versions import version_of
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RankerSettings
 
@@ -43,6 +47,10 @@ class FuserReplica(PartReplica):
     _load = staticmethod(load_fuser)
 
 
+class OtherScorerError(BlendError):
+    """A gateway of one config has reached the scorer of another, in the middle of an update."""
+
+
 class ScorerReplica(ScorerActor):
     """The scorer of the ranker; the tournaments run in the gateways."""
 
@@ -54,3 +62,33 @@ class ScorerReplica(ScorerActor):
         """
         super().__init__(settings)
         self.load()
+        self._version = version_of(settings)
+
+    async def traits(self, version: str = "") -> Traits:
+        """See `ScorerActor`.
+
+        Args:
+            version: Of the gateway's settings.
+
+        Raises:
+            OtherScorerError: They are not those of this scorer.
+        """
+        self._check(version)
+        return await super().traits()
+
+    async def score(self, matchups: Sequence[Matchup], version: str = "") -> list[Score]:
+        """See `actors.scorers.Scorer`.
+
+        Args:
+            matchups: The matchups.
+            version: Of the gateway's settings.
+
+        Raises:
+            OtherScorerError: They are not those of this scorer.
+        """
+        self._check(version)
+        return await super().score(matchups)
+
+    def _check(self, version: str) -> None:
+        if version != self._version:
+            raise OtherScorerError("the service is being updated to another ranker")

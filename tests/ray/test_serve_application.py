@@ -1,39 +1,54 @@
 """The application by its import path, behind Ray Serve's own proxy, as `serve deploy` and KubeRay run it."""
 
+import copy
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
+from paths import ROOT
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.plan import PlanError
+from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.pipelines.serve import Arguments, application
 
+MANIFEST = ROOT / "cluster" / "kuberay" / "rayservice.yaml"
+ECHO = {"engine": "echo", "model": "echo", "num_cpus": 0.1}
+CONFIG: dict[str, Any] = {
+    "models": [
+        {"name": "awake", **ECHO},
+        {"name": "asleep", **ECHO, "replicas": {"min": 0, "max": 1}},  # it is there only while it is asked
+    ],
+    "ranker": {"kind": "echo", "num_cpus": 0.1},
+    "fuser": {"kind": "chat", "llm": {"name": "writer", **ECHO}},
+    "serve": {"gateway": {"num_cpus": 0.1, "replicas": 2}},
+}
+
+
+def deploy(config: dict[str, Any]) -> None:
+    """Deploy a config as KubeRay and `serve deploy` do: in the manifest's Serve config."""
+    content = yaml.safe_load(yaml.safe_load(MANIFEST.read_text())["spec"]["serveConfigV2"])
+    content["applications"][0]["args"]["config"] = config
+    client = _get_global_client()
+    client.deploy_apps(ServeDeploySchema.model_validate(content))
+    client._wait_for_application_running("blend", timeout_s=120)
+
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models that repeat the prompt, one of which is there only while it is asked."""
-    echo = {"engine": "echo", "model": "echo", "num_cpus": 0.1}
-    asleep = {"name": "asleep", **echo, "replicas": {"min": 0, "max": 1}}
-    file = tmp_path_factory.mktemp("application") / "blend.yaml"
-    ranker = {"kind": "echo", "num_cpus": 0.1}
-    fuser = {"kind": "chat", "llm": {"name": "writer", **echo}}
-    serving = {"gateway": {"num_cpus": 0.1, "replicas": 2}}
-    models = [{"name": "awake", **echo}, asleep]
-    file.write_text(yaml.safe_dump({"models": models, "ranker": ranker, "fuser": fuser, "serve": serving}))
-    return file
-
-
-@pytest.fixture(scope="module")
-def client(ray_session: None, config: Path) -> Iterator[httpx.Client]:
+def client(ray_session: None) -> Iterator[httpx.Client]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(application(Arguments(config=str(config))), name="blend", route_prefix="/")
+    deploy(CONFIG)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as made:
         yield made
     serve.shutdown()
@@ -65,7 +80,50 @@ def test_without_keys_a_request_that_was_forwarded_is_refused(client: httpx.Clie
     assert refused.status_code == 403 and "keys" in refused.json()["error"]["message"]
 
 
-def test_overrides_count_and_what_does_not_fit_is_refused(ray_session: None, config: Path) -> None:
+def replicas() -> dict[str, set[str]]:
+    """Replicas of each deployment."""
+    deployments = _get_global_client().get_serve_details()["applications"]["blend"]["deployments"]
+    return {name: {one["replica_id"] for one in found["replicas"]} for name, found in deployments.items()}
+
+
+def test_an_edited_config_takes_effect_and_restarts_nothing_else(client: httpx.Client) -> None:
+    """The manifest's promise, under requests that follow each other."""
+    before, answers, ended = replicas(), [], threading.Event()
+
+    def keep_asking() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=120) as other:
+            while not ended.is_set():
+                answers.append(ask(other, "blend"))
+
+    edited = copy.deepcopy(CONFIG)
+    edited["models"][0]["sampling"] = {"max_tokens": 100}
+    edited["models"].append({"name": "new", **ECHO})
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(keep_asking)
+        deploy(edited)
+        ended.set()
+        asking.result()
+    assert answers and {answer.status_code for answer in answers} == {200}
+    assert ask(client, "new").status_code == 200
+    after = replicas()
+    kept = {name for name in before if before[name] & after[name]}
+    assert kept - {"asleep"} == {"ranker", "fuser"}
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_overrides_count_and_what_does_not_fit_is_refused(ray_session: None, tmp_path: Path, as_file: bool) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    arguments = Arguments(config=str(file) if as_file else CONFIG, overrides=["models.0.num_cpus=64"])
     with pytest.raises(PlanError, match="awake needs 64 CPU"):
-        application(Arguments(config=str(config), overrides=["models.0.num_cpus=64"]))
+        application(arguments)
     assert issubclass(PlanError, BlendError)
+
+
+def test_a_node_with_another_file_than_the_deployed_one_does_not_build(tmp_path: Path) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    with pytest.raises(
+        ConfigError, match=r"blend\.yaml: its SHA-256 is [0-9a-f]{12}\.\.\. on this node, and 012345678901"
+    ):
+        application(Arguments(config=str(file), digest="0123456789012345"))

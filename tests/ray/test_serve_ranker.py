@@ -34,10 +34,10 @@ class Scorer:
         self._folder = Path(folder)
         self._scorer = EchoScorer(SETTINGS)
 
-    async def traits(self) -> Traits:
+    async def traits(self, version: str) -> Traits:
         return Traits(pointwise=False, identity="echo")
 
-    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+    async def score(self, matchups: Sequence[Matchup], version: str) -> list[Score]:
         (self._folder / f"{os.getpid()} {len(matchups)} {uuid.uuid4()}").touch()
         wanted = {matchup.prompt.instruction for matchup in matchups} - {"hello"}
         match next(iter(wanted), "hello"):

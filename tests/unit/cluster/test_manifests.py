@@ -26,6 +26,8 @@ from llm_blender_ray.cluster.submission import FOLDERS
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
+from llm_blender_ray.pipelines.serve import Arguments
+from llm_blender_ray.pipelines.serve.deploy import IMPORT_PATH, PROXY_SLACK_S
 
 CLUSTER = ROOT / "cluster"
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
@@ -75,8 +77,19 @@ def container(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def configs() -> list[tuple[str, str]]:
-    """Config files within the manifests: the config map's name, and the text."""
-    return [(one["metadata"]["name"], one["data"]["blend.yaml"]) for one in named("ConfigMap")]
+    """Configs within the manifests: the name of the config map or service, and the text."""
+    (service,) = named("RayService")
+    return [
+        *((one["metadata"]["name"], one["data"]["blend.yaml"]) for one in named("ConfigMap")),
+        (service["metadata"]["name"], yaml.safe_dump(served()["applications"][0]["args"]["config"])),
+    ]
+
+
+def served() -> dict[str, Any]:
+    """The service's Serve config."""
+    (service,) = named("RayService")
+    config: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
+    return config
 
 
 # ---- KubeRay
@@ -116,6 +129,8 @@ def test_what_a_pod_refers_to_is_there(document: dict[str, Any], spec: dict[str,
         for volume in pod["volumes"]:
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims
+            elif "secret" in volume:
+                assert f"create secret generic {volume['secret']['secretName']}" in PAGE
             else:
                 assert volume["configMap"]["name"] in maps
         mounts = {mount["name"]: mount["mountPath"] for mount in container(group)["volumeMounts"]}
@@ -155,21 +170,31 @@ def test_the_job_runs_a_mounted_config_and_is_tried_again() -> None:
     assert config["input"].startswith("s3://") and config["output"].startswith("s3://")  # a new cluster finds it
 
 
-def test_the_service_is_a_serve_config() -> None:
-    (service,) = named("RayService")
-    serve = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+def test_the_service_is_a_serve_config_that_holds_all_that_decides_an_update() -> None:
+    serve = ServeDeploySchema.model_validate(served())
     assert serve.http_options.port == PORTS["serve"] and serve.http_options.host == "0.0.0.0"
     (application,) = serve.applications
     assert application.route_prefix == "/"
+    # an edit of a file beside it would change nothing that Ray Serve or KubeRay compares
+    config = BlendConfig.model_validate(Arguments.model_validate(application.args).config)
+    assert serve.http_options.request_timeout_s == config.serve.deadline_s + PROXY_SLACK_S
+
+
+def test_the_services_keys_are_a_file_of_their_own_secret() -> None:
+    """Environment variables stay as they were when a process started; a secret's file changes."""
+    (service,) = named("RayService")
+    keys = Path(served()["applications"][0]["args"]["config"]["serve"]["keys_file"])
     for group in groups(service["spec"]["rayClusterConfig"]):
-        assert mounted(group, application.args["config"])  # its parts may start on any node
+        (volume,) = (one for one in group["template"]["spec"]["volumes"] if "secret" in one)
+        mounts = {mount["name"]: mount["mountPath"] for mount in container(group)["volumeMounts"]}
+        assert mounts[volume["name"]] == str(keys.parent)
+        assert f"create secret generic {volume['secret']['secretName']} --from-file={keys.name}" in PAGE
 
 
 def test_the_services_import_path_exists() -> None:
-    (service,) = named("RayService")
-    path = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["import_path"]
-    module, _, attribute = path.partition(":")
+    module, _, attribute = served()["applications"][0]["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), attribute))
+    assert served()["applications"][0]["import_path"] == IMPORT_PATH
 
 
 def mounted(group: dict[str, Any], path: str) -> bool:

@@ -18,6 +18,7 @@ from llm_blender_ray.cluster.plan import (
     pack_waves,
     place,
     place_together,
+    replaceable,
 )
 from llm_blender_ray.configs.schema import BlendConfig, PairRanker
 
@@ -244,3 +245,15 @@ def test_how_much_a_replica_does_at_once() -> None:
     assert judge.model_settings.width == 3
     fuser = config(VLLM, fuser={"kind": "chat", "llm": made.models[1].model_dump() | {"name": "f"}}).fuser
     assert fuser is not None and fuser.model_settings.width == 7
+
+
+def test_what_an_update_can_start_before_it_stops_the_earlier_one() -> None:
+    def found(capacity: Capacity, **model: object) -> frozenset[str]:
+        settings = config(VLLM | model, fuser=None)
+        return replaceable(settings, place_together(settings, capacity), capacity)
+
+    assert found(machine(8, 4)) == {"gateway", "ranker", "m0"}
+    assert found(machine(8, 3)) == {"gateway", "m0"}  # the largest first
+    assert found(machine(8, 2)) == {"gateway"}
+    assert found(machine(1, 4)) == {"ranker", "m0"}  # the only CPU is the gateway's
+    assert found(machine(8, 3), replicas={"min": 1, "max": 3}) == frozenset()  # it may need the room itself
