@@ -76,7 +76,7 @@ bench-decoding: $(VENV)/.installed-dev            ## the transformers engine, wi
 bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)
 
-bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill, ranking or first-token (WHAT=latency, ARGS=), JSON last
+bench-online: $(VENV)/.installed-dev            ## the service: latency, overload, kill, change, ranking or first-token (WHAT=latency, ARGS=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.online $(or $(WHAT),latency) $(ARGS)
 
 docs: $(VENV)/.installed-dev            ## the documentation as a site, in out/site

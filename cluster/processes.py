@@ -67,12 +67,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def nodes(cpus: Sequence[int]) -> Iterator[Any]:
-    """A Ray cluster of several nodes on this machine; the first is its head."""
+def nodes(cpus: Sequence[int], dashboard_port: int | None = None) -> Iterator[Any]:
+    """A Ray cluster of several nodes on this machine; the first is its head.
+
+    Args:
+        cpus: Of each node.
+        dashboard_port: Port of the dashboard, on 127.0.0.1; None: there is none.
+    """
     from ray.cluster_utils import Cluster
 
+    head: dict[str, Any] = {"num_cpus": cpus[0], "include_dashboard": dashboard_port is not None}
+    if dashboard_port is not None:
+        head |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
     with private_ray():
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for number in cpus[1:]:
                 cluster.add_node(num_cpus=number)

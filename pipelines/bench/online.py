@@ -4,12 +4,14 @@ Each benchmark starts `blend serve` as a process, queries it over HTTP, ends it,
 `latency`: six models, a ranker and a fuser without work, beside a bare Ray Serve graph of as many calls.
 `overload`: the best load, ten times that, and the best load again.
 `kill`: SIGKILL to a replica of each part under load.
+`change`: changes of the config of a deployed service under load.
 `ranking`: one request of eleven answers by the number of ranker replicas.
 `first-token`: time to the first text and the last of a blend, beside each of its models alone.
 
     python -m llm_blender_ray.pipelines.bench.online latency --requests 500
     python -m llm_blender_ray.pipelines.bench.online overload --setting waiting --seconds 60
     python -m llm_blender_ray.pipelines.bench.online kill --rounds 1
+    python -m llm_blender_ray.pipelines.bench.online change --per-s 20
     python -m llm_blender_ray.pipelines.bench.online ranking --requests 10
     python -m llm_blender_ray.pipelines.bench.online first-token --prompts 20
 
@@ -30,6 +32,7 @@ from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import PRESETS
+from llm_blender_ray.pipelines.bench.online_change import change_each
 from llm_blender_ray.pipelines.bench.online_kill import GATEWAY_NAME, kill_each
 from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
@@ -208,6 +211,20 @@ def bench_kill(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     return report, not failed and all(None not in hit["recovery_s"] for hit in found.values())
 
 
+def bench_change(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Change the config of a deployed service under load, in each of several ways."""
+    found = change_each(read_prompts(), given.per_s)
+    table = Table("changed", "update, s", "requests", "failed", "degraded", "slowest, s", "restarted")
+    for name, one in found.items():
+        counts = (one["update_s"], one["sent"], one["failed"], one["outcomes"].get(DEGRADED, 0), one["slowest_s"])
+        table.add_row(name, *map(str, counts), ", ".join(one["restarted"]))
+    Console(width=120).print(table)
+    failed = sum(one["failed"] for one in found.values())
+    unchanged = sum(len(one["restarted_unchanged"]) for one in found.values())
+    report = {"per_s": given.per_s, "failed": failed, "restarts_of_unchanged": unchanged, "changes": found}
+    return report, not failed and not unchanged
+
+
 async def first_tokens(running: Running, models: Sequence[str], prompts: Sequence[str]) -> dict[str, list[Shot]]:
     """Send every prompt to every model, one at a time; the first model changes from prompt to prompt."""
     loop = asyncio.get_running_loop()
@@ -276,6 +293,9 @@ def _commands() -> argparse.ArgumentParser:
     command.set_defaults(bench=bench_kill)
     command.add_argument("--rounds", type=int, default=1)
     command.add_argument("--per-s", type=float, default=1.0, help="requests a second")
+    command = commands.add_parser("change", help="the config changed under load")
+    command.set_defaults(bench=bench_change)
+    command.add_argument("--per-s", type=float, default=20.0, help="requests a second")
     command = commands.add_parser("ranking", help="one request on several replicas of the ranker")
     command.set_defaults(bench=bench_ranking)
     command.add_argument("--requests", type=int, default=10, help="one at a time")

@@ -16,6 +16,7 @@ from virtual_time import VirtualTimeLoop, run
 
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bench.online import failures
+from llm_blender_ray.pipelines.bench.online_change import CHANGES, account, changed_service, restarted
 from llm_blender_ray.pipelines.bench.online_kill import Client, Deaths
 from llm_blender_ray.pipelines.bench.online_load import (
     ANSWERED,
@@ -318,3 +319,27 @@ def test_what_is_no_answer(body: Any) -> None:
 )
 def test_configs_are_valid(config: dict[str, Any]) -> None:
     BlendConfig.model_validate(config)
+
+
+# Changes of the config
+
+
+def test_a_part_that_lost_a_replica_restarted() -> None:
+    before = {"a": frozenset("12"), "b": frozenset("3"), "gone": frozenset("4")}
+    after = {"a": frozenset("15"), "b": frozenset("36"), "new": frozenset("7")}
+    assert restarted(before, after) == {"a"}
+
+
+def test_failures_and_restarts_of_an_update_are_counted() -> None:
+    shots = [shot(0, 1), shot(1, 4, DEGRADED), shot(2, 2.5, "HTTP 500"), shot(3, 3.5, REFUSED)]
+    found = account(shots, 2.04, {"echo0", "ranker", "gateway"}, CHANGES["a model's sampling"])
+    assert (found["sent"], found["failed"], found["slowest_s"], found["update_s"]) == (4, 2, 3.0, 2.0)
+    assert found["restarted"] == ["echo0", "gateway", "ranker"] and found["restarted_unchanged"] == ["ranker"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_gives_another_valid_config(name: str) -> None:
+    config = changed_service()
+    CHANGES[name].apply(config)
+    assert BlendConfig.model_validate(config) != BlendConfig.model_validate(changed_service())
+    assert CHANGES[name].restarted <= {"ranker", "fuser", *(model["name"] for model in config["models"])}
