@@ -36,7 +36,7 @@ from llm_blender_ray.pipelines.bench.online_load import (
     connections,
 )
 from llm_blender_ray.pipelines.bench.online_service import HOST, without_models
-from llm_blender_ray.pipelines.serve.deploy import APPLICATION
+from llm_blender_ray.pipelines.serve.serve_config import APPLICATION
 
 CPUS = 16  # by Ray's count: room for every part twice
 STEADY_S = 5.0  # of load before an update, and after it

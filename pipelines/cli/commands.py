@@ -127,15 +127,17 @@ def deploy(
     """Online, on a Ray cluster: deploy the service or update it. Only models whose settings changed restart."""
     settings = load(config, BlendConfig, set_)
 
-    from llm_blender_ray.pipelines.serve.deploy import deploy_service, serve_config
-
     if print_:
+        from llm_blender_ray.pipelines.serve.serve_config import serve_config
+
         typer.echo(
             yaml.safe_dump(serve_config(settings, host, port), sort_keys=False, allow_unicode=True), nl=False
         )
     elif address is None:
         raise typer.BadParameter("give --address of the cluster's dashboard, http://HOST:8265, or --print")
     else:
+        from llm_blender_ray.pipelines.serve.deploy import deploy_service
+
         deploy_service(settings, address, host, port, wait=wait)
 
 

@@ -24,7 +24,7 @@ from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undone
 from llm_blender_ray.pipelines.serve.access import Keys
 from llm_blender_ray.pipelines.serve.request_log import printing
-from llm_blender_ray.pipelines.serve.deploy import APPLICATION, PROXY_SLACK_S, failed_part
+from llm_blender_ray.pipelines.serve.serve_config import APPLICATION, PROXY_SLACK_S, failed_part
 
 
 def serve_blend(config: BlendConfig, host: str, port: int) -> None:

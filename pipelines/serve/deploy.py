@@ -1,12 +1,7 @@
-"""`blend deploy`: the service on a Ray cluster, or an update of it, by Ray Serve's REST API.
+"""`blend deploy`: the service on a Ray cluster, or an update of it, by Ray Serve's REST API."""
 
-The config itself is the application's argument: Ray Serve compares arguments, so every change of it takes effect.
-"""
-
-import re
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
@@ -14,36 +9,10 @@ from llm_blender_ray.cluster.job_client import JobClient, connect
 from llm_blender_ray.cluster.submission import local_paths
 from llm_blender_ray.configs.environment import variables
 from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.serve.serve_config import APPLICATION, failed_part, last_line, serve_config
 
-APPLICATION = "blend"
-IMPORT_PATH = "llm_blender_ray.pipelines.serve:application"
-PROXY_SLACK_S = 5.0  # between a request's deadline and the proxy's end of its response
 POLL_S = 1.0
 _API = "/api/serve/applications/"
-_TYPE = re.compile(r"^[\w.]+: ")  # of an exception in a traceback
-
-
-def serve_config(config: BlendConfig, host: str, port: int) -> dict[str, Any]:
-    """The config's service as a Serve config, for `serve deploy` and KubeRay's `serveConfigV2`.
-
-    Args:
-        config: The config.
-        host: Address on which the nodes' proxies listen.
-        port: Their port.
-    """
-    data = config.model_dump(mode="json", exclude_unset=True)
-    data.get("ray", {}).pop("address", None)  # the application is on its own cluster
-    return {
-        "proxy_location": "EveryNode",
-        "http_options": {
-            "host": host,
-            "port": port,
-            "request_timeout_s": config.serve.deadline_s + PROXY_SLACK_S,
-        },
-        "applications": [
-            {"name": APPLICATION, "route_prefix": "/", "import_path": IMPORT_PATH, "args": {"config": data}}
-        ],
-    }
 
 
 def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, wait: bool = False) -> None:
@@ -84,26 +53,9 @@ def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, w
     _tell(f"serving blend, blend-best and {len(config.models)} models at port {port} of the cluster's nodes")
 
 
-def failed_part(parts: Iterable[tuple[str, str, str]]) -> str | None:
-    """Name of the first part that did not start, with the error that it raised; None: there is none.
-
-    Args:
-        parts: Name, status and message of each deployment; the message ends with a traceback.
-    """
-    for name, status, message in parts:
-        if status in ("DEPLOY_FAILED", "UNHEALTHY") and (reason := _last_line(message)):
-            return f"{name}: {reason}"
-    return None
-
-
 def _reason(application: dict[str, Any]) -> str:
     parts = ((one["name"], one["status"], one["message"]) for one in application["deployments"].values())
-    return failed_part(parts) or _last_line(application["message"]) or "no reason given"
-
-
-def _last_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return _TYPE.sub("", lines[-1]) if lines else ""
+    return failed_part(parts) or last_line(application["message"]) or "no reason given"
 
 
 def _applications(client: JobClient) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
 from llm_blender_ray.pipelines.serve import Arguments
-from llm_blender_ray.pipelines.serve.deploy import IMPORT_PATH, PROXY_SLACK_S
+from llm_blender_ray.pipelines.serve.serve_config import IMPORT_PATH, PROXY_SLACK_S
 
 CLUSTER = ROOT / "cluster"
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
