@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -31,10 +32,7 @@ class JobClient(JobSubmissionClient):
             return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
         except AuthenticationError as error:
             problem = "refuses this token" if self._headers else "wants a token"
-            raise ClusterError(
-                f"Ray at {self.get_address()} {problem}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH to the cluster's token"
-            ) from error
+            raise ClusterError(f"Ray at {self.get_address()} {problem}: {_cure(bool(self._headers))}") from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"Ray at {self.get_address()}: no answer (expected the dashboard's address, http://HOST:8265)"
@@ -49,6 +47,16 @@ class JobClient(JobSubmissionClient):
         """Whether the cluster's head is this machine, so that the job has its paths and its Python."""
         nodes = self._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
         return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
+
+
+def _cure(with_token: bool) -> str:
+    """What to set after the cluster has refused a request."""
+    if not with_token and (Path.home() / ".ray" / "auth_token").is_file():
+        return (
+            "set RAY_AUTH_MODE=token; a cluster of this machine takes its token from ~/.ray/auth_token, which an "
+            "earlier Ray has left (without that file at its start it wants none); for another set RAY_AUTH_TOKEN"
+        )
+    return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 def connect(address: str) -> JobClient:

@@ -248,8 +248,7 @@ def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | Non
         max_ongoing_requests=NO_LIMIT,
         ray_actor_options={"num_cpus": serving.gateway.num_cpus},
         health_check_period_s=HEALTH_S,
-        **rolling.options(GATEWAY),
-        **({"graceful_shutdown_timeout_s": STOP_S} if listen else {}),
+        **rolling.options(GATEWAY) | ({"graceful_shutdown_timeout_s": STOP_S} if listen else {}),
     )
     arguments = (*(listen or ()), config, members, ranker, fuser, ballots)
     return versioned(gateway, config, str(listen)).bind(*arguments)

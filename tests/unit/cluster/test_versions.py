@@ -4,10 +4,14 @@ import copy
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.serve._private.build_app import build_app
 from ray.serve._private.config import DeploymentConfig
 
+from llm_blender_ray.cluster.session import grown_capacity
+from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.serve import Arguments, application
+from llm_blender_ray.pipelines.serve.deployments import STOP_S, build
 
 ECHO = {"engine": "echo", "model": "echo"}
 CONFIG: dict[str, Any] = {
@@ -24,7 +28,11 @@ def deployed(**changes: Any) -> dict[str, DeploymentConfig]:
     """Options of the deployments, as Ray Serve's controller gets them: with the application's version set."""
     config = copy.deepcopy(CONFIG)
     overrides = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
-    app = build_app(application(Arguments(config=config, overrides=overrides)), name="blend")
+    return options_of(application(Arguments(config=config, overrides=overrides)))
+
+
+def options_of(application: serve.Application) -> dict[str, DeploymentConfig]:
+    app = build_app(application, name="blend")
     found = {}
     for deployment in app.deployments:
         options = deployment._deployment_config
@@ -63,3 +71,9 @@ def test_a_replica_finishes_its_requests_and_is_replaced_before_it_stops_where_t
     assert {roomy[name].graceful_shutdown_timeout_s for name in ALL - {"ballots"}} == {50}
     assert {name for name in ALL if roomy[name].max_surge_percent} == ALL - {"ballots"}
     assert {name for name in ALL if tight[name].max_surge_percent} == {"a", "b", "fuser"}  # they take no CPU
+
+
+def test_a_gateway_that_listens_itself_ends_soon() -> None:
+    config = BlendConfig.model_validate(CONFIG)
+    options = options_of(build(config, grown_capacity(config.ray), ("127.0.0.1", 8000)))
+    assert options["gateway"].graceful_shutdown_timeout_s == STOP_S < options["a"].graceful_shutdown_timeout_s
