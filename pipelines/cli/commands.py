@@ -43,6 +43,7 @@ from llm_blender_ray.pipelines.cli.options import (
     StrategyOption,
     TopK,
     Update,
+    UsageError,
     bulk_settings,
     check_existing,
     preference_settings,
@@ -134,7 +135,7 @@ def deploy(
             yaml.safe_dump(serve_config(settings, host, port), sort_keys=False, allow_unicode=True), nl=False
         )
     elif address is None:
-        raise typer.BadParameter("give --address of the cluster's dashboard, http://HOST:8265, or --print")
+        raise UsageError("give --address, the cluster's dashboard (http://HOST:8265), or --print")
     else:
         from llm_blender_ray.pipelines.serve.deploy import deploy_service
 

@@ -63,11 +63,21 @@ def test_a_refused_command_imports_nothing_slow(tmp_path: Path) -> None:
         (["train", "fuser", str(tmp_path / "none.yaml")], 2, "none.yaml"),
         (["serve", config("adapter")], 1, "a PEFT adapter of another model"),
         (["serve", config("adapter"), "--host", "0.0.0.0"], 2, "needs API keys"),
+        (
+            ["deploy", config("adapter")],
+            2,
+            "give --address, the cluster's dashboard (http://HOST:8265), or --print",
+        ),
+        (["deploy", str(tmp_path / "none.yaml"), "--print"], 2, "none.yaml"),
     ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps([arguments for arguments, _, _ in refused]),
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        },
         capture_output=True,
         text=True,
         check=True,
