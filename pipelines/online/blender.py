@@ -18,7 +18,7 @@ from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings
 from llm_blender_ray.configs.strategies import Focus, Full, Sparse, Strategy
 from llm_blender_ray.pipelines.online.circuits import RANKER, ending_call
-from llm_blender_ray.pipelines.online.events import BlendResult, Event
+from llm_blender_ray.pipelines.online.events import BlendResult, Event, usage_by_part
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
 from llm_blender_ray.pipelines.online.request import BlendRun
@@ -106,8 +106,12 @@ class Blender(Parts):
             NoAnswerError: No member answers.
         """
         run = BlendRun(self, ask)
-        for step in run.steps():
-            async with contextlib.aclosing(step) as events:
-                async for event in events:
-                    yield event
+        try:
+            for step in run.steps():
+                async with contextlib.aclosing(step) as events:
+                    async for event in events:
+                        yield event
+        except NoAnswerError as error:
+            error.usages = usage_by_part(run.blend)
+            raise
         yield run.outcome()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.records import Blend, Candidate, FinishReason, Ranking
+from llm_blender_ray.actors.usage import TokenUsage
+from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class BlendResult:
 
     Attributes:
         blend: Candidates, ranking and fused text.
-        answer: Text, reasoning, finish reason and the fuser's own token counts.
+        answer: Text, reasoning and finish reason.
         seconds: Duration of each stage (`generate`, `rank`, `fuse`).
         degraded: What the answer lacks and why, one line each.
     """
@@ -75,32 +77,26 @@ class BlendResult:
     degraded: tuple[str, ...] = ()
 
     @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens of all members and the fuser, where known."""
-        return sum(candidate.prompt_tokens or 0 for candidate in self.blend.candidates) + (
-            self.answer.prompt_tokens or 0
-        )
-
-    @property
-    def completion_tokens(self) -> int:
-        """Completion tokens of all members and the fuser, where known."""
-        return sum(candidate.completion_tokens or 0 for candidate in self.blend.candidates) + (
-            self.answer.completion_tokens or 0
-        )
-
-    @property
-    def reasoning_tokens(self) -> int:
-        """Those of the completion tokens that are reasoning, where known."""
-        return sum(candidate.reasoning_tokens or 0 for candidate in self.blend.candidates) + (
-            self.answer.reasoning_tokens or 0
-        )
+    def usage(self) -> TokenUsage:
+        """Usage of all parts: what the answer cost, whatever became of it."""
+        return sum(usage_by_part(self.blend).values(), TokenUsage())
 
 
 Event = MemberDelta | Answered | Ranked | Fusing | ReasoningDelta | AnswerDelta | BlendResult
 
 
+def usage_by_part(blend: Blend) -> dict[str, TokenUsage]:
+    """Usage of a blend by model, and of its ranker (an LLM that judges) and its fuser, where they made calls."""
+    found: dict[str, TokenUsage] = {}
+    for candidate in blend.candidates:
+        name = candidate.model or ""
+        found[name] = found.get(name, TokenUsage()) + candidate.known_usage
+    found |= {RANKER: blend.ranking_usage or TokenUsage(), FUSER: blend.fusing_usage or TokenUsage()}
+    return {name: usage for name, usage in found.items() if usage.calls}
+
+
 def answer_of(candidate: Candidate) -> Completion:
-    """A candidate as the answer; its tokens count as the candidate's."""
+    """A candidate as the answer."""
     reason: FinishReason = "length" if candidate.finish_reason == "length" else "stop"
     return Completion(candidate.text or "", reason, reasoning=candidate.reasoning, logprobs=candidate.logprobs)
 

@@ -3,13 +3,14 @@
 A part is a plain class in this process or a handle of replicas elsewhere.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 
 BLEND, BEST = "blend", "blend-best"  # names of the blends; any other is a member's own
@@ -69,11 +70,13 @@ class NoAnswerError(BlendError):
     Attributes:
         refused: All reject the prompt itself; "too long" if a shorter one may be accepted.
         retry_after_s: Seconds until a member may be called again if all are left out; None: otherwise.
+        usages: Usage by part, as `events.usage_by_part` has it: calls that came to nothing are billed, too.
     """
 
     def __init__(self, message: str, refused: Refusal | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message, refused, retry_after_s)
         self.refused, self.retry_after_s = refused, retry_after_s
+        self.usages: Mapping[str, TokenUsage] = {}
 
     def __str__(self) -> str:
         return str(self.args[0])

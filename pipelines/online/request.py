@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from llm_blender_ray.actors.circuit_breaker import Call, NotAskedError
 from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta
-from llm_blender_ray.actors.errors import BLANK, BlendError, one_line
+from llm_blender_ray.actors.errors import BLANK, BlendError, one_line, usage_of_error
 from llm_blender_ray.actors.fusers import FuserPart
 from llm_blender_ray.actors.ranker import blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, Refusal, is_blank
 from llm_blender_ray.actors.stages import best_readable, missing_samples
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.pipelines.online.circuits import FUSER, RANKER, ending_call, probe
 from llm_blender_ray.pipelines.online.clock import in_time, least_limit, now
 from llm_blender_ray.pipelines.online.events import (
@@ -25,6 +26,7 @@ from llm_blender_ray.pipelines.online.events import (
     answer_of,
     delta_of,
 )
+from llm_blender_ray.pipelines.online.member_calls import member_pieces
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, Member, NoAnswerError
 
@@ -50,6 +52,7 @@ class BlendRun:
         self._ranking: Ranking | None = None
         self._fused_from: tuple[int, ...] = ()
         self._answer = Completion("", "stop")
+        self._ranking_usage = self._fusing_usage = TokenUsage()
         self._seconds: dict[str, float] = {}
         self._degraded: list[str] = []
         self._timeouts = parts.timeouts
@@ -70,9 +73,20 @@ class BlendRun:
 
     def outcome(self) -> BlendResult:
         """Result after all steps."""
-        fused = None if self._alone else self._answer.text
-        blend = Blend(self._ask.prompt, self._known(), self._ranking, fused, self._fused_from)
-        return BlendResult(blend, self._answer, self._seconds, tuple(self._degraded))
+        return BlendResult(self.blend, self._answer, self._seconds, tuple(self._degraded))
+
+    @property
+    def blend(self) -> Blend:
+        """The blend so far."""
+        return Blend(
+            self._ask.prompt,
+            self._known(),
+            self._ranking,
+            None if self._alone else self._answer.text,
+            self._fused_from,
+            ranking_usage=self._ranking_usage,
+            fusing_usage=self._fusing_usage,
+        )
 
     def _known(self) -> tuple[Candidate, ...]:
         return tuple(candidate for candidate in self._candidates if candidate is not None)
@@ -111,16 +125,16 @@ class BlendRun:
         limit = self._patient_with(member.name, self._left())
         said: Candidate | None = None
         with self._timed("generate"):
-            async with contextlib.aclosing(self._asked(call, member, sample, self._ask.follow, limit)) as pieces:
+            async with contextlib.aclosing(self._pieces(call, member, sample, self._ask.follow, limit)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Candidate):
                         said = piece
                     else:
                         yield delta_of(piece)
         assert said is not None  # every stream ends with it
+        self._candidates = [said]
         if said.text is None:
             raise NoAnswerError(f"{member.name}: {said.error}", said.refused)
-        self._candidates = [said]
         self._answer = answer_of(said)
 
     async def _generate(self) -> AsyncGenerator[Event, None]:
@@ -151,7 +165,8 @@ class BlendRun:
         for at, member, _ in self._slots:
             if self._candidates[at] is None:
                 cause = self._parts.circuits[member.name].status.cause if at in self._probes else None
-                self._candidates[at] = Candidate(member.name, error=_not_waited_for(cause) if cause else why)
+                told = _not_waited_for(cause) if cause else why
+                self._candidates[at] = Candidate(member.name, error=told, usage=TokenUsage.given_up())
         for candidate in self._known():
             if candidate.text is None:
                 self._degraded.append(f"{candidate.model}: {candidate.error}")
@@ -173,7 +188,7 @@ class BlendRun:
         try:
             call = circuits[member.name].begin()
         except NotAskedError as error:
-            candidate = Candidate(member.name, error=str(error))
+            candidate = Candidate(member.name, error=str(error), usage=TokenUsage())
             self._candidates[index] = candidate
             return Answered(index, candidate, 0.0)
         work = self._one(call, index, member, sample, happened)
@@ -204,7 +219,7 @@ class BlendRun:
         limit = self._whole_s(member.name) if call.probe else self._timeouts.timeouts_s.get(member.name)
         said: Candidate | None = None
         follow = self._ask.follow_members
-        async with contextlib.aclosing(self._asked(call, member, sample, follow, limit)) as pieces:
+        async with contextlib.aclosing(self._pieces(call, member, sample, follow, limit)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     happened.put_nowait(MemberDelta(index, member.name, piece))
@@ -213,32 +228,10 @@ class BlendRun:
         assert said is not None  # every stream ends with it
         happened.put_nowait(Answered(index, said, now() - began))
 
-    async def _asked(
+    def _pieces(
         self, call: Call, member: Member, sample: int, follow: bool, limit: float | None
     ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
-        """Pieces of a member's answer if they are followed, then its candidate, whatever happens."""
-        candidate: Candidate
-        try:
-            with ending_call(call, self._whole_s(member.name)) as heard:
-                if follow:
-                    stream = member.stream(self._ask.prompt, sample, self._ask.change)
-                    async with contextlib.aclosing(in_time(stream, limit)) as pieces:
-                        async for piece in pieces:
-                            if isinstance(piece, Candidate):
-                                candidate = piece
-                            else:
-                                heard.set()
-                                yield piece
-                else:
-                    async with asyncio.timeout(limit):
-                        candidate = await member.answer(self._ask.prompt, sample, self._ask.change)
-                call.ended(candidate)
-        except TimeoutError as error:
-            told = one_line(error) if limit is None else f"no answer within {limit:g} s"
-            candidate = Candidate(member.name, error=told)
-        except Exception as error:  # whatever a replica raises
-            candidate = Candidate(member.name, error=one_line(error))
-        yield candidate
+        return member_pieces(self._ask, call, member, sample, follow, limit, self._whole_s(member.name))
 
     def _until(self) -> float:
         """Share of the deadline for generation: all of it while there is no answer."""
@@ -295,12 +288,14 @@ class BlendRun:
                 async with contextlib.aclosing(self._rankings(candidates, limit)) as rankings:
                     async for ranking in rankings:
                         self._ranking = blanks_last(ranking, candidates)
+                        self._ranking_usage = ranking.usage
                         if self._ask.follow_members:
                             yield Ranked(self._ranking, candidates)
             except TimeoutError as error:
                 why = one_line(error) if limit is None else f"no ranking within {limit:g} s"
             except Exception as error:  # whatever the ranker or its replicas raise
                 why = one_line(error)
+                self._ranking_usage += usage_of_error(error)
         told = self._ranking if self._ask.follow_members else None
         if self._ranking is not None and self._ranking.complete:
             self._parts.leaderboard.add(candidates, self._ranking)
@@ -357,7 +352,7 @@ class BlendRun:
                 async with contextlib.aclosing(self._fusion(fuser, texts, limit)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Completion):
-                            self._answer = piece
+                            self._answer, self._fusing_usage = piece, piece.usage
                         else:
                             written += piece if isinstance(piece, str) else ""
                             yield delta_of(piece)
@@ -365,8 +360,10 @@ class BlendRun:
                 return
             except TimeoutError as error:
                 why = one_line(error) if limit is None else f"no answer within {limit:g} s"
+                self._fusing_usage = TokenUsage.given_up()
             except Exception as error:  # whatever the fuser or its replicas raise
                 why = one_line(error)
+                self._fusing_usage = usage_of_error(error)
         if written:
             self._degraded.append(f"fuser: {why}; the answer is what was written by then")
             self._answer = Completion(written, "length")

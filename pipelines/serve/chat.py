@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from llm_blender_ray.actors.chats import read_messages
 from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.records import Candidate, Prompt
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import BaseLLM, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -21,17 +22,18 @@ from llm_blender_ray.pipelines.online.events import (
     Fusing,
     MemberDelta,
     Ranked,
+    usage_by_part,
 )
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest
 from llm_blender_ray.pipelines.serve.errors import UNSUPPORTED, internal_error, invalid, to_api_error, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, BlendOptions, ChatRequest
+from llm_blender_ray.pipelines.serve.response_parts import ChoiceLogprobs, Usage
 from llm_blender_ray.pipelines.serve.responses import (
     AnsweredEvent,
     AnswerMessage,
     CandidateAnswer,
     ChatCompletion,
     Choice,
-    ChoiceLogprobs,
     Chunk,
     ChunkChoice,
     Degraded,
@@ -44,8 +46,6 @@ from llm_blender_ray.pipelines.serve.responses import (
     RankingAnswer,
     StageEvent,
     Timings,
-    TokenDetails,
-    Usage,
 )
 from llm_blender_ray.pipelines.serve.sampling import read_sampling
 from llm_blender_ray.pipelines.serve.streaming import merge_streams
@@ -124,6 +124,7 @@ class Chat:
             fused_from=list(blend.fused_from),
             timings=Timings(queue=waited_s, total=total, **outcome.seconds),
             degraded=list(outcome.degraded),
+            usage=_usage_by_part(outcome),
         )
 
 
@@ -205,22 +206,24 @@ def completion(chat: Chat, outcomes: list[BlendResult], waited_s: float) -> Chat
             )
             for at, outcome in enumerate(outcomes)
         ],
-        usage=usage(outcomes),
+        usage=_usage(outcomes),
         blend=blends[0],
     )
 
 
-def usage(outcomes: list[BlendResult]) -> Usage:
+def _usage(outcomes: list[BlendResult]) -> Usage:
     """Tokens of all choices."""
-    prompt = sum(outcome.prompt_tokens for outcome in outcomes)
-    completion = sum(outcome.completion_tokens for outcome in outcomes)
-    reasoning = sum(outcome.reasoning_tokens for outcome in outcomes)
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion,
-        completion_tokens_details=TokenDetails(reasoning_tokens=reasoning) if reasoning else None,
-    )
+    return Usage.of(sum((outcome.usage for outcome in outcomes), TokenUsage()))
+
+
+def _usage_by_part(outcome: BlendResult) -> dict[str, Usage] | None:
+    """Tokens by part; None where the candidates' own and the fuser's are all."""
+    candidates = outcome.blend.candidates
+    shown = sum((one.prompt_tokens or 0) + (one.completion_tokens or 0) for one in candidates)
+    shown += (outcome.blend.fusing_usage or TokenUsage()).total_tokens
+    if shown == outcome.usage.total_tokens:
+        return None
+    return {name: Usage.of(usage) for name, usage in usage_by_part(outcome.blend).items()}
 
 
 async def lines(
@@ -312,7 +315,7 @@ async def _lines(
                     if chat.options.events:
                         yield line(blend=_event(chat, choice, event))
     if with_usage:
-        yield line(usage=usage(list(outcomes.values())), blend=first())
+        yield line(usage=_usage(list(outcomes.values())), blend=first())
     yield LAST
 
 

@@ -3,38 +3,13 @@
 The forms are OpenAI's, Jina's and Cohere's, with this service's own fields in `blend`.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking, TokenLogprob
-
-
-class ResponseModel(BaseModel):
-    """A part of a response."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-def _absent(value: object) -> bool:
-    return value is None
-
-
-class TokenDetails(ResponseModel):
-    """Kinds of completion tokens."""
-
-    reasoning_tokens: int
-
-
-class Usage(ResponseModel):
-    """Tokens of all models that worked on the answer, where known. Completion tokens include those of reasoning."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    completion_tokens_details: TokenDetails | None = Field(default=None, exclude_if=_absent)
+from llm_blender_ray.actors.records import Candidate, FinishReason, Ranking
+from llm_blender_ray.pipelines.serve.response_parts import ChoiceLogprobs, ResponseModel, Usage, is_absent
 
 
 class CandidateAnswer(ResponseModel):
@@ -46,8 +21,8 @@ class CandidateAnswer(ResponseModel):
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
-    reasoning_tokens: int | None = Field(default=None, exclude_if=_absent)
+    reasoning_content: str | None = Field(default=None, exclude_if=is_absent)
+    reasoning_tokens: int | None = Field(default=None, exclude_if=is_absent)
 
     @classmethod
     def of(cls, candidate: Candidate, *, reasoning: bool = False) -> "CandidateAnswer":
@@ -91,9 +66,9 @@ class Timings(ResponseModel):
     """Seconds: waiting for a place, in each stage, and from the request's arrival in total."""
 
     queue: float
-    generate: float | None = Field(default=None, exclude_if=_absent)
-    rank: float | None = Field(default=None, exclude_if=_absent)
-    fuse: float | None = Field(default=None, exclude_if=_absent)
+    generate: float | None = Field(default=None, exclude_if=is_absent)
+    rank: float | None = Field(default=None, exclude_if=is_absent)
+    fuse: float | None = Field(default=None, exclude_if=is_absent)
     total: float
 
 
@@ -104,7 +79,10 @@ class Degraded(ResponseModel):
 
 
 class Details(Degraded):
-    """Origin of an answer. The ranking is null for a single member's own answer."""
+    """Origin of an answer. The ranking is null for a single member's own answer.
+
+    `usage`: by model, `ranker` and `fuser`; absent where the candidates' tokens and the fuser's are all.
+    """
 
     candidates: list[CandidateAnswer]
     ranking: list[int] | None
@@ -113,6 +91,7 @@ class Details(Degraded):
     comparisons: int
     fused_from: list[int]
     timings: Timings
+    usage: dict[str, Usage] | None = Field(default=None, exclude_if=is_absent)
 
 
 class MemberPieceEvent(ResponseModel):
@@ -162,56 +141,12 @@ class DoneEvent(ResponseModel):
 StageEvent = MemberPieceEvent | AnsweredEvent | RankedEvent | FusingEvent | DoneEvent
 
 
-class TopLogprob(ResponseModel):
-    """A token with its log-probability. `bytes`: null for a token that is no whole character."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-    @staticmethod
-    def fields_of(token: TokenLogprob) -> dict[str, Any]:
-        """Fields of a token."""
-        whole = "\N{REPLACEMENT CHARACTER}" not in token.token
-        return {
-            "token": token.token,
-            "logprob": token.logprob,
-            "bytes": list(token.token.encode()) if whole else None,
-        }
-
-
-class ContentLogprob(TopLogprob):
-    """One token of the answer, and the likeliest ones in its place."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChoiceLogprobs(ResponseModel):
-    """Log-probabilities of all tokens of an answer, reasoning and the end token included."""
-
-    content: list[ContentLogprob]
-    refusal: None = None
-
-    @classmethod
-    def of(cls, tokens: Sequence[TokenLogprob]) -> "ChoiceLogprobs":
-        """Make one of an answer's tokens."""
-        return cls(
-            content=[
-                ContentLogprob(
-                    **TopLogprob.fields_of(token),
-                    top_logprobs=[TopLogprob(**TopLogprob.fields_of(one)) for one in token.top_logprobs],
-                )
-                for token in tokens
-            ]
-        )
-
-
 class AnswerMessage(ResponseModel):
     """The answer. `reasoning_content`: what the LLM has reasoned before it, as in DeepSeek's API."""
 
     role: Literal["assistant"] = "assistant"
     content: str
-    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
+    reasoning_content: str | None = Field(default=None, exclude_if=is_absent)
     refusal: None = None
 
 
@@ -222,7 +157,7 @@ class Choice(ResponseModel):
     message: AnswerMessage
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | None = None
-    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+    blend: Details | Degraded | None = Field(default=None, exclude_if=is_absent)
 
 
 class ChatCompletion(ResponseModel):
@@ -235,15 +170,15 @@ class ChatCompletion(ResponseModel):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: None = None
-    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+    blend: Details | Degraded | None = Field(default=None, exclude_if=is_absent)
 
 
 class Delta(ResponseModel):
     """Addition of a chunk to a choice."""
 
-    role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
-    content: str | None = Field(default=None, exclude_if=_absent)
-    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=is_absent)
+    content: str | None = Field(default=None, exclude_if=is_absent)
+    reasoning_content: str | None = Field(default=None, exclude_if=is_absent)
 
 
 class ChunkChoice(ResponseModel):
@@ -253,7 +188,7 @@ class ChunkChoice(ResponseModel):
     delta: Delta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
-    blend: Details | Degraded | None = Field(default=None, exclude_if=_absent)
+    blend: Details | Degraded | None = Field(default=None, exclude_if=is_absent)
 
 
 class Chunk(ResponseModel):
@@ -270,7 +205,7 @@ class Chunk(ResponseModel):
     choices: list[ChunkChoice]
     usage: Usage | None = None  # absent unless requested
     system_fingerprint: None = None
-    blend: StageEvent | Details | Degraded | None = Field(default=None, exclude_if=_absent)
+    blend: StageEvent | Details | Degraded | None = Field(default=None, exclude_if=is_absent)
 
 
 class Model(ResponseModel):
@@ -300,13 +235,16 @@ class RerankResult(ResponseModel):
 
     index: int
     relevance_score: float
-    document: Document | None = Field(default=None, exclude_if=_absent)
+    document: Document | None = Field(default=None, exclude_if=is_absent)
 
 
 class RerankUsage(ResponseModel):
-    """Work of the ranker, which counts no tokens."""
+    """Work of the ranker; tokens are those of an LLM that judges."""
 
     comparisons: int
+    prompt_tokens: int | None = Field(default=None, exclude_if=is_absent)
+    completion_tokens: int | None = Field(default=None, exclude_if=is_absent)
+    total_tokens: int | None = Field(default=None, exclude_if=is_absent)
 
 
 class RerankAnswer(ResponseModel):
@@ -319,13 +257,17 @@ class RerankAnswer(ResponseModel):
 
 
 class CompareAnswer(ResponseModel):
-    """`margin`: how much better the first candidate is. `preference`: index of the better one, null for a tie."""
+    """`margin`: how much better the first candidate is. `preference`: index of the better one, null for a tie.
+
+    `usage`: of an LLM that judges.
+    """
 
     id: str
     model: str
     preference: Literal[0, 1] | None
     margin: float
     comparisons: int
+    usage: Usage | None = Field(default=None, exclude_if=is_absent)
 
 
 class PartHealth(ResponseModel):

@@ -42,6 +42,18 @@ MEMBER_SECONDS = ServiceMetric(
 TOKENS = ServiceMetric(
     "counter", "blend_tokens_total", "Tokens by model and kind (prompt or completion).", ("model", "kind")
 )
+TOKEN_DETAILS = ServiceMetric(
+    "counter",
+    "blend_token_details_total",
+    "Tokens among those of blend_tokens_total, by kind (cached_prompt or reasoning).",
+    ("model", "kind"),
+)
+LLM_CALLS = ServiceMetric(
+    "counter",
+    "blend_llm_calls_total",
+    "Calls of LLMs, the judge's and the fuser's too, by whether their tokens are known (reported or unreported).",
+    ("model", "kind"),
+)
 COMPARISONS = ServiceMetric("counter", "blend_comparisons_total", "Forwards of the ranker.")
 CACHE_HITS = ServiceMetric("counter", "blend_cache_hits_total", "Comparisons found in the ranker's cache.")
 DEGRADATIONS = ServiceMetric(
@@ -59,7 +71,7 @@ CIRCUIT_OPEN = ServiceMetric(
 VOTES = ServiceMetric("counter", "blend_votes_total", "Users' votes, by preferred answer.", ("preferred",))
 SERVICE_METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
-    TOKENS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
+    TOKENS, TOKEN_DETAILS, LLM_CALLS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
 )  # fmt: skip
 
 

@@ -10,15 +10,16 @@ import contextlib
 import json
 import re
 import time
-from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
 from llm_blender_ray.actors.records import Prompt, Ranking
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.serving import Serving
-from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event
+from llm_blender_ray.pipelines.online.circuits import RANKER
+from llm_blender_ray.pipelines.online.events import AnswerDelta, Answered, BlendResult, Event, usage_by_part
 from llm_blender_ray.pipelines.serve.request_log import log, open_log
 from llm_blender_ray.pipelines.serve.service_metrics import (
     CIRCUIT_OPEN,
@@ -27,11 +28,13 @@ from llm_blender_ray.pipelines.serve.service_metrics import (
     ERRORS,
     FIRST_TOKEN_SECONDS,
     IN_FLIGHT,
+    LLM_CALLS,
     MEMBER_SECONDS,
     QUEUED,
     REQUEST_SECONDS,
     REQUESTS,
     STAGE_SECONDS,
+    TOKEN_DETAILS,
     TOKENS,
     VOTES,
     Meter,
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
 CANCELLED = 499  # nginx's status of a request whose client disconnected
 INTERNAL_ERROR_STATUS, INTERNAL_ERROR = 500, "internal_error"
 REFRESH_S = 5.0
-FUSER_MODEL = "fuser"  # in place of a model's name; no model can have it
 
 
 class Telemetry:
@@ -162,7 +164,7 @@ class RequestRecord:
         self._prompt: Prompt | None = None
         self._seconds: dict[str, float] = {}
         self._first_token_s: float | None = None
-        self._tokens: Tally[str] = Tally()
+        self._usage = TokenUsage()
         self._candidates = self._texts = self._comparisons = 0
         self._lacks: list[str] = []
         self._degraded: list[str] = []
@@ -200,9 +202,25 @@ class RequestRecord:
         self._candidates += len(ranking.scores)
         self._texts += len(ranking.order)
         self._compared(ranking)
+        self.used({RANKER: ranking.usage})
         self._stage("rank", seconds)
         if self._span:
             self._span.stage("rank", seconds)
+
+    def used(self, usages: Mapping[str, TokenUsage]) -> None:
+        """Add calls of LLMs, by model, ranker and fuser."""
+        for model, usage in usages.items():
+            self._usage += usage
+            for metric, kind, count in (
+                (TOKENS, "prompt", usage.prompt_tokens),
+                (TOKENS, "completion", usage.completion_tokens),
+                (TOKEN_DETAILS, "cached_prompt", usage.cached_prompt_tokens),
+                (TOKEN_DETAILS, "reasoning", usage.reasoning_tokens),
+                (LLM_CALLS, "reported", usage.calls - usage.unreported_calls),
+                (LLM_CALLS, "unreported", usage.unreported_calls),
+            ):
+                if count:
+                    self._meter(metric, count, {"model": model, "kind": kind})
 
     def error(self, kind: str) -> None:
         """Set the code of the error that the client gets, one of a few words."""
@@ -242,10 +260,15 @@ class RequestRecord:
             "seconds": {stage: round(seconds, 4) for stage, seconds in self._seconds.items()},
             "first_token_s": None if self._first_token_s is None else round(self._first_token_s, 4),
         }
+        if self._candidates or self._usage.calls:
+            line |= {
+                "prompt_tokens": self._usage.prompt_tokens,
+                "completion_tokens": self._usage.completion_tokens,
+            }
+            some = ("unreported_calls", "cached_prompt_tokens", "reasoning_tokens")
+            line |= {"llm_calls": self._usage.calls} | {name: getattr(self._usage, name) or None for name in some}
         if self._candidates:
             line |= {
-                "prompt_tokens": self._tokens["prompt"],
-                "completion_tokens": self._tokens["completion"],
                 "candidates": self._candidates,
                 "answered": self._texts,
                 "comparisons": self._comparisons,
@@ -261,9 +284,7 @@ class RequestRecord:
             self._stage(stage, seconds)
         if blend.ranking is None and blend.candidates:  # a member alone: its answer is the request's
             self._meter(MEMBER_SECONDS, outcome.seconds["generate"], {"model": blend.candidates[0].model or ""})
-        for part in blend.candidates:
-            self._used(part.model or "", part.prompt_tokens, part.completion_tokens)
-        self._used(FUSER_MODEL, outcome.answer.prompt_tokens, outcome.answer.completion_tokens)
+        self.used(usage_by_part(blend))
         self._candidates += len(blend.candidates)
         self._texts += sum(candidate.text is not None for candidate in blend.candidates)
         if blend.ranking is not None:
@@ -282,12 +303,6 @@ class RequestRecord:
     def _stage(self, stage: str, seconds: float) -> None:
         self._meter(STAGE_SECONDS, seconds, {"stage": stage})
         self._seconds[stage] = max(seconds, self._seconds.get(stage, 0.0))  # choices run concurrently
-
-    def _used(self, model: str, prompt: int | None, completion: int | None) -> None:
-        for kind, count in (("prompt", prompt), ("completion", completion)):
-            if count:
-                self._tokens[kind] += count
-                self._meter(TOKENS, count, {"model": model, "kind": kind})
 
     def _compared(self, ranking: Ranking) -> None:
         self._comparisons += ranking.comparisons

@@ -181,12 +181,16 @@ class RequestSpan:
                 "rank": {"blend.comparisons": blend.ranking.comparisons if blend.ranking else 0},
                 "fuse": {"gen_ai.operation.name": "chat"} | _usage(answer.prompt_tokens, answer.completion_tokens),
             }
+            if blend.ranking_usage and blend.ranking_usage.calls:  # an LLM has judged
+                judge = blend.ranking_usage
+                about["rank"] |= {"gen_ai.operation.name": "chat"}
+                about["rank"] |= _usage(judge.prompt_tokens, judge.completion_tokens)
             for stage in reversed([stage for stage in _STAGES if stage in outcome.seconds]):
                 begin = end - _ns(outcome.seconds[stage])
                 self._child(stage, SpanKind.INTERNAL, begin, end, about.get(stage, {}))
                 end = begin
-        self._tokens["input_tokens"] += outcome.prompt_tokens
-        self._tokens["output_tokens"] += outcome.completion_tokens
+        self._tokens["input_tokens"] += outcome.usage.prompt_tokens
+        self._tokens["output_tokens"] += outcome.usage.completion_tokens
         self._finish_reasons.append(answer.finish_reason)
         self._answers.append(("assistant", answer.text))
 

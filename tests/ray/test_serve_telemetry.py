@@ -21,6 +21,7 @@ from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.cluster.session import metrics_urls
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
@@ -102,7 +103,8 @@ def outcome() -> BlendResult:
         Candidate("birch", "iron", prompt_tokens=8),  # an endpoint that doesn't tell
     )
     ranking = Ranking((0, 1), (1.0, -1.0), ((None, 2.0), (-2.0, None)), 2)
-    blend = Blend(PROMPT, candidates, ranking, "old gold", (0, 1))
+    judge, fuser = TokenUsage(2, 0, 40, 30, 6, 4), TokenUsage(1, 0, 20, 0, 5, 0)
+    blend = Blend(PROMPT, candidates, ranking, "old gold", (0, 1), ranking_usage=judge, fusing_usage=fuser)
     answer = Completion("old gold", "stop", 20, 5)
     return BlendResult(blend, answer, {"generate": 0.5, "rank": 0.25, "fuse": 1.0})
 
@@ -140,9 +142,17 @@ def test_a_blend_is_counted_by_stage_member_and_token(lines: list[str]) -> None:
         ("blend_stage_duration_seconds", 1.0, {"stage": "fuse"}),
         ("blend_tokens_total", 7, {"model": "alder", "kind": "prompt"}),
         ("blend_tokens_total", 3, {"model": "alder", "kind": "completion"}),
+        ("blend_llm_calls_total", 1, {"model": "alder", "kind": "reported"}),
         ("blend_tokens_total", 8, {"model": "birch", "kind": "prompt"}),
+        ("blend_llm_calls_total", 1, {"model": "birch", "kind": "unreported"}),
+        ("blend_tokens_total", 40, {"model": "ranker", "kind": "prompt"}),
+        ("blend_tokens_total", 6, {"model": "ranker", "kind": "completion"}),
+        ("blend_token_details_total", 30, {"model": "ranker", "kind": "cached_prompt"}),
+        ("blend_token_details_total", 4, {"model": "ranker", "kind": "reasoning"}),
+        ("blend_llm_calls_total", 2, {"model": "ranker", "kind": "reported"}),
         ("blend_tokens_total", 20, {"model": "fuser", "kind": "prompt"}),
         ("blend_tokens_total", 5, {"model": "fuser", "kind": "completion"}),
+        ("blend_llm_calls_total", 1, {"model": "fuser", "kind": "reported"}),
         ("blend_comparisons_total", 2, {}),
         ("blend_requests_in_flight", 0, {}),
         ("blend_requests_total", 1, {"route": "chat", "model": "blend", "status": "200"}),
@@ -160,8 +170,12 @@ def test_a_blend_is_counted_by_stage_member_and_token(lines: list[str]) -> None:
         "status": 200,
         "seconds": {"queue": 0.125, "generate": 0.5, "rank": 0.25, "fuse": 1.0, "total": 3.0},
         "first_token_s": 2.0,
-        "prompt_tokens": 35,
-        "completion_tokens": 8,
+        "prompt_tokens": 7 + 8 + 40 + 20,
+        "completion_tokens": 3 + 6 + 5,
+        "llm_calls": 5,
+        "unreported_calls": 1,
+        "cached_prompt_tokens": 30,
+        "reasoning_tokens": 4,
         "candidates": 2,
         "answered": 2,
         "comparisons": 2,
@@ -202,7 +216,7 @@ def test_choices_are_counted_each_and_told_together(lines: list[str]) -> None:
         record.status = 200
     assert len(meter.of(service_metrics.STAGE_SECONDS)) == 6
     (line,) = map(json.loads, lines)
-    assert (line["candidates"], line["comparisons"], line["completion_tokens"]) == (4, 4, 16)
+    assert (line["candidates"], line["comparisons"], line["completion_tokens"]) == (4, 4, 28)
     assert line["seconds"]["fuse"] == 1.0  # side by side, not one after the other
 
 
@@ -290,6 +304,16 @@ def test_what_an_answer_lacks_is_counted_by_step(
     assert line["degraded"] == (list(ended.degraded) if log_prompts else names)
     assert ("treasure" in lines[0]) == log_prompts  # nor in an error that repeats it
     assert line.get("prompt") == ([{"role": "user", "content": PROMPT.instruction}] if log_prompts else None)
+
+
+def test_calls_of_a_request_that_failed_are_counted(lines: list[str]) -> None:
+    meter = FakeMeter()
+    with Telemetry(meter=meter).request("r", "chat") as record:
+        record.used({"birch": TokenUsage(1, 0, 7, 0, 3, 0)})
+        record.status = 503
+    (line,) = map(json.loads, lines)
+    assert (line["prompt_tokens"], line["completion_tokens"], line["llm_calls"]) == (7, 3, 1)
+    assert (7, {"model": "birch", "kind": "prompt"}) in meter.of(service_metrics.TOKENS)
 
 
 def test_a_failed_member_has_no_time_of_its_own() -> None:

@@ -6,9 +6,12 @@ from collections.abc import AsyncGenerator, Sequence
 
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import Timeouts
+
+NO_USAGE = TokenUsage()
 
 
 class FakeMember:
@@ -71,10 +74,10 @@ class FakeMember:
 
 
 class FakeRanker:
-    """Finds longer texts better, by their length; or raises `error`."""
+    """Finds longer texts better, by their length, for `usage`; or raises `error`."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self._error = error
+    def __init__(self, error: Exception | None = None, usage: TokenUsage = NO_USAGE) -> None:
+        self._error, self._usage = error, usage
 
     async def rank_one(
         self,
@@ -93,7 +96,7 @@ class FakeRanker:
             tuple(None if i == j or a is None or b is None else a - b for j, b in enumerate(scores))
             for i, a in enumerate(scores)
         )
-        return Ranking(tuple(order), scores, logits, 2 * len(order))
+        return Ranking(tuple(order), scores, logits, 2 * len(order), usage=self._usage)
 
     async def rounds(
         self, prompt: Prompt, candidates: Sequence[Candidate], budget_s: float | None = None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from llm_blender_ray.actors.errors import one_line
 from llm_blender_ray.pipelines.online.events import BlendResult, Event
-from llm_blender_ray.pipelines.online.protocols import BlendRequest
+from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError
 from llm_blender_ray.pipelines.serve import chat
 from llm_blender_ray.pipelines.serve.ballots import BallotBox, id_of
 from llm_blender_ray.pipelines.serve.protocol import ChatRequest
@@ -94,12 +94,17 @@ class _ChatWork:
 
     async def _events(self, ask: BlendRequest) -> AsyncGenerator[Event, None]:
         ballots = self.service.ballots if self.asked.options.vote else None
-        async with contextlib.aclosing(self.service.blender.events(ask)) as events:
-            async for event in events:
-                self.record.event(event)
-                if isinstance(event, BlendResult) and ballots:
-                    event = await _open_to_votes(ballots, id_of(self.record.caller, self.asked.prompt.id), event)
-                yield event
+        try:
+            async with contextlib.aclosing(self.service.blender.events(ask)) as events:
+                async for event in events:
+                    self.record.event(event)
+                    if isinstance(event, BlendResult) and ballots:
+                        asked = id_of(self.record.caller, self.asked.prompt.id)
+                        event = await _open_to_votes(ballots, asked, event)
+                    yield event
+        except NoAnswerError as error:
+            self.record.used(error.usages)
+            raise
 
 
 async def _open_to_votes(ballots: BallotBox, id: str, outcome: BlendResult) -> BlendResult:

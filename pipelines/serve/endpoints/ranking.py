@@ -9,13 +9,15 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from llm_blender_ray.actors.circuit_breaker import NotAskedError
-from llm_blender_ray.actors.errors import PromptError, RowError, one_line
+from llm_blender_ray.actors.errors import PromptError, RowError, one_line, usage_of_error
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, read_prompt
 from llm_blender_ray.actors.stages import margin
 from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.online.circuits import RANKER
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
 from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, retry_after_header, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, RerankRequest, TextInput, text_of
+from llm_blender_ray.pipelines.serve.response_parts import Usage
 from llm_blender_ray.pipelines.serve.responses import (
     ERROR_RESPONSES,
     CompareAnswer,
@@ -88,6 +90,7 @@ async def _ranked(
             wait = retry_after_header(error.retry_after_s)
             raise ApiError(503, f"no ranking: {error}", code="no_ranking", headers=wait) from error
         except Exception as error:  # whatever the ranker or its replicas raise
+            record.used({RANKER: usage_of_error(error)})
             raise ApiError(503, f"no ranking: {one_line(error)}", code="no_ranking") from error
         record.ranked(ranked, time.monotonic() - began)
         return ranked
@@ -133,8 +136,14 @@ def reranked(asked: RerankRequest, id: str, ranking: Ranking) -> RerankAnswer:
         )
         for at in ranking.order[: asked.top_n]
     ]
-    usage = RerankUsage(comparisons=ranking.comparisons)
+    tokens = _judge_usage(ranking)
+    usage = RerankUsage(comparisons=ranking.comparisons, **(tokens.model_dump() if tokens else {}))
     return RerankAnswer(id=f"rerank-{id}", model=model_of(asked), results=results, usage=usage)
+
+
+def _judge_usage(ranking: Ranking) -> Usage | None:
+    """Tokens of an LLM that judges; None for other rankers."""
+    return Usage.of(ranking.usage) if ranking.usage.calls else None
 
 
 def _logistic(score: float) -> float:
@@ -161,4 +170,5 @@ def compared(asked: CompareRequest, id: str, ranking: Ranking) -> CompareAnswer:
         preference=better if difference else None,
         margin=difference,
         comparisons=ranking.comparisons,
+        usage=_judge_usage(ranking),
     )

@@ -11,6 +11,7 @@ from virtual_time import run
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, Refusal
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig, ComparisonSettings, SamplingOverrides
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -22,6 +23,7 @@ from llm_blender_ray.pipelines.online.events import (
     Fusing,
     MemberDelta,
     Ranked,
+    usage_by_part,
 )
 from llm_blender_ray.pipelines.online.protocols import BlendRequest, NoAnswerError, Timeouts
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -73,6 +75,7 @@ class FakeRanker:
     seconds: float = 0.5
     rounds_made: int = 2
     raises: Exception | None = None
+    usage: TokenUsage = field(default_factory=TokenUsage)  # of a round
 
     async def rank_one(
         self,
@@ -95,7 +98,8 @@ class FakeRanker:
             if self.raises:
                 raise self.raises
             late = budget_s is not None and loop.time() - began >= budget_s
-            yield Ranking(order, scores, (), made, complete=made == self.rounds_made)
+            used = sum([self.usage] * made, TokenUsage())
+            yield Ranking(order, scores, (), made, complete=made == self.rounds_made, usage=used)
             if late:
                 return
 
@@ -153,8 +157,7 @@ def test_all_answer() -> None:
     assert outcome.blend.fused_from == (1, 0)
     assert outcome.blend.fused == outcome.answer.text == "better 0 + an answer 0"
     assert outcome.degraded == ()
-    assert outcome.prompt_tokens == 3 + 3 + 7
-    assert outcome.completion_tokens == 2 + 2 + 6
+    assert outcome.usage == TokenUsage(3, 0, 3 + 3 + 7, 0, 2 + 2 + 6, 0)
     assert outcome.seconds == pytest.approx({"generate": 1.0, "rank": 1.0, "fuse": 0.6})
 
 
@@ -176,10 +179,49 @@ def test_events_come_in_order_and_as_they_happen() -> None:
     assert "".join(e.text for e in events if isinstance(e, AnswerDelta)).strip() == outcome.answer.text
 
 
+JUDGED = TokenUsage(2, 0, 100, 0, 10, 0)
+LOST = TokenUsage(1, 1)  # a call that was given up
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_usage_is_of_every_call_whatever_it_ended_in(follow: bool) -> None:
+    blend = blender(
+        FakeMember("a"),
+        FakeMember("late", seconds=9),
+        FakeMember("bad", raises=BlendError("down").with_usage(JUDGED)),
+        ranker=FakeRanker(usage=JUDGED),
+        fuser=FakeFuser(seconds=9),
+        deadline_s=10.0,
+    )
+    (*_, outcome) = run(events_of(blend, BlendRequest(PROMPT, follow=follow, follow_members=follow)))
+    assert isinstance(outcome, BlendResult)
+    assert usage_by_part(outcome.blend) == {
+        "a": TokenUsage(1, 0, 3, 0, 2, 0),
+        "late": LOST,
+        "bad": JUDGED,
+        "ranker": JUDGED + JUDGED,
+        "fuser": LOST,
+    }
+    assert outcome.usage == TokenUsage(9, 2, 303, 0, 32, 0)
+
+
+def test_calls_of_a_ranker_that_failed_count() -> None:
+    ranker = FakeRanker(raises=BlendError("no verdict").with_usage(JUDGED))
+    assert outcome_of(blender(FakeMember("a"), ranker=ranker)).blend.ranking_usage == JUDGED
+
+
+@pytest.mark.parametrize("model", ["blend", "a"])
+def test_calls_count_where_there_is_no_answer(model: str) -> None:
+    blend = blender(FakeMember("a", raises=BlendError("down").with_usage(JUDGED)))
+    with pytest.raises(NoAnswerError) as caught:
+        outcome_of(blend, model=model)
+    assert caught.value.usages == {"a": JUDGED}
+
+
 def test_the_best_alone() -> None:
     outcome = outcome_of(blender(FakeMember("a"), FakeMember("b", "better")), model="blend-best")
     assert outcome.answer.text == "better 0" and outcome.blend.fused_from == (1,)
-    assert outcome.completion_tokens == 4  # nobody fused
+    assert outcome.usage.completion_tokens == 4  # nobody fused
 
 
 @pytest.mark.parametrize("follow", [False, True])

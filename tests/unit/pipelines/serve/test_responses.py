@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from fake_parts import FakeMember, fake_blender
+from fake_parts import FakeMember, FakeRanker, fake_blender
 from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_loop, refused, served, text_of
 
 from llm_blender_ray.actors.records import Prompt
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.serving import Limits, Serving
 from llm_blender_ray.pipelines.online.events import BlendResult
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
@@ -56,19 +57,19 @@ def test_an_answer_is_openais_and_the_blends(client: httpx2.Client, outcome: Ble
             }
         ],
         "usage": {
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
-            "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
+            "prompt_tokens": outcome.usage.prompt_tokens,
+            "completion_tokens": outcome.usage.completion_tokens,
+            "total_tokens": outcome.usage.total_tokens,
         },
         "system_fingerprint": None,
     }
-    assert outcome.prompt_tokens > 6 * 10
+    assert outcome.usage.prompt_tokens > 6 * 10 and outcome.usage.calls == 6 + 1
 
 
 def test_details_come_when_asked_for(client: httpx2.Client, outcome: BlendResult) -> None:
     answer = chat(client, messages=[{"role": "user", "content": QUESTION}], blend=True).json()
     told, ranking = answer["blend"], outcome.blend.ranking
-    assert ranking is not None
+    assert ranking is not None and "usage" not in told  # the candidates' tokens and the fuser's are all
     assert [candidate["text"] for candidate in told["candidates"]] == [c.text for c in outcome.blend.candidates]
     assert [candidate["model"] for candidate in told["candidates"]] == list(MEMBERS)
     assert tuple(told["ranking"]) == ranking.order
@@ -213,6 +214,28 @@ def test_reasoning_stands_beside_the_answer() -> None:
         without = [chat(client, model="long", blend=True, include_reasoning=False).text]
         without += [str(chunks(client, model="long", blend={"events": True}, include_reasoning=False))]
         assert not any("so it is" in text for text in without)
+
+
+def test_the_usage_is_of_all_that_was_called() -> None:
+    """The judge's calls too, which only `blend.usage` tells from the others."""
+    judge = FakeRanker(usage=TokenUsage(2, 0, 1000, 400, 70, 60))
+    blender = fake_blender(FakeMember("short", "one"), FakeMember("bad", error="down"), ranker=judge)
+    with served(app_of(blender)) as url, httpx2.Client(base_url=url) as client:
+        answer = chat(client, blend=True).json()
+        assert answer["usage"] == {
+            "prompt_tokens": 10 + 1000 + 100,
+            "completion_tokens": 1 + 70 + 3,
+            "total_tokens": 1110 + 74,
+            "prompt_tokens_details": {"cached_tokens": 400},
+            "completion_tokens_details": {"reasoning_tokens": 60},
+        }
+        assert {name: one["total_tokens"] for name, one in answer["blend"]["usage"].items()} == {
+            "short": 11,
+            "ranker": 1070,
+            "fuser": 103,
+        }
+        last = chunks(client, stream_options={"include_usage": True})[-1]
+        assert last["usage"] == answer["usage"]
 
 
 def test_choices_are_side_by_side_and_reproducible(client: httpx2.Client) -> None:

@@ -13,6 +13,7 @@ from serving import QUESTION, app_of, demo_blender, event_loop, refused, served
 from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.actors.stages import margin
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.serving import Limits, Serving
 
 
@@ -109,6 +110,20 @@ def test_what_is_wrong_with_a_comparison_is_told(
 ) -> None:
     response = client.post("/v1/compare", json={"prompt": "p", "candidates": ["x", "y"], **fields})
     refused(response, 400, "invalid_value", param)
+
+
+def test_tokens_are_those_of_a_judge() -> None:
+    judge = FakeRanker(usage=TokenUsage(2, 0, 1000, 0, 70, 0))
+    tokens = {"prompt_tokens": 1000, "completion_tokens": 70, "total_tokens": 1070}
+    with served(app_of(fake_blender(ranker=judge))) as url, httpx2.Client(base_url=url) as client:
+        found = client.post("/v1/rerank", json={"query": "q", "documents": ["a", "b"]}).json()
+        assert found["usage"] == {"comparisons": 4, **tokens}
+        found = client.post("/v1/compare", json={"prompt": "q", "candidates": ["a", "b"]}).json()
+        assert found["usage"] == tokens
+    with served(app_of(fake_blender())) as url, httpx2.Client(base_url=url) as client:
+        found = client.post("/v1/rerank", json={"query": "q", "documents": ["a", "b"]}).json()
+        assert found["usage"] == {"comparisons": 4}
+        assert "usage" not in client.post("/v1/compare", json={"prompt": "q", "candidates": ["a", "b"]}).json()
 
 
 @pytest.mark.parametrize(
