@@ -95,12 +95,14 @@ def run_waves(
                 "sessions": sessions,
                 **attempt_record(state, store, retry=retry),
             }
+            had = store.index()
             index = _input(run, store, mark, tracker, own, state, update=update or state.gone or not state.there)
             _layout(run, index)  # refuses what it cannot write before any model runs
             work, waves = _work(run, plan, store, record["attempt"], state.record)
             if state.changes:
                 kept = kept_results(work, store.stages(), state.record)
-                report_line(f"{run.output.uri}: {listed_changes(state.changes)}: {kept}")
+                of_rows = f", for {had.rows} of {index.rows} rows" if had and had.rows < index.rows else ""
+                report_line(f"{run.output.uri}: {listed_changes(state.changes)}: {kept}{of_rows}")
             record |= {name: {step.name: getattr(step, of) for step in work.steps} for name, of in _STEPS.items()}
             store.save_run(record)
             store.save_manifest(None)

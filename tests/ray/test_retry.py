@@ -443,7 +443,7 @@ def test_after_a_limit_the_rest_of_the_rows_is_all_that_is_asked_for(
     rest = run_blend(config)
     assert endpoint.numbers() == {"far": 3, "near": 3, "judge": 6, "writer": 3}
     assert lines(output) == lines(tmp_path / "whole.jsonl")
-    told = "limit: 5 -> not set: answers of 2 models kept, ranking kept, fusion kept"
+    told = "limit: 5 -> not set: answers of 2 models kept, ranking kept, fusion kept, for 5 of 8 rows"
     assert f"blend: {output}: {told}" in capfd.readouterr().err
     assert [(stage.rows, stage.asked) for stage in rest.manifest.stages] == [(8, 8)] * 4
     assert rest.manifest.output.files[0].sha256 == whole.manifest.output.files[0].sha256
