@@ -43,6 +43,7 @@ OTHER_TOOLS = {  # options of docker, kubectl, ray, pip and base64, and of modul
         "--head",
         "--help",
         "--template",
+        "--values",
     ),
 }
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,7 +1,7 @@
 """What runs the project on machines names only what exists, and all of it agrees: files, commands, ports, versions.
 
-The schemas checked here come with packages the project has (Ray's cluster launcher, Ray Serve's config, our own
-settings). KubeRay's definitions don't; that every field of the manifests is one of theirs is checked by hand.
+The schemas checked here come with packages (Ray's cluster launcher, Ray Serve's config, Kubernetes, our settings);
+KubeRay's are in golden/.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import ray.scripts.scripts as ray_scripts
 import typer.main
 import yaml
+from kubernetes_schemas import check_document, pods
 from paths import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
@@ -93,6 +95,42 @@ def served() -> dict[str, Any]:
 
 
 # ---- KubeRay
+
+
+def uncommented(text: str) -> str:
+    """The manifest with its commented parts in force."""
+    text = re.sub(r"^( *)# (?=(?:imagePullSecrets|nodeSelector|storageClassName): )", r"\1", text, flags=re.M)
+    return re.sub(r"^# ---\n(?:#.*\n)+\Z", lambda part: re.sub(r"^# ?", "", part[0], flags=re.M), text, flags=re.M)
+
+
+@pytest.mark.parametrize("change", [str, uncommented])
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kubernetes_and_kuberay_take_every_field(path: Path, change: Callable[[str], str]) -> None:
+    for document in yaml.safe_load_all(change(path.read_text())):
+        check_document(document)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_every_pod_can_have_a_private_image_and_chosen_nodes(path: Path) -> None:
+    for document in yaml.safe_load_all(uncommented(path.read_text())):
+        for pod in pods(document.get("spec", {})):
+            assert pod["spec"]["imagePullSecrets"] and pod["spec"]["nodeSelector"]
+
+
+def test_the_commented_ingress_has_tls_and_bounds_and_leads_to_the_service() -> None:
+    (service,) = named("RayService")
+    (ingress,) = (
+        document
+        for document in yaml.safe_load_all(uncommented((CLUSTER / "kuberay/rayservice.yaml").read_text()))
+        if document["kind"] == "Ingress"
+    )
+    assert ingress["spec"]["tls"][0]["secretName"]
+    assert "nginx.ingress.kubernetes.io/proxy-body-size" in ingress["metadata"]["annotations"]
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"] == {
+        "name": f"{service['metadata']['name']}-serve-svc",
+        "port": {"number": PORTS["serve"]},
+    }
 
 
 def test_there_is_one_of_each_kind() -> None:

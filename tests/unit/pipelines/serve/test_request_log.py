@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -92,3 +93,13 @@ def test_a_handler_of_the_application_stays_the_only_one() -> None:
     log.addHandler(own)
     open_log("stdout", private=False)
     assert log.handlers == [own]
+
+
+def test_a_pipe_may_be_the_file_as_a_pods_log_is() -> None:
+    """Containers have it as /proc/1/fd/1."""
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w"):
+        open_log(f"/proc/self/fd/{write}", private=False)
+        log.info("one")
+        log.info("two")
+        assert [reader.readline() for _ in range(2)] == ["one\n", "two\n"]
