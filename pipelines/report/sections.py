@@ -329,8 +329,11 @@ def _stages(manifest: Manifest | None) -> Section | None:
             "failed",
             "seconds",
             "rows/s",
+            "LLM calls",
             "tokens read",
+            "cached",
             "tokens written",
+            "reasoning",
             "written/s",
         ),
         tuple(
@@ -344,8 +347,16 @@ def _stages(manifest: Manifest | None) -> Section | None:
                 f"{stage.failed:,}",
                 f"{stage.seconds:,.1f}",
                 f"{stage.rows / stage.seconds:,.1f}" if stage.seconds else "",
-                f"{stage.prompt_tokens:,}" if stage.prompt_tokens else "",
-                f"{stage.completion_tokens:,}" if stage.completion_tokens else "",
+                *(
+                    f"{count:,}" if count else ""
+                    for count in (
+                        stage.calls,
+                        stage.prompt_tokens,
+                        stage.cached_prompt_tokens,
+                        stage.completion_tokens,
+                        stage.reasoning_tokens,
+                    )
+                ),
                 f"{stage.completion_tokens / stage.seconds:,.1f}"
                 if stage.seconds and stage.completion_tokens
                 else "",
@@ -354,4 +365,15 @@ def _stages(manifest: Manifest | None) -> Section | None:
         ),
         (2,),
     )
-    return Section("Time and tokens", figures=tuple(figures), tables=(table,))
+    return Section("Time and tokens", _uncounted(manifest.stages), tuple(figures), (table,))
+
+
+def _uncounted(stages: Sequence[StageRecord]) -> tuple[str, ...]:
+    """What the tokens lack."""
+    unreported, uncounted = (sum(getattr(s, name) for s in stages) for name in ("unreported_calls", "uncounted"))
+    texts = []
+    if unreported:
+        texts.append(f"{unreported:,} calls came without token counts, so that the tokens are a lower bound.")
+    if uncounted:
+        texts.append(f"{uncounted:,} results of an earlier version have the tokens of base LLMs' answers alone.")
+    return tuple(texts)

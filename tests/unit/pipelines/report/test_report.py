@@ -268,3 +268,14 @@ def test_the_manifest_of_a_folder_and_of_a_file(tmp_path, name):
     (work / "manifest.json").write_text('{"format": 99}')
     assert manifest_of(uri) is None
     assert manifest_of(str(tmp_path / "*")) is None
+
+
+def test_calls_and_tokens_of_a_stage_and_what_they_lack(tmp_path):
+    uri = written(tmp_path, blended(["alder", "birch"]))
+    whole = {"calls": 31, "cached_prompt_tokens": 40, "reasoning_tokens": 500}
+    page = checked(render_page(uri, count(read_rows(uri)), manifest(**whole), NOON))
+    assert "generate m/t 0 1 30 1 4.0 7.5 31 90 40 600 500 150.0" in page.text
+    assert "lower bound" not in page.text and "earlier version" not in page.text
+    lacking = manifest(**whole, unreported_calls=2, uncounted=7)
+    page = checked(render_page(uri, count(read_rows(uri)), lacking, NOON))
+    assert "2 calls came without token counts" in page.text and "7 results of an earlier version" in page.text
