@@ -115,7 +115,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         usage = TokenUsage()
         try:
             async with self._limits.attempt(estimated_tokens(request.content)) as reservation:
-                response = await self._attempt(request, stream=stream, **options)
+                response = await self.attempt(request, stream=stream, **options)
                 response.extensions[RESERVATION] = reservation
                 self._limits.learn(reservation, response.status_code, response.headers)
             if response.status_code != 200:
@@ -128,7 +128,8 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 calls.append(usage)
         return response
 
-    async def _attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
+    async def attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
+        """Send a request whose turn it is; see `send`."""
         until = asyncio.get_running_loop().time() + self._attempt_s
         options["follow_redirects"] = False
         try:

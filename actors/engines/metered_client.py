@@ -19,9 +19,7 @@ from llm_blender_ray.actors.usage import TokenUsage
 TEMPLATE_TOKENS = (
     512  # upper bound of what a service's chat template adds to a prompt, its own system prompt included
 )
-MARGIN_S = (
-    600.0  # beside an attempt's time limit, for its wait for rate limits; then its reservation counts as spent
-)
+MARGIN_S = 600.0  # beside an attempt's time limit; then its reservation counts as spent
 _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _GATEWAY_TIMEOUTS = frozenset({408, 504})  # what is behind the gateway may have answered, and be billed
 _METERED = "metered"  # extension of a response: its meter and reservation
@@ -97,17 +95,17 @@ class MeteredClient(BoundedClient):
         self._reserved_s = attempt_s + MARGIN_S
         self._meter = _meter.get()
 
-    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+    async def attempt(self, request: httpx2.Request, *, stream: bool, **options: Any) -> httpx2.Response:
         """See `BoundedClient`. An attempt without an end that is known has cost what was reserved.
 
         Raises:
             BudgetError: The budget has no room for the request.
         """
         if self._meter is None:
-            return await super().send(request, stream=stream, **options)
+            return await super().attempt(request, stream=stream, **options)
         reservation = await self._meter.reserve(request.content, self._reserved_s)
         try:
-            response = await super().send(request, stream=stream, **options)
+            response = await super().attempt(request, stream=stream, **options)
         except Exception as error:  # after a cancellation, the reservation ends by time
             usage = TokenUsage() if isinstance(error, _NOT_SENT) else TokenUsage.given_up()
             await self._meter.settle(reservation, usage)

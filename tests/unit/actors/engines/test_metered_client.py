@@ -84,6 +84,23 @@ def test_every_attempt_is_reserved_and_those_that_may_be_billed_stay() -> None:
     asyncio.run(main())
 
 
+def test_a_call_that_waits_for_its_rate_limit_reserves_nothing() -> None:
+    """It may be given up before it is sent, and then it has cost nothing."""
+
+    async def main() -> None:
+        async with Trial(10 * BOUND, requests_per_minute=1) as trial:
+            assert isinstance(await trial.ask(), Completion)
+            waiting = asyncio.create_task(trial.ask())
+            for _ in range(200):  # turns of the loop in which it could reserve or be sent
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert await trial.spent() == COST and len(trial.server.requests) == 1
+
+    asyncio.run(main())
+
+
 def test_a_retry_without_room_ends_the_call() -> None:
     async def main() -> None:
         async with Trial(BOUND + BOUND // 2, cut, max_retries=3) as trial:
