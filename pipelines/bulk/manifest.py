@@ -54,6 +54,7 @@ class StageRecord(_Part):
         seconds: Busy time summed over actors; 0 if all its results existed before.
         uncounted: Rows with results of an earlier version, which stored no usage: only the tokens of their answers
             count.
+        cost_usd: Of those tokens, or of the actors' GPUs; None: unknown, or nothing is billed.
         comparisons: Forwards of the rows' rankings.
         full: Forwards for all pairs of different answers in both orders.
         both_orders: Pairs compared in both orders.
@@ -85,6 +86,7 @@ class StageRecord(_Part):
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     uncounted: int = 0
+    cost_usd: float | None = None
     comparisons: int = 0
     full: int = 0
     both_orders: int = 0
@@ -123,6 +125,7 @@ class Manifest(_Part):
         sessions: Number of sessions until it was finished.
         attempt: Number of retries of failed rows (`--retry-failed`).
         errors: Rows by the kind of their error, most frequent first.
+        unpriced: Stages that called an endpoint whose price is unknown.
     """
 
     format: Literal[1] = 1
@@ -137,8 +140,15 @@ class Manifest(_Part):
     output: OutputRecord
     preferences: OutputRecord | None = None
     budget: BudgetRecord | None = None
+    unpriced: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...]
     errors: dict[str, int]
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Sum of the stages' known costs; None if none is known."""
+        known = [stage.cost_usd for stage in self.stages if stage.cost_usd is not None]
+        return sum(known) if known else None
 
     @property
     def unpaid(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.bulk.costs import cost_lines
 from llm_blender_ray.pipelines.bulk.failures import budget_problem, failure_lines, problems
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 
@@ -46,8 +47,8 @@ class Summary:
         return written.errors / written.rows if written.rows else 0.0
 
     def details(self) -> list[str]:
-        """Lines about failures, by model and cause; see `failures.failure_lines`."""
-        return failure_lines(self.manifest)
+        """Lines about failures, by model and cause (`failures.failure_lines`), then about costs."""
+        return [*failure_lines(self.manifest), *cost_lines(self.manifest)]
 
     def problem(self, max_error_rate: float = 1.0) -> str | None:
         """Reason why the run counts as failed though it is complete; None if it does not.

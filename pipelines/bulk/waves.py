@@ -20,6 +20,7 @@ from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
+from llm_blender_ray.pipelines.bulk.costs import unpriced_stages, with_costs
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, running, translated_errors
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
@@ -286,8 +287,9 @@ def _written(
         ),
         output=OutputRecord(uri=run.output.uri, rows=account.rows, errors=account.errors, files=tuple(files[0])),
         preferences=_pairs_record(run.preferences, files[1]) if run.preferences else None,
+        unpriced=unpriced_stages(work, run.prices),
         budget=budget.record() if budget else None,
-        stages=account.stages(work, numbers),
+        stages=with_costs(account.stages(work, numbers), work, run.prices),
         errors=dict(account.kinds.most_common()),
     )
     store.save_manifest(manifest.json_text())

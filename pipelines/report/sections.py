@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.report import plots
+from llm_blender_ray.pipelines.report.costs import cost_section
 from llm_blender_ray.pipelines.report.numbers import Numbers, by_standing, errors_of_models
 from llm_blender_ray.pipelines.report.parts import (
     MAX_MODELS,
@@ -37,6 +38,7 @@ def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:
         _lengths(numbers, names),
         _errors(numbers, names),
         _stages(manifest),
+        cost_section(numbers, manifest),
     ]
     return [section for section in found if section is not None]
 

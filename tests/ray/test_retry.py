@@ -24,6 +24,7 @@ from llm_blender_ray.pipelines.bulk.accounts import account_of
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.commands import run_blend
 from llm_blender_ray.pipelines.bulk.deduplication import copy_results, representatives
+from llm_blender_ray.pipelines.bulk.failures import failure_lines
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.results import (
     columns_of,
@@ -398,7 +399,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
     endpoint.down = {}
     third = run_blend(config, retry_failed=True)
     assert endpoint.numbers() == {"writer": 1} and third.manifest.output.errors == 0
-    assert not third.details()[:-1] and run_blend(config, retry_failed=True).nothing_failed
+    assert not failure_lines(third.manifest)[:-1] and run_blend(config, retry_failed=True).nothing_failed
     assert not endpoint.asked
 
 

@@ -71,6 +71,8 @@ def test_a_run_stops_at_its_budget_and_a_higher_one_continues_it(tmp_path: Path)
             == pytest.approx(billed(server))
             == pytest.approx(store.balances()["run"] / 1e9)
         )
+        assert whole.manifest.cost_usd == pytest.approx(billed(server))
+        assert any(line.startswith(f"cost: ${billed(server):.4g}, ") for line in whole.details())
         assert whole.manifest.output.errors == whole.manifest.unpaid == 0
         asked = [request.body["model"] for request in server.requests]
         assert asked.count("far") == ROWS  # what was paid for is kept

@@ -175,6 +175,23 @@ def test_a_whole_run(tmp_path):
     assert text == render_page(uri, count(read_rows(uri)), manifest(), NOON)
 
 
+def test_what_a_blend_costs_beside_its_best_single_model(tmp_path):
+    uri = written(tmp_path, blended(["tiny", "birch"]))
+    numbers = count(read_rows(uri))
+    page = checked(render_page(uri, numbers, manifest(), NOON))
+    assert "Cost" not in page.text
+    stages = [
+        stage.model_copy(update={"cost_usd": usd}) for stage, usd in zip(manifest().stages, (0.3, 0.6), strict=True)
+    ]
+    best = min(numbers.models, key=lambda name: numbers.models[name].rank.value)
+    stages[0] = stages[0].model_copy(update={"name": best})
+    priced = manifest().model_copy(update={"stages": tuple(stages), "unpriced": ("far",)})
+    page = checked(render_page(uri, numbers, priced, NOON))
+    assert "The run cost $0.9: $0.03 a row." in page.text
+    assert f"is {best}, whose answers alone cost $0.3: the blend cost 3.0 times that." in page.text
+    assert "Not in these amounts: far, whose price is unknown." in page.text
+
+
 def test_what_is_in_the_manifest_and_not_in_rows(tmp_path):
     rows = [
         {"prompt": "p", "candidates": [{"model": m, "text": m} for m in "ab"], "ranking": [0, 1]} for _ in range(3)
