@@ -116,6 +116,11 @@ def check_prices(parts: Mapping[str, PartSettings], prices: Mapping[str, ModelPr
             raise BlendError(f"budget: it bounds calls to endpoints; {name} is none, but has a price of tokens")
 
 
+def billed_parts(parts: Mapping[str, PartSettings], prices: Mapping[str, ModelPrice]) -> list[str]:
+    """Names of the parts that call an endpoint, or have a price of tokens."""
+    return [n for n, part in parts.items() if lacks_price(n, part, prices) or token_price(n, part, prices)]
+
+
 def gpu_usd(name: str, prices: Mapping[str, ModelPrice], gpu_seconds: float) -> float | None:
     """Cost of a part's GPUs; None where they have no price."""
     price = prices.get(name)

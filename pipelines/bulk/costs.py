@@ -41,7 +41,7 @@ def unpriced_stages(work: StageGraph, prices: Mapping[str, ModelPrice]) -> tuple
 
 
 def cost_lines(manifest: Manifest) -> list[str]:
-    """What the run cost, in all, a row, and by stage, and whose cost is unknown; nothing where nothing is billed."""
+    """What the run cost in all, a row, and by stage, and whose cost is unknown; none where nothing is billed."""
     known = [stage for stage in manifest.stages if stage.cost_usd is not None]
     lines: list[str] = []
     if known and manifest.cost_usd is not None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.model_files import has_chat_template
+from llm_blender_ray.actors.prices import billed_parts
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.capacity import grown_capacity, local_capacity
 from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
@@ -15,10 +16,19 @@ from llm_blender_ray.cluster.preflight import check_local_models, check_variable
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 
 
-def show_plan(config: BlendConfig, gpus: int | None) -> None:
-    """Print the waves of a run with their resources.
+def show_plan(
+    config: BlendConfig, gpus: int | None, *, measured: str | None = None, answer_tokens: int | None = None
+) -> None:
+    """Print the waves of a run with their resources, and what it will cost where it has an input and a price.
+
+    Args:
+        config: The run.
+        gpus: GPUs of the cluster; None: those that are there.
+        measured: Output of an earlier run of the config over some of the rows, for the estimate of costs.
+        answer_tokens: Tokens of an answer for the same, without such a run.
 
     Raises:
+        BlendError: There is no earlier run that was measured.
         PlanError: A part cannot run.
         ClusterError: Environment variables of its models are not set.
     """
@@ -30,8 +40,18 @@ def show_plan(config: BlendConfig, gpus: int | None) -> None:
     if not console.is_terminal:
         console.width = 120  # of a file or pipe, for which rich takes 80
     _show(made, console)
+    for line in _cost_lines(config, measured, answer_tokens):
+        console.print(line, highlight=False, soft_wrap=True)
     check_variables(config.ray, config)
     check_local_models(config.ray, config.parts.values())
+
+
+def _cost_lines(config: BlendConfig, measured: str | None, answer_tokens: int | None) -> Iterator[str]:
+    """Estimate of the run's cost; nothing where nothing is billed, or there is no input yet."""
+    if config.input is not None and billed_parts(config.parts, config.prices):
+        from llm_blender_ray.pipelines.bulk.estimate import estimated_lines  # rows, judges, fusers: 2 s of imports
+
+        yield from estimated_lines(config, config.input, measured, answer_tokens)
 
 
 def announce(made: Plan) -> None:

@@ -289,15 +289,24 @@ def compare(
 def plan(
     config: Config,
     gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="Plan for a cluster with N GPUs.")] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Estimate costs by this output of a run with --limit N over the same input."
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Estimate costs with answers of N tokens.")
+    ] = None,
     set_: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Show the placement of a run on the cluster, without running it."""
+    """Show the placement of a run on the cluster and what it will cost, without running it."""
     settings = load(config, BlendConfig, set_)
 
     from llm_blender_ray.pipelines.bulk.planning import show_plan
 
-    show_plan(settings, gpus)
+    show_plan(settings, gpus, measured=measured, answer_tokens=answer_tokens)
 
 
 @app.command("report")
