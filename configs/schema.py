@@ -118,6 +118,7 @@ class BlendConfig(Settings):
     # of a model by its name, of the LLM of `ranker` and of `fuser`; endpoints' are known to a table, too
     prices: dict[str, ModelPrice] = Field(default_factory=dict)
     budget: BudgetSettings = BudgetSettings()
+    row_costs: bool = False  # also write what each row cost, as cost_usd
     serve: Serving = Serving()
     ray: RayCluster = RayCluster()
 

@@ -25,7 +25,7 @@ from llm_blender_ray.pipelines.bulk.run import execute
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError, Summary
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.schema import EXTRA
-from llm_blender_ray.pipelines.rows.writers import COMPARE_COLUMNS
+from llm_blender_ray.pipelines.rows.writers import COMPARE_COLUMNS, COST_COLUMNS
 
 RANK_RESULTS = ("ranking", "scores", "comparisons")
 FUSE_RESULTS = ("fused", "fused_from")
@@ -49,7 +49,12 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         output=Output(config.output, config.format),
         cluster=config.ray,
         planned=functools.partial(make_plan, config),
-        results=(*RANK_RESULTS, *(("logits",) if config.matrix else ()), *FUSE_RESULTS),
+        results=(
+            *RANK_RESULTS,
+            *(("logits",) if config.matrix else ()),
+            *FUSE_RESULTS,
+            *(COST_COLUMNS if config.row_costs else ()),
+        ),
         identity={
             "models": {model.name: deciding(model) for model in config.models},
             "order": [model.name for model in config.models],
@@ -84,7 +89,8 @@ def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
 def _written(config: BlendConfig) -> Mapping[str, Any]:
     """Settings that decide the output, but no result."""
     preferences = deciding(config.preferences) if config.preferences else None
-    return {"limit": config.limit, "matrix": config.matrix, "format": config.format, "preferences": preferences}
+    written = {"limit": config.limit, "matrix": config.matrix, "format": config.format, "preferences": preferences}
+    return written | ({"row_costs": True} if config.row_costs else {})  # a newer setting
 
 
 def run_rank(

@@ -6,11 +6,14 @@ actors, where the config has their price. What has no price has an unknown cost 
 
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
+
 from llm_blender_ray.actors.prices import gpu_usd, lacks_price
 from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
-from llm_blender_ray.pipelines.bulk.stages import StageGraph
+from llm_blender_ray.pipelines.bulk.results import usages_of
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
 
 def with_costs(
@@ -33,6 +36,23 @@ def with_costs(
             usd = gpu_usd(step.name, prices, record.seconds * part.num_gpus)
         priced.append(record.model_copy(update={"cost_usd": usd}))
     return tuple(priced)
+
+
+def row_costs(costs: Sequence[float | None], step: StageSpec, result: pa.Table) -> list[float | None]:
+    """Costs of rows with that of one more step.
+
+    Args:
+        costs: Of the steps before it, in USD; None: nothing was billed.
+        step: The step.
+        result: Its result on the rows.
+
+    Returns:
+        The costs. What an earlier version's result used is unknown, and not in them.
+    """
+    if step.price is None:
+        return list(costs)
+    own = [None if usage is None else step.price.usd(usage) for usage in usages_of(step.kind, result)]
+    return [cost if usd is None else (cost or 0.0) + usd for cost, usd in zip(costs, own, strict=True)]
 
 
 def unpriced_stages(work: StageGraph, prices: Mapping[str, ModelPrice]) -> tuple[str, ...]:

@@ -13,12 +13,13 @@ import ray.data
 
 from llm_blender_ray.actors.usage import USAGE_FIELDS
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
+from llm_blender_ray.pipelines.bulk.costs import row_costs
 from llm_blender_ray.pipelines.bulk.manifest import StageRecord
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.tracker import reporting_failure
 from llm_blender_ray.pipelines.quality.error_kinds import kind_of
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
-from llm_blender_ray.pipelines.rows.writers import FileRecord, Sink, WrittenRows
+from llm_blender_ray.pipelines.rows.writers import COST_COLUMNS, FileRecord, Sink, WrittenRows
 
 _READ_AT_ONCE = 16
 ROWS_PER_PIECE = 4096  # of a folder's parts, at least: thousands of tiny files are slow to read
@@ -115,7 +116,13 @@ def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def write_output(
-    store: CheckpointStore, index: Index, work: StageGraph, sinks: Sequence[Sink], tracker: Any
+    store: CheckpointStore,
+    index: Index,
+    work: StageGraph,
+    sinks: Sequence[Sink],
+    tracker: Any,
+    *,
+    costs: bool = False,
 ) -> tuple[Account, list[list[FileRecord]]]:
     """Write every row of the run to each sink.
 
@@ -130,7 +137,7 @@ def write_output(
     items = [{"number": i, "blocks": group} for i, group in enumerate(groups)]
     dataset = ray.data.from_items([{"group": json.dumps(item)} for item in items], override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True  # its own copy
-    done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), tracker))
+    done = dataset.map(_Assembler(store, index.fingerprint, work, tuple(sinks), tracker, costs))
     account = Account()
     with contextlib.ExitStack() as stack:
         written = [stack.enter_context(sink.writing()) for sink in sinks]
@@ -163,6 +170,7 @@ class _Assembler:
     work: StageGraph
     sinks: tuple[Sink, ...]
     tracker: Any
+    costs: bool
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         group = json.loads(row["group"])
@@ -186,11 +194,17 @@ class _Assembler:
         file, name, rows = block
         table, accounts = self.work.fresh(self.store.rows(self.fingerprint, file)), []
         bad = [error for error in table.column("error").to_pylist() if error is not None]
+        costs: list[float | None] = [None] * rows
         for step in self.work.steps:
             result = self.work.result(step, self.store, name, rows)
             table = self.work.joined(table, step, result.table)
             accounts.append((step.name, result.account))
+            costs = row_costs(costs, step, result.table)
         table = self.work.gathered(table)
+        if self.costs:
+            for column, kind in COST_COLUMNS.items():
+                others = [name for name in table.column_names if name != column]  # it may be the input's
+                table = table.select(others).append_column(column, pa.array(costs, kind))
         return _Done(self.work.finish(table) if self.work.finish else table, accounts, bad)
 
 

@@ -42,6 +42,7 @@ from llm_blender_ray.pipelines.rows.outputs import FileRecord
 from llm_blender_ray.pipelines.rows.storage import remove_temporary_files
 from llm_blender_ray.pipelines.rows.writers import (
     COMPARE_COLUMNS,
+    COST_COLUMNS,
     BlendShape,
     PreferenceShape,
     Sink,
@@ -268,7 +269,9 @@ def _written(
         sinks.append(Sink(run.outputs[1], shape, of_pairs))
     for sink in sinks:
         sink.clear()
-    account, files = write_output(store, index, work, sinks, tracker)
+    account, files = write_output(
+        store, index, work, sinks, tracker, costs=not COST_COLUMNS.keys().isdisjoint(run.results)
+    )
     numbers = {step.name: number for number, wave in enumerate(waves, 1) for step in wave}
     manifest = Manifest(
         command=run.command,
@@ -303,7 +306,7 @@ def _layout(run: Run, index: Index) -> Layout:
     Raises:
         BlendError: Preference pairs are to carry a column that it does not have.
     """
-    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS)[name] for name in run.results}
+    types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS | COST_COLUMNS)[name] for name in run.results}
     asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
     layout = Layout.of(index.seen, types, run.keep, [name for name in ON_DEMAND_TYPES if name in asked])
     if run.preferences:

@@ -26,6 +26,7 @@ from llm_blender_ray.pipelines.rows.schema import EXTRA, ROW_SCHEMA, to_json, wr
 from llm_blender_ray.pipelines.rows.storage import put, remove
 from llm_blender_ray.pipelines.rows.uris import filesystem, replacing, translate_errors
 
+COST_COLUMNS: dict[str, pa.DataType] = {"cost_usd": pa.float64()}
 COMPARE_COLUMNS: dict[str, pa.DataType] = {"margin": pa.float64(), "preference": pa.int64()}
 
 

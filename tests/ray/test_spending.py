@@ -77,7 +77,11 @@ def test_a_run_stops_at_its_budget_and_a_higher_one_continues_it(tmp_path: Path)
         asked = [request.body["model"] for request in server.requests]
         assert asked.count("far") == ROWS  # what was paid for is kept
         rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-        assert all(len(row["ranking"]) == 2 for row in rows)
+        assert all(len(row["ranking"]) == 2 and "cost_usd" not in row for row in rows)
+        run_blend(blend(tmp_path, server.url, row_costs=True), update=True)  # of what is there already
+        assert len(server.requests) == len(asked)
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert sum(row["cost_usd"] for row in rows) == pytest.approx(billed(server))
 
 
 @pytest.mark.parametrize("prices", [{}, {"far": {"input": 1, "output": 1}}])

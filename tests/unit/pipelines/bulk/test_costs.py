@@ -3,13 +3,16 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from llm_blender_ray.actors.prices import token_price
+from llm_blender_ray.actors.records import USAGE_TYPE
+from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.prices import ModelPrice
-from llm_blender_ray.configs.schema import EchoModel, EndpointModel, VLLMModel
-from llm_blender_ray.pipelines.bulk.costs import cost_lines, dollars, unpriced_stages, with_costs
+from llm_blender_ray.configs.schema import EchoModel, EndpointModel, LLMFuser, VLLMModel
+from llm_blender_ray.pipelines.bulk.costs import cost_lines, dollars, row_costs, unpriced_stages, with_costs
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
@@ -87,3 +90,13 @@ def test_a_service_that_is_free_costs_nothing_and_that_is_known() -> None:
 )
 def test_amounts(usd: float, shown: str) -> None:
     assert dollars(usd) == shown
+
+
+def test_a_row_costs_what_its_calls_did_in_all_stages() -> None:
+    used = [TokenUsage(1, 0, 1_000_000, 0, 0).to_row(), None, TokenUsage().to_row()]
+    fused = pa.table({"fused": ["a", "b", "c"], "usage": pa.array(used, USAGE_TYPE)})
+    prices = {"fuser": ModelPrice(input=2, output=10)}
+    part = LLMFuser.model_validate({"kind": "chat", "llm": {"name": "far", **ENDPOINT}})
+    fuser = StageSpec(Placement("fuser", part, 1.0, 0.0, 1), "f", price=token_price("fuser", part, prices))
+    assert row_costs([None, 0.5, None], fuser, fused) == [pytest.approx(2.0), 0.5, 0.0]
+    assert row_costs([None, 0.5, None], step("echo"), fused) == [None, 0.5, None]
