@@ -11,7 +11,12 @@ import pytest
 from paths import ROOT
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-MANIFESTS = ("cluster/kuberay/", "cluster/vm/", "cluster/grafana.json")  # for people to edit or import
+MANIFESTS = (
+    "cluster/helm/",
+    "cluster/kuberay/",
+    "cluster/vm/",
+    "cluster/grafana.json",
+)  # for people to edit or import
 NOT_IN_WHEEL = ("pipelines/bench/", "pipelines/miniature/", "configs/miniature/", "configs/demo", *MANIFESTS)
 WITHOUT_CHECKOUT = """
 import runpy, sys
