@@ -19,7 +19,7 @@ from llm_blender_ray.actors.tournaments.board import Board, Pair, draw_by_hash
 from llm_blender_ray.actors.tournaments.strategies import max_forwards, reference_index, rounds
 from llm_blender_ray.configs.strategies import Strategy, ToReference
 
-__all__ = ["Pair", "Tournament", "most_comparisons", "tournament"]
+__all__ = ["Pair", "Tournament", "max_comparisons", "tournament"]
 
 
 class Tournament(Protocol):
