@@ -7,6 +7,7 @@ their lines to `blend serve` (`printing`), which prints them as they are until t
 import contextlib
 import logging
 import os
+import queue
 import select
 import socket
 import socketserver
@@ -23,6 +24,8 @@ from llm_blender_ray.actors.errors import BlendError
 
 STREAMS = ("stderr", "stdout")
 SOCKET = "unix:"  # before the path of a Unix socket
+MAX_WAITING_LINES = 100_000  # for a stream that is not read, about 50 MB
+STALLED_S = 5.0  # without progress of a stream, at the end
 
 log = logging.getLogger("blend.requests")
 
@@ -103,25 +106,51 @@ def printing(stream: TextIO) -> Iterator[str]:
 
 
 class _Printer(socketserver.ThreadingUnixStreamServer):
-    """Server that prints the lines of its connections; closing it waits for their ends."""
+    """Server that prints the lines of its connections; closing it waits for their ends.
+
+    Lines wait in memory for the stream, whose reader may pause: gateways must not wait for it.
+    """
 
     def __init__(self, path: str, stream: TextIO) -> None:
         super().__init__(path, _Connection)
-        self.stream: TextIO | None = stream  # None: nobody reads it any more
-        self.lock = threading.Lock()
+        self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING_LINES)  # None: the end
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._print, args=(stream,), daemon=True)
+        self._thread.start()
 
-    def print(self, line: str) -> None:
-        """Print a line; it is dropped once the stream is broken."""
-        with self.lock:
-            if self.stream is None:
-                return
+    def add(self, line: str) -> None:
+        """Print a line soon; it is dropped if too many wait."""
+        try:
+            self._waiting.put_nowait(line)
+        except queue.Full:
+            with self._lock:
+                self._dropped += 1
+
+    def server_close(self) -> None:
+        """See base class. A stream that is not read delays the end by `STALLED_S` at most."""
+        super().server_close()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=STALLED_S)
+            self._thread.join(STALLED_S)
+        if left := self._dropped + self._waiting.qsize():
+            _report(f"{left} lines of the log are lost: what reads it has stopped reading")
+
+    def _print(self, stream: TextIO) -> None:
+        while (line := self._waiting.get()) is not None:
             try:
-                self.stream.write(line)
-                self.stream.flush()
+                stream.write(line)
+                stream.flush()
             except (OSError, ValueError) as error:
-                self.stream = None
-                with contextlib.suppress(OSError, ValueError):  # it may be stderr itself
-                    print(f"blend: the log can't be written any more: {error}", file=sys.stderr, flush=True)
+                _report(f"the log can't be written any more: {error}")
+                break
+        while line is not None:  # nobody reads them any more
+            line = self._waiting.get()
+
+
+def _report(problem: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # stderr may be the log itself
+        print(f"blend: {problem}", file=sys.stderr, flush=True)
 
 
 class _Connection(socketserver.StreamRequestHandler):
@@ -132,4 +161,4 @@ class _Connection(socketserver.StreamRequestHandler):
         with contextlib.suppress(ConnectionError):
             for line in self.rfile:
                 if line.endswith(b"\n"):
-                    self.server.print(line.decode())
+                    self.server.add(line.decode())

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.serve import request_log
 from llm_blender_ray.pipelines.serve.request_log import SOCKET, log, open_log, printing
 
 WRITER = """
@@ -64,6 +66,29 @@ def test_a_stream_that_nobody_reads_any_more_stops_no_writer(capsys: pytest.Capt
         log.info("second")
         log.handlers.pop().close()
     assert capsys.readouterr().err.count("the log can't be written any more: [Errno 32] Broken pipe") == 1
+
+
+def test_a_reader_that_pauses_stops_no_writer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(request_log, "MAX_WAITING_LINES", 10)
+    read = threading.Event()
+
+    class Paused(io.StringIO):
+        def write(self, text: str) -> int:
+            read.wait()
+            return super().write(text)
+
+    printed, written = Paused(), 1000
+    with printing(printed) as target:
+        open_log(target, private=False)
+        for _ in range(written):
+            log.info("x" * 1000)  # more than a socket holds
+        read.set()
+        log.handlers.pop().close()
+    whole = printed.getvalue().count("x\n")
+    assert 10 <= whole < written
+    assert f"blend: {written - whole} lines of the log are lost" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("private", [False, True])
