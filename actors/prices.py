@@ -6,10 +6,10 @@ neither knows has no price, and what it costs is unknown: not zero.
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.usage import TokenUsage
@@ -119,6 +119,38 @@ def check_prices(parts: Mapping[str, PartSettings], prices: Mapping[str, ModelPr
 def billed_parts(parts: Mapping[str, PartSettings], prices: Mapping[str, ModelPrice]) -> list[str]:
     """Names of the parts that call an endpoint, or have a price of tokens."""
     return [n for n, part in parts.items() if lacks_price(n, part, prices) or token_price(n, part, prices)]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Prices of the tokens of a blend's parts.
+
+    Attributes:
+        prices: By part; None where an endpoint's is unknown. Parts that bill no tokens have none.
+    """
+
+    prices: Mapping[str, TokenPrice | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: Mapping[str, PartSettings], prices: Mapping[str, ModelPrice]) -> Self:
+        """Prices of the parts of a config, with its `prices`."""
+        return cls({name: token_price(name, parts[name], prices) for name in billed_parts(parts, prices)})
+
+    @property
+    def known(self) -> bool:
+        """Whether any price is known."""
+        return any(price is not None for price in self.prices.values())
+
+    def usd_by_part(self, usages: Mapping[str, TokenUsage]) -> dict[str, float | None]:
+        """Costs of the calls of parts that bill tokens, in USD; None where the price is unknown."""
+        priced = [(name, self.prices[name], usage) for name, usage in usages.items() if name in self.prices]
+        return {name: None if price is None else price.usd(usage) for name, price, usage in priced}
+
+
+def total_usd(costs: Collection[float | None]) -> float | None:
+    """Sum of costs; None, unknown, as soon as one of them is."""
+    known = [usd for usd in costs if usd is not None]
+    return math.fsum(known) if len(known) == len(costs) else None
 
 
 def gpu_usd(name: str, prices: Mapping[str, ModelPrice], gpu_seconds: float) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llm_blender_ray.actors.chats import read_messages
 from llm_blender_ray.actors.engines import ReasoningDelta
+from llm_blender_ray.actors.prices import PriceList, total_usd
 from llm_blender_ray.actors.records import Candidate, Prompt
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import BaseLLM, SamplingOverrides
@@ -36,6 +37,7 @@ from llm_blender_ray.pipelines.serve.responses import (
     Choice,
     Chunk,
     ChunkChoice,
+    Cost,
     Degraded,
     Delta,
     Details,
@@ -60,7 +62,7 @@ LAST = "data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A validated request; `began` is the `loop.time()` of its arrival."""
+    """A validated request; `began` is the `loop.time()` of its arrival, `prices` are those of the service."""
 
     id: str
     asked: ChatRequest
@@ -68,6 +70,7 @@ class Chat:
     prompt: Prompt
     change: SamplingOverrides
     began: float
+    prices: PriceList = field(default_factory=PriceList)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -112,7 +115,7 @@ class Chat:
         return CandidateAnswer.of(candidate, reasoning=self.with_reasoning)
 
     def details(self, outcome: BlendResult, waited_s: float) -> Details:
-        """Candidates, ranking, scores and timings of the response."""
+        """Candidates, ranking, scores timings and cost of the response."""
         blend, ranking = outcome.blend, outcome.blend.ranking
         total = asyncio.get_running_loop().time() - self.began
         return Details(
@@ -125,6 +128,7 @@ class Chat:
             timings=Timings(queue=waited_s, total=total, **outcome.seconds),
             degraded=list(outcome.degraded),
             usage=_usage_by_part(outcome),
+            cost_usd=_cost(outcome, self.prices),
         )
 
 
@@ -134,6 +138,7 @@ def read(
     blender: Blender,
     serving: Serving,
     models: Mapping[str, BaseLLM],
+    prices: PriceList,
     *,
     votes: bool,
 ) -> Chat:
@@ -145,6 +150,7 @@ def read(
         blender: The blend.
         serving: Limits.
         models: Settings of the base LLMs by name, as far as they are known.
+        prices: Of the service.
         votes: Whether votes are stored.
 
     Raises:
@@ -161,7 +167,7 @@ def read(
         raise invalid("messages", "nothing is asked")
     change = read_sampling(asked, models, serving.limits)
     began = asyncio.get_running_loop().time()
-    return Chat(f"chatcmpl-{id}", asked, options, Prompt(id, messages=messages), change, began)
+    return Chat(f"chatcmpl-{id}", asked, options, Prompt(id, messages=messages), change, began, prices)
 
 
 def _check_size(asked: ChatRequest, blender: Blender, serving: Serving) -> None:
@@ -224,6 +230,14 @@ def _usage_by_part(outcome: BlendResult) -> dict[str, Usage] | None:
     if shown == outcome.usage.total_tokens:
         return None
     return {name: Usage.of(usage) for name, usage in usage_by_part(outcome.blend).items()}
+
+
+def _cost(outcome: BlendResult, prices: PriceList) -> Cost | None:
+    """Cost of an answer; None where no price is known."""
+    if not prices.known:
+        return None
+    parts = prices.usd_by_part(usage_by_part(outcome.blend))
+    return Cost(total=total_usd(parts.values()), parts=parts)
 
 
 async def lines(

@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.prices import PriceList
 from llm_blender_ray.cluster.plan import GATEWAY, Capacity, Placement, place_together, replaceable
 from llm_blender_ray.cluster.routing import least_loaded
 from llm_blender_ray.cluster.versions import versioned
@@ -68,6 +69,7 @@ class _Gateway:
         serving = config.serve
         self._serving = serving
         self._models = {model.name: model for model in config.models}
+        self._prices = PriceList.of(config.parts, config.prices)
         keys = Keys.load(serving.keys_file, os.environ)
         self._access = Access(keys, serving.requests_per_minute, origins=serving.allowed_origins)
         handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
@@ -109,6 +111,7 @@ class _Gateway:
             self._starting,
             MetricsPage(),
             models=self._models,
+            prices=self._prices,
         )
         return create_app(service, **options)
 

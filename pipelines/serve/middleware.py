@@ -49,6 +49,7 @@ class RequestMiddleware:
         """
         self._app, self._endpoints, self._tells_id = app, endpoints, tells_id
         self._access, self._admission, self._telemetry = service.access, service.admission, service.telemetry
+        self._prices = service.prices
         self._limits, self._deadline_s = service.serving.limits, service.serving.deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +74,7 @@ class RequestMiddleware:
             await self._handle(scope, receive, answer, endpoint)
             return
         label = endpoint.name if endpoint else OTHER
-        with self._telemetry.request(id, label, headers.get("traceparent")) as record:
+        with self._telemetry.request(id, label, headers.get("traceparent"), self._prices) as record:
             state["record"] = answer.record = record
             await self._handle(scope, receive, answer, endpoint)
 

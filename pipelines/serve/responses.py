@@ -72,6 +72,16 @@ class Timings(ResponseModel):
     total: float
 
 
+class Cost(ResponseModel):
+    """Cost of LLM calls by their tokens, in USD: in total, and of each part that was called and bills tokens.
+
+    Null where a price is unknown.
+    """
+
+    total: float | None
+    parts: dict[str, float | None]
+
+
 class Degraded(ResponseModel):
     """What the answer lacks, and why, one line each."""
 
@@ -82,6 +92,7 @@ class Details(Degraded):
     """Origin of an answer. The ranking is null for a single member's own answer.
 
     `usage`: by model, `ranker` and `fuser`; absent where the candidates' tokens and the fuser's are all.
+    `cost_usd`: absent where the service knows no price.
     """
 
     candidates: list[CandidateAnswer]
@@ -92,6 +103,7 @@ class Details(Degraded):
     fused_from: list[int]
     timings: Timings
     usage: dict[str, Usage] | None = Field(default=None, exclude_if=is_absent)
+    cost_usd: Cost | None = Field(default=None, exclude_if=is_absent)
 
 
 class MemberPieceEvent(ResponseModel):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from llm_blender_ray.actors.prices import PriceList
 from llm_blender_ray.configs.schema import BaseLLM
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
@@ -33,6 +34,7 @@ class Service:
         metrics: Makes the page for Prometheus; None: there is none.
         heartbeat_s: Seconds without a line in a stream until a comment is sent.
         models: Settings of the base LLMs by name: what they can't do is refused at once; else they refuse it.
+        prices: Of the tokens of members, ranker and fuser.
     """
 
     blender: Blender
@@ -45,6 +47,7 @@ class Service:
     metrics: Callable[[], Awaitable[bytes]] | None = None
     heartbeat_s: float = HEARTBEAT_S
     models: Mapping[str, BaseLLM] = field(default_factory=dict)
+    prices: PriceList = field(default_factory=PriceList)
 
 
 @dataclass(frozen=True, slots=True)

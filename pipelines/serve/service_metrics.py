@@ -54,6 +54,9 @@ LLM_CALLS = ServiceMetric(
     "Calls of LLMs, the judge's and the fuser's too, by whether their tokens are known (reported or unreported).",
     ("model", "kind"),
 )
+COST = ServiceMetric(
+    "counter", "blend_cost_usd_total", "Cost of LLM calls by their tokens, where the price is known.", ("model",)
+)
 COMPARISONS = ServiceMetric("counter", "blend_comparisons_total", "Forwards of the ranker.")
 CACHE_HITS = ServiceMetric("counter", "blend_cache_hits_total", "Comparisons found in the ranker's cache.")
 DEGRADATIONS = ServiceMetric(
@@ -71,7 +74,7 @@ CIRCUIT_OPEN = ServiceMetric(
 VOTES = ServiceMetric("counter", "blend_votes_total", "Users' votes, by preferred answer.", ("preferred",))
 SERVICE_METRICS = (
     REQUESTS, ERRORS, IN_FLIGHT, QUEUED, REQUEST_SECONDS, FIRST_TOKEN_SECONDS, STAGE_SECONDS, MEMBER_SECONDS,
-    TOKENS, TOKEN_DETAILS, LLM_CALLS, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
+    TOKENS, TOKEN_DETAILS, LLM_CALLS, COST, COMPARISONS, CACHE_HITS, DEGRADATIONS, CIRCUIT_OPEN, VOTES,
 )  # fmt: skip
 
 

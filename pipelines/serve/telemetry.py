@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from llm_blender_ray.actors.circuit_breaker import CircuitStatus
+from llm_blender_ray.actors.prices import PriceList, total_usd
 from llm_blender_ray.actors.records import Prompt, Ranking
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.serving import Serving
@@ -24,6 +25,7 @@ from llm_blender_ray.pipelines.serve.request_log import log, open_log
 from llm_blender_ray.pipelines.serve.service_metrics import (
     CIRCUIT_OPEN,
     COMPARISONS,
+    COST,
     DEGRADATIONS,
     ERRORS,
     FIRST_TOKEN_SECONDS,
@@ -93,7 +95,13 @@ class Telemetry:
         return Telemetry(serving.log_prompts, log_to=serving.log, tracing=tracing)
 
     @contextlib.contextmanager
-    def request(self, request_id: str, route: str, traceparent: str | None = None) -> Iterator["RequestRecord"]:
+    def request(
+        self,
+        request_id: str,
+        route: str,
+        traceparent: str | None = None,
+        prices: PriceList = PriceList(),  # noqa: B008 (frozen)
+    ) -> Iterator["RequestRecord"]:
         """Record a request for the length of the block: from its first byte to the response's last.
 
         Metrics and a line of the log are written in any case; with status 499 if the client disconnected.
@@ -102,9 +110,10 @@ class Telemetry:
             request_id: The request's id.
             route: The endpoint's label, never the client's path.
             traceparent: W3C's header, unchanged.
+            prices: Of the parts' tokens.
         """
         span = self._tracing.request(request_id, route, traceparent) if self._tracing else None
-        record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges, span)
+        record = RequestRecord(request_id, route, self._meter, self._clock, self._gauges, span, prices)
         record.trace_id = (span and span.trace_id) or _trace_id(traceparent)
         try:
             yield record
@@ -150,13 +159,14 @@ class RequestRecord:
         clock: Callable[[], float],
         gauges: "_Gauges",
         span: "RequestSpan | None" = None,
+        prices: PriceList = PriceList(),  # noqa: B008 (frozen)
     ) -> None:
-        """Start the record; `gauges` count the request, and `span` traces it."""
+        """Start the record; `gauges` count the request, `span` traces it, and `prices` are those of its calls."""
         self.caller: str | None = None
         self.status: int | None = None
         self.trace_id: str | None = None
         self._id, self._route, self._meter, self._clock, self._gauges = request_id, route, meter, clock, gauges
-        self._span = span
+        self._span, self._prices = span, prices
         self._part_of: ServiceMetric | None = None  # queued, in flight, or neither
         self._began = clock()
         self._model: str | None = None
@@ -165,6 +175,7 @@ class RequestRecord:
         self._seconds: dict[str, float] = {}
         self._first_token_s: float | None = None
         self._usage = TokenUsage()
+        self._costs: list[float | None] = []  # USD of the calls of a part and choice; None: unknown
         self._candidates = self._texts = self._comparisons = 0
         self._lacks: list[str] = []
         self._degraded: list[str] = []
@@ -221,6 +232,10 @@ class RequestRecord:
             ):
                 if count:
                     self._meter(metric, count, {"model": model, "kind": kind})
+        for model, usd in self._prices.usd_by_part(usages).items():
+            self._costs.append(usd)
+            if usd:
+                self._meter(COST, usd, {"model": model})
 
     def error(self, kind: str) -> None:
         """Set the code of the error that the client gets, one of a few words."""
@@ -267,6 +282,7 @@ class RequestRecord:
             }
             some = ("unreported_calls", "cached_prompt_tokens", "reasoning_tokens")
             line |= {"llm_calls": self._usage.calls} | {name: getattr(self._usage, name) or None for name in some}
+            line["cost_usd"] = total_usd(self._costs) if self._prices.known else None
         if self._candidates:
             line |= {
                 "candidates": self._candidates,

@@ -20,6 +20,7 @@ from virtual_time import run
 from llm_blender_ray.actors.circuit_breaker import CLOSED, CircuitStatus
 from llm_blender_ray.actors.engines import Completion
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.prices import PriceList, Rates, TokenPrice
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.cluster.session import metrics_urls
@@ -316,6 +317,22 @@ def test_calls_of_a_request_that_failed_are_counted(lines: list[str]) -> None:
     assert (7, {"model": "birch", "kind": "prompt"}) in meter.of(service_metrics.TOKENS)
 
 
+@pytest.mark.parametrize("birch", [TokenPrice(Rates(1e6, 1e6, 1e6)), None])
+@in_event_loop
+def test_costs_are_counted_by_model_where_prices_are_known(lines: list[str], birch: TokenPrice | None) -> None:
+    meter, price = FakeMeter(), TokenPrice(Rates(1e6, 0.0, 2e6))
+    prices = PriceList({"alder": price, "ranker": price, "birch": birch})  # the fuser bills nothing
+    with Telemetry(meter=meter).request("r", "chat", None, prices) as record:
+        record.event(outcome())
+        record.event(outcome())  # another choice
+        record.status = 200
+    alder, ranker = (13.0, {"model": "alder"}), (22.0, {"model": "ranker"})
+    each = [alder, *([(8.0, {"model": "birch"})] if birch else []), ranker]
+    assert meter.of(service_metrics.COST) == each * 2
+    (line,) = map(json.loads, lines)
+    assert line.get("cost_usd") == (2 * (13 + 8 + 22) if birch else None)
+
+
 def test_a_failed_member_has_no_time_of_its_own() -> None:
     meter = FakeMeter()
     with Telemetry(meter=meter).request("r", "chat") as record:
@@ -498,7 +515,8 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
     told = Telemetry()
     told.vote("tie")
     told.circuit("alder", OPEN)
-    with told.request("r", "chat") as record:
+    prices = PriceList({"alder": TokenPrice(Rates(1.0, 1.0, 2.0))})
+    with told.request("r", "chat", None, prices) as record:
         record.asks("blend", stream=True)
         record.waited(0.125)
         record.event(Answered(0, Candidate("alder", "gold"), 0.5))
@@ -535,7 +553,10 @@ def test_ray_exports_all_of_it(ray_session: None) -> None:
 def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list[str]) -> None:
     meter, key = FakeMeter(), "alices-long-secret-0001"
     access = Access(Keys.load(None, {"BLEND_API_KEYS": f"alice={key}"}))
-    app = create_app(Service(demo_blender(), Serving(), access, Admission(1, 1), Telemetry(meter=meter)))
+    prices = PriceList({"fuser": TokenPrice(Rates(1e6, 1e6, 1e6))})
+    app = create_app(
+        Service(demo_blender(), Serving(), access, Admission(1, 1), Telemetry(meter=meter), prices=prices)
+    )
     body = {"model": "blend", "messages": [{"role": "user", "content": PROMPT.instruction}]}
     with served(app) as url, httpx2.Client(base_url=url) as client:
         traced = {"authorization": f"Bearer {key}", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
@@ -551,6 +572,9 @@ def test_a_request_to_the_service_is_told_without_its_key_and_prompt(lines: list
         usage["prompt_tokens"],
         usage["completion_tokens"],
     )
+    fused = [count for count, labels in meter.of(service_metrics.TOKENS) if labels["model"] == "fuser"]
+    assert good["cost_usd"] == sum(fused) > 0
+    assert meter.of(service_metrics.COST) == [(sum(fused), {"model": "fuser"})]
     assert good["seconds"].keys() == {"queue", "generate", "rank", "fuse", "total"}
     assert (bad["id"], bad["status"]) == (refused.headers["x-request-id"], 401)
     assert bad["error"] == refused.json()["error"]["code"]

@@ -37,7 +37,15 @@ def _routes(service: Service) -> APIRouter:
         """Ask the blend (`blend`), the best of its members (`blend-best`), or one of them by its name."""
         record: RequestRecord = request.state.record
         votes = service.ballots is not None
-        good = chat.read(asked, request.state.id, service.blender, service.serving, service.models, votes=votes)
+        good = chat.read(
+            asked,
+            request.state.id,
+            service.blender,
+            service.serving,
+            service.models,
+            service.prices,
+            votes=votes,
+        )
         record.asks(asked.model, stream=bool(asked.stream), prompt=good.prompt)
         work = _ChatWork(service, good, record)
         if not asked.stream:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llm_blender_ray.actors.prices import (
+    PriceList,
     Rates,
     TokenPrice,
     gpu_usd,
@@ -13,6 +14,7 @@ from llm_blender_ray.actors.prices import (
     nano_usd,
     table_price,
     token_price,
+    total_usd,
 )
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.prices import ModelPrice
@@ -49,6 +51,21 @@ def priced(**price: Any) -> ModelPrice:
 )
 def test_cost_of_calls(usage: TokenUsage, usd: float) -> None:
     assert PRICE.usd(usage) == pytest.approx(usd)
+
+
+def test_costs_by_part_tell_unknown_from_unbilled() -> None:
+    parts = {
+        "far": endpoint("m", "http://127.0.0.1:9/v1"),
+        "ranker": judge("gpt-4o"),
+        "near": VLLMModel(name="near", engine="vllm", model="m"),
+    }
+    listed = PriceList.of(parts, {"ranker": priced(input=1, output=4), "near": priced(gpu_hour=2)})
+    used = TokenUsage(calls=1, prompt_tokens=1000, completion_tokens=100)
+    costs = listed.usd_by_part({"far": used, "ranker": used, "near": used})
+    assert costs == {"far": None, "ranker": pytest.approx(1400e-6)} and listed.known
+    assert total_usd(costs.values()) is None
+    assert total_usd([0.5, 0.25]) == 0.75 and total_usd([]) == 0.0
+    assert not PriceList.of({"far": parts["far"]}, {}).known and not PriceList().known
 
 
 def test_the_bound_of_a_call_is_no_less_than_its_cost_however_its_prompt_is_cached_or_counted() -> None:

@@ -12,6 +12,7 @@ import pytest
 from fake_parts import FakeMember, FakeRanker, fake_blender
 from serving import HELLO, QUESTION, app_of, chat, chunks, demo_blender, event_loop, refused, served, text_of
 
+from llm_blender_ray.actors.prices import PriceList, Rates, TokenPrice
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.serving import Limits, Serving
@@ -236,6 +237,27 @@ def test_the_usage_is_of_all_that_was_called() -> None:
         }
         last = chunks(client, stream_options={"include_usage": True})[-1]
         assert last["usage"] == answer["usage"]
+
+
+def test_what_an_answer_costs_is_in_its_details_where_a_price_is_known() -> None:
+    judge = FakeRanker(usage=TokenUsage(2, 0, 1000, 400, 70, 60))
+    blender = fake_blender(FakeMember("short", "one"), FakeMember("free", "two"), ranker=judge)
+    price = TokenPrice(Rates(100.0, 10.0, 1000.0))
+    known, lost = {"short": price, "ranker": price, "fuser": price}, {"short": None}
+    for prices, parts, total in (
+        (known, {"short": 0.002, "ranker": 0.06 + 0.004 + 0.07, "fuser": 0.017}, 0.153),
+        (known | lost, {"short": None, "ranker": 0.134, "fuser": 0.017}, None),
+    ):
+        with served(app_of(blender, prices=PriceList(prices))) as url, httpx2.Client(base_url=url) as client:
+            answer = chat(client, blend=True).json()
+            told = answer["blend"]["cost_usd"]
+            assert told == {"total": pytest.approx(total) if total else None, "parts": pytest.approx(parts)}
+            *_, done = [chunk for chunk in chunks(client, blend={"events": True}) if "blend" in chunk]
+            assert done["blend"]["details"]["cost_usd"] == told
+            assert "cost_usd" not in chat(client).text  # not requested
+    for none in (lost, {}):
+        with served(app_of(blender, prices=PriceList(none))) as url, httpx2.Client(base_url=url) as client:
+            assert "cost_usd" not in chat(client, blend=True).json()["blend"]
 
 
 def test_choices_are_side_by_side_and_reproducible(client: httpx2.Client) -> None:
