@@ -7,7 +7,7 @@ import pytest
 
 from llm_blender_ray.actors.engines.chat_completions import StreamReader, read_completion
 from llm_blender_ray.actors.engines.chat_requests import Requests
-from llm_blender_ray.actors.records import Candidate, Message, TokenLogprob
+from llm_blender_ray.actors.records import Message, TokenLogprob
 from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 TOKENS = [
@@ -80,15 +80,3 @@ def test_a_request_names_options_as_openai_and_vllm_do() -> None:
     }
     own = Requests(model).build([Message(role="user", content="x")], Sampling(from_model=True))
     assert "temperature" not in own
-
-
-def test_logprobs_are_a_field_of_the_candidate_in_rows() -> None:
-    row = Candidate("m", "Paris", extra='{"mine": 1}', logprobs=READ).to_row()
-    assert json.loads(row["extra"]) == {
-        "mine": 1,
-        "logprobs": [
-            {"token": "Par", "logprob": -0.25, "top_logprobs": [{"token": "Par", "logprob": -0.25}]},
-            {"token": "is", "logprob": 0.0, "top_logprobs": []},
-        ],
-    }
-    assert Candidate("m", "Paris").to_row()["extra"] is None

@@ -260,8 +260,9 @@ def test_logprobs_are_a_field_of_candidates_in_parquet() -> None:
         TokenLogprob("Par", -0.5, (TokenLogprob("Par", -0.5), TokenLogprob("Lo", -1.5))),
         TokenLogprob("is", 0.0),
     )
-    made = [Candidate("a", "Paris", logprobs=tokens), Candidate("b", "text"), Candidate("c", error="late")]
     expected = [token.to_row() for token in tokens]
+    extra = json.dumps({"logprobs": expected})
+    made = [Candidate("a", "Paris", extra=extra), Candidate("b", "text"), Candidate("c", error="late")]
     for own in ([], [{"text": "t", "logprobs": "none"}]):
         row = read(prompt="q", candidates=own)
         seen = inspect_columns(pa.Table.from_pylist([row], schema=ROW_SCHEMA))
