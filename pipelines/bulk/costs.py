@@ -14,6 +14,7 @@ from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.bulk.results import usages_of
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.quality.rounding import dollars
 
 
 def with_costs(
@@ -75,8 +76,3 @@ def cost_lines(manifest: Manifest) -> list[str]:
             f"{' and '.join(f'prices.{name}' for name in manifest.unpriced)} would set it"
         )
     return lines
-
-
-def dollars(usd: float) -> str:
-    """An amount in USD: cents from 100 dollars on, else four significant digits."""
-    return f"${usd:,.2f}" if usd >= 100 else f"${usd:.4g}"

@@ -22,8 +22,8 @@ from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import BlendConfig, Judge, LLMFuser
 from llm_blender_ray.configs.strategies import Focus, Full
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
-from llm_blender_ray.pipelines.bulk.costs import dollars
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
+from llm_blender_ray.pipelines.quality.rounding import dollars
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 

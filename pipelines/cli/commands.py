@@ -373,8 +373,10 @@ def evaluate_command(
     """Quality against references (`output`) or given scores (`candidates[].scores`); users' votes."""
     from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
     from llm_blender_ray.pipelines.quality.metrics import read_metric
+    from llm_blender_ray.pipelines.report import cost_of
 
-    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=[read_metric(one) for one in metric] or None)
+    metrics = [read_metric(one) for one in metric] or None
+    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, cost_of=cost_of)
 
 
 def _show(summary: "Summary") -> None:

@@ -8,8 +8,8 @@ draw, and the oracle takes the best of each row. Users' votes: `quality.votes`.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
+from llm_blender_ray.pipelines.quality.run_cost import RunCost
 from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
@@ -282,14 +283,33 @@ def evaluate_uri(uri: str, limit: int | None = None, metrics: Sequence[Metric] |
     return evaluate(read_rows(uri, limit), metrics)
 
 
-def main(uri: str, *, as_json: bool = False, examples: int = 0, metrics: Sequence[Metric] | None = None) -> None:
-    """Print the report of a URI's rows, as JSON or as tables with the first `examples` rows as prose."""
+def main(
+    uri: str,
+    *,
+    as_json: bool = False,
+    examples: int = 0,
+    metrics: Sequence[Metric] | None = None,
+    cost_of: Callable[[str], RunCost | None] = lambda _: None,
+) -> None:
+    """Print the report of a URI's rows.
+
+    Args:
+        uri: The rows.
+        as_json: As JSON in place of tables.
+        examples: Rows to print as prose, after the tables.
+        metrics: See `evaluate`.
+        cost_of: Cost of the run that wrote the rows of a URI; None: unknown, or nothing is billed.
+    """
     report = evaluate_uri(uri, metrics=metrics)
+    cost = cost_of(uri)
+    report |= {"cost": asdict(cost)} if cost else {}
     if as_json:
         print(json.dumps(report, indent=2))
         return
     console = Console()
     console.print(render(report))
+    if cost:
+        console.print(Text(" ".join(cost.sentences())), soft_wrap=True)
     for row in islice((row for row in read_rows(uri) if row["error"] is None), examples):
         console.print(Text(f"\n{describe(row)}"), soft_wrap=True)
 

@@ -18,6 +18,8 @@ from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.bulk.checkpoints import MANIFEST
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.quality.evaluation import name_of
+from llm_blender_ray.pipelines.quality.run_cost import RunCost
+from llm_blender_ray.pipelines.report.costs import run_cost
 from llm_blender_ray.pipelines.report.numbers import Numbers, count
 from llm_blender_ray.pipelines.report.parts import share
 from llm_blender_ray.pipelines.report.quality import headline
@@ -67,6 +69,17 @@ def manifest_of(uri: str) -> Manifest | None:
         return None if text is None else Manifest.parse(text)
     except ValueError:
         return None
+
+
+def cost_of(uri: str) -> RunCost | None:
+    """What the run that wrote these rows cost; None if they are of no run, or nothing has a price."""
+    manifest = manifest_of(uri)
+    if manifest is None or manifest.cost_usd is None:
+        return None
+    numbers = Numbers()
+    for row in read_rows(uri):
+        numbers.add(row)
+    return run_cost(numbers, manifest)
 
 
 def render_page(uri: str, numbers: Numbers, manifest: Manifest | None, made: datetime) -> str:

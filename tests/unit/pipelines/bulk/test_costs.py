@@ -12,9 +12,10 @@ from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.configs.schema import EchoModel, EndpointModel, LLMFuser, VLLMModel
-from llm_blender_ray.pipelines.bulk.costs import cost_lines, dollars, row_costs, unpriced_stages, with_costs
+from llm_blender_ray.pipelines.bulk.costs import cost_lines, row_costs, unpriced_stages, with_costs
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.quality.rounding import dollars
 
 ENDPOINT = {"engine": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
 PRICES = {

@@ -10,7 +10,8 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
-from llm_blender_ray.pipelines.report import manifest_of, render_page, write_report
+from llm_blender_ray.pipelines.quality.evaluation import main
+from llm_blender_ray.pipelines.report import cost_of, manifest_of, render_page, write_report
 from llm_blender_ray.pipelines.report.numbers import count
 from llm_blender_ray.pipelines.report.plots import short
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -175,7 +176,7 @@ def test_a_whole_run(tmp_path):
     assert text == render_page(uri, count(read_rows(uri)), manifest(), NOON)
 
 
-def test_what_a_blend_costs_beside_its_best_single_model(tmp_path):
+def test_what_a_blend_costs_beside_its_best_single_model(tmp_path, capsys):
     uri = written(tmp_path, blended(["tiny", "birch"]))
     numbers = count(read_rows(uri))
     page = checked(render_page(uri, numbers, manifest(), NOON))
@@ -190,6 +191,20 @@ def test_what_a_blend_costs_beside_its_best_single_model(tmp_path):
     assert "The run cost $0.9: $0.03 a row." in page.text
     assert f"is {best}, whose answers alone cost $0.3: the blend cost 3.0 times that." in page.text
     assert "Not in these amounts: far, whose price is unknown." in page.text
+    assert cost_of(uri) is None
+    work = Path(Output(uri).work_folder)
+    work.mkdir(parents=True)
+    (work / "manifest.json").write_text(priced.json_text())
+    main(uri, cost_of=cost_of)
+    *_, told = capsys.readouterr().out.splitlines()
+    assert told in page.text and told.startswith("The run cost $0.9: ") and told.endswith("price is unknown.")
+    main(uri, as_json=True, cost_of=cost_of)
+    known = {"usd": pytest.approx(0.9), "usd_per_row": pytest.approx(0.03), "best_model": best}
+    rest = {"best_model_usd": 0.3, "unpriced": ["far"], "incomplete": []}
+    assert json.loads(capsys.readouterr().out)["cost"] == known | rest
+    (work / "manifest.json").write_text(manifest().json_text())  # nothing has a price
+    main(uri, as_json=True, cost_of=cost_of)
+    assert "cost" not in json.loads(capsys.readouterr().out)
 
 
 def test_what_is_in_the_manifest_and_not_in_rows(tmp_path):
