@@ -56,9 +56,15 @@ def row_costs(costs: Sequence[float | None], step: StageSpec, result: pa.Table) 
     return [cost if usd is None else (cost or 0.0) + usd for cost, usd in zip(costs, own, strict=True)]
 
 
-def unpriced_stages(work: StageGraph, prices: Mapping[str, ModelPrice]) -> tuple[str, ...]:
-    """Names of the steps that call an endpoint whose price is unknown."""
-    return tuple(step.name for step in work.steps if lacks_price(step.name, step.placement.settings, prices))
+def unpriced_stages(
+    records: Sequence[StageRecord], work: StageGraph, prices: Mapping[str, ModelPrice]
+) -> tuple[str, ...]:
+    """Names of the steps that have called an endpoint whose price is unknown; `records` are theirs."""
+    return tuple(
+        step.name
+        for record, step in zip(records, work.steps, strict=True)
+        if (record.calls or record.uncounted) and lacks_price(step.name, step.placement.settings, prices)
+    )
 
 
 def cost_lines(manifest: Manifest) -> list[str]:

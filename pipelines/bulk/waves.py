@@ -273,6 +273,7 @@ def _written(
         store, index, work, sinks, tracker, costs=not COST_COLUMNS.keys().isdisjoint(run.results)
     )
     numbers = {step.name: number for number, wave in enumerate(waves, 1) for step in wave}
+    stages = account.stages(work, numbers)
     manifest = Manifest(
         command=run.command,
         started=datetime.fromisoformat(record["started"]),
@@ -290,9 +291,9 @@ def _written(
         ),
         output=OutputRecord(uri=run.output.uri, rows=account.rows, errors=account.errors, files=tuple(files[0])),
         preferences=_pairs_record(run.preferences, files[1]) if run.preferences else None,
-        unpriced=unpriced_stages(work, run.prices),
+        unpriced=unpriced_stages(stages, work, run.prices),
         budget=budget.record() if budget else None,
-        stages=with_costs(account.stages(work, numbers), work, run.prices),
+        stages=with_costs(stages, work, run.prices),
         errors=dict(account.kinds.most_common()),
     )
     store.save_manifest(manifest.json_text())

@@ -185,7 +185,7 @@ def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
         assert answer.choices[0].message.content == outcome.answer.text
         assert [c["text"] for c in answer.blend["candidates"][:LLMS]] == [c.text for c in outcome.blend.candidates]
         assert answer.blend["ranking"] == list(outcome.blend.ranking.order)
-        assert answer.usage.completion_tokens == outcome.completion_tokens
+        assert answer.usage.completion_tokens == outcome.usage.completion_tokens
         assert answer.blend["degraded"] == [f"mute: not waited for: {LLMS} others had answered"]
 
 

@@ -65,7 +65,9 @@ def test_tokens_and_gpus_are_billed_and_the_rest_is_not() -> None:
     work = StageGraph((step("far"), step("own", gpus=2.0), step("lost"), step("echo")))
     done = with_costs(records, work, PRICES)
     assert [stage.cost_usd for stage in done] == [pytest.approx(2.5), pytest.approx(1.0), None, None]
-    assert unpriced_stages(work, PRICES) == ("lost",)
+    assert unpriced_stages(records, work, PRICES) == ("lost",)
+    unanswered = [record(one.name) for one in records]
+    assert unpriced_stages(unanswered, work, PRICES) == ()
     assert cost_lines(manifest(*done, unpriced=("lost",))) == [
         "cost: $3.5, $0.35 a row: far $2.5, own $1",
         "cost of lost unknown: neither the config nor the table has a price; prices.lost would set it",
