@@ -14,7 +14,9 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from llm_blender_ray.actors.errors import RejectedError
@@ -24,6 +26,34 @@ Balances = Mapping[str, int]  # spent and reserved, by account
 
 class BudgetError(RejectedError):
     """A call was not made, because its budget has no room for it. Its LLM works: no circuit breaker counts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """Request of the service that calls are charged to.
+
+    Attributes:
+        request: Unique id of the request.
+        key: Name of its API key.
+        began: When, in UTC.
+    """
+
+    request: str
+    key: str
+    began: datetime
+
+
+_payer: ContextVar[Payer | None] = ContextVar("payer", default=None)
+
+
+def charge_to(payer: Payer | None) -> None:
+    """Charge the calls that the running task makes from now on. Set before every call, so it is never reset."""
+    _payer.set(payer)
+
+
+def current_payer() -> Payer | None:
+    """Request that the running task's calls are charged to; None: none, as in a bulk run."""
+    return _payer.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +83,22 @@ class _Account:
     open: set[str] = field(default_factory=set)  # reservations whose call may still end
     waiting: deque[tuple[BudgetReservation, asyncio.Future[bool]]] = field(default_factory=deque)  # True: granted
     closed: bool = False
+    timed: int = 0  # granted reservations whose time is not over
 
 
 class BudgetLedger:
     """Accounts with one limit. It belongs to the event loop of its first call."""
 
     def __init__(
-        self, limit: int, balances: Balances, save: Callable[[Balances], None], *, closes: bool = False
+        self, limit: int, balances: Balances, save: Callable[[Balances], None] | None, *, closes: bool = False
     ) -> None:
         """Open the accounts.
 
         Args:
             limit: Most that each account may spend.
             balances: What `save` was last called with.
-            save: Writes the balances so that they survive a kill; called in a thread, one call at a time.
+            save: Writes the balances so that they survive a kill; called in a thread, one call at a time. None:
+                they needn't, and an account is dropped when the time of all its reservations is over.
             closes: Whether an account that has refused one reservation refuses all that follow. Otherwise smaller
                 ones may still fit.
         """
@@ -99,13 +131,16 @@ class BudgetLedger:
         self._advance(entry)
         try:
             if not await granted:
+                self._drop(account, entry)
                 return None
             await self._written()
         except BaseException:  # cancelled, or not written: the call is not made
             if granted.done() and not granted.cancelled() and granted.result():
                 self._end(entry, reservation, -amount)
+            self._drop(account, entry)
             raise
-        asyncio.get_running_loop().call_later(seconds, self._end, entry, reservation)
+        entry.timed += 1
+        asyncio.get_running_loop().call_later(seconds, self._expire, entry, reservation)
         return reservation
 
     async def settle(self, reservation: BudgetReservation, amount: int) -> None:
@@ -115,6 +150,7 @@ class BudgetLedger:
         """
         entry = self._accounts.setdefault(reservation.account, _Account())
         self._end(entry, reservation, amount - reservation.amount)
+        self._drop(reservation.account, entry)
 
     async def balances(self) -> Balances:
         """What is spent and reserved, by account, after writing it."""
@@ -135,6 +171,16 @@ class BudgetLedger:
         self._version += 1
         self._advance(entry)
 
+    def _expire(self, entry: _Account, reservation: BudgetReservation) -> None:
+        entry.timed -= 1
+        self._end(entry, reservation)
+        self._drop(reservation.account, entry)
+
+    def _drop(self, account: str, entry: _Account) -> None:
+        """Drop an account that needn't outlive its calls, after the last one."""
+        if self._save is None and not (entry.timed or entry.open or entry.waiting):
+            self._accounts.pop(account, None)
+
     def _advance(self, entry: _Account) -> None:
         """Grant or refuse those who wait, in order."""
         while entry.waiting:
@@ -153,6 +199,8 @@ class BudgetLedger:
 
     async def _written(self) -> None:
         """Return once balances are written that are at least those of now."""
+        if self._save is None:
+            return
         self._version += 1
         version = self._version
         while self._saved < version:
@@ -162,6 +210,7 @@ class BudgetLedger:
 
     async def _write(self) -> None:
         version = self._version
+        assert self._save is not None  # else nothing is written
         try:
             await asyncio.to_thread(self._save, self._balances())
             self._saved = version

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from llm_blender_ray.actors.budget import BudgetError, charge_to
 from llm_blender_ray.actors.engines import Completion, ReasoningDelta, load_engine
 from llm_blender_ray.actors.errors import (
     BLANK,
@@ -54,6 +55,7 @@ class Generator:
         Returns:
             The candidate, with `error` in place of `text` if there is none.
         """
+        charge_to(prompt.payer)
         try:
             completion = await self._engine.generate(*self._asked(prompt, sample, change))
         except Exception as error:  # a row's failure must not end the run; CancelledError passes
@@ -68,6 +70,7 @@ class Generator:
         If the answer breaks off, the candidate has the error and no text. Closing the iterator stops the work.
         """
         candidate: Candidate
+        charge_to(prompt.payer)
         try:
             async with aclosing(self._engine.stream(*self._asked(prompt, sample, change))) as pieces:
                 async for piece in pieces:
@@ -116,6 +119,7 @@ class Generator:
             refused=refused,
             permanent=isinstance(error, PermanentError),
             rejected=isinstance(error, RejectedError),
+            unpaid=isinstance(error, BudgetError),
             usage=usage_of_error(error),
         )
 

@@ -228,7 +228,7 @@ class _Game:
         """
         if self._problem and not self.compared:
             # of all comparisons, where the first problem knows only its own
-            raise ScoringError(*self._problem.args).with_usage(self.usage) from self._problem
+            raise type(self._problem)(*self._problem.args).with_usage(self.usage) from self._problem
         forwards = self._traits.forwards(self.scored)
         return replace(self._tournament.ranking(), comparisons=forwards, usage=self.usage)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
@@ -32,6 +33,7 @@ class Prompt:
     instruction: str = ""
     input: str = ""
     messages: tuple[Message, ...] | None = None
+    payer: Payer | None = field(default=None, compare=False)  # whom calls for it are charged to; not in rows
 
     def chat(self, system_prompt: str | None = None) -> list[Message]:
         """The prompt as chat messages; `system_prompt` comes first unless the chat has its own."""
@@ -95,6 +97,7 @@ class Candidate:
     refused: Refusal | None = None  # the error is the prompt's own: this LLM will never answer it; not in rows
     permanent: bool = False  # the error holds for any prompt (`PermanentError`); not in rows
     rejected: bool = False  # the error is this request's, not the LLM's (`RejectedError`); not in rows
+    unpaid: bool = False  # a budget had no room for the call (`BudgetError`); not in rows
     reasoning: str | None = None  # what the LLM has reasoned before `text`; in rows only as a part of `extra`
     reasoning_tokens: int | None = None  # those of `completion_tokens` that are reasoning; as `reasoning`
     logprobs: tuple[TokenLogprob, ...] | None = None  # of the answer's tokens; as `reasoning`

@@ -46,6 +46,15 @@ class BudgetSettings(Settings):
 
     Attributes:
         usd_per_run: Of a bulk run, all its sessions and retries together.
+        usd_per_request: Of a request of the service, all its models' calls and retries together.
+        usd_per_key_per_day: Of all requests of one API key on a day (UTC); without keys, of all requests.
     """
 
     usd_per_run: UsdLimit | None = None
+    usd_per_request: UsdLimit | None = None
+    usd_per_key_per_day: UsdLimit | None = None
+
+    @property
+    def bounds_requests(self) -> bool:
+        """Whether requests of the service have a budget."""
+        return self.usd_per_request is not None or self.usd_per_key_per_day is not None

@@ -81,6 +81,7 @@ class Serving(Settings):
     votes: str | None = (
         None  # JSONL file of people's votes, on the disk of the node that keeps them; None: no voting
     )
+    spending: str | None = None  # file of what each API key has spent today, for `budget.usd_per_key_per_day`
     log: str = "stderr"  # of requests, a JSON line each: stderr, stdout, or a file on each gateway's node
     tracing: bool = False  # OpenTelemetry spans over OTLP/HTTP, set up by the OTEL_* variables; extra `otel`
     log_prompts: bool = False  # also write what was asked into the log
@@ -104,7 +105,7 @@ class Serving(Settings):
     def _target(cls, value: str) -> str | None:
         return value if value in ("stderr", "stdout") or value.startswith("unix:/") else cls._absolute(value)
 
-    @field_validator("keys_file", "votes")
+    @field_validator("keys_file", "votes", "spending")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         if value and "://" in value:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from llm_blender_ray.actors.budget import charge_to
 from llm_blender_ray.actors.engines import Completion, Piece, load_engine
 from llm_blender_ray.actors.errors import TooLongError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
@@ -63,6 +64,7 @@ class ChatFuser:
         Raises:
             TooLongError: Not even the shortest attempt fits the LLM.
         """
+        charge_to(prompt.payer)
         for attempt in attempts(prompt, candidates, self._instruction):
             try:
                 reply = await self._llm.generate(*self._asked(prompt, attempt.task, change))
@@ -78,6 +80,7 @@ class ChatFuser:
         self, prompt: Prompt, candidates: Sequence[str], change: SamplingOverrides | None = None
     ) -> AsyncGenerator[Piece, None]:
         """See `actors.fusers.Fuser`."""
+        charge_to(prompt.payer)
         for attempt in attempts(prompt, candidates, self._instruction):
             text = ""
             stream = self._llm.stream(*self._asked(prompt, attempt.task, change))

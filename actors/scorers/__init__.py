@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from llm_blender_ray.actors.budget import BudgetError
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.usage import TokenUsage
@@ -16,6 +17,10 @@ from llm_blender_ray.configs.schema import RankerSettings
 
 class ScoringError(BlendError):
     """One matchup has no score; others have."""
+
+
+class UnpaidScoringError(ScoringError, BudgetError):
+    """One matchup has no score, because a budget had no room for a judge's call."""
 
 
 class CountedScore(float):

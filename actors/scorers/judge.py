@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
-from llm_blender_ray.actors.scorers import CountedScore, Score, ScoringError, Traits
+from llm_blender_ray.actors.scorers import CountedScore, Score, ScoringError, Traits, UnpaidScoringError
 from llm_blender_ray.actors.scorers.verdicts import read_verdict
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.identity import deciding, settings_digest
@@ -82,14 +82,15 @@ class JudgeScorer:
         asked: tuple[Message, ...] = (
             Message(role="user", content=question(matchup, self._criterion, self._template)),
         )
-        reply = await self._llm.answer(Prompt(matchup.prompt.id, messages=asked))
+        id, payer = matchup.prompt.id, matchup.prompt.payer
+        reply = await self._llm.answer(Prompt(id, messages=asked, payer=payer))
         verdict = self._read(reply)
-        if not isinstance(verdict, ScoringError) or reply.refused or reply.permanent:
+        if not isinstance(verdict, ScoringError) or reply.refused or reply.permanent or reply.unpaid:
             return _counted(verdict, reply.known_usage)
         if reply.text is not None:
             said = Message(role="assistant", content=reply.text)
             asked = (*asked, said, Message(role="user", content=REMINDER))
-        second = await self._llm.answer(Prompt(matchup.prompt.id, messages=asked), sample=1)
+        second = await self._llm.answer(Prompt(id, messages=asked, payer=payer), sample=1)
         again = self._read(second)
         return _counted(
             verdict if isinstance(again, ScoringError) else again, reply.known_usage + second.known_usage
@@ -97,7 +98,8 @@ class JudgeScorer:
 
     def _read(self, reply: Candidate) -> Score:
         if reply.text is None:
-            return ScoringError(f"judge {self._name}: {reply.error}")
+            kind = UnpaidScoringError if reply.unpaid else ScoringError
+            return kind(f"judge {self._name}: {reply.error}")
         verdict = read_verdict(reply.text, self._pattern)
         if reply.finish_reason == "length":  # what looks like its end may be a sentence's beginning
             problem = "the reply was cut at max_tokens; raise llm.sampling.max_tokens"

@@ -70,12 +70,20 @@ class NoAnswerError(BlendError):
     Attributes:
         refused: All reject the prompt itself; "too long" if a shorter one may be accepted.
         retry_after_s: Seconds until a member may be called again if all are left out; None: otherwise.
+        unpaid: A budget had no room for a call that might have given an answer.
         usages: Usage by part, as `events.usage_by_part` has it: calls that came to nothing are billed, too.
     """
 
-    def __init__(self, message: str, refused: Refusal | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        refused: Refusal | None = None,
+        retry_after_s: float | None = None,
+        *,
+        unpaid: bool = False,
+    ) -> None:
         super().__init__(message, refused, retry_after_s)
-        self.refused, self.retry_after_s = refused, retry_after_s
+        self.refused, self.retry_after_s, self.unpaid = refused, retry_after_s, unpaid
         self.usages: Mapping[str, TokenUsage] = {}
 
     def __str__(self) -> str:

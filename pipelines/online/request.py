@@ -134,7 +134,7 @@ class BlendRun:
         assert said is not None  # every stream ends with it
         self._candidates = [said]
         if said.text is None:
-            raise NoAnswerError(f"{member.name}: {said.error}", said.refused)
+            raise NoAnswerError(f"{member.name}: {said.error}", said.refused, unpaid=said.unpaid)
         self._answer = answer_of(said)
 
     async def _generate(self) -> AsyncGenerator[Event, None]:
@@ -173,7 +173,8 @@ class BlendRun:
         if all(candidate.text is None for candidate in self._known()):
             told = "; ".join(self._degraded) or "no candidates"
             later = self._parts.circuits.retry_after_s(member.name for member in self._members)
-            raise NoAnswerError(f"no candidate: {told}", self._refused(), later)
+            unpaid = any(candidate.unpaid for candidate in self._known())
+            raise NoAnswerError(f"no candidate: {told}", self._refused(), later, unpaid=unpaid)
 
     def _begin(
         self,

@@ -23,6 +23,7 @@ from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.interruption import SIGNALS, left_to_others, undone
 from llm_blender_ray.pipelines.serve.access import Keys
+from llm_blender_ray.pipelines.serve.budgets import check_budget, spending_file
 from llm_blender_ray.pipelines.serve.request_log import printing
 from llm_blender_ray.pipelines.serve.serve_config import APPLICATION, PROXY_SLACK_S, failed_part
 
@@ -43,6 +44,8 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)
     check_local_models(config.ray, config.parts.values())
+    check_budget(config)
+    spending_file(config, local=local)
     if local:
         _check_free(host, port)
     if not sys.stderr.isatty():

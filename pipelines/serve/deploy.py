@@ -9,6 +9,7 @@ from llm_blender_ray.cluster.job_client import JobClient, connect
 from llm_blender_ray.cluster.submission import local_paths
 from llm_blender_ray.configs.environment import variables
 from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.pipelines.serve.budgets import check_budget, spending_file
 from llm_blender_ray.pipelines.serve.serve_config import APPLICATION, failed_part, last_line, serve_config
 
 POLL_S = 1.0
@@ -27,8 +28,10 @@ def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, w
 
     Raises:
         ClusterError: The cluster cannot be reached.
-        BlendError: The service does not start.
+        BlendError: The service does not start, or can't: a budget without a price, or without a file for it.
     """
+    check_budget(config)
+    spending_file(config, local=False)
     client = connect(address)
     if needed := variables(config):
         _tell(f"the cluster's machines need these environment variables: {', '.join(needed)}")

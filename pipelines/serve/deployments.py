@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.prices import PriceList
+from llm_blender_ray.actors.prices import PriceList, token_price
 from llm_blender_ray.cluster.plan import GATEWAY, Capacity, Placement, place_together, replaceable
 from llm_blender_ray.cluster.routing import least_loaded
 from llm_blender_ray.cluster.versions import versioned
@@ -27,6 +27,7 @@ from llm_blender_ray.pipelines.serve.access import Access, Keys
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.ballots import Ballots
+from llm_blender_ray.pipelines.serve.budgets import Bill, ServiceLedger, check_budget, spending_file
 from llm_blender_ray.pipelines.serve.connections import server_config
 from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember
 from llm_blender_ray.pipelines.serve.metrics_page import MetricsPage
@@ -68,6 +69,7 @@ class _Gateway:
         """
         serving = config.serve
         self._serving = serving
+        self._budgeted = config.budget.bounds_requests
         self._models = {model.name: model for model in config.models}
         self._prices = PriceList.of(config.parts, config.prices)
         keys = Keys.load(serving.keys_file, os.environ)
@@ -112,6 +114,7 @@ class _Gateway:
             MetricsPage(),
             models=self._models,
             prices=self._prices,
+            budgeted=self._budgeted,
         )
         return create_app(service, **options)
 
@@ -233,11 +236,19 @@ def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | Non
     by_name = {placement.name: placement for placement in placements}
     rolling = _Rolling(replaceable(config, placements, capacity), config.serve.deadline_s)
     serving = config.serve
-    members = [_part(MemberReplica, by_name[model.name], serving.scaling, rolling) for model in config.models]
+    bill = _bills(config, local=listen is not None)
+    members = [
+        _part(MemberReplica, by_name[model.name], serving.scaling, rolling, bill=bill(model.name))
+        for model in config.models
+    ]
     # a gateway has one call at a time for each replica: the average number of calls is the share of time at work
     router = least_loaded("ranker")
-    ranker = _part(ScorerReplica, by_name["ranker"], serving.scaling, rolling, at_once=1, router=router)
-    fuser = _part(FuserReplica, by_name["fuser"], serving.scaling, rolling) if config.fuser else None
+    ranker = _part(
+        ScorerReplica, by_name["ranker"], serving.scaling, rolling, at_once=1, router=router, bill=bill("ranker")
+    )
+    fuser = None
+    if config.fuser:
+        fuser = _part(FuserReplica, by_name["fuser"], serving.scaling, rolling, bill=bill("fuser"))
     ballots = None
     if serving.votes:  # one replica for all gateways: it holds the blends open to votes
         holder = serve.deployment(Ballots).options(
@@ -255,6 +266,35 @@ def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | Non
     )
     arguments = (*(listen or ()), config, members, ranker, fuser, ballots)
     return versioned(gateway, config, str(listen)).bind(*arguments)
+
+
+def _bills(config: BlendConfig, *, local: bool) -> Callable[[str], Bill | None]:
+    """How the calls of each part are charged, by its name: to one ledger.
+
+    Raises:
+        BlendError: A price is unknown, or there is no place for what was spent.
+    """
+    budget = config.budget
+    if not budget.bounds_requests:
+        return lambda name: None
+    check_budget(config)
+    file = spending_file(config, local=local)
+    holder = serve.deployment(ServiceLedger).options(
+        name="budget",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=NO_LIMIT,
+        max_surge_percent=0,  # in an update the earlier ledger ends first
+        health_check_period_s=HEALTH_S,
+    )
+    limits = str(budget.usd_per_request), str(budget.usd_per_key_per_day)
+    ledger = versioned(holder, *limits, str(file)).bind(budget, file)
+    parts = config.parts
+
+    def bill(name: str) -> Bill | None:
+        price = token_price(name, parts[name], config.prices)
+        return None if price is None else Bill(ledger, price)
+
+    return bill
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +323,7 @@ def _part(
     *,
     at_once: int | None = None,
     router: RequestRouterConfig | None = None,
+    bill: Bill | None = None,
 ) -> Any:
     """The deployment of a part, bound to its settings.
 
@@ -293,6 +334,7 @@ def _part(
         rolling: How they are replaced.
         at_once: Calls that make full use of a replica; None: the model's width.
         router: Which replica a call goes to; None: Ray Serve's choice.
+        bill: How its calls are charged; None: they are not.
     """
     width = placement.model.width
     deployment = serve.deployment(replica).options(
@@ -305,7 +347,10 @@ def _part(
         **({"request_router_config": router} if router else {}),
         **_replicas(placement.model, at_once or width, scaling),
     )
-    return versioned(deployment, placement.settings).bind(placement.settings)
+    if bill is None:
+        return versioned(deployment, placement.settings).bind(placement.settings)
+    made = versioned(deployment, placement.settings, repr(bill.price))
+    return made.bind(placement.settings, bill.ledger, bill.price)
 
 
 def _replicas(resources: Resources, at_once: int, scaling: Scaling) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from llm_blender_ray.actors.errors import FieldError, PromptError, RowError
+from llm_blender_ray.actors.errors import BlendError, FieldError, PromptError, RowError
 from llm_blender_ray.pipelines.online.protocols import NoAnswerError
 from llm_blender_ray.pipelines.serve.access import NoKeyError, NotLocalError, RateError
 from llm_blender_ray.pipelines.serve.admission import OverloadedError
@@ -21,6 +21,7 @@ from llm_blender_ray.pipelines.serve.protocol import TAGS
 from llm_blender_ray.pipelines.serve.responses import ErrorAnswer, Problem
 
 UNSUPPORTED = "unsupported_parameter"
+NO_QUOTA = "insufficient_quota"  # type and code of OpenAI's error
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}  # others: see `ApiError.body`
 
 
@@ -51,7 +52,7 @@ class ApiError(HTTPException):
     def body(self) -> ErrorAnswer:
         """Body of the response."""
         usual = "server_error" if self.status_code >= 500 else "invalid_request_error"
-        kind = _TYPES.get(self.status_code, usual)
+        kind = NO_QUOTA if self.code == NO_QUOTA else _TYPES.get(self.status_code, usual)
         return ErrorAnswer(error=Problem(message=self.detail, type=kind, param=self.param, code=self.code))
 
     def response(self) -> Response:
@@ -70,6 +71,8 @@ def to_api_error(error: Exception) -> ApiError | None:
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case NoAnswerError(refused="other"):
             return ApiError(400, str(error), param="messages", code="invalid_value")
+        case NoAnswerError(unpaid=True):
+            return over_budget(error)
         case NoAnswerError():
             return ApiError(503, str(error), code="no_answer", headers=retry_after_header(error.retry_after_s))
         case FieldError():
@@ -104,6 +107,12 @@ def to_api_error(error: Exception) -> ApiError | None:
 def internal_error(id: str) -> ApiError:
     """Error of a request whose cause is only logged."""
     return ApiError(500, f"something went wrong here; the log has it under the id {id}", code="internal_error")
+
+
+def over_budget(error: BlendError) -> ApiError:
+    """Error of a request that its budget has no room for."""
+    # OpenAI's clients retry a 429 by themselves, and none of the retries would have room
+    return ApiError(429, str(error), code=NO_QUOTA, headers={"x-should-retry": "false"})
 
 
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:

@@ -13,12 +13,14 @@ from ray.exceptions import RayActorError, RaySystemError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt
 from llm_blender_ray.cluster.ray_internals import is_removed
 from llm_blender_ray.configs.schema import SamplingOverrides
 from llm_blender_ray.pipelines.serve.ballots import Vote
+from llm_blender_ray.pipelines.serve.budgets import JointReservation
 
 _T = TypeVar("_T")
 
@@ -85,6 +87,22 @@ class RemoteBallots:
     async def cast(self, vote: Vote) -> None:
         """See `pipelines.serve.ballots.BallotBox`."""
         await call(self._handle.cast, vote)
+
+
+class RemoteServiceLedger:
+    """See `pipelines.serve.budgets.SharedLedger`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def reserve(self, payer: Payer, amount: int, seconds: float) -> JointReservation | str:
+        """See `pipelines.serve.budgets.ServiceLedger`. What a ledger that died had reserved counts as spent."""
+        found: JointReservation | str = await call(self._handle.reserve, payer, amount, seconds)
+        return found
+
+    async def settle(self, reservation: JointReservation, amount: int) -> None:
+        """See `pipelines.serve.budgets.ServiceLedger`."""
+        await call_once(self._handle.settle, reservation, amount)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llm_blender_ray.actors.engines.metered_client import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.prices import TokenPrice
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.replicas import ScorerActor
@@ -13,6 +15,15 @@ from llm_blender_ray.cluster.session import keep_to_own_gpus
 from llm_blender_ray.cluster.versions import version_of
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RankerSettings
+from llm_blender_ray.pipelines.serve.budgets import RequestBudget
+from llm_blender_ray.pipelines.serve.handles import RemoteServiceLedger
+
+
+def _meter(ledger: Any, price: TokenPrice | None) -> CallMeter | None:
+    """Meter of a part's calls; None: they are not charged."""
+    if ledger is None or price is None:
+        return None
+    return CallMeter(RequestBudget(RemoteServiceLedger(ledger)), "", price)
 
 
 class PartReplica:
@@ -20,14 +31,20 @@ class PartReplica:
 
     _load: Callable[[Any], Any]
 
-    def __init__(self, settings: PartSettings) -> None:
+    def __init__(self, settings: PartSettings, ledger: Any = None, price: TokenPrice | None = None) -> None:
         """Load the part: seconds to minutes.
+
+        Args:
+            settings: The part's.
+            ledger: Handle of the ledger that its calls are charged to; None: they are not.
+            price: Of its tokens.
 
         Raises:
             ModelLoadError: The part cannot be used.
         """
         keep_to_own_gpus()
-        self._part = type(self)._load(settings)
+        with metering(_meter(ledger, price)):
+            self._part = type(self)._load(settings)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # Ray Serve checks for optional methods
@@ -54,14 +71,20 @@ class OtherScorerError(BlendError):
 class ScorerReplica(ScorerActor):
     """The scorer of the ranker; the tournaments run in the gateways."""
 
-    def __init__(self, settings: RankerSettings) -> None:
+    def __init__(self, settings: RankerSettings, ledger: Any = None, price: TokenPrice | None = None) -> None:
         """Load the scorer, so that Ray Serve knows when the replica is up.
+
+        Args:
+            settings: The ranker's.
+            ledger: See `PartReplica`.
+            price: See `PartReplica`.
 
         Raises:
             ModelLoadError: The scorer cannot be used.
         """
         super().__init__(settings)
-        self.load()
+        with metering(_meter(ledger, price)):
+            self.load()
         self._version = version_of(settings)
 
     async def traits(self, version: str = "") -> Traits:

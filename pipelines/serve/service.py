@@ -1,16 +1,20 @@
 """Shared state of the endpoints, and the description of an endpoint."""
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.prices import PriceList
+from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.configs.schema import BaseLLM
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.blender import Blender
-from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.access import LOCAL, Access
 from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.ballots import BallotBox
 from llm_blender_ray.pipelines.serve.telemetry import Telemetry
@@ -35,6 +39,7 @@ class Service:
         heartbeat_s: Seconds without a line in a stream until a comment is sent.
         models: Settings of the base LLMs by name: what they can't do is refused at once; else they refuse it.
         prices: Of the tokens of members, ranker and fuser.
+        budgeted: Whether requests have a budget.
     """
 
     blender: Blender
@@ -48,6 +53,18 @@ class Service:
     heartbeat_s: float = HEARTBEAT_S
     models: Mapping[str, BaseLLM] = field(default_factory=dict)
     prices: PriceList = field(default_factory=PriceList)
+    budgeted: bool = False
+
+    def charged(self, prompt: Prompt, caller: str | None) -> Prompt:
+        """The prompt of a request with whom its calls are charged to.
+
+        Args:
+            prompt: The prompt.
+            caller: Name of the request's API key.
+        """
+        if not self.budgeted:
+            return prompt
+        return replace(prompt, payer=Payer(uuid.uuid4().hex, caller or LOCAL, datetime.now(UTC)))
 
 
 @dataclass(frozen=True, slots=True)

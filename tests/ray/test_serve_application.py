@@ -1,6 +1,7 @@
 """The application by its import path, behind Ray Serve's own proxy, as `serve deploy` and KubeRay run it."""
 
 import copy
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from endpoint_server import EndpointServer, completion, in_a_thread
 from paths import ROOT
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -44,11 +46,32 @@ def deploy(config: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(ray_session: None) -> Iterator[httpx.Client]:
+def server() -> Iterator[EndpointServer]:
+    async def answer(body: dict[str, Any]) -> dict[str, Any]:
+        return completion("here", usage={"prompt_tokens": 20, "completion_tokens": 10})
+
+    with in_a_thread(EndpointServer(answer=answer)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def config(server: EndpointServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The echoes, and an endpoint with a budget."""
+    made = copy.deepcopy(CONFIG)
+    far = {"name": "far", "engine": "endpoint", "model": "far", "base_url": server.url, "num_cpus": 0.1}
+    made["models"].append({**far, "sampling": {"max_tokens": 100}})
+    made["prices"] = {"far": {"input": 0, "output": 10}}  # a call costs $0.0001, and $0.001 at most
+    made["budget"] = {"usd_per_key_per_day": 0.0012}
+    made["serve"]["spending"] = str(tmp_path_factory.mktemp("spending") / "spending.json")
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(ray_session: None, config: dict[str, Any]) -> Iterator[httpx.Client]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    deploy(CONFIG)
+    deploy(config)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as made:
         yield made
     serve.shutdown()
@@ -57,6 +80,19 @@ def client(ray_session: None) -> Iterator[httpx.Client]:
 def ask(client: httpx.Client, model: str, **headers: str) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "say it"}]}
     return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def test_a_keys_budget_of_the_day_bounds_its_calls(
+    client: httpx.Client, server: EndpointServer, config: dict[str, Any]
+) -> None:
+    """One ledger for all gateways and replicas, which writes what was spent before each call."""
+    answers = [ask(client, "far") for _ in range(5)]
+    assert [one.status_code for one in answers] == [200, 200, 200, 429, 429]
+    assert len(server.requests) == 3
+    assert answers[-1].json()["error"]["code"] == "insufficient_quota"
+    spent = json.loads(Path(config["serve"]["spending"]).read_text())["nano_usd"]
+    assert list(spent.values()) == [1_200_000]
+    assert "far: budget spent" in ask(client, "blend").text
 
 
 def test_a_model_that_nobody_asked_is_loaded_when_it_is(client: httpx.Client) -> None:
@@ -86,7 +122,9 @@ def replicas() -> dict[str, set[str]]:
     return {name: {one["replica_id"] for one in found["replicas"]} for name, found in deployments.items()}
 
 
-def test_an_edited_config_takes_effect_and_restarts_nothing_else(client: httpx.Client) -> None:
+def test_an_edited_config_takes_effect_and_restarts_nothing_else(
+    client: httpx.Client, config: dict[str, Any]
+) -> None:
     """The manifest's promise, under requests that follow each other."""
     before, answers, ended = replicas(), [], threading.Event()
 
@@ -95,7 +133,7 @@ def test_an_edited_config_takes_effect_and_restarts_nothing_else(client: httpx.C
             while not ended.is_set():
                 answers.append(ask(other, "blend"))
 
-    edited = copy.deepcopy(CONFIG)
+    edited = copy.deepcopy(config)
     edited["models"][0]["sampling"] = {"max_tokens": 100}
     edited["models"].append({"name": "new", **ECHO})
     with ThreadPoolExecutor() as pool:
@@ -107,7 +145,7 @@ def test_an_edited_config_takes_effect_and_restarts_nothing_else(client: httpx.C
     assert ask(client, "new").status_code == 200
     after = replicas()
     kept = {name for name in before if before[name] & after[name]}
-    assert kept - {"asleep"} == {"ranker", "fuser"}
+    assert kept - {"asleep"} == {"far", "ranker", "fuser", "budget"}
 
 
 @pytest.mark.parametrize("as_file", [False, True])

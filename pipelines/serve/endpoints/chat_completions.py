@@ -46,6 +46,7 @@ def _routes(service: Service) -> APIRouter:
             service.prices,
             votes=votes,
         )
+        good = replace(good, prompt=service.charged(good.prompt, record.caller))
         record.asks(asked.model, stream=bool(asked.stream), prompt=good.prompt)
         work = _ChatWork(service, good, record)
         if not asked.stream:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
+from llm_blender_ray.actors.budget import BudgetError
 from llm_blender_ray.actors.circuit_breaker import NotAskedError
 from llm_blender_ray.actors.errors import PromptError, RowError, one_line, usage_of_error
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking, read_prompt
@@ -15,7 +16,7 @@ from llm_blender_ray.actors.stages import margin
 from llm_blender_ray.configs.serving import Serving
 from llm_blender_ray.pipelines.online.circuits import RANKER
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND
-from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, retry_after_header, unknown_model
+from llm_blender_ray.pipelines.serve.errors import ApiError, invalid, over_budget, retry_after_header, unknown_model
 from llm_blender_ray.pipelines.serve.protocol import MAX_ITEMS, CompareRequest, RerankRequest, TextInput, text_of
 from llm_blender_ray.pipelines.serve.response_parts import Usage
 from llm_blender_ray.pipelines.serve.responses import (
@@ -42,7 +43,7 @@ def _rerank_routes(service: Service) -> APIRouter:
         """Order documents by how well they answer a query."""
         record: RequestRecord = request.state.record
         model, id = model_of(asked), request.state.id
-        prompt = read_rerank(asked, id, service.serving)
+        prompt = service.charged(read_rerank(asked, id, service.serving), record.caller)
         record.asks(model, prompt=prompt)
         documents = candidates_from_texts(asked.documents)
         work = functools.partial(service.blender.rerank, prompt, documents, asked.top_n)
@@ -60,7 +61,7 @@ def _compare_routes(service: Service) -> APIRouter:
         """Compare two answers."""
         record: RequestRecord = request.state.record
         model, id = model_of(asked), request.state.id
-        prompt = read_compare(asked, id)
+        prompt = service.charged(read_compare(asked, id), record.caller)
         record.asks(model, prompt=prompt)
         work = functools.partial(service.blender.compare, prompt, candidates_from_texts(asked.candidates))
         ranked = await while_connected(request.receive, _ranked(service, work, record))
@@ -84,6 +85,9 @@ async def _ranked(
             ranked = await ranking()
         except (RowError, PromptError):
             raise
+        except BudgetError as error:
+            record.used({RANKER: error.usage})
+            raise over_budget(error) from error
         except TimeoutError as error:
             raise ApiError(503, "no ranking in time", code="no_ranking") from error
         except NotAskedError as error:

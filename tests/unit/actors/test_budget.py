@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from virtual_time import run
 
 from llm_blender_ray.actors.budget import Balances, BudgetLedger, BudgetReservation
 from llm_blender_ray.actors.errors import BlendError
@@ -209,3 +210,21 @@ def test_a_call_is_not_made_when_its_reservation_can_not_be_written() -> None:
         assert [str(one) for one in found] == ["disk full", "disk full"]
 
     asyncio.run(main())
+
+
+def test_accounts_that_need_not_survive_are_dropped_after_their_last_call() -> None:
+    """A service has one for every request; until then each knows what it has spent."""
+
+    async def main() -> None:
+        book = BudgetLedger(10, {}, None)
+        one = await book.reserve("request", 6, 100.0)
+        two = await book.reserve("request", 4, 200.0)
+        assert one and two
+        await book.settle(one, 6)
+        await asyncio.sleep(150)
+        assert await book.reserve("other", 11, 10.0) is None
+        assert await book.balances() == {"request": 10}
+        await asyncio.sleep(100)
+        assert await book.balances() == {}
+
+    run(main())
