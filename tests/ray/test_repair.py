@@ -152,11 +152,11 @@ def test_damage_after_the_check_is_mended_too(run: Finished, monkeypatch: pytest
     whole = output.write_output
     hit = run.one_of("results/generate-five")
 
-    def assemble(*arguments: Any) -> Any:
+    def assemble(*arguments: Any, **options: Any) -> Any:
         if not marker.exists():
             marker.touch()
             hit.write_bytes(flipped(hit.read_bytes()))
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     marker = run.output.with_name("marker")
     monkeypatch.setattr("llm_blender_ray.pipelines.bulk.waves.write_output", assemble)
