@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2  # processes of the unit tests
-RAY_JOBS ?= 3  # processes of the other tests, each with a Ray of about 3 GiB that mostly waits; 0: in pytest itself
+RAY_JOBS ?= 2  # processes of the other tests, each with a Ray of about 3 GiB; 0: one after the other in pytest itself
 UNIT_TESTS := tests/unit -n $(JOBS) --dist loadfile
 RAY_TESTS := tests/e2e tests/ray -n $(RAY_JOBS) --dist loadfile --no-loadscope-reorder  # the longest files first
 PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
@@ -42,7 +42,7 @@ check: $(VENV)/.installed-dev            ## format, lint, types; with CI=true no
 test-fast: $(VENV)/.installed-dev            ## unit tests, no Ray (JOBS=2)
 	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu and not slow"
 
-test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser (JOBS=2, RAY_JOBS=3)
+test: $(VENV)/.installed-dev            ## unit tests, Ray, HTTP, browser (JOBS=2, RAY_JOBS=2)
 	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu and not slow"
 	$(PYTEST) $(RAY_TESTS) -m "not vllm and not gpu and not real and not slow"
 

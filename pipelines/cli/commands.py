@@ -318,7 +318,7 @@ def report_command(
     debug: Debug = False,
 ) -> None:
     """Write one HTML page of a run: quality, win matrix, comparisons, lengths, errors, time."""
-    from llm_blender_ray.pipelines.report import write_report
+    from llm_blender_ray.pipelines.report.page import write_report
 
     typer.echo(write_report(uri, output))
 
@@ -373,7 +373,7 @@ def evaluate_command(
     """Quality against references (`output`) or given scores (`candidates[].scores`); users' votes."""
     from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
     from llm_blender_ray.pipelines.quality.metrics import read_metric
-    from llm_blender_ray.pipelines.report import cost_of
+    from llm_blender_ray.pipelines.report.costs import cost_of
 
     metrics = [read_metric(one) for one in metric] or None
     evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, cost_of=cost_of)

@@ -1,10 +1,41 @@
-"""Section of a report on money: each stage's cost, and the blend's beside that of its best single model."""
+"""What a run cost: each stage, and the blend beside its best single model. Needs no plots: `blend evaluate`."""
 
+import glob
+
+from llm_blender_ray.pipelines.bulk.checkpoints import MANIFEST
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.quality.rounding import dollars
 from llm_blender_ray.pipelines.quality.run_cost import RunCost
 from llm_blender_ray.pipelines.report.numbers import Numbers, by_standing
 from llm_blender_ray.pipelines.report.parts import Section, Table, share
+from llm_blender_ray.pipelines.rows.outputs import Output
+from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.storage import get
+
+
+def manifest_of(uri: str) -> Manifest | None:
+    """Manifest of the run that wrote these rows; None if there is none, or it is not one of ours.
+
+    Its checksum is not required: one of an earlier version has none, and nothing is decided by a report.
+    """
+    if glob.has_magic(uri):
+        return None
+    text = get(f"{Output(uri).work_folder}/{MANIFEST}")
+    try:
+        return None if text is None else Manifest.parse(text)
+    except ValueError:
+        return None
+
+
+def cost_of(uri: str) -> RunCost | None:
+    """What the run that wrote these rows cost; None if they are of no run, or nothing has a price."""
+    manifest = manifest_of(uri)
+    if manifest is None or manifest.cost_usd is None:
+        return None
+    numbers = Numbers()
+    for row in read_rows(uri):
+        numbers.add(row)
+    return run_cost(numbers, manifest)
 
 
 def run_cost(numbers: Numbers, manifest: Manifest | None) -> RunCost | None:

@@ -11,8 +11,9 @@ import pytest
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from llm_blender_ray.pipelines.quality.evaluation import main
-from llm_blender_ray.pipelines.report import cost_of, manifest_of, render_page, write_report
+from llm_blender_ray.pipelines.report.costs import cost_of, manifest_of
 from llm_blender_ray.pipelines.report.numbers import count
+from llm_blender_ray.pipelines.report.page import render_page, write_report
 from llm_blender_ray.pipelines.report.plots import short
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
