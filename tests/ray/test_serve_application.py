@@ -82,6 +82,15 @@ def ask(client: httpx.Client, model: str, **headers: str) -> httpx.Response:
     return client.post("/v1/chat/completions", json=body, headers=headers)
 
 
+def test_a_model_that_nobody_asked_is_loaded_when_it_is(client: httpx.Client) -> None:
+    before = serve.status().applications["blend"].deployments["asleep"].replica_states
+    assert not before.get("RUNNING")
+    # it isn't waited for, also by a gateway that has yet to hear of the others' replicas
+    assert "asleep" not in client.get("/healthz").json().get("missing", ())
+    assert ask(client, "asleep").json()["choices"][0]["message"]["content"] == "say it"
+    assert serve.status().applications["blend"].deployments["asleep"].replica_states.get("RUNNING") == 1
+
+
 def test_a_keys_budget_of_the_day_bounds_its_calls(
     client: httpx.Client, server: EndpointServer, config: dict[str, Any]
 ) -> None:
@@ -93,15 +102,6 @@ def test_a_keys_budget_of_the_day_bounds_its_calls(
     spent = json.loads(Path(config["serve"]["spending"]).read_text())["nano_usd"]
     assert list(spent.values()) == [1_200_000]
     assert "far: budget spent" in ask(client, "blend").text
-
-
-def test_a_model_that_nobody_asked_is_loaded_when_it_is(client: httpx.Client) -> None:
-    before = serve.status().applications["blend"].deployments["asleep"].replica_states
-    assert not before.get("RUNNING")
-    # it isn't waited for, also by a gateway that has yet to hear of the others' replicas
-    assert "asleep" not in client.get("/healthz").json().get("missing", ())
-    assert ask(client, "asleep").json()["choices"][0]["message"]["content"] == "say it"
-    assert serve.status().applications["blend"].deployments["asleep"].replica_states.get("RUNNING") == 1
 
 
 def test_the_request_is_called_one_thing_everywhere(client: httpx.Client) -> None:
