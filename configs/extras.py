@@ -1,11 +1,14 @@
 """Gaps of the installed packages: modules of an extra that is not installed, methods of another release."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 EXTRAS = {
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "opentelemetry": "otel",
     "s3fs": "s3",
     "aiobotocore": "s3",
     "botocore": "s3",
@@ -14,6 +17,17 @@ EXTRAS = {
     "accelerate": "train",
     "vllm": "vllm",
 }
+
+
+def require(*modules: str) -> None:
+    """Check that modules of extras are installed, before work that will import them; it imports none of them.
+
+    Raises:
+        ModuleNotFoundError: One is not; see `missing_extra`.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def missing_extra(error: Exception) -> str | None:

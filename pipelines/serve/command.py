@@ -18,6 +18,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of, bracketed
 from llm_blender_ray.cluster.plan import place_together
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
+from llm_blender_ray.configs.extras import require
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.configs.online import online
 from llm_blender_ray.configs.schema import BlendConfig
@@ -27,6 +28,8 @@ from llm_blender_ray.pipelines.serve.budgets import check_budget, spending_file
 from llm_blender_ray.pipelines.serve.request_log import printing
 from llm_blender_ray.pipelines.serve.serve_config import APPLICATION, PROXY_SLACK_S, failed_part
 
+OTLP = "opentelemetry.exporter.otlp.proto.http"  # the extra `otel` installs it; Ray has the rest
+
 
 def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -34,7 +37,9 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     Raises:
         BlendError: The service cannot be started.
         ConfigError: The config is invalid.
+        ModuleNotFoundError: An extra that it needs is not installed.
     """
+    require("fastapi", "uvicorn", "prometheus_client", *([OTLP] if config.serve.tracing else []))
     keys = Keys.load(config.serve.keys_file, os.environ)
     if keys is None and not is_loopback(host):
         raise ConfigError(
