@@ -55,7 +55,7 @@ class TokenPrice:
         return (input_usd + usage.completion_tokens * rates.output) / MILLION
 
     def most_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Upper bound of the cost of one call with at most so many tokens."""
+        """Upper bound of the cost of one call with at most these numbers of tokens."""
         reached = (self.rates, *(rates for start, rates in self.tiers if prompt_tokens > start))
         dearest = max(
             prompt_tokens * max(one.input, one.cached_input) + completion_tokens * one.output for one in reached

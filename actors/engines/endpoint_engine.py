@@ -95,10 +95,7 @@ class EndpointEngine:
                 create = self._client.chat.completions.with_raw_response.create
                 request = self._requests.build(messages, sampling, stream=self._model.stream)
                 response = await self._asked(create, request, discarded)
-            completion = _read(response.http_response)
-            self._settle(response.http_response, completion)
-            await settle_response(response.http_response, completion.usage)
-            return completion.after(sum(discarded, TokenUsage()))
+            return await self._settled(response.http_response, _read(response.http_response), discarded)
         except _FAILURES as error:
             failed = self._failed(error, discarded)
         raise failed  # outside of the except block: the client's errors hold the request, and with it the key
@@ -127,10 +124,7 @@ class EndpointEngine:
                     for piece in reader.add(event.data, event.event) if event.data else ():
                         begun = True
                         yield piece
-            completion = reader.completion()
-            self._settle(response.http_response, completion)
-            await settle_response(response.http_response, completion.usage)
-            completion = completion.after(sum(discarded, TokenUsage()))
+            completion = await self._settled(response.http_response, reader.completion(), discarded)
         except _FAILURES as error:
             failed = self._failed(error, [*discarded, reader.usage], begun=begun)
         if failed:
@@ -165,11 +159,15 @@ class EndpointEngine:
                 self._requests.learn(request, sent)
                 return response
 
-    def _settle(self, response: httpx2.Response, completion: Completion) -> None:
-        """Count the tokens of an answer in place of what was reserved for it."""
+    async def _settled(
+        self, response: httpx2.Response, completion: Completion, discarded: Sequence[TokenUsage]
+    ) -> Completion:
+        """An answer after its discarded attempts. Its tokens replace what rate limit and budget reserved for it."""
         if completion.prompt_tokens is not None and completion.completion_tokens is not None:
             tokens = completion.prompt_tokens + completion.completion_tokens
             self._limits.settle(response.extensions[RESERVATION], tokens)
+        await settle_response(response, completion.usage)
+        return completion.after(sum(discarded, TokenUsage()))
 
     def _failed(self, error: Exception, usages: Sequence[TokenUsage], *, begun: bool = False) -> GenerationError:
         """One of `_FAILURES` as an error of ours, with the endpoint's address and without secrets.

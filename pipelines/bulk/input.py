@@ -93,7 +93,7 @@ def begins_with(store: CheckpointStore, index: Index, first: Index) -> bool:
 
 
 def _rows_after(store: CheckpointStore, index: Index, blocks: int) -> Iterator[bytes]:
-    """The content of each row after so many blocks."""
+    """The content of each row after the first `blocks` blocks."""
     for block in index.blocks[blocks:]:
         yield from map(_content, to_rows(store.rows(index.fingerprint, block.file)))
 

@@ -2,7 +2,7 @@
 
 
 def fixed(value: float, digits: int = 3, *, sign: bool = False) -> str:
-    """A number with so many digits after the point; what rounds to zero is never -0.
+    """A number with a fixed count of digits after the point; what rounds to zero is never -0.
 
     Args:
         value: The number.

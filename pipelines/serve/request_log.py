@@ -144,7 +144,7 @@ class _Printer(socketserver.ThreadingUnixStreamServer):
             except (OSError, ValueError) as error:
                 _report(f"the log can't be written any more: {error}")
                 break
-        while line is not None:  # nobody reads them any more
+        while line is not None:  # the stream is broken: drop them
             line = self._waiting.get()
 
 

@@ -1,10 +1,10 @@
 """Costs of a run: by stage, and as last lines; what has no price is named and not 0."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from manifests import manifest_of_stages
 
 from llm_blender_ray.actors.prices import token_price
 from llm_blender_ray.actors.records import USAGE_TYPE
@@ -13,7 +13,7 @@ from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.configs.schema import EchoModel, EndpointModel, LLMFuser, VLLMModel
 from llm_blender_ray.pipelines.bulk.costs import cost_lines, row_costs, unpriced_stages, with_costs
-from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.quality.rounding import dollars
 
@@ -39,20 +39,7 @@ def record(name: str, **more: Any) -> StageRecord:
 
 
 def manifest(*stages: StageRecord, unpriced: tuple[str, ...] = ()) -> Manifest:
-    now = datetime.now(UTC)
-    return Manifest(
-        command="run",
-        started=now,
-        finished=now,
-        sessions=1,
-        config={},
-        versions={},
-        input=InputRecord(uri="i", rows=10, bad=0, digest=""),
-        output=OutputRecord(uri="o", rows=10, errors=0, files=()),
-        stages=stages,
-        unpriced=unpriced,
-        errors={},
-    )
+    return manifest_of_stages(*stages, rows=10, unpriced=unpriced)
 
 
 def test_tokens_and_gpus_are_billed_and_the_rest_is_not() -> None:

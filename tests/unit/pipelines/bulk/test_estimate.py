@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_of_stages
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.fusers.llm_fuser import task
@@ -16,7 +16,7 @@ from llm_blender_ray.actors.scorers.judge import question
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk.estimate import CostEstimate, estimate_cost, estimated_lines
-from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 
 ROWS = 300
 PRICES = {
@@ -83,24 +83,12 @@ def usd(config: BlendConfig, spent: dict[str, TokenUsage]) -> float:
 
 
 def manifest(config: BlendConfig, rows: Sequence[Prompt]) -> Manifest:
-    now = datetime.now(UTC)
     fixed = {"runs": "", "wave": 1, "replicas": 1, "rows": len(rows), "failed": 0, "seconds": 1.0}
     stages = [
         StageRecord(**fixed, name=name, kind=config.parts[name].stage, **usage.to_row())
         for name, usage in billed(config, rows).items()
     ]
-    return Manifest(
-        command="run",
-        started=now,
-        finished=now,
-        sessions=1,
-        config={},
-        versions={},
-        input=InputRecord(uri="i", rows=len(rows), bad=0, digest=""),
-        output=OutputRecord(uri="o", rows=len(rows), errors=0, files=()),
-        stages=tuple(stages),
-        errors={},
-    )
+    return manifest_of_stages(*stages, rows=len(rows))
 
 
 def total(estimate: CostEstimate) -> float:

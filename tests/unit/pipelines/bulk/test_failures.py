@@ -1,14 +1,14 @@
 """The last lines of a run: what failed is named, by cause, and what is fine is not mentioned."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from manifests import manifest_of_stages
 
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.pipelines.bulk.accounts import account_of
 from llm_blender_ray.pipelines.bulk.failures import failure_lines, problems
-from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
+from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 
 PROMPT = Prompt("id", "a question")
 
@@ -19,19 +19,7 @@ def stage(name: str = "a", kind: Any = "generate", **more: Any) -> StageRecord:
 
 
 def manifest(*stages: StageRecord, bad: dict[str, int] | None = None) -> Manifest:
-    now = datetime.now(UTC)
-    return Manifest(
-        command="run",
-        started=now,
-        finished=now,
-        sessions=1,
-        config={},
-        versions={},
-        input=InputRecord(uri="i", rows=20, bad=sum((bad or {}).values()), digest="", errors=bad or {}),
-        output=OutputRecord(uri="o", rows=20, errors=0, files=()),
-        stages=stages,
-        errors={},
-    )
+    return manifest_of_stages(*stages, rows=20, bad=bad)
 
 
 def test_nothing_failed_and_nothing_is_said() -> None:
