@@ -1,7 +1,6 @@
 """Checks on this machine before Ray starts: what would fail an hour later, in a second."""
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel
 
 from llm_blender_ray.actors.model_kinds import check_loadable
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RayCluster
@@ -27,7 +27,7 @@ def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
     if missing := missing_variables(os.environ, *parts):
         if address_of(settings) == LOCAL_ADDRESS:
             raise ClusterError(missing)
-        print(f"blend: on this machine {missing} on the machines of the cluster", file=sys.stderr, flush=True)
+        report_line(f"on this machine {missing} on the machines of the cluster")
 
 
 def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:

@@ -25,6 +25,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.job_client import JobClient, UnreachableError, connect
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.configs.loading import PRESETS, ConfigError
 from llm_blender_ray.configs.schema import BlendConfig
 
@@ -78,13 +79,13 @@ def submit_run(
             metadata={"config": name, "output": config.output or ""},
         )
     if paths := local_paths(config):
-        _tell(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
+        report_line(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
     if wait:
-        _tell(f"job {job_id} (Ctrl-C asks whether to stop it)")
+        report_line(f"job {job_id} (Ctrl-C asks whether to stop it)")
         return follow(client, job_id)
     print(job_id)
-    _tell(_how_to("follow", client, job_id))
-    _tell(_how_to("stop", client, job_id))
+    report_line(_how_to("follow", client, job_id))
+    report_line(_how_to("stop", client, job_id))
     return 0
 
 
@@ -197,7 +198,7 @@ class _Log:
                         f"{error}; the job may still run. {_how_to('follow', self._client, self._job_id)}"
                     ) from error
                 if not lost:
-                    _tell("connection lost, trying again")
+                    report_line("connection lost, trying again")
                 lost = True
                 await asyncio.sleep(RETRY_S)
 
@@ -211,7 +212,7 @@ def _interrupted(client: JobClient, job_id: str) -> int:
                 return _stop(client, job_id)
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    _tell(f"the job keeps running. {_how_to('follow', client, job_id)}")
+    report_line(f"the job keeps running. {_how_to('follow', client, job_id)}")
     return INTERRUPTED
 
 
@@ -231,23 +232,19 @@ def _ended(info: JobDetails) -> int:
         case JobStatus.SUCCEEDED:
             return 0
         case JobStatus.STOPPED:
-            _tell(f"job {info.submission_id} was stopped; submitted again, it resumes from its checkpoints")
+            report_line(f"job {info.submission_id} was stopped; submitted again, it resumes from its checkpoints")
             return INTERRUPTED
     code = info.driver_exit_code
     if code is None:  # it never started, or its machine was lost: its log does not tell why
-        _tell(f"job {info.submission_id} failed: {' '.join((info.message or 'no reason given').split())}")
+        report_line(f"job {info.submission_id} failed: {' '.join((info.message or 'no reason given').split())}")
         return 1
-    _tell(f"job {info.submission_id} failed with exit code {code}")
+    report_line(f"job {info.submission_id} failed with exit code {code}")
     return 128 - code if code < 0 else code or 1  # negative: the signal that ended it
 
 
 def _how_to(do: str, client: JobClient, job_id: str) -> str:
     command = "logs --follow" if do == "follow" else do
     return f"to {do} it: ray job {command} --address {client.get_address()} {job_id}"
-
-
-def _tell(line: str) -> None:
-    print(f"blend: {line}", file=sys.stderr)
 
 
 def _files(models: Sequence[Path]) -> Iterator[tuple[str, Path]]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from llm_blender_ray.actors.prices import gpu_usd, lacks_price
-from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.bulk.results import usages_of
@@ -31,8 +30,7 @@ def with_costs(
     for record, step in zip(records, work.steps, strict=True):
         part = step.placement
         if step.price is not None:
-            usage = TokenUsage(*(getattr(record, name) for name in USAGE_FIELDS))
-            usd: float | None = step.price.usd(usage)
+            usd: float | None = step.price.usd(record.usage)
         else:
             usd = gpu_usd(step.name, prices, record.seconds * part.num_gpus)
         priced.append(record.model_copy(update={"cost_usd": usd}))

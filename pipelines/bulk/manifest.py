@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.rows.writers import FileRecord
 
@@ -95,6 +96,11 @@ class StageRecord(_Part):
     ranked: int = 0
     constant: int = 0
     scorer: str | None = None
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Usage of the stage's calls, in one value."""
+        return TokenUsage(*(getattr(self, name) for name in USAGE_FIELDS))
 
 
 class BudgetRecord(_Part):

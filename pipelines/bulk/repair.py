@@ -1,8 +1,8 @@
 """Repair of a run's work folder and output: damaged objects are found, listed in one line, and made again."""
 
-import sys
 from collections.abc import Callable, Sequence
 
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.stages import StageGraph
 
@@ -59,8 +59,3 @@ def listed_names(files: Sequence[str]) -> str:
     """The first few of some names."""
     more = len(files) - _NAMED
     return ", ".join(files[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def report_line(line: str) -> None:
-    """Print a line on stderr."""
-    print(f"blend: {line}", file=sys.stderr, flush=True)

@@ -7,11 +7,12 @@ from datetime import datetime
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, INDEX, RECORD, CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.repair import listed_names, report_line
+from llm_blender_ray.pipelines.bulk.repair import listed_names
 from llm_blender_ray.pipelines.bulk.retry import attempt_of
 from llm_blender_ray.pipelines.bulk.stages import StageGraph
 from llm_blender_ray.pipelines.bulk.summary import Summary

@@ -12,6 +12,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.prices import token_price
 from llm_blender_ray.actors.records import ON_DEMAND_TYPES, RESULT_COLUMNS
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.cluster.plan import Placement, Plan
 from llm_blender_ray.cluster.replicas import check_all_weights
 from llm_blender_ray.cluster.session import capacity
@@ -30,7 +31,7 @@ from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, Outpu
 from llm_blender_ray.pipelines.bulk.output import write_output
 from llm_blender_ray.pipelines.bulk.planning import announce
 from llm_blender_ray.pipelines.bulk.progress import PlannedStage, display_progress
-from llm_blender_ray.pipelines.bulk.repair import repair_store, report_line
+from llm_blender_ray.pipelines.bulk.repair import repair_store
 from llm_blender_ray.pipelines.bulk.resume import EarlierState, attempt_record, kept_results, listed_changes
 from llm_blender_ray.pipelines.bulk.retry import to_do
 from llm_blender_ray.pipelines.bulk.spending import RunBudget, run_budget

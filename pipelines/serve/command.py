@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of, bracketed
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.cluster.plan import place_together
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.configs.extras import require
@@ -70,9 +71,9 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
             models = f"blend, blend-best and {len(config.models)} models"
             who = "with API keys" if keys else "without API keys: this machine only"
             url = f"http://{bracketed(host)}:{port}"
-            print(f"blend: serving {models} at {url} ({who})", file=sys.stderr, flush=True)
+            report_line(f"serving {models} at {url} ({who})")
             if exporters := ", ".join(metrics_urls()):
-                print(f"blend: metrics at {url}/metrics, Ray's at {exporters}", file=sys.stderr, flush=True)
+                report_line(f"metrics at {url}/metrics, Ray's at {exporters}")
             _until_interrupted()  # meanwhile Ray prints the replicas' stderr here
         finally:
             with _unheard():

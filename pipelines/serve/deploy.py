@@ -1,11 +1,11 @@
 """`blend deploy`: the service on a Ray cluster, or an update of it, by Ray Serve's REST API."""
 
-import sys
 import time
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.job_client import JobClient, connect
+from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.cluster.submission import local_paths
 from llm_blender_ray.configs.environment import variables
 from llm_blender_ray.configs.schema import BlendConfig
@@ -34,9 +34,9 @@ def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, w
     spending_file(config, local=False)
     client = connect(address)
     if needed := variables(config):
-        _tell(f"the cluster's machines need these environment variables: {', '.join(needed)}")
+        report_line(f"the cluster's machines need these environment variables: {', '.join(needed)}")
     if paths := local_paths(config.model_copy(update={"input": None, "output": None})):
-        _tell(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
+        report_line(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
     content = serve_config(config, host, port)
     content["applications"] += [
         one["deployed_app_config"]
@@ -47,13 +47,13 @@ def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, w
     if response.status_code != 200:
         client._raise_error(response)
     if not wait:
-        _tell(f"sent; to see how far it is: serve status --address {client.get_address()}")
+        report_line(f"sent; to see how far it is: serve status --address {client.get_address()}")
         return
     while (status := (there := _applications(client)[APPLICATION])["status"]) != "RUNNING":
         if status == "DEPLOY_FAILED":
             raise BlendError(f"not deployed: {_reason(there)}")
         time.sleep(POLL_S)
-    _tell(f"serving blend, blend-best and {len(config.models)} models at port {port} of the cluster's nodes")
+    report_line(f"serving blend, blend-best and {len(config.models)} models at port {port} of the cluster's nodes")
 
 
 def _reason(application: dict[str, Any]) -> str:
@@ -68,7 +68,3 @@ def _applications(client: JobClient) -> dict[str, Any]:
         client._raise_error(response)
     found: dict[str, Any] = response.json()["applications"]
     return found
-
-
-def _tell(line: str) -> None:
-    print(f"blend: {line}", file=sys.stderr, flush=True)

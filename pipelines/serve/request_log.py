@@ -21,6 +21,7 @@ from logging.handlers import WatchedFileHandler
 from typing import TextIO
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.notices import report_line
 
 STREAMS = ("stderr", "stdout")
 SOCKET = "unix:"  # before the path of a Unix socket
@@ -150,7 +151,7 @@ class _Printer(socketserver.ThreadingUnixStreamServer):
 
 def _report(problem: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # stderr may be the log itself
-        print(f"blend: {problem}", file=sys.stderr, flush=True)
+        report_line(problem)
 
 
 class _Connection(socketserver.StreamRequestHandler):
