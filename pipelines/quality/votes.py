@@ -60,7 +60,7 @@ class Verdict(Settings):
         return {"left": 1, "tie": 0, "right": -1}[self.preferred]
 
 
-def _parsed(side: object) -> object:
+def parsed_side(side: object) -> object:
     """Parse a side of a Parquet column, which has indexes and `fused` as JSON text (`pipelines.rows.columns`)."""
     return json.loads(side) if isinstance(side, str) and side != FUSED else side
 
@@ -68,8 +68,8 @@ def _parsed(side: object) -> object:
 class _Kept(Verdict):
     """A verdict in a row."""
 
-    left: Annotated[Side, BeforeValidator(_parsed)]
-    right: Annotated[Side, BeforeValidator(_parsed)]
+    left: Annotated[Side, BeforeValidator(parsed_side)]
+    right: Annotated[Side, BeforeValidator(parsed_side)]
     at: str  # ISO 8601
 
 
@@ -80,7 +80,7 @@ def read_vote(row: Mapping[str, Any]) -> Verdict | None:
         vote = _Kept.model_validate(given)
     except ValidationError:
         return None  # another column of that name
-    return vote if all(_text(row, side) is not None for side in vote.sides) else None
+    return vote if all(side_text(row, side) is not None for side in vote.sides) else None
 
 
 def margin_between(row: Mapping[str, Any], i: int, j: int) -> float | None:
@@ -143,7 +143,7 @@ class Votes:
     def add(self, row: Mapping[str, Any]) -> None:
         """Add one row of `read_rows`."""
         vote = None if row["error"] is not None else read_vote(row)
-        if vote is None or _text(row, vote.left) == _text(row, vote.right):
+        if vote is None or side_text(row, vote.left) == side_text(row, vote.right):
             return
         self.count += 1
         self.ties += vote.sign == 0
@@ -238,7 +238,7 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _text(row: Mapping[str, Any], side: Side) -> str | None:
+def side_text(row: Mapping[str, Any], side: Side) -> str | None:
     """Text of a side; None if the row has no such answer."""
     if side == FUSED:
         return row["fused"]

@@ -1,0 +1,186 @@
+"""Judgements: who found which of two answers better. One form for LLM judges, people and MixInstruct.
+
+A row carries them in its column `judgements` (`blend judge`, campaigns), in `vote` (the online page), or in
+`cmp_results` (MixInstruct). `read_outcomes` turns all three into outcomes between named contestants, which is what
+every statistic of this folder reads.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationError
+
+from llm_blender_ray.pipelines.quality.votes import FUSED, Side, Verdict, name_of, parsed_side, read_vote, side_text
+
+Preferred = Literal["left", "right", "tie", "both_good", "both_bad"]
+BLEND_CONTESTANT = "blend"  # the contestant that the fused answer is
+RANKER_CONTESTANT = "ranker"  # the contestant that the ranker's first candidate is
+PEOPLE = "people"  # the judge of votes without a voter's name
+MIXINSTRUCT = "cmp_results"  # the judge of MixInstruct's comparisons
+SIGNS: dict[Preferred, int] = {"left": 1, "right": -1, "tie": 0, "both_good": 0, "both_bad": 0}
+SWAPPED: dict[Preferred, Preferred] = {
+    "left": "right",
+    "right": "left",
+    "tie": "tie",
+    "both_good": "both_good",
+    "both_bad": "both_bad",
+}
+CMP_RESULTS: dict[str, Preferred] = {
+    "A is better": "left",
+    "B is better": "right",
+    "Same good": "both_good",
+    "Same bad": "both_bad",
+}
+
+
+class Judgement(Verdict):
+    """One judgement of a row: two of its answers, by index or `fused`, as they were shown.
+
+    Attributes:
+        judge: Name of the LLM judge, or of the person.
+        preferred: `tie`, or MixInstruct's finer `both_good` and `both_bad`.
+        reply: What the judge wrote, where it is kept.
+        at: When, in ISO 8601, where it is kept.
+    """
+
+    left: Annotated[Side, BeforeValidator(parsed_side)]
+    right: Annotated[Side, BeforeValidator(parsed_side)]
+    preferred: Preferred  # type: ignore[assignment]
+    judge: str
+    reply: str | None = None
+    at: str | None = None
+
+    @property
+    def sign(self) -> int:
+        """1: left is better, -1: right is, 0: neither."""
+        return SIGNS[self.preferred]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One judgement between two contestants, in the order in which the judge saw them.
+
+    Attributes:
+        row: Id of the row, the unit that bootstraps draw.
+        judge: Name of the judge.
+        left: Contestant: a model's name, `BLEND_CONTESTANT` or `RANKER_CONTESTANT`.
+        right: The other one.
+        left_text: Answer of `left`, from which its length and style follow.
+        right_text: Answer of `right`.
+        slice: Values of the columns that results are sliced by.
+    """
+
+    row: str
+    judge: str
+    left: str
+    right: str
+    preferred: Preferred
+    left_text: str = ""
+    right_text: str = ""
+    slice: tuple[str, ...] = ()
+
+    @property
+    def sign(self) -> int:
+        """1: left is better, -1: right is, 0: neither."""
+        return SIGNS[self.preferred]
+
+    @property
+    def left_wins(self) -> float:
+        """Share of a win that is left's: 1, 0, or a half."""
+        return (self.sign + 1) / 2
+
+    def swapped(self) -> "Outcome":
+        """The same judgement with the sides exchanged."""
+        return Outcome(
+            self.row,
+            self.judge,
+            self.right,
+            self.left,
+            SWAPPED[self.preferred],
+            self.right_text,
+            self.left_text,
+            self.slice,
+        )
+
+
+def column(row: Mapping[str, Any], name: str) -> Any:
+    """Value of a column of the user's in a row of `read_rows`; None if it has none."""
+    value = row.get(name)
+    return value if value is not None or not row.get("extra") else json.loads(row["extra"]).get(name)
+
+
+def read_judgements(row: Mapping[str, Any]) -> list[Judgement]:
+    """All judgements of a row of `read_rows`: its `judgements`, `vote` and `cmp_results`, in this order.
+
+    What has not the form of a judgement, or is about an answer that the row lacks, is left out: such a column is
+    the user's own.
+    """
+    given = column(row, "judgements")
+    found = [one for one in map(_judgement, given if isinstance(given, list) else ()) if one is not None]
+    if (vote := read_vote(row)) is not None:
+        found.append(Judgement(judge=PEOPLE, left=vote.left, right=vote.right, preferred=vote.preferred))
+    found += _mixinstruct(row)
+    return [one for one in found if all(side_text(row, side) is not None for side in one.sides)]
+
+
+def _judgement(value: Any) -> Judgement | None:
+    try:
+        return Judgement.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _mixinstruct(row: Mapping[str, Any]) -> Iterator[Judgement]:
+    """Judgements of `cmp_results`: {"model A,model B": "A is better"}, as an object or as its JSON text."""
+    given = column(row, "cmp_results")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return
+    if not isinstance(given, Mapping):
+        return
+    index = {one["model"]: at for at, one in reversed([*enumerate(row["candidates"] or ())]) if one["model"]}
+    for pair, verdict in given.items():
+        left, _, right = pair.partition(",")
+        preferred = CMP_RESULTS.get(verdict) if isinstance(verdict, str) else None
+        if preferred and left != right and left in index and right in index:
+            yield Judgement(judge=MIXINSTRUCT, left=index[left], right=index[right], preferred=preferred)
+
+
+def read_outcomes(
+    rows: Iterable[Mapping[str, Any]],
+    slice_by: Sequence[str] = (),
+    read: Callable[[Mapping[str, Any]], Iterable[Judgement]] = read_judgements,
+) -> Iterator[Outcome]:
+    """Outcomes of the judgements of rows; rows with an error are left out, and answers of one model to itself.
+
+    Args:
+        rows: Rows of `rows.readers.read_rows`.
+        slice_by: Columns whose values go into `Outcome.slice`.
+        read: Gives the judgements of a row, for example those that given scores imply.
+
+    Yields:
+        One outcome for each judgement, and for one about the ranker's first candidate a second, with
+        `RANKER_CONTESTANT` in that candidate's place.
+    """
+    for row in rows:
+        if row["error"] is not None:
+            continue
+        values = tuple(str(column(row, name)) for name in slice_by)
+        first = row["ranking"][0] if row["ranking"] else None
+        for one in read(row):
+            texts = [side_text(row, side) or "" for side in one.sides]
+            names = [_contestant(row, side) for side in one.sides]
+            as_ranker = [
+                RANKER_CONTESTANT if side == first else name for side, name in zip(one.sides, names, strict=True)
+            ]
+            for left, right in dict.fromkeys(((names[0], names[1]), (as_ranker[0], as_ranker[1]))):
+                if left != right:
+                    yield Outcome(str(row["id"]), one.judge, left, right, one.preferred, texts[0], texts[1], values)
+
+
+def _contestant(row: Mapping[str, Any], side: Side) -> str:
+    return BLEND_CONTESTANT if side == FUSED else name_of(row["candidates"][side], int(side))
