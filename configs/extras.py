@@ -15,6 +15,8 @@ EXTRAS = {
     "tenacity": "s3",
     "matplotlib": "report",
     "accelerate": "train",
+    "scipy": "evaluation",
+    "statsmodels": "evaluation",
     "vllm": "vllm",
 }
 

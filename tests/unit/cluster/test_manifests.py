@@ -297,7 +297,9 @@ def test_the_image_has_every_dependency(device: str, vllm: bool) -> None:
     ).stdout.splitlines()
     extras = PROJECT["optional-dependencies"]
     assert set(PROJECT["dependencies"]) < set(listed)
-    assert all(set(extras[extra]) < set(listed) for extra in ("serve", "s3", "report", "train", "otel"))
+    assert all(
+        set(extras[extra]) < set(listed) for extra in ("serve", "s3", "report", "train", "evaluation", "otel")
+    )
     assert (set(extras["vllm"]) <= set(listed)) == vllm
 
 
