@@ -1,8 +1,9 @@
-"""Judgements: who found which of two answers better. One form for LLM judges, people and MixInstruct.
+"""Judgements: who found which of two answers better. One form for LLM judges, people and preference data sets.
 
-A row carries them in its column `judgements` (`blend judge`, campaigns), in `vote` (the online page), or in
-`cmp_results` (MixInstruct). `read_outcomes` turns all three into outcomes between named contestants, which is what
-every statistic of this folder reads.
+A row carries them in its column `judgements` (`blend judge`, campaigns), in `vote` (the online page), in
+`cmp_results` (MixInstruct), in `chosen` and `rejected` (TRL, RewardBench) or in `winner` (MT-bench and arenas).
+`read_outcomes` turns all of them into outcomes between named contestants, which is what every statistic of this
+folder reads.
 """
 
 import json
@@ -12,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationError
 
+from llm_blender_ray.actors.chats import read_answer
+from llm_blender_ray.actors.errors import FieldError
 from llm_blender_ray.pipelines.quality.votes import FUSED, Side, Verdict, name_of, parsed_side, read_vote, side_text
 
 Preferred = Literal["left", "right", "tie", "both_good", "both_bad"]
@@ -19,6 +22,15 @@ BLEND_CONTESTANT = "blend"  # the contestant that the fused answer is
 RANKER_CONTESTANT = "ranker"  # the contestant that the ranker's first candidate is
 PEOPLE = "people"  # the judge of votes without a voter's name
 MIXINSTRUCT = "cmp_results"  # the judge of MixInstruct's comparisons
+DATASET_PREFERENCE = "chosen"  # the judge of the columns `chosen` and `rejected`
+ARENA_WINNERS: dict[str, Preferred] = {  # values of `winner`: of MT-bench's human judgments, of the arena's files
+    "model_a": "left",
+    "model_b": "right",
+    "tie": "tie",
+    "tie (inconsistent)": "tie",
+    "tie (bothbad)": "both_bad",
+}
+ARENA_PEOPLE = ("expert", "author", "arena_user")  # beginnings of the `judge` that is a person in those files
 SIGNS: dict[Preferred, int] = {"left": 1, "right": -1, "tie": 0, "both_good": 0, "both_bad": 0}
 SWAPPED: dict[Preferred, Preferred] = {
     "left": "right",
@@ -43,6 +55,7 @@ class Judgement(Verdict):
         preferred: `tie`, or MixInstruct's finer `both_good` and `both_bad`.
         reply: What the judge wrote, where it is kept.
         at: When, in ISO 8601, where it is kept.
+        person: Whether the judge is a person.
     """
 
     left: Annotated[Side, BeforeValidator(parsed_side)]
@@ -51,6 +64,7 @@ class Judgement(Verdict):
     judge: str
     reply: str | None = None
     at: str | None = None
+    person: bool = False
 
     @property
     def sign(self) -> int:
@@ -112,7 +126,7 @@ def column(row: Mapping[str, Any], name: str) -> Any:
 
 
 def read_judgements(row: Mapping[str, Any]) -> list[Judgement]:
-    """All judgements of a row of `read_rows`: its `judgements`, `vote` and `cmp_results`, in this order.
+    """All judgements of a row of `read_rows`, of each column that this module's docstring names, in that order.
 
     What has not the form of a judgement, or is about an answer that the row lacks, is left out: such a column is
     the user's own.
@@ -120,8 +134,10 @@ def read_judgements(row: Mapping[str, Any]) -> list[Judgement]:
     given = column(row, "judgements")
     found = [one for one in map(_judgement, given if isinstance(given, list) else ()) if one is not None]
     if (vote := read_vote(row)) is not None:
-        found.append(Judgement(judge=PEOPLE, left=vote.left, right=vote.right, preferred=vote.preferred))
-    found += _mixinstruct(row)
+        found.append(
+            Judgement(judge=PEOPLE, left=vote.left, right=vote.right, preferred=vote.preferred, person=True)
+        )
+    found += [*_mixinstruct(row), *_preference_pair(row), *_arena(row)]
     return [one for one in found if all(side_text(row, side) is not None for side in one.sides)]
 
 
@@ -148,6 +164,31 @@ def _mixinstruct(row: Mapping[str, Any]) -> Iterator[Judgement]:
         preferred = CMP_RESULTS.get(verdict) if isinstance(verdict, str) else None
         if preferred and left != right and left in index and right in index:
             yield Judgement(judge=MIXINSTRUCT, left=index[left], right=index[right], preferred=preferred)
+
+
+def _preference_pair(row: Mapping[str, Any]) -> Iterator[Judgement]:
+    """The judgement that `chosen` and `rejected` are, about the candidates with these texts."""
+    try:
+        pair = [read_answer(column(row, name), name) for name in ("chosen", "rejected")]
+    except FieldError:
+        return
+    texts = [one["text"] for one in row["candidates"] or ()]
+    left, right = (texts.index(text) if text is not None and text in texts else None for text in pair)
+    if left is not None and right is not None and left != right:
+        yield Judgement(judge=DATASET_PREFERENCE, left=left, right=right, preferred="left")
+
+
+def _arena(row: Mapping[str, Any]) -> Iterator[Judgement]:
+    """The judgement that `winner` is, about the candidates of `model_a` and `model_b`."""
+    winner, judge = column(row, "winner"), column(row, "judge")
+    preferred = ARENA_WINNERS.get(winner) if isinstance(winner, str) else None
+    names = [one["model"] for one in row["candidates"] or ()]
+    pair = [column(row, name) for name in ("model_a", "model_b")]
+    if preferred and pair[0] != pair[1] and all(isinstance(one, str) and one in names for one in pair):
+        name = judge if isinstance(judge, str) and judge else PEOPLE
+        left, right = map(names.index, pair)
+        is_person = name == PEOPLE or name.startswith(ARENA_PEOPLE)
+        yield Judgement(judge=name, left=left, right=right, preferred=preferred, person=is_person)
 
 
 def read_outcomes(

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from llm_blender_ray.pipelines.quality.judgements import (
+    ARENA_WINNERS,
     CMP_RESULTS,
+    DATASET_PREFERENCE,
     MIXINSTRUCT,
     PEOPLE,
     Judgement,
@@ -50,6 +52,33 @@ def test_mixinstruct_publishes_its_comparisons_as_json_text(verdict: str, prefer
         cmp_results=json.dumps({"birch,cedar": verdict, "birch,unknown": verdict, "birch": verdict, "x,y": 1})
     )
     assert outcomes(one) == [(MIXINSTRUCT, "birch", "cedar", preferred)]
+
+
+def test_a_preference_set_is_a_judgement() -> None:
+    given = {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_model": "alder", "rejected_model": "birch"}
+    texts = [given, given | {name: [{"role": "assistant", "content": name[0]}] for name in ("chosen", "rejected")}]
+    for one in texts:
+        assert outcomes(read_row(one, "test")) == [(DATASET_PREFERENCE, "alder", "birch", "left")]
+    ranked = given | {"candidates": [{"model": "b", "text": "r"}, {"model": "a", "text": "c"}]}
+    assert outcomes(read_row(ranked, "test")) == [(DATASET_PREFERENCE, "a", "b", "left")]
+    for other in ({"chosen": "another"}, {"rejected": "c"}, {"chosen": 3}, {"rejected": None}):
+        assert outcomes(read_row(ranked | other, "test")) == []
+
+
+@pytest.mark.parametrize(("winner", "preferred"), ARENA_WINNERS.items())
+def test_a_winner_is_a_judgement_of_the_judge_beside_it(winner: str, preferred: str) -> None:
+    given = {"model_a": "cedar", "model_b": "alder", "winner": winner}
+    assert outcomes(row(**given, judge="expert_3")) == [("expert_3", "cedar", "alder", preferred)]
+    people = [read_judgements(row(**given, judge=judge))[0].person for judge in ("expert_3", "gpt4_pair", None)]
+    assert people == [True, False, True]
+    for other in (
+        {"winner": "cedar"},
+        {"model_a": "alder"},
+        {"model_b": "unknown"},
+        {"model_b": None},
+        {"model_a": [1]},
+    ):
+        assert read_judgements(row(**given | other)) == []
 
 
 @pytest.mark.parametrize(
