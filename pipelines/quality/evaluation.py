@@ -19,6 +19,7 @@ from rich.text import Text
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
+from llm_blender_ray.pipelines.quality.answer_scores import score_answers
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.quality.run_cost import RunCost
@@ -219,21 +220,9 @@ class Quality:
             for key, metric in self._metrics.items()
             if all(metric.applies(references) for _, references in rows)
         }
-        texts = [
-            list(dict.fromkeys(text for text in (*_texts_of(row), row["fused"]) if text is not None))
-            for row, _ in rows
-        ]
-        batch = [references for (_, references), some in zip(rows, texts, strict=True) for _ in some]
-        for key, metric in self._metrics.items():
-            scores = iter(metric.checked_score(batch, [text for some in texts for text in some]))
-            for (row, _), some in zip(rows, texts, strict=True):
-                by_text = {text: next(scores) for text in some}
-                quality = [by_text.get(text, metric.score_without_text) for text in _texts_of(row)]
-                self._tallies[key].add(row, quality, by_text.get(row["fused"]))
-
-
-def _texts_of(row: Mapping[str, Any]) -> list[str | None]:
-    return [one["text"] for one in row["candidates"] or ()]
+        for (row, _), scores in zip(rows, score_answers([row for row, _ in rows], self._metrics), strict=True):
+            for key, one in scores.items():
+                self._tallies[key].add(row, one.candidates, one.fused)
 
 
 def evaluate(rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric] | None = None) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Outcome:
         left_text: Answer of `left`, from which its length and style follow.
         right_text: Answer of `right`.
         slice: Values of the columns that results are sliced by.
+        probability: Probability that `left` is better, where the judge gave one; it decides `left_wins`.
     """
 
     row: str
@@ -94,6 +95,7 @@ class Outcome:
     left_text: str = ""
     right_text: str = ""
     slice: tuple[str, ...] = ()
+    probability: float | None = None
 
     @property
     def sign(self) -> int:
@@ -102,8 +104,8 @@ class Outcome:
 
     @property
     def left_wins(self) -> float:
-        """Share of a win that is left's: 1, 0, or a half."""
-        return (self.sign + 1) / 2
+        """Share of a win that is left's: 1, 0, a half, or the judge's probability."""
+        return (self.sign + 1) / 2 if self.probability is None else self.probability
 
     def swapped(self) -> "Outcome":
         """The same judgement with the sides exchanged."""
@@ -116,6 +118,7 @@ class Outcome:
             self.right_text,
             self.left_text,
             self.slice,
+            None if self.probability is None else 1 - self.probability,
         )
 
 
