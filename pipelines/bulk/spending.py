@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from llm_blender_ray.actors.budget import BudgetLedger, BudgetReservation
-from llm_blender_ray.actors.engines.metered_client import CallMeter
+from llm_blender_ray.actors.engines.call_meter import CallMeter
 from llm_blender_ray.actors.prices import NANO, TokenPrice, nano_usd
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.manifest import BudgetRecord

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from llm_blender_ray.actors.engines.metered_client import CallMeter, metering
+from llm_blender_ray.actors.engines.call_meter import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.cluster.session import keep_to_own_gpus

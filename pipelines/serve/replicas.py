@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_blender_ray.actors.engines.metered_client import CallMeter, metering
+from llm_blender_ray.actors.engines.call_meter import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from serving import HELLO, app_of
 
 from llm_blender_ray.actors.budget import Payer
-from llm_blender_ray.actors.engines.metered_client import CallMeter, metering
+from llm_blender_ray.actors.engines.call_meter import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError, RejectedError
 from llm_blender_ray.actors.prices import NANO, Rates, TokenPrice
 from llm_blender_ray.configs.prices import BudgetSettings
