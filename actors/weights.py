@@ -182,6 +182,7 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | Literal["auto"],
     trust_remote_code: bool = False,
+    unused: Sequence[str] = (),
 ) -> PreTrainedModel:
     """Load a model in evaluation mode, from safetensors or else from pickled weights, whose code never runs.
 
@@ -191,6 +192,7 @@ def load_model(
         device: Where it is put.
         dtype: Of its weights; "auto" for the checkpoint's own.
         trust_remote_code: Whether Python code of the folder may run.
+        unused: Prefixes of tensors that are not used, which a checkpoint may lack.
 
     Returns:
         The model.
@@ -218,7 +220,8 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    bad = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    bad = sorted(name for name in missing if not name.startswith(tuple(unused)))
     if bad:
         raise ModelLoadError(
             f"{folder}: the weights lack, or have in another shape, {len(bad)} of the tensors that "

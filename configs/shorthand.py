@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
 
@@ -22,11 +22,12 @@ def read_shorthand(text: str, schema: type[_SettingsT]) -> _SettingsT:
     """
     kind, colon, options = text.partition(":")
     names = [field for field in schema.model_fields if field != "kind"]
+    listed = [name for name in names if RUNTIME_ONLY not in schema.model_fields[name].metadata]
     given: dict[str, Any] = {}
     for option in options.split(",") if colon else []:
         name, equals, value = option.partition("=")
         if name not in names:
-            raise ValueError(f"{kind} has no option {name!r}, it takes {', '.join(names) or 'none'}")
+            raise ValueError(f"{kind} has no option {name!r}, it takes {', '.join(listed) or 'none'}")
         if not equals or name in given:
             raise ValueError(f"{text}: expected {kind}:option=value,..., each option once")
         try:

@@ -30,6 +30,8 @@ from llm_blender_ray.pipelines.cli.options import (
     Kind,
     Limit,
     Margin,
+    Metrics,
+    OrderBy,
     OutputPath,
     Overwrite,
     PairColumns,
@@ -315,12 +317,15 @@ def report_command(
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="The page; default: URI.report.html, beside the rows.")
     ] = None,
+    metric: Metrics = [],  # noqa: B006
+    order_by: OrderBy = None,
     debug: Debug = False,
 ) -> None:
     """Write one HTML page of a run: quality, win matrix, comparisons, lengths, errors, time."""
+    from llm_blender_ray.pipelines.quality.metrics import read_metrics
     from llm_blender_ray.pipelines.report.page import write_report
 
-    typer.echo(write_report(uri, output))
+    typer.echo(write_report(uri, output, *read_metrics(metric, order_by)))
 
 
 @train_app.command("ranker")
@@ -360,23 +365,17 @@ def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also print the first N rows as prose.")] = 0,
-    metric: Annotated[
-        list[str],
-        typer.Option(
-            metavar="M",
-            help="A metric against references, with options as in rouge_l:stemmer=true; repeatable, the first one "
-            "ranks. Default: all that need no model.",
-        ),
-    ] = [],  # noqa: B006
+    metric: Metrics = [],  # noqa: B006
+    order_by: OrderBy = None,
     debug: Debug = False,
 ) -> None:
     """Quality against references (`output`) or given scores (`candidates[].scores`); users' votes."""
     from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
-    from llm_blender_ray.pipelines.quality.metrics import read_metric
+    from llm_blender_ray.pipelines.quality.metrics import read_metrics
     from llm_blender_ray.pipelines.report.costs import cost_of
 
-    metrics = [read_metric(one) for one in metric] or None
-    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, cost_of=cost_of)
+    metrics, ordering = read_metrics(metric, order_by)
+    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, order_by=ordering, cost_of=cost_of)
 
 
 def _show(summary: "Summary") -> None:

@@ -76,6 +76,23 @@ PairColumns = Annotated[
     list[str],
     typer.Option("--pair-column", metavar="NAME", help="A further column of the rows in their pairs; repeatable."),
 ]
+Metrics = Annotated[
+    list[str],
+    typer.Option(
+        "--metric",
+        metavar="M",
+        help="A metric against references, with options as in rouge_l:stemmer=true; repeatable. Default: all that "
+        "need no model.",
+    ),
+]
+OrderBy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M",
+        help="The metric that orders the systems, computed if --metric does not name it. Default: the first that "
+        "tells answers apart.",
+    ),
+]
 Debug = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, is_eager=True, expose_value=False, help="Show tracebacks."),

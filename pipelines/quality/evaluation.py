@@ -22,6 +22,7 @@ from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.quality.answer_scores import score_answers
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
+from llm_blender_ray.pipelines.quality.row_progress import with_progress
 from llm_blender_ray.pipelines.quality.run_cost import RunCost
 from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
@@ -90,10 +91,12 @@ class Tally:
             row cancels, so that the interval is narrower than those of the two means suggest.
         pairwise: Share of pairs of different quality that the ranker orders right.
         sign: 1 where higher is better, else -1. Means are of the values as the metric gives them.
+        varies: Whether it tells any two candidates of a row apart.
     """
 
     sign: int = 1
     rows: int = 0
+    varies: bool = False
     models: Means = field(default_factory=_means)
     systems: Means = field(default_factory=_means)
     gains: dict[str, dict[str | None, Mean]] = field(default_factory=_means)
@@ -108,6 +111,7 @@ class Tally:
         if not values:
             return
         top = max(values) if self.sign > 0 else min(values)
+        self.varies = self.varies or max(values) > min(values)
         chosen = known.get(row["ranking"][0]) if row["ranking"] else None
         self.rows += 1
         for index, value in known.items():
@@ -141,6 +145,7 @@ class Tally:
     def merge(self, other: Self) -> None:
         """Add the rows of another tally of the same metric."""
         self.rows += other.rows
+        self.varies = self.varies or other.varies
         self.pairwise.merge(other.pairwise)
         pairs: tuple[tuple[Any, Any], ...] = (
             (self.models, other.models),
@@ -169,15 +174,19 @@ class Quality:
         scores: A tally for each metric in the candidates' given scores.
     """
 
-    def __init__(self, metrics: Sequence[Metric] | None = None) -> None:
+    def __init__(self, metrics: Sequence[Metric] | None = None, order_by: Metric | None = None) -> None:
         """Start without rows.
 
         Args:
             metrics: Metrics against references; None: `quality.metrics.default_metrics`.
+            order_by: The metric that orders systems, which is computed too; None: the first that tells candidates
+                apart, of given metrics in their order, of the default ones by `Metric.report_order`.
         """
         self.scores: dict[str, Tally] = defaultdict(Tally)
+        self._named = order_by.key if order_by else None
+        self._by_report_order = metrics is None
         self._metrics = {metric.key: metric for metric in default_metrics() if metrics is None}
-        self._metrics |= {metric.key: metric for metric in metrics or ()}
+        self._metrics |= {metric.key: metric for metric in (*(metrics or ()), *([order_by] if order_by else ()))}
         self._tallies = {
             key: Tally(sign=1 if metric.higher_is_better else -1) for key, metric in self._metrics.items()
         }
@@ -188,6 +197,22 @@ class Quality:
         """A tally for each metric against references; a metric that does not apply to some row is absent."""
         self._score_pending()
         return {key: self._tallies[key] for key in self._metrics if self._tallies[key].systems}
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics of `references` by their keys."""
+        return {key: self._metrics[key] for key in self.references}
+
+    @property
+    def order_by(self) -> str | None:
+        """Key of the metric against references that orders systems: mean rank, best and pairs are by it."""
+        tallies = self.references
+        if self._named in tallies:
+            return self._named
+        keys = [*tallies]
+        if self._by_report_order:
+            keys.sort(key=lambda key: self._metrics[key].report_order)
+        return next((key for key in keys if tallies[key].varies), next(iter(keys), None))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row of `rows.readers.read_rows`."""
@@ -225,26 +250,29 @@ class Quality:
                 self._tallies[key].add(row, one.candidates, one.fused)
 
 
-def evaluate(rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric] | None = None) -> dict[str, Any]:
+def evaluate(
+    rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric] | None = None, order_by: Metric | None = None
+) -> dict[str, Any]:
     """Evaluate rows.
 
     Args:
         rows: Rows of `rows.readers.read_rows`. Those with an error are counted and left out.
-        metrics: Metrics against references; None: `quality.metrics.default_metrics`.
+        metrics: See `Quality`.
+        order_by: See `Quality`.
 
     Returns:
         Plain data, ready for JSON: {"rows", "errors", "error_rate", "comparisons", "references": {metric: table},
-        "scores": {metric: table}, "votes"}. A table is {"rows", "models": {name: {"mean", "rank", "best_share"}},
-        "random", "oracle", "ranker", "blend", "pairwise"}. Rank 1 is the best, ties take the mean of their ranks;
-        models that tie for a row's best share it. "pairwise" is the share of pairs of different quality that the
-        ranker orders right. "votes" is `Votes.report`, None without votes. A candidate without text has the
-        metric's worst score.
+        "order_by": the metric of `references` that orders systems, "scores": {metric: table}, "votes"}. A table is
+        {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker", "blend",
+        "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best share
+        it. "pairwise" is the share of pairs of different quality that the ranker orders right. "votes" is
+        `Votes.report`, None without votes. A candidate without text has the metric's worst score.
 
     Raises:
         BlendError: No row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
-    quality, votes = Quality(metrics), Votes()
+    quality, votes = Quality(metrics, order_by), Votes()
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
@@ -262,14 +290,20 @@ def evaluate(rows: Iterable[Mapping[str, Any]], metrics: Sequence[Metric] | None
         "error_rate": errors / count,
         "comparisons": comparisons,
         "references": {name: tally.report() for name, tally in quality.references.items()},
+        "order_by": quality.order_by,
         "scores": {name: tally.report() for name, tally in sorted(quality.scores.items())},
         "votes": votes.report() if votes.count else None,
     }
 
 
-def evaluate_uri(uri: str, limit: int | None = None, metrics: Sequence[Metric] | None = None) -> dict[str, Any]:
-    """`evaluate` the rows of a file, folder or glob."""
-    return evaluate(read_rows(uri, limit), metrics)
+def evaluate_uri(
+    uri: str,
+    limit: int | None = None,
+    metrics: Sequence[Metric] | None = None,
+    order_by: Metric | None = None,
+) -> dict[str, Any]:
+    """`evaluate` the rows of a file, folder or glob, and show progress."""
+    return evaluate(with_progress(read_rows(uri, limit), "evaluate"), metrics, order_by)
 
 
 def main(
@@ -278,6 +312,7 @@ def main(
     as_json: bool = False,
     examples: int = 0,
     metrics: Sequence[Metric] | None = None,
+    order_by: Metric | None = None,
     cost_of: Callable[[str], RunCost | None] = lambda _: None,
 ) -> None:
     """Print the report of a URI's rows.
@@ -286,10 +321,11 @@ def main(
         uri: The rows.
         as_json: As JSON in place of tables.
         examples: Rows to print as prose, after the tables.
-        metrics: See `evaluate`.
+        metrics: See `Quality`.
+        order_by: See `Quality`.
         cost_of: Cost of the run that wrote the rows of a URI; None: unknown, or nothing is billed.
     """
-    report = evaluate_uri(uri, metrics=metrics)
+    report = evaluate_uri(uri, metrics=metrics, order_by=order_by)
     cost = cost_of(uri)
     report |= {"cost": asdict(cost)} if cost else {}
     if as_json:
@@ -323,33 +359,38 @@ def describe(row: Mapping[str, Any]) -> str:
 def render(report: Mapping[str, Any]) -> Group:
     """The report as tables to print with rich: for references, for each given score, and for votes."""
     head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
-    tables = [_table("Against references", report["references"])] if report["references"] else []
-    tables += [_table(f"By given score: {name}", {name: table}) for name, table in report["scores"].items()]
+    tables = []
+    if report["references"]:
+        tables.append(_table("Against references", report["references"], report["order_by"]))
+    tables += [_table(f"By given score: {name}", {name: table}, name) for name, table in report["scores"].items()]
     tables += [table_of_votes(report["votes"])] if report["votes"] else []
     return Group(Text(head), *tables)
 
 
-def _table(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A line per system, a column per metric; rank and best are those of the first metric."""
-    first = next(iter(metrics.values()))
-    table = Table(title=Text(f"{title} ({first['rows']} rows)"), title_justify="left")
+def _table(title: str, metrics: Mapping[str, Mapping[str, Any]], order_by: str) -> Table:
+    """A line per system, a column per metric; rank, best and the order of models are by one of them."""
+    leading = metrics[order_by]
+    table = Table(title=Text(f"{title} ({leading['rows']} rows)"), title_justify="left")
     table.add_column("", no_wrap=True)
     for heading in (*(metric_label(name) for name in metrics), "mean rank", "best"):
         table.add_column(Text(heading), justify="right")
-    for name in first["models"]:
-        _line(table, name, [one["models"].get(name, {}) for one in metrics.values()])
+    for name in sorted(leading["models"], key=lambda name: (leading["models"][name]["rank"], name)):
+        _line(table, name, {key: one["models"].get(name, {}) for key, one in metrics.items()}, order_by)
     for key, label in LINES.items():
-        _line(table, label, [one.get(key, {}) for one in metrics.values()])
-    if first["pairwise"] is not None:
-        table.caption = f"the ranker tells {first['pairwise']:.1%} of pairs of different quality apart"
+        _line(table, label, {name: one.get(key, {}) for name, one in metrics.items()}, order_by)
+    notes = [f"mean rank and best are by {metric_label(order_by)}"] if len(metrics) > 1 else []
+    if leading["pairwise"] is not None:
+        notes.append(f"the ranker tells {leading['pairwise']:.1%} of pairs of different quality apart")
+    table.caption = "; ".join(notes) or None
     return table
 
 
-def _line(table: Table, label: str, of: list[dict[str, float]]) -> None:
-    best = of[0].get("best_share", of[0].get("is_best"))
-    if of[0]:
-        means = [fixed(one["mean"]) if one else "" for one in of]
-        rank = fixed(of[0]["rank"], 2) if "rank" in of[0] else ""
+def _line(table: Table, label: str, of: Mapping[str, Mapping[str, float]], order_by: str) -> None:
+    leading = of[order_by]
+    best = leading.get("best_share", leading.get("is_best"))
+    if leading:
+        means = [fixed(one["mean"]) if one else "" for one in of.values()]
+        rank = fixed(leading["rank"], 2) if "rank" in leading else ""
         table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
 
 

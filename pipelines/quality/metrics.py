@@ -10,28 +10,26 @@ import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
-
-from rapidfuzz.distance import LCSseq
-from sacrebleu.metrics import BLEU
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import ConfigError
+from llm_blender_ray.configs.parts import ModelPart, Stage
 from llm_blender_ray.configs.registry import Registry, RegistryError
-from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.settings import RUNTIME_ONLY
 from llm_blender_ray.configs.shorthand import read_shorthand
-from llm_blender_ray.pipelines.quality.segmentation import ascii_words, spaced, words
 
 _PART = re.compile(r"(?:^|\s)(\d+)\)")
 _TOLERANCE = 1e-6  # of bounds: sentence BLEU of equal texts is 1.0000000000000004
 
 
-class Metric(Settings):
+class Metric(ModelPart):
     """Quality of a text, measured by its references. Fields of the class are options of the metric.
 
-    A metric is constructed once and scores every batch. One that holds a model loads it when it scores first, in a
-    `functools.cached_property`.
+    A metric is constructed once and scores every batch: in this process (`blend evaluate`, `blend report`), or in
+    Ray actors with its `num_gpus`, `num_cpus` and `replicas` (`blend score`). One that holds a model loads it when
+    it scores first, in a `functools.cached_property` (`model_metrics.ModelMetric`).
 
     Attributes:
         name: Key in reports; the name that the class is registered under.
@@ -44,6 +42,8 @@ class Metric(Settings):
         report_order: Place in `blend report`, lowest first. `blend evaluate` uses the order of the registry.
         report_from: Least mean of the best system that `blend report` shows; None: it always shows the metric.
     """
+
+    stage: ClassVar[Stage] = "score"
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -71,6 +71,10 @@ class Metric(Settings):
         """Return whether the metric has a meaning for a row; one row without drops the metric for all rows."""
         return True
 
+    def load(self) -> Self:
+        """See `configs.parts.PartSettings`: a metric is its own implementation."""
+        return self
+
     def checked_score(self, references: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
         """Score a batch and check the result.
 
@@ -97,7 +101,9 @@ class Metric(Settings):
     @property
     def key(self) -> str:
         """Name with the options that are not defaults, as `--metric` takes it: `rouge_l:stemmer=true`."""
-        given = self.model_dump(exclude_defaults=True)
+        fields = type(self).model_fields.items()
+        decisive = {name for name, field in fields if RUNTIME_ONLY not in field.metadata}
+        given: dict[str, Any] = self.model_dump(exclude_defaults=True, include=decisive)
         options = ",".join(f"{name}={json.dumps(value)}" for name, value in given.items())
         return f"{self.name}:{options}" if options else self.name
 
@@ -146,64 +152,23 @@ class ExactMatch(PairMetric):
         return float(text.strip() == reference.strip())
 
 
-class SentenceBleu(PairMetric):
-    """Sentence BLEU with effective order (sacrebleu), from 0 to 1."""
-
-    name = "bleu"
-    label = "BLEU"
-    report_order = 20
-
-    @functools.cached_property
-    def _bleu(self) -> BLEU:
-        return BLEU(effective_order=True)
-
-    def compare(self, reference: str, text: str) -> float:
-        """See the class."""
-        return float(self._bleu.sentence_score(spaced(text), [spaced(reference)]).score / 100)
-
-
-class RougeL(PairMetric):
-    """ROUGE-L: F1 of the longest common subsequence of words, from 0 to 1.
-
-    With `tokenizer: ascii` the scores are those of Google's `rouge-score` 0.1.2, to the digit.
-
-    Attributes:
-        tokenizer: `unicode`: words of any script (`segmentation.words`); `ascii`: runs of a-z and 0-9 only.
-        stemmer: Compare words of more than three letters by their stems (Porter, as NLTK extends it).
-    """
-
-    name = "rouge_l"
-    label = "ROUGE-L"
-    report_order = 10
-
-    tokenizer: Literal["unicode", "ascii"] = "unicode"
-    stemmer: bool = False
-
-    @functools.cached_property
-    def _stem(self) -> Callable[[str], str]:
-        from nltk.stem.porter import PorterStemmer  # takes 1 s to import
-
-        return PorterStemmer().stem
-
-    def tokens(self, text: str) -> list[str]:
-        """Split a text into the words that are compared."""
-        found = ascii_words(text) if self.tokenizer == "ascii" else words(text)
-        return [self._stem(one) if len(one) > 3 else one for one in found] if self.stemmer else found
-
-    def compare(self, reference: str, text: str) -> float:
-        """See the class."""
-        wanted, given = self.tokens(reference), self.tokens(text)
-        common = LCSseq.similarity(wanted, given)
-        if not common:
-            return 0.0
-        precision, recall = common / len(given), common / len(wanted)
-        return 2 * precision * recall / (precision + recall)
-
-
+_WORDS, _MODELS = (f"llm_blender_ray.pipelines.quality.{name}" for name in ("word_metrics", "model_metrics"))
 METRICS: Registry[type[Metric]] = Registry(
     "metric",
     "llm_blender_ray.metrics",
-    {one.name: f"{__name__}:{one.__name__}" for one in (PartsRight, ExactMatch, SentenceBleu, RougeL)},
+    {
+        "parts": f"{__name__}:PartsRight",
+        "exact": f"{__name__}:ExactMatch",
+        "bleu": f"{_WORDS}:SentenceBleu",
+        "rouge_l": f"{_WORDS}:RougeL",
+        "rouge_1": f"{_WORDS}:Rouge1",
+        "rouge_2": f"{_WORDS}:Rouge2",
+        "rouge_lsum": f"{_WORDS}:RougeLsum",
+        "chrf": f"{_WORDS}:ChrF",
+        "bertscore": f"{_MODELS}:BERTScore",
+        "bartscore": f"{_MODELS}:BARTScore",
+        "bleurt": f"{_MODELS}:BLEURT",
+    },
 )
 
 
@@ -224,8 +189,12 @@ def _with_defaults(kind: type[Metric]) -> Metric:
     return kind()
 
 
-def read_metric(text: str) -> Metric:
+def read_metric(text: str, option: str = "--metric") -> Metric:
     """Construct the metric that the command line names: `name` or `name:option=value,...`, values being YAML.
+
+    Args:
+        text: The metric.
+        option: The option that names it, for messages.
 
     Raises:
         ConfigError: The name or an option is wrong.
@@ -233,7 +202,17 @@ def read_metric(text: str) -> Metric:
     try:
         return read_shorthand(text, metric_class(text.partition(":")[0]))
     except (BlendError, ValueError) as error:
-        raise ConfigError(f"--metric {text}: {error}") from error
+        raise ConfigError(f"{option} {text}: {error}") from error
+
+
+def read_metrics(texts: Sequence[str], order_by: str | None) -> tuple[list[Metric] | None, Metric | None]:
+    """Construct the metrics that `--metric` and `--order-by` name; None where they name none.
+
+    Raises:
+        ConfigError: One is wrong.
+    """
+    named = [read_metric(text) for text in texts]
+    return named or None, read_metric(order_by, "--order-by") if order_by else None
 
 
 def metric_class(name: str) -> type[Metric]:

@@ -22,7 +22,7 @@ _APART = regex.compile(
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case: runs of letters and digits, or single characters of unspaced scripts."""
-    return _WORD.findall(text.lower())
+    return _ASCII_WORD.findall(text.lower()) if text.isascii() else _WORD.findall(text.lower())
 
 
 def ascii_words(text: str) -> list[str]:
@@ -32,4 +32,6 @@ def ascii_words(text: str) -> list[str]:
 
 def spaced(text: str) -> str:
     """The text with spaces around each character of an unspaced script and its punctuation; others as they are."""
-    return regex.sub(r" {2,}", " ", _APART.sub(r" \g<0> ", text)).strip() if _APART.search(text) else text
+    if text.isascii() or not _APART.search(text):
+        return text
+    return regex.sub(r" {2,}", " ", _APART.sub(r" \g<0> ", text)).strip()

@@ -5,15 +5,17 @@ Counts and means cover all rows. What is expensive (comparing texts with referen
 of ids choose the sample, so the same rows give the same report, however they are split into files.
 """
 
+import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Self
 
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality, name_of
+from llm_blender_ray.pipelines.quality.metrics import Metric
 
 SAMPLE = 5_000  # most rows of the sample; of more rows it holds at least about half as many
 EXAMPLES = 3
@@ -68,9 +70,10 @@ class OrderAgreement:
 class Sample:
     """Quality and lengths of some rows; lengths in characters by LLM, of the fused answers under None."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[Metric] | None = None, order_by: Metric | None = None) -> None:
+        """Start without rows; the metrics are those of `Quality`."""
         self.rows = 0
-        self.quality = Quality()
+        self.quality = Quality(metrics, order_by)
         self.lengths: dict[str | None, list[int]] = defaultdict(list)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -98,9 +101,10 @@ class RowSampling:
     together they hold too many rows, the lowest is dropped, and its rows are skipped from then on.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._floor = most, 0
-        self._levels: dict[int, Sample] = defaultdict(Sample)
+    def __init__(self, most: int, start: Callable[[], Sample] = Sample) -> None:
+        """Sample at most so many rows; `start` makes a sample without rows."""
+        self._most, self._floor, self._start = most, 0, start
+        self._levels: dict[int, Sample] = defaultdict(start)
 
     def add(self, row: Mapping[str, Any], key: int) -> None:
         """Add one row.
@@ -120,7 +124,7 @@ class RowSampling:
 
     def result(self) -> Sample:
         """Sample of all remaining levels."""
-        whole = Sample()
+        whole = self._start()
         for _, sample in sorted(self._levels.items()):
             whole.merge(sample)
         return whole
@@ -250,14 +254,21 @@ class Numbers:
             self.orders.margin.add(abs(forth - back) / 2)
 
 
-def count(rows: Iterable[Mapping[str, Any]], sample: int = SAMPLE) -> Numbers:
+def count(
+    rows: Iterable[Mapping[str, Any]],
+    sample: int = SAMPLE,
+    metrics: Sequence[Metric] | None = None,
+    order_by: Metric | None = None,
+) -> Numbers:
     """Numbers of rows as `read_rows` gives them.
 
     Args:
         rows: The rows.
         sample: Most rows of the sample.
+        metrics: See `Quality`.
+        order_by: See `Quality`.
     """
-    numbers, sampling = Numbers(), RowSampling(sample)
+    numbers, sampling = Numbers(), RowSampling(sample, functools.partial(Sample, metrics, order_by))
     examples: list[tuple[int, dict[str, Any]]] = []
     for row in rows:
         key = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")

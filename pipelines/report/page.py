@@ -5,7 +5,7 @@ the same page, except for its creation time.
 """
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,8 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.quality.evaluation import name_of
+from llm_blender_ray.pipelines.quality.metrics import Metric
+from llm_blender_ray.pipelines.quality.row_progress import with_progress
 from llm_blender_ray.pipelines.report.costs import manifest_of
 from llm_blender_ray.pipelines.report.numbers import Numbers, count
 from llm_blender_ray.pipelines.report.parts import share
@@ -29,13 +31,20 @@ from llm_blender_ray.pipelines.rows.uris import filesystem
 MAX_TEXT_LENGTH = 600  # characters of a text in an example
 
 
-def write_report(uri: str, output: str | None = None) -> str:
-    """Write the page of a file, folder or glob of rows.
+def write_report(
+    uri: str,
+    output: str | None = None,
+    metrics: Sequence[Metric] | None = None,
+    order_by: Metric | None = None,
+) -> str:
+    """Write the page of a file, folder or glob of rows, and show progress.
 
     Args:
         uri: The rows.
         output: Path of the page; None: beside the rows, `NAME.report.html`. Not inside a folder of them, which
             readers of Parquet folders take as a whole.
+        metrics: See `Quality`.
+        order_by: See `Quality`.
 
     Returns:
         Path of the page.
@@ -48,7 +57,7 @@ def write_report(uri: str, output: str | None = None) -> str:
         if glob.has_magic(uri) or PurePosixPath(uri).name in ("", "..") or "/" not in filesystem(uri)[1]:
             raise BlendError(f"{uri}: has no name to put the page beside; give --output FILE.html")
         output = f"{uri.rstrip('/')}.report.html"
-    numbers = count(read_rows(uri))
+    numbers = count(with_progress(read_rows(uri), "report"), metrics=metrics, order_by=order_by)
     page = render_page(uri, numbers, manifest_of(uri), datetime.now(UTC))
     put(output, page.encode("utf-8", "replace"))
     return output

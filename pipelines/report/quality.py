@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from llm_blender_ray.pipelines.quality.evaluation import LINES, Mean, Tally
-from llm_blender_ray.pipelines.quality.metrics import metric_class, metric_label
+from llm_blender_ray.pipelines.quality.metrics import Metric, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
@@ -41,14 +41,18 @@ def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
 
 
 def _references(numbers: Numbers) -> list[tuple[str, Tally]]:
-    """Metrics against references in the report's order, without those below their threshold."""
-    tallies = numbers.sample.quality.references
-    metrics = sorted(map(metric_class, tallies), key=lambda metric: metric.report_order)
-    return [
-        (metric.name, tallies[metric.name])
-        for metric in metrics
-        if metric.report_from is None or _best(tallies[metric.name]) >= metric.report_from
-    ]
+    """Metrics against references: the one that orders, then the others in the report's order.
+
+    Metrics below their threshold are left out.
+    """
+    quality = numbers.sample.quality
+    order_by, tallies, metrics = quality.order_by, quality.references, quality.metrics
+    keys = sorted(metrics, key=lambda key: (key != order_by, metrics[key].report_order))
+    return [(key, tallies[key]) for key in keys if key == order_by or _is_shown(metrics[key], tallies[key])]
+
+
+def _is_shown(metric: Metric, tally: Tally) -> bool:
+    return metric.report_from is None or _best(tally) >= metric.report_from
 
 
 def _best(tally: Tally) -> float:

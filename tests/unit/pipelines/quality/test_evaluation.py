@@ -245,3 +245,31 @@ Prompt 7: p
     )
     main(str(tmp_path / "run.jsonl"), as_json=True)
     assert json.loads(capsys.readouterr().out) == evaluate_uri(str(tmp_path / "run.jsonl"))
+
+
+def test_an_exact_match_that_is_0_for_all_orders_nothing() -> None:
+    """Long answers: the table's ranks were all equal here, and those of `blend report` were not."""
+    rows = [row("the cat sat", "a dog", "the cat", output="the cat sat down", ranking=[0, 2, 1])] * 2
+    report = evaluate(rows)
+    assert list(report["references"]) == ["exact", "bleu", "rouge_l"]
+    assert report["order_by"] == "rouge_l"
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render(report))
+    lines = [" ".join(line.replace("│", " ").split()) for line in shown.getvalue().splitlines()]
+    assert [line.split()[0] for line in lines if line.startswith("m")][:3] == ["m0", "m2", "m1"]
+    assert any(line.startswith("m0 ") and line.endswith("1.00 100.0%") for line in lines)
+    assert "mean rank and best are by ROUGE-L" in " ".join(lines)
+
+
+def test_the_metric_that_orders_can_be_named() -> None:
+    rows = [row("the cat sat", "cat the sat down", output="the cat sat down")]
+    report = evaluate(rows, [read_metric("exact"), read_metric("rouge_l")], read_metric("rouge_1"))
+    assert (list(report["references"]), report["order_by"]) == (["exact", "rouge_l", "rouge_1"], "rouge_1")
+    assert evaluate(rows, [read_metric("exact"), read_metric("rouge_l")])["order_by"] == "rouge_l"
+    assert evaluate(rows, [read_metric("exact")])["order_by"] == "exact"
+    assert evaluate(rows, order_by=read_metric("exact"))["order_by"] == "exact"
+
+
+def test_one_row_that_varies_is_enough_to_order_by() -> None:
+    short = [row("a", "b", output="a"), row("a", "a", output="a")]
+    assert evaluate(short, [read_metric("exact"), read_metric("bleu")])["order_by"] == "exact"

@@ -17,8 +17,6 @@ from llm_blender_ray.pipelines.quality.metrics import (
     METRICS,
     ExactMatch,
     Metric,
-    RougeL,
-    SentenceBleu,
     default_metrics,
     metric_class,
     metric_label,
@@ -26,6 +24,7 @@ from llm_blender_ray.pipelines.quality.metrics import (
     parts_right,
     read_metric,
 )
+from llm_blender_ray.pipelines.quality.word_metrics import RougeL, SentenceBleu
 
 
 @pytest.mark.parametrize(

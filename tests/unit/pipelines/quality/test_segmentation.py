@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.pipelines.quality.metrics import RougeL, SentenceBleu
 from llm_blender_ray.pipelines.quality.segmentation import ascii_words, spaced, words
+from llm_blender_ray.pipelines.quality.word_metrics import RougeL, SentenceBleu
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=126), max_size=80).filter(lambda text: "_" not in text))

@@ -10,7 +10,8 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
-from llm_blender_ray.pipelines.quality.evaluation import main
+from llm_blender_ray.pipelines.quality.evaluation import evaluate_uri, main
+from llm_blender_ray.pipelines.quality.metrics import read_metric
 from llm_blender_ray.pipelines.report.costs import cost_of, manifest_of
 from llm_blender_ray.pipelines.report.numbers import count
 from llm_blender_ray.pipelines.report.page import render_page, write_report
@@ -312,3 +313,23 @@ def test_calls_and_tokens_of_a_stage_and_what_they_lack(tmp_path):
     lacking = manifest(**whole, unreported_calls=2, uncounted=7)
     page = checked(render_page(uri, count(read_rows(uri)), lacking, NOON))
     assert "2 calls came without token counts" in page.text and "7 results of an earlier version" in page.text
+
+
+def test_the_page_has_the_numbers_of_evaluate(tmp_path: Path) -> None:
+    """Long answers have an exact match of 0: the page ordered by ROUGE-L and `evaluate` by that 0."""
+    candidates = [
+        {"model": f"m{i}", "text": text} for i, text in enumerate(("the cat", "a dog sat", "the cat sat"))
+    ]
+    row = {"prompt": "p", "output": "the cat sat on it", "candidates": candidates, "ranking": [2, 0, 1]}
+    uri = str(tmp_path / "long.jsonl")
+    Path(uri).write_text("".join(json.dumps(row | {"id": str(i)}) + "\n" for i in range(3)))
+    for metrics in (None, [read_metric("rouge_2"), read_metric("rouge_l:stemmer=true")]):
+        report = evaluate_uri(uri, metrics=metrics)
+        leading = report["references"][report["order_by"]]
+        page = Page(render_page(uri, count(read_rows(uri), metrics=metrics), None, NOON))
+        start = page.texts.index("best candidate (oracle)")
+        for name, model in leading["models"].items():
+            cells = page.texts[page.texts.index(name, start) :]
+            line = [text.strip() for text in cells if text.strip()][: len(report["references"]) + 3]
+            shown = {text.split(" ")[0] for text in line}
+            assert {f"{model['rank']:.2f}", f"{model['best_share']:.1%}", f"{model['mean']:.3f}"} <= shown
