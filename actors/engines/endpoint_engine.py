@@ -60,6 +60,7 @@ from llm_blender_ray.configs.schema import EndpointModel, Sampling
 
 # Of a request, and of reading its answer.
 _FAILURES = (openai.APIError, OversizeError, UntrustedServerError, httpx2.HTTPError, ServiceError)
+OPENAI_HOST = "api.openai.com"  # and its regions', such as eu.api.openai.com
 MAX_ERROR_CHARACTERS = 80  # characters of a response without an answer
 
 _R = TypeVar("_R")
@@ -224,11 +225,15 @@ def _openai_client(
 
     With an API version, the URL of a resource (`https://NAME.openai.azure.com`), or of its `/openai`, is Azure's
     API of deployments. Azure's other APIs (`/openai/v1`, `/models`) are as OpenAI's, and have a version, too.
+    OpenAI's own variables for organization and project count for OpenAI alone, and configured headers precede them.
     """
+    given = {name.title(): value for name, value in headers.items()}
+    # The client has parameters for these two, and drops headers of the same name.
+    organization, project = given.pop("Openai-Organization", None), given.pop("Openai-Project", None)
     settings: dict[str, Any] = {
         "max_retries": model.max_retries,
         "timeout": model.timeout_s,
-        "default_headers": {name.title(): value for name, value in headers.items()},
+        "default_headers": given,
         "http_client": MeteredClient(model.timeout_s, model.max_answer_mib, model.max_in_flight, limits),
     }
     url = model.base_url.rstrip("/")
@@ -236,12 +241,20 @@ def _openai_client(
     if model.api_version is None or (path and (path.endswith("/v1") or "openai" not in path.split("/"))):
         query = {"api-version": model.api_version} if model.api_version else None
         # servers without keys accept any
-        return openai.AsyncOpenAI(base_url=url, api_key=key or "none", default_query=query, **settings)
-    if key is None:  # then a header may be in its place
-        key = API_KEY_SENTINEL if {"authorization", "api-key"} & {name.lower() for name in headers} else "none"
-    return openai.AsyncAzureOpenAI(
-        base_url=url if path else f"{url}/openai", api_version=model.api_version, api_key=key, **settings
-    )
+        client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", default_query=query, **settings)
+    else:
+        if key is None:  # then a header may be in its place
+            key = API_KEY_SENTINEL if {"Authorization", "Api-Key"} & given.keys() else "none"
+        client = openai.AsyncAzureOpenAI(
+            base_url=url if path else f"{url}/openai", api_version=model.api_version, api_key=key, **settings
+        )
+    # The client also reads OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, whatever its URL.
+    host = urlsplit(url).hostname or ""
+    is_openai = host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")
+    client.organization = organization or (client.organization if is_openai else None)
+    client.project = project or (client.project if is_openai else None)
+    client._custom_headers = given
+    return client
 
 
 def _secret(model: EndpointModel, variable: str, what: str) -> str:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from endings import followed
@@ -882,6 +883,40 @@ def test_token_takes_the_place_of_azure_s_key(monkeypatch: pytest.MonkeyPatch) -
 
     (request,) = asyncio.run(main()).requests
     assert request.headers["authorization"] == "Bearer entra" and "api-key" not in request.headers
+
+
+@pytest.mark.parametrize("api_version", [None, "2024-10-21"])
+def test_openai_s_variables_are_not_sent_to_other_services(
+    api_version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-ours")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-ours")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway-Token: ours\nAuthorization: Bearer ours")
+
+    async def main() -> EndpointServer:
+        async with EndpointServer() as server:
+            headers = {"OpenAI-Organization": "org-theirs"}
+            engine = make_engine(server.url, api_version=api_version, headers=headers)
+            assert await engine.generate(CHAT, Sampling()) == HELLO
+            await engine.close()
+        return server
+
+    (request,) = asyncio.run(main()).requests
+    assert request.headers["openai-organization"] == "org-theirs"
+    assert not any("ours" in value for value in request.headers.values()), request.headers
+
+
+@pytest.mark.parametrize("url", ["https://api.openai.com/v1", "https://eu.api.openai.com/v1"])
+@pytest.mark.parametrize("headers", [{}, {"openai-organization": "org-set"}])
+def test_openai_itself_gets_its_variables(
+    url: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-variable")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-variable")
+    client = make_engine(url, headers=headers)._client
+    sent = httpx2.Headers({name: text for name, text in client.default_headers.items() if isinstance(text, str)})
+    assert sent["openai-organization"] == headers.get("openai-organization", "org-variable")
+    assert sent["openai-project"] == "proj-variable"
 
 
 @pytest.mark.parametrize(
