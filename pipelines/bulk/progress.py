@@ -136,7 +136,7 @@ class ProgressEstimator:
     """Computes the run's progress from each `Snapshot` and those before."""
 
     def __init__(self, stages: Sequence[PlannedStage], total: int) -> None:
-        """Start; each of `total` rows passes the `stages` in this order."""
+        """Start; each of `total` rows (0: unknown) passes the `stages` in this order."""
         self._stages = tuple(stages)
         self._total = total
         self._rates: dict[str, tuple[_Rate, _Rate]] = {}
@@ -223,7 +223,7 @@ class ProgressView:
         head = (
             self._took(str(timedelta(seconds=int(self.elapsed)))),
             *self.time_left,
-            *(() if wide else (f"{self.total:,} rows",)),
+            *((f"{self.total:,} rows",) if self.total and not wide else ()),
             *((_errors(failed),) if failed else ()),
         )
         yield Text.assemble(
@@ -271,7 +271,8 @@ def _stage_text(stage: StageProgress, *, first: bool) -> str:
         known.append(f"queue {stage.queue}")
     if stage.failed:
         known.append(_errors(stage.failed))
-    return f"{stage.name} {stage.rows}/{stage.total}" + (f" ({', '.join(known)})" if known else "")
+    rows = f"{stage.rows}/{stage.total}" if stage.total else f"{stage.rows}"
+    return f"{stage.name} {rows}" + (f" ({', '.join(known)})" if known else "")
 
 
 def _cells(stage: StageProgress, *, wide: bool) -> Iterator[RenderableType]:
@@ -280,7 +281,7 @@ def _cells(stage: StageProgress, *, wide: bool) -> Iterator[RenderableType]:
         yield Text(f"loading {stage.loaded}/{stage.replicas}", style="yellow")
     else:
         yield ProgressBar(stage.total, stage.rows, complete_style="cyan", finished_style="green")
-    yield f"{stage.rows:,}/{stage.total:,}" if wide else f"{stage.rows:,}"
+    yield f"{stage.rows:,}/{stage.total:,}" if wide and stage.total else f"{stage.rows:,}"
     yield f"{stage.queue:,}" if stage.queue else ""
     for rate in (stage.rows_per_s, stage.tokens_per_s):
         yield "" if rate is None else _per_s(rate) if rate < 1000 else f"{rate:,.0f}"
@@ -350,7 +351,8 @@ class _Display:
             if not self._console.is_interactive and not self._stop.is_set() and moment.now >= line_at:
                 if not self._begun:  # a short run prints its result only
                     stages = ", ".join(f"{stage.name} x{stage.replicas}" for stage in self._stages)
-                    self._print(f"{self._title} | start | {self._total} rows | {stages}")
+                    rows = (f"{self._total} rows",) if self._total else ()
+                    self._print(" | ".join((self._title, "start", *rows, stages)))
                     self._begun = True
                 self._print(moment.line())
                 line_at = moment.now + min(max(_LINE_AFTER_S, moment.elapsed * _LINE_GROWTH), _LINE_EVERY_S)
@@ -376,7 +378,7 @@ def display_progress(
     Args:
         read: Polls the tracker, in a thread of its own; may be slow, return None or raise.
         stages: Stages in the order in which rows pass them.
-        total: Number of rows.
+        total: Number of rows; 0: unknown, as while they are read.
         title: Of the run.
         console: Where to draw; None: stderr.
         clock: Seconds, never going back.

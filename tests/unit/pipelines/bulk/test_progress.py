@@ -280,6 +280,21 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     assert (gaps[0], gaps[-1]) == (15, 120)
 
 
+def test_rows_of_an_unknown_number_are_shown_without_one() -> None:
+    time, log = Time(60), Console(file=io.StringIO())
+    with display_progress(
+        lambda: a_row_a_second(time), ONE, total=0, title="reading", console=log, clock=time.clock, wait=time.wait
+    ):
+        assert time.over.wait(60)
+    first, *lines = log.file.getvalue().splitlines()
+    assert first == "reading | start | alder x1"
+    assert lines[0] == "reading | 15 s | alder 15 (1.0 rows/s) | 0 errors"
+    progress = ProgressEstimator(ONE, 0).add(0, snapshot_of(alder=Count(rows=5)))
+    for width in (60, 100):
+        title, _, stage = rendered(ProgressView("reading", 0, 0, 1, progress), width)
+        assert title.split() == ["reading", "0:00:01"] and stage.split()[-1] == "5"
+
+
 def test_a_log_of_a_short_run_is_empty() -> None:
     """What it did is told by its result, and why it failed by one line."""
     log = Console(file=io.StringIO())
