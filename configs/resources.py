@@ -3,6 +3,7 @@
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 
@@ -23,6 +24,8 @@ class Replicas(Settings):
     def _from_number(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
             return {"min": value, "max": max(value, 1)}
+        if not isinstance(value, dict | Replicas):
+            raise PydanticCustomError("replicas", "Input should be an integer, or a mapping of min and max")
         return value
 
     @model_validator(mode="after")

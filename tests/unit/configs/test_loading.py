@@ -124,6 +124,10 @@ inptu: x
         ),
         (GOOD + "max_error_rate: 1.5", "max_error_rate: expected less than or equal to 1, got 1.5"),
         (GOOD.replace("name: b", "name: b, replicas: {min: 3, max: 2}"), "max (2) is smaller than min (3)"),
+        (
+            GOOD.replace("name: b", "name: b, replicas: two"),
+            "replicas: expected an integer, or a mapping of min and max, got 'two'",
+        ),
     ],
 )
 def test_mistakes(config: Path, text: str, told: str) -> None:
