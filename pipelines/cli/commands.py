@@ -52,6 +52,7 @@ from llm_blender_ray.pipelines.cli.options import (
     ranker_settings,
     settings_of,
 )
+from llm_blender_ray.pipelines.cli.training import train_app
 from llm_blender_ray.pipelines.interruption import how_to_go_on, install, left_to_others
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-train_app = typer.Typer(help="Train a ranker or a fuser on your own rows.")
 app.add_typer(train_app, name="train")
 if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel
     app.add_typer(bench_app, name="bench")
@@ -326,38 +326,6 @@ def report_command(
     from llm_blender_ray.pipelines.report.page import write_report
 
     typer.echo(write_report(uri, output, *read_metrics(metric, order_by)))
-
-
-@train_app.command("ranker")
-def train_ranker(
-    config: Config,
-    set_: Set = [],  # noqa: B006
-    debug: Debug = False,
-) -> None:
-    """Train a PairRanker on rows with candidates and scores."""
-    from llm_blender_ray.configs.training import RankerTraining
-
-    settings = load(config, RankerTraining, set_)
-
-    from llm_blender_ray.pipelines.train.ranker import run_ranker_training
-
-    run_ranker_training(settings)
-
-
-@train_app.command("fuser")
-def train_fuser(
-    config: Config,
-    set_: Set = [],  # noqa: B006
-    debug: Debug = False,
-) -> None:
-    """Train a fuser on rows with candidates and references."""
-    from llm_blender_ray.configs.training import FuserTraining
-
-    settings = load(config, FuserTraining, set_)
-
-    from llm_blender_ray.pipelines.train.fuser import run_fuser_training
-
-    run_fuser_training(settings)
 
 
 @app.command("evaluate")
