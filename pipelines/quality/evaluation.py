@@ -20,6 +20,7 @@ from rich.text import Text
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.pipelines.quality.answer_scores import score_answers
+from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.quality.row_progress import with_progress
@@ -36,43 +37,6 @@ LINES = {
     "blend": "blend",
 }
 _BATCH = 64  # rows whose texts metrics score at once
-
-
-@dataclass
-class Mean:
-    """Running mean with its confidence interval, over squares about the mean (Welford), so that none cancel."""
-
-    total: float = 0.0
-    count: int = 0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        """Add one value."""
-        from_before = value - self.total / self.count if self.count else 0.0
-        self.total += value
-        self.count += 1
-        self.squares += from_before * (value - self.total / self.count)
-
-    def merge(self, other: Self) -> None:
-        """Add the values of another mean (Chan, Golub and LeVeque 1979)."""
-        if self.count and other.count:
-            apart = self.total / self.count - other.total / other.count
-            self.squares += apart**2 * self.count * other.count / (self.count + other.count)
-        self.total += other.total
-        self.count += other.count
-        self.squares += other.squares
-
-    @property
-    def value(self) -> float | None:
-        """The mean so far; None without values."""
-        return self.total / self.count if self.count else None
-
-    @property
-    def ci95_half_width(self) -> float | None:
-        """Half the width of the mean's 95% interval, by the normal distribution; None for fewer than two values."""
-        if self.count < 2:
-            return None
-        return 1.96 * math.sqrt(self.squares / (self.count - 1) / self.count)
 
 
 Means = dict[str, dict[str, Mean]]

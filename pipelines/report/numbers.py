@@ -14,7 +14,8 @@ from itertools import combinations
 from typing import Any, Self
 
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
-from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality, name_of
+from llm_blender_ray.pipelines.quality.evaluation import Quality, name_of
+from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric
 
 SAMPLE = 5_000  # most rows of the sample; of more rows it holds at least about half as many

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from llm_blender_ray.pipelines.quality.evaluation import Mean
+from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.rounding import fixed
 
 MAX_MODELS = 24  # most LLMs of a table or figure

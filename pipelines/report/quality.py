@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from llm_blender_ray.pipelines.quality.evaluation import LINES, Mean, Tally
+from llm_blender_ray.pipelines.quality.evaluation import LINES, Tally
+from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.report import plots

@@ -14,7 +14,8 @@ from llm_blender_ray.pipelines.quality.error_kinds import (
     ErrorKinds,
     kind_of,
 )
-from llm_blender_ray.pipelines.quality.evaluation import Mean, Quality
+from llm_blender_ray.pipelines.quality.evaluation import Quality
+from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.report.numbers import EXAMPLES, Numbers, by_standing, count, errors_of_models
 from llm_blender_ray.pipelines.rows.schema import read_row
 
