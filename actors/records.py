@@ -14,6 +14,13 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from llm_blender_ray.actors.answer_pairs import (
+    CONVERSATIONS,
+    PAIR,
+    common_beginning,
+    pair_answers,
+    read_conversations,
+)
 from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
@@ -204,7 +211,6 @@ CANDIDATE_TYPE = pa.struct(
         ("extra", pa.string()),
     ]
 )
-PAIR = ("chosen", "rejected")  # TRL's names for the answers of a preference pair
 RAW = "raw"  # a key of `extra`: what could not be taken
 _INT64 = range(-(2**63), 2**63)
 # Keys of `extra` with what a base LLM gives beside its answer on demand (`BaseLLM.candidate_fields`).
@@ -259,7 +265,8 @@ def prompt_fields(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that the row's prompt is read from; others may hold anything.
 
     `messages` go first, then `instruction` with `input`, then `prompt`, which may be a list of messages (TRL's
-    conversational form), then the common beginning of `chosen` and `rejected` (TRL's implicit prompt).
+    conversational form), then the common beginning of `chosen` and `rejected` (TRL's implicit prompt) or of
+    `conversation_a` and `conversation_b`.
     """
     messages = row.get("messages")
     if not is_missing(messages) and (not is_list(messages) or len(messages)):
@@ -272,7 +279,9 @@ def prompt_fields(row: Mapping[str, Any]) -> tuple[str, ...]:
         return ("input",)
     if "messages" in row and not is_missing(messages):
         return ("messages",)
-    return ("chosen", "rejected") if _implicit(row) else ()
+    if common_beginning(row):
+        return PAIR
+    return CONVERSATIONS if read_conversations(row)[0] else ()
 
 
 def read_prompt(row: Mapping[str, Any], most: int | None = None) -> Prompt:
@@ -291,8 +300,10 @@ def read_prompt(row: Mapping[str, Any], most: int | None = None) -> Prompt:
         prompt = Prompt("", messages=read_messages(row["messages"], most=most))
     elif fields == ("prompt",) and is_list(row["prompt"]):
         prompt = Prompt("", messages=read_messages(row["prompt"], "prompt", most))
-    elif fields == ("chosen", "rejected"):
-        prompt = Prompt("", messages=read_messages(_implicit(row), "chosen", most))
+    elif fields == PAIR:
+        prompt = Prompt("", messages=read_messages(common_beginning(row), "chosen", most))
+    elif fields == CONVERSATIONS:
+        prompt = Prompt("", messages=tuple(read_conversations(row)[0]))
     elif fields:
         instruction = _text(row, "prompt" if fields == ("prompt",) else "instruction")
         given_input = _text(row, "input") if "input" in fields else None
@@ -302,15 +313,6 @@ def read_prompt(row: Mapping[str, Any], most: int | None = None) -> Prompt:
     if not any(turn["content"].strip() for turn in prompt.chat()):
         raise RowError("the prompt is empty")
     return replace(prompt, id=read_id(row))
-
-
-def _implicit(row: Mapping[str, Any]) -> list[Any]:
-    """The messages that `chosen` and `rejected` begin with, without the last turn of either."""
-    pair = [row.get(name) for name in PAIR]
-    if not all(is_list(one) and len(one) > 1 for one in pair):
-        return []
-    chosen, rejected = (list(one[:-1]) for one in pair if one is not None)
-    return chosen if chosen == rejected else []
 
 
 def read_id(row: Mapping[str, Any]) -> str:
@@ -323,7 +325,7 @@ def read_id(row: Mapping[str, Any]) -> str:
 
 
 def read_candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
-    """The row's given candidates: `candidates`, or without them the answers of a preference pair (TRL).
+    """The row's given candidates: `candidates`, or without them the two answers of a preference data set.
 
     A malformed candidate is kept as one with an error.
 
@@ -332,20 +334,10 @@ def read_candidates(row: Mapping[str, Any]) -> tuple[Candidate, ...]:
     """
     given = row.get("candidates")
     if is_missing(given):
-        pair = [{"text": row.get(name), "model": row.get(f"{name}_model")} for name in PAIR]
-        if any(is_missing(one["text"]) or _answer_of(one["text"]) is None for one in pair):
-            return ()
-        return tuple(replace(_candidate(i, one), extra=None) for i, one in enumerate(pair))
+        return tuple(replace(_candidate(i, one), extra=None) for i, one in enumerate(pair_answers(row)))
     if not is_list(given):
         raise FieldError("candidates", f"expected a list, got {type(given).__name__}")
     return tuple(_candidate(i, value) for i, value in enumerate(given))
-
-
-def _answer_of(value: Any) -> str | None:
-    try:
-        return read_answer(value, "")
-    except FieldError:
-        return None
 
 
 def _candidate(index: int, value: Any) -> Candidate:

@@ -20,6 +20,7 @@ from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.extras import missing_extra
 from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
+from llm_blender_ray.pipelines.cli.agreement import agreement_command
 from llm_blender_ray.pipelines.cli.bench import bench_app
 from llm_blender_ray.pipelines.cli.options import (
     DASHBOARD,
@@ -344,6 +345,9 @@ def evaluate_command(
 
     metrics, ordering = read_metrics(metric, order_by)
     evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, order_by=ordering, cost_of=cost_of)
+
+
+app.command("agreement")(agreement_command)
 
 
 def _show(summary: "Summary") -> None:

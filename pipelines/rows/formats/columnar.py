@@ -11,8 +11,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_blender_ray.actors.answer_pairs import ANSWER_PAIR_COLUMNS
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.records import PAIR, RAW
+from llm_blender_ray.actors.records import RAW
 from llm_blender_ray.pipelines.rows.arrow_types import cast, to_rows
 from llm_blender_ray.pipelines.rows.formats.base import Format, Join, Origin, Shape, reject_duplicate_columns
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row
@@ -20,7 +21,6 @@ from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID
 
 GROUP_ROWS, GROUP_BYTES = 8192, 64 * 2**20  # of a row group in one Parquet file, about
 _ARROW_MAGIC = b"ARROW1"
-_PAIR = (*PAIR, *(f"{name}_model" for name in PAIR))
 _NOT_NATIVE = (*ROW_SCHEMA.names, RAW)  # a malformed row's text may be added to `raw`
 
 
@@ -52,7 +52,7 @@ class _Columnar(Format):
                         held = _cast(column, native.field(field.name).type)
                         if held is not None:
                             passed.append((field.name, held))
-                            beside += [(field.name, column)] if field.name in _PAIR else []
+                            beside += [(field.name, column)] if field.name in ANSWER_PAIR_COLUMNS else []
                             continue
                     known.append((field.name, column))
                     if field.name == "id" and GIVEN_ID in native.names:
