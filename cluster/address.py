@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from llm_blender_ray.actors.errors import BlendError, one_line
@@ -45,6 +46,16 @@ def check_answers(address: str) -> None:
             f"Ray at {address}: {why}; start Ray there (`ray start --head`), or give another address "
             "(`ray.address`, RAY_ADDRESS; without both Ray is started on this machine)"
         ) from error
+
+
+def token_cure() -> str:
+    """What to set where a cluster has refused a token, or the lack of one."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" and (Path.home() / ".ray" / "auth_token").is_file():
+        return (
+            "set RAY_AUTH_MODE=token; a cluster of this machine takes its token from ~/.ray/auth_token, which an "
+            "earlier Ray has left (without that file at its start it wants none); for another set RAY_AUTH_TOKEN"
+        )
+    return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 def _speaks_http2(connection: socket.socket) -> bool:

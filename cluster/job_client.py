@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -10,7 +9,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from llm_blender_ray.cluster.address import ClusterError
+from llm_blender_ray.cluster.address import ClusterError, token_cure
 from llm_blender_ray.cluster.ray_internals import only_errors
 from llm_blender_ray.configs.extras import missing_method
 from llm_blender_ray.configs.loading import ConfigError
@@ -32,7 +31,7 @@ class JobClient(JobSubmissionClient):
             return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
         except AuthenticationError as error:
             problem = "refuses this token" if self._headers else "wants a token"
-            raise ClusterError(f"Ray at {self.get_address()} {problem}: {_cure(bool(self._headers))}") from error
+            raise ClusterError(f"Ray at {self.get_address()} {problem}: {token_cure()}") from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"Ray at {self.get_address()}: no answer (expected the dashboard's address, http://HOST:8265)"
@@ -47,16 +46,6 @@ class JobClient(JobSubmissionClient):
         """Whether the cluster's head is this machine, so that the job has its paths and its Python."""
         nodes = self._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
         return any(node["raylet"].get("isHeadNode") and node["hostname"] == socket.gethostname() for node in nodes)
-
-
-def _cure(with_token: bool) -> str:
-    """What to set after the cluster has refused a request."""
-    if not with_token and (Path.home() / ".ray" / "auth_token").is_file():
-        return (
-            "set RAY_AUTH_MODE=token; a cluster of this machine takes its token from ~/.ray/auth_token, which an "
-            "earlier Ray has left (without that file at its start it wants none); for another set RAY_AUTH_TOKEN"
-        )
-    return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 def connect(address: str) -> JobClient:

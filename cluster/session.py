@@ -21,7 +21,14 @@ import ray
 
 from llm_blender_ray.actors.errors import one_line
 from llm_blender_ray.cluster import ray_internals
-from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of, bracketed, check_answers
+from llm_blender_ray.cluster.address import (
+    LOCAL_ADDRESS,
+    ClusterError,
+    address_of,
+    bracketed,
+    check_answers,
+    token_cure,
+)
 from llm_blender_ray.cluster.capacity import grown_capacity
 from llm_blender_ray.cluster.plan import Capacity, Node
 from llm_blender_ray.configs.schema import RayCluster
@@ -53,13 +60,22 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
                     **_local_options(settings, address),
                 )
         except Exception as error:  # a start that times out is raised as a plain Exception
-            raise ClusterError(f"Ray at {address}: {one_line(error)}") from error
+            raise ClusterError(_why_not(address, error)) from error
         if address == LOCAL_ADDRESS:
             _make_private()
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _why_not(address: str, error: Exception) -> str:
+    """Why there is no connection to Ray."""
+    if address == LOCAL_ADDRESS:
+        return f"Ray did not start on this machine: {one_line(error)}"
+    if isinstance(error, ConnectionError):  # Ray's core has the reason, and only logs it
+        return f"Ray at {address}: it answers, but refuses the connection; if it wants a token, {token_cure()}"
+    return f"Ray at {address}: {one_line(error)}"
 
 
 @contextlib.contextmanager
