@@ -14,7 +14,14 @@ from typing import TypeGuard, TypeVar
 
 from llm_blender_ray.actors.cache import CacheError, ComparisonCache
 from llm_blender_ray.actors.records import Candidate, Comparison, Matchup, Prompt, Ranking, digest, is_blank
-from llm_blender_ray.actors.scorers import Score, Scorer, ScoringError, load_scorer, usage_of_score
+from llm_blender_ray.actors.scorers import (
+    Score,
+    Scorer,
+    ScoringError,
+    UnpaidScoringError,
+    load_scorer,
+    usage_of_score,
+)
 from llm_blender_ray.actors.tournaments import Pair, tournament
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.configs.schema import ComparisonSettings
@@ -197,6 +204,7 @@ class _Game:
             salt=digest(prompt).hex(),
         )
         self._problem: ScoringError | None = None  # the first comparison that was left out
+        self._unpaid = 0  # comparisons that a budget had no room for
         self.compared = False  # anything at all
         self.scored: list[Matchup] = []  # those that no cache knew
         self.usage = TokenUsage()  # of an LLM that scored them
@@ -218,6 +226,7 @@ class _Game:
         if not isinstance(score, ScoringError):
             score = ScoringError(f"the score of candidate {pair[0]} over {pair[1]} is {score}")
         self._problem = self._problem or score
+        self._unpaid += isinstance(score, UnpaidScoringError)
         self._tournament.skip([pair])
 
     def ranking(self) -> Ranking:
@@ -230,7 +239,8 @@ class _Game:
             # of all comparisons, where the first problem knows only its own
             raise type(self._problem)(*self._problem.args).with_usage(self.usage) from self._problem
         forwards = self._traits.forwards(self.scored)
-        return replace(self._tournament.ranking(), comparisons=forwards, usage=self.usage)
+        ranking = self._tournament.ranking()
+        return replace(ranking, comparisons=forwards, unpaid=self._unpaid, usage=self.usage)
 
     def result(self) -> Ranking | ScoringError:
         """The ranking, or why there is none."""

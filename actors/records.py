@@ -169,6 +169,7 @@ class Ranking:
         comparisons: Forwards made.
         complete: False while the strategy would compare more; not in rows.
         unreadable: Comparisons left out because the scorer had no answer; not in rows.
+        unpaid: Those of them that a budget had no room for; not in rows.
         usage: Calls of a judge for it; not in rows.
     """
 
@@ -178,6 +179,7 @@ class Ranking:
     comparisons: int
     complete: bool = True
     unreadable: int = 0
+    unpaid: int = 0
     usage: TokenUsage = field(default=TokenUsage(), compare=False)
 
 

@@ -63,6 +63,7 @@ def account_of(
         account |= dict.fromkeys(_RANKED, 0)
         for blend in after:
             if blend.ranking is not None and blend.error is None:
+                account["unpaid"] += blend.ranking.unpaid > 0
                 for name, number in _ranked(blend, blend.ranking).items():
                     account[name] += number
     return account

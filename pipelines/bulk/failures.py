@@ -42,8 +42,8 @@ def budget_problem(manifest: Manifest) -> str | None:
     short = [f"{stage.name} lacks {stage.unpaid:,}" for stage in manifest.stages if stage.unpaid]
     return (
         f"budget.usd_per_run {manifest.budget.usd_per_run:g} has no room for more calls "
-        f"(${manifest.budget.spent_usd:.4g} spent): {', '.join(short)} rows; a higher one, and the same command "
-        "goes on"
+        f"(${manifest.budget.spent_usd:.4g} spent): {', '.join(short)} rows; the same command with a "
+        "higher one makes them"
     )
 
 
@@ -55,7 +55,8 @@ def _of_stage(stage: StageRecord) -> Iterator[str]:
         yield f"{stage.name}: {_VERBS[stage.kind]} {rows}{_causes(stage.errors)}{refused}"
     if stage.left_out:
         some = "1 comparison" if stage.left_out == 1 else f"{stage.left_out:,} comparisons"
-        yield f"{stage.name}: {some} left out, for which it gave no readable answer"
+        unpaid = ", or the budget had no room" if stage.unpaid else ""
+        yield f"{stage.name}: {some} left out, for which it gave no readable answer{unpaid}"
     sign = constant_sign(stage.constant, stage.ranked) or contradiction_sign(stage.agreeing, stage.both_orders)
     if sign:
         yield f"{stage.name}: {sign}"

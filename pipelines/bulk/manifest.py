@@ -47,7 +47,7 @@ class StageRecord(_Part):
     Attributes:
         asked: Rows that it had to run.
         failed: Rows whose last run failed.
-        unpaid: Those of them that failed because the budget had no room for a call.
+        unpaid: Rows that failed, or were ranked by fewer comparisons, because the budget had no room for a call.
         errors: Those rows by the kind of the error, most frequent first.
         retryable: Rows that `--retry-failed` would run again.
         again: Rows that `--retry-failed` ran again, each time counted.

@@ -60,7 +60,7 @@ class Summary:
             [f"more than max_error_rate {max_error_rate:g} allows"] if self.error_rate > max_error_rate else []
         )
         unpaid = budget_problem(self.manifest)
-        why = [*([unpaid] if unpaid else []), *too_many, *problems(self.manifest.stages)]
+        why = [*too_many, *([unpaid] if unpaid else []), *problems(self.manifest.stages)]
         return f"{self.line()}; {'; '.join(why)}" if why else None
 
     def line(self) -> str:

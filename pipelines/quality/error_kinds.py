@@ -21,6 +21,7 @@ _KEPT = re.compile(  # an HTTP status, recognised by its place in the text
 _CUTS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^\S.*? (?:line|row|item) \d+: "), ""),  # parsing: the place in a file
     (re.compile(r"\bnot asked: (?:(?:\d+ failures in a row, the last|1 failure): )?"), ""),  # by a circuit breaker
+    (re.compile(r"^https?://\S+: ", re.I), ""),  # of an endpoint: its model is named beside
     (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)]*[^\s'\"<>).,:;]", re.I), "URL"),
     (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"), "…"),
     (re.compile(r"\[[^\[\]]*\]"), lambda match: match[0] if match[0].strip("[]").isalpha() else "[…]"),

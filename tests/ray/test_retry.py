@@ -367,7 +367,7 @@ def test_what_failed_is_asked_again_and_nothing_else(
     assert calls(first.manifest) == {"far": 7, "ranker": 12, "fuser": 6}  # those that were answered
     before = lines(output)
     told = "\n".join(first.details())
-    assert "far: no answer on 1 of 8 rows (12.5%): 1 x URL: 503" in told.replace("it answered ", "")
+    assert "far: no answer on 1 of 8 rows (12.5%): 1 x 503" in told.replace("it answered ", "")
     assert "ranker: no ranking of 1 of 8 rows" in told and "fuser: nothing fused of 1 of 7 rows" in told
     assert run_blend(config).resumed and not endpoint.asked
 

@@ -13,7 +13,7 @@ from paths import GOLDEN
 from llm_blender_ray.actors.cache import CacheError
 from llm_blender_ray.actors.ranker import CandidateRow, Ranker, blanks_last
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
-from llm_blender_ray.actors.scorers import Score, ScoringError, Traits
+from llm_blender_ray.actors.scorers import Score, ScoringError, Traits, UnpaidScoringError
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import PairRanker
 from llm_blender_ray.configs.strategies import Full, Knockout, ToReference
@@ -98,6 +98,8 @@ class Moody:
     def _one(self, matchup: Matchup) -> Score:
         if "mute" in matchup.left:
             return ScoringError("no verdict")
+        if "unpaid" in matchup.left:
+            return UnpaidScoringError("budget spent")
         return float("nan") if "nan" in matchup.left else float(len(matchup.left) - len(matchup.right))
 
     async def check_health(self) -> None:
@@ -169,13 +171,14 @@ def test_without_a_number_of_places_all_pairs_are_compared_with_one_fewer() -> N
 
 
 @pytest.mark.parametrize("strategy", ["full", "focus", "swiss", "knockout", "bubble", "sparse", "sparse-refine"])
-@pytest.mark.parametrize("bad", ["mute", "nan"])
+@pytest.mark.parametrize("bad", ["mute", "nan", "unpaid"])
 def test_a_comparison_without_a_score_is_left_out(strategy: str, bad: str) -> None:
     """The candidate that fails on the left is compared on the right; the others as ever."""
     chosen = settings(strategy=strategy, top_k=2)
     (ranking,) = rank(Ranker(chosen, Moody()), [row("dddd" * 9, bad, "b" * 9, "c" * 20, "a")])
     assert [at for at in ranking.order if at != 1] == [0, 3, 2, 4]
     assert 0 < ranking.unreadable <= 4 and all(logit is None for logit in ranking.logits[1])
+    assert ranking.unpaid == (ranking.unreadable if bad == "unpaid" else 0)
 
 
 def test_a_round_without_any_score_is_no_ranking_yet() -> None:

@@ -27,10 +27,10 @@ def test_nothing_failed_and_nothing_is_said() -> None:
 
 
 def test_a_model_is_named_with_its_causes_most_frequent_first() -> None:
-    model = stage(asked=20, failed=15, retryable=15, errors={"URL: 503: busy": 4, "URL: 401: no key": 11})
+    model = stage(asked=20, failed=15, retryable=15, errors={"503: busy": 4, "401: no key": 11})
     line, again = failure_lines(manifest(model))
     assert again.startswith("--retry-failed ")
-    assert line == "a: no answer on 15 of 20 rows (75.0%): 11 x URL: 401: no key; 4 x URL: 503: busy"
+    assert line == "a: no answer on 15 of 20 rows (75.0%): 11 x 401: no key; 4 x 503: busy"
 
 
 def test_causes_beyond_the_most_frequent_are_one() -> None:
@@ -115,7 +115,7 @@ def test_rows_count_once_however_many_samples_failed() -> None:
     after = [Blend(PROMPT, failed), before[1], Blend(PROMPT, (Candidate("a", "yes", completion_tokens=3),))]
     account = account_of("generate", before, after)
     assert (account["rows"], account["asked"], account["failed"], account["completion_tokens"]) == (3, 2, 1, 3)
-    assert account["errors"] == {"URL: 503: x": 1, "URL: 429: x": 1}
+    assert account["errors"] == {"503: x": 1, "429: x": 1}
 
 
 def test_a_ranker_is_not_blamed_where_nothing_could_be_ranked() -> None:
@@ -130,4 +130,13 @@ def test_a_ranker_is_not_blamed_where_nothing_could_be_ranked() -> None:
     account = account_of("rank", before, after)
     assert (account["asked"], account["failed"], account["errors"]) == (2, 1, {"ranking failed: down": 1})
     assert (account["ranked"], account["constant"], account["left_out"]) == (1, 1, 4)
-    assert (account["both_orders"], account["agreeing"]) == (1, 0)
+    assert (account["both_orders"], account["agreeing"], account["unpaid"]) == (1, 0, 0)
+
+
+def test_comparisons_that_a_budget_had_no_room_for_are_missing_calls() -> None:
+    answers = (Candidate("a", "x"), Candidate("b", "y"))
+    half = Ranking((0, 1), (0.5, -0.5), ((None, 1.0), (None, None)), 1, unreadable=1, unpaid=1)
+    account = account_of("rank", [Blend(PROMPT, answers)], [Blend(PROMPT, answers, half)])
+    assert (account["failed"], account["unpaid"], account["retryable"]) == (0, 1, 1)
+    (line, *_) = failure_lines(manifest(stage("ranker", "rank", asked=1, unpaid=1, left_out=1)))
+    assert line == "ranker: 1 comparison left out, for which it gave no readable answer, or the budget had no room"
