@@ -109,6 +109,12 @@ def internal_error(id: str) -> ApiError:
     return ApiError(500, f"something went wrong here; the log has it under the id {id}", code="internal_error")
 
 
+def shutting_down() -> ApiError:
+    """Error of a request that the service ends before."""
+    message = "the service is shutting down, and ended before the answer"
+    return ApiError(503, message, code="shutting_down", headers=retry_after_header(1.0))
+
+
 def over_budget(error: BlendError) -> ApiError:
     """Error of a request that its budget has no room for."""
     # OpenAI's clients retry a 429 by themselves, and none of the retries would have room

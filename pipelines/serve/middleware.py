@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_blender_ray.pipelines.serve.connections import abort_of
-from llm_blender_ray.pipelines.serve.errors import ApiError, internal_error, to_api_error
+from llm_blender_ray.pipelines.serve.errors import ApiError, internal_error, shutting_down, to_api_error
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service
 from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord
 
@@ -85,6 +85,14 @@ class RequestMiddleware:
             if not _is_open(endpoint, get_route_path(scope)):
                 self._admit(scope, record, endpoint)
             await self._within_time(scope, receive, answer)
+        except asyncio.CancelledError:
+            if answer.started or abort_of(scope) is None:
+                raise
+            # The gateway's own server cancels what is unfinished when it ends, and would answer 500.
+            ended = shutting_down()
+            if ended.code and record is not None:
+                record.error(ended.code)
+            await ended.response()(scope, receive, answer)
         except ClientDisconnect:
             if record is not None:
                 record.status = CANCELLED

@@ -73,7 +73,7 @@ def app_of(
 def served(app: ASGIApp, limits: Limits = Limits(), **options: Any) -> Iterator[str]:  # noqa: B008 (frozen)
     """The app on a free port as gateways serve it, while the block runs; its URL has no slash at the end."""
     server = uvicorn.Server(
-        server_config(app, limits, log_level="warning", timeout_graceful_shutdown=10, **options)
+        server_config(app, limits, log_level="warning", **{"timeout_graceful_shutdown": 10, **options})
     )
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # asyncio sets TCP_NODELAY on such only
         listener.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from fake_parts import FakeMember, fake_blender
-from serving import HELLO, app_of, event_loop, served
+from serving import HELLO, app_of, event_loop, logged, served
 
 from llm_blender_ray.configs.serving import GatewaySettings, Serving
 from llm_blender_ray.pipelines.serve.service_metrics import IN_FLIGHT, QUEUED, ServiceMetric
@@ -46,6 +46,23 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_work() -> None:
         response.close()
         connection.close()
         assert member.cancelled.wait(60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_ends_answers_what_it_cannot_finish(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = FakeMember("m", "some words")
+    member.hold()
+    with logged("blend.requests", monkeypatch) as records:
+        with served(app_of(fake_blender(member)), timeout_graceful_shutdown=0) as url:
+            connection = asked(url, stream=stream)
+            assert member.began.wait(60)
+        response = connection.getresponse()
+        error = json.load(response)["error"]
+        assert (response.status, error["code"], response.getheader("retry-after")) == (503, "shutting_down", "1")
+        assert member.cancelled.wait(60)
+        connection.close()
+    (line,) = (json.loads(record.getMessage()) for record in records)
+    assert (line["status"], line["error"]) == (503, "shutting_down")
 
 
 def test_who_leaves_the_queue_leaves_its_place() -> None:
