@@ -3,6 +3,7 @@
 Everything comes from the manifest, so that an already complete run has the same lines.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
@@ -20,9 +21,19 @@ def failure_lines(manifest: Manifest) -> list[str]:
     bad = manifest.input
     if bad.bad:
         lines.insert(0, f"bad rows: {_share(bad.bad, bad.rows)}{_causes(bad.errors)}")
+    if others := _other_errors(manifest):
+        lines.append(f"no model ran on {_share(sum(others.values()), manifest.output.rows)}{_causes(others)}")
     if any(stage.retryable for stage in manifest.stages):
         lines.append(AGAIN)
     return lines
+
+
+def _other_errors(manifest: Manifest) -> Counter[str]:
+    """Errors of rows that are neither bad nor a model's failure, such as rows without candidates, by kind."""
+    if any(stage.kind == "generate" for stage in manifest.stages):
+        return Counter()  # a row that no model has answered
+    explained = sum((Counter(stage.errors) for stage in manifest.stages), Counter(manifest.input.errors))
+    return Counter(manifest.errors) - explained
 
 
 def problems(stages: Sequence[StageRecord]) -> list[str]:

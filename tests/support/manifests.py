@@ -19,6 +19,5 @@ def manifest_of_stages(*stages: StageRecord, rows: int, bad: dict[str, int] | No
         input=InputRecord(uri="i", rows=rows, bad=sum((bad or {}).values()), digest="", errors=bad or {}),
         output=OutputRecord(uri="o", rows=rows, errors=0, files=()),
         stages=stages,
-        errors={},
-        **more,
+        **{"errors": {}, **more},
     )

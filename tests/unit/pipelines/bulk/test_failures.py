@@ -55,6 +55,16 @@ def test_bad_rows_rankers_and_fusers_have_lines_of_their_own() -> None:
     ]
 
 
+def test_rows_without_candidates_are_told_where_no_model_answers() -> None:
+    ranked = stage("ranker", "rank", asked=16, failed=1, errors={"ranking failed: x": 1})
+    errors = {"no prompt": 1, "no candidates": 3, "ranking failed: x": 1}
+    lines = failure_lines(manifest_of_stages(ranked, rows=20, bad={"no prompt": 1}, errors=errors))
+    assert lines[-1] == "no model ran on 3 of 20 rows (15.0%): 3 x no candidates"
+    answered = stage(asked=3, failed=3, errors={"503": 3})
+    all_failed = manifest_of_stages(answered, rows=20, errors={"no candidate: a: 503": 3})
+    assert [line for line in failure_lines(all_failed) if "no candidate" in line] == []
+
+
 @pytest.mark.parametrize(
     ("numbers", "told"),
     [
