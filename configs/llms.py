@@ -1,5 +1,6 @@
 """Settings of base LLMs, one class per engine, and the registry of engines."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -229,7 +230,7 @@ class EndpointModel(BaseLLM, RequestSettings):
     default_cpus: ClassVar[float] = 0.0
 
     engine: Literal["endpoint"]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/.*)?$")]  # no user:password in it
+    base_url: str
     api_key_env: Annotated[str | None, RUNTIME_ONLY] = None  # environment variable that holds the key
     timeout_s: Annotated[float, Field(gt=0), RUNTIME_ONLY] = 120.0  # one attempt, connect to last byte
     max_retries: Annotated[int, Field(ge=0), RUNTIME_ONLY] = 5
@@ -243,6 +244,13 @@ class EndpointModel(BaseLLM, RequestSettings):
     def width(self) -> int:
         """See `ModelPart`."""
         return self.max_in_flight
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^/@]+(/.*)?", value):  # not shown: it may have a password in it
+            raise ValueError("expected http://HOST/PATH or https://HOST/PATH, without user and password")
+        return value
 
     @model_validator(mode="after")
     def _limits_can_be_divided(self) -> Self:

@@ -68,11 +68,13 @@ __all__ = [
 
 
 class RankerSection(BaseModel):
-    """The `ranker` section of any config file; the rest of the file is ignored."""
+    """The `ranker` section of any config file, with `prices` and `budget`; the rest of the file is ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     ranker: RankerSettings
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    budget: BudgetSettings = BudgetSettings()
 
 
 class NodeGroup(Settings):

@@ -17,6 +17,7 @@ from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import (
     BlendConfig,
     FuserSettings,
+    RankerSection,
     RankerSettings,
     RayCluster,
 )
@@ -94,7 +95,7 @@ def _written(config: BlendConfig) -> Mapping[str, Any]:
 
 
 def run_rank(
-    settings: RankerSettings,
+    section: RankerSection,
     input: str,
     output: str,
     *,
@@ -102,13 +103,14 @@ def run_rank(
     preferences: Preferences | None = None,
     **existing: bool,
 ) -> Summary:
-    """Run `blend rank`; `existing` as for `run.execute`.
+    """Run `blend rank`, with the section's prices and budget; `existing` as for `run.execute`.
 
     Raises:
         BlendError: The run failed.
     """
     results = (*RANK_RESULTS, *(("logits",) if matrix else ()))
-    return _run_stage("rank", settings, input, output, results, existing, preferences=preferences)
+    costs = {"prices": section.prices, "usd": section.budget.usd_per_run}
+    return _run_stage("rank", section.ranker, input, output, results, existing, preferences=preferences, **costs)
 
 
 def run_fuse(settings: FuserSettings, input: str, output: str, **existing: bool) -> Summary:
@@ -129,15 +131,24 @@ def run_fuse(settings: FuserSettings, input: str, output: str, **existing: bool)
     )
 
 
-def run_compare(settings: RankerSettings, input: str, output: str, **existing: bool) -> Summary:
-    """Run `blend compare`; `existing` as for `run.execute`.
+def run_compare(section: RankerSection, input: str, output: str, **existing: bool) -> Summary:
+    """Run `blend compare`, with the section's prices and budget; `existing` as for `run.execute`.
 
     Raises:
         BlendError: The run failed.
     """
     results = ("margin", "preference", "comparisons")
     return _run_stage(
-        "compare", settings, input, output, results, existing, prepare=only_pairs, finish=with_margins
+        "compare",
+        section.ranker,
+        input,
+        output,
+        results,
+        existing,
+        prepare=only_pairs,
+        finish=with_margins,
+        prices=section.prices,
+        usd=section.budget.usd_per_run,
     )
 
 

@@ -50,7 +50,7 @@ from llm_blender_ray.pipelines.cli.options import (
     bulk_settings,
     check_existing,
     preference_settings,
-    ranker_settings,
+    ranker_section,
     settings_of,
 )
 from llm_blender_ray.pipelines.cli.training import train_app
@@ -220,7 +220,7 @@ def rank(
 ) -> None:
     """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
-    settings = ranker_settings(
+    section = ranker_section(
         ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
     )
 
@@ -229,7 +229,7 @@ def rank(
     from llm_blender_ray.pipelines.bulk.commands import run_rank
 
     summary = run_rank(
-        settings,
+        section,
         input,
         output,
         matrix=matrix,
@@ -281,11 +281,11 @@ def compare(
 ) -> None:
     """Compare two candidates: margin (of the first over the second) and preference (0 or 1)."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
-    settings = ranker_settings(ranker, kind=kind, dtype=dtype, strategy="full")
+    section = ranker_section(ranker, kind=kind, dtype=dtype, strategy="full")
 
     from llm_blender_ray.pipelines.bulk.commands import run_compare
 
-    _show(run_compare(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+    _show(run_compare(section, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()

@@ -181,10 +181,15 @@ def _option(path: tuple[int | str, ...]) -> str:
 _RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
 
 
-def ranker_settings(given: str, **options: object) -> RankerSettings:
-    """Settings of the ranker that `--ranker` names, with the other options."""
+def ranker_section(given: str, **options: object) -> RankerSection:
+    """The ranker that `--ranker` names, with the other options, and what it may cost where that is a config."""
     options = {name: value for name, value in options.items() if value is not None}
     if given.endswith((".yaml", ".yml")):
         overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
-        return load(given, RankerSection, overrides).ranker
-    return settings_of(RankerSection, ranker={"model": given, **options}).ranker
+        return load(given, RankerSection, overrides)
+    return settings_of(RankerSection, ranker={"model": given, **options})
+
+
+def ranker_settings(given: str, **options: object) -> RankerSettings:
+    """Settings of the ranker that `--ranker` names, with the other options."""
+    return ranker_section(given, **options).ranker

@@ -8,9 +8,9 @@ import pytest
 from endpoint_server import EndpointServer, completion, in_a_thread
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.configs.schema import BlendConfig, RankerSection
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
-from llm_blender_ray.pipelines.bulk.commands import run_blend
+from llm_blender_ray.pipelines.bulk.commands import run_blend, run_rank
 from llm_blender_ray.pipelines.bulk.summary import FailedRunError
 
 ROWS = 40
@@ -82,6 +82,26 @@ def test_a_run_stops_at_its_budget_and_a_higher_one_continues_it(tmp_path: Path)
         assert len(server.requests) == len(asked)
         rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert sum(row["cost_usd"] for row in rows) == pytest.approx(billed(server))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ranking_alone_keeps_to_the_budget_of_its_config(tmp_path: Path) -> None:
+    candidates = [{"model": name, "text": f"answer {name}"} for name in "ab"]
+    rows = [json.dumps({"id": f"r{i}", "prompt": f"question {i}", "candidates": candidates}) for i in range(ROWS)]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    with in_a_thread(EndpointServer(answer=reply)) as server:
+        config = blend(tmp_path, server.url)
+        places = str(tmp_path / "in.jsonl"), str(tmp_path / "ranked.jsonl")
+
+        def section(usd: float) -> RankerSection:
+            return RankerSection(ranker=config.ranker, prices=config.prices, budget={"usd_per_run": usd})
+
+        with pytest.raises(FailedRunError, match=r"budget\.usd_per_run 0\.02 has no room for more calls"):
+            run_rank(section(0.02), *places)
+        assert 0.01 < billed(server) <= 0.02
+        whole = run_rank(section(1), *places)
+        assert whole.manifest.cost_usd == pytest.approx(billed(server))
+        assert len(server.requests) == 2 * ROWS  # what was paid for is kept
 
 
 @pytest.mark.parametrize("prices", [{}, {"far": {"input": 1, "output": 1}}])

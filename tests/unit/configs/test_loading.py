@@ -81,6 +81,7 @@ models:
   - {name: a, engine: vllm, model: x/y, foo: 1, num_gpus: -1}
   - {name: b, engine: vlm, model: x/y}
   - {engine: endpoint, model: z}
+  - {name: d, engine: endpoint, model: z, base_url: "http://me:secret@h/v1"}
   - {name: c, model: z}
 ranker: {model: q, strateg: full}
 fuser: 3
@@ -93,7 +94,8 @@ inptu: x
         "models.1: unknown engine 'vlm', expected one of vllm, transformers, endpoint, echo",
         "models.2.name: required, but missing",
         "models.2.base_url: required, but missing",
-        "models.3: engine is required, but missing",
+        "models.3.base_url: expected http://HOST/PATH or https://HOST/PATH, without user and password",
+        "models.4: engine is required, but missing",
         "ranker.strateg: unknown setting",
         "fuser: expected a mapping of settings, got 3",
         "inptu: unknown setting",
