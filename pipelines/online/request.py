@@ -29,6 +29,7 @@ from llm_blender_ray.pipelines.online.events import (
 from llm_blender_ray.pipelines.online.member_calls import member_pieces
 from llm_blender_ray.pipelines.online.parts import Parts
 from llm_blender_ray.pipelines.online.protocols import BEST, BLEND, BlendRequest, Member, NoAnswerError
+from llm_blender_ray.pipelines.online.request_time import RequestTime
 
 _T = TypeVar("_T")
 
@@ -58,9 +59,7 @@ class BlendRun:
         self._timeouts = parts.timeouts
         self._probes: set[int] = set()  # candidates awaited no longer than the others and their grace time
         self._grace_over: float | None = None  # on the loop's clock; None: more answers are needed
-        deadline = ask.deadline_s if ask.deadline_s is not None else self._timeouts.deadline_s
-        self._began = now()
-        self._deadline_s = None if deadline is None else max(deadline - ask.waited_s, 0.0)
+        self._time = RequestTime(parts.timeouts, ask)
 
     def steps(self) -> Iterator[AsyncGenerator[Event, None]]:
         """Run all steps."""
@@ -91,22 +90,6 @@ class BlendRun:
     def _known(self) -> tuple[Candidate, ...]:
         return tuple(candidate for candidate in self._candidates if candidate is not None)
 
-    def _left(self, share: float = 1.0) -> float | None:
-        """Seconds until a share of the deadline has passed; None: no deadline."""
-        if self._deadline_s is None:
-            return None
-        return max(self._began + share * self._deadline_s - now(), 0.0)
-
-    def _patient_with(self, name: str, left: float | None) -> float | None:
-        return least_limit(self._timeouts.timeouts_s.get(name), left)
-
-    def _whole_s(self, name: str) -> float | None:
-        """Total time that the service's settings give a part, whatever this request leaves of it."""
-        given = self._timeouts
-        rest = 1 - given.generation_share - given.ranking_share
-        share = {RANKER: given.ranking_share, FUSER: rest}.get(name, given.generation_share)
-        return self._patient_with(name, None if given.deadline_s is None else share * given.deadline_s)
-
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         began = now()
@@ -122,7 +105,7 @@ class BlendRun:
             call = self._parts.circuits[member.name].begin()
         except NotAskedError as error:
             raise NoAnswerError(f"{member.name}: {error}", retry_after_s=error.retry_after_s) from error
-        limit = self._patient_with(member.name, self._left())
+        limit = self._time.part_left(member.name)
         said: Candidate | None = None
         with self._timed("generate"):
             async with contextlib.aclosing(self._pieces(call, member, sample, self._ask.follow, limit)) as pieces:
@@ -217,7 +200,7 @@ class BlendRun:
     ) -> None:
         """Call one member for one candidate, and put its events into the queue."""
         began = now()
-        limit = self._whole_s(member.name) if call.probe else self._timeouts.timeouts_s.get(member.name)
+        limit = self._time.part_total(member.name) if call.probe else self._timeouts.timeouts_s.get(member.name)
         said: Candidate | None = None
         follow = self._ask.follow_members
         async with contextlib.aclosing(self._pieces(call, member, sample, follow, limit)) as pieces:
@@ -232,7 +215,7 @@ class BlendRun:
     def _pieces(
         self, call: Call, member: Member, sample: int, follow: bool, limit: float | None
     ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
-        return member_pieces(self._ask, call, member, sample, follow, limit, self._whole_s(member.name))
+        return member_pieces(self._ask, call, member, sample, follow, limit, self._time.part_total(member.name))
 
     def _until(self) -> float:
         """Share of the deadline for generation: all of it while there is no answer."""
@@ -242,7 +225,7 @@ class BlendRun:
     def _generation_left(self) -> float | None:
         """Seconds until generation ends if nothing more happens."""
         grace = None if self._grace_over is None else max(self._grace_over - now(), 0.0)
-        return least_limit(self._left(self._until()), grace)
+        return least_limit(self._time.left(self._until()), grace)
 
     def _enough(self) -> str | None:
         """Reason to stop waiting for missing answers, which becomes their error; None: wait."""
@@ -255,13 +238,13 @@ class BlendRun:
             self._grace_over = now() + self._grace_s()
         if self._grace_over is not None and now() >= self._grace_over:
             return f"not waited for: {len(answered)} others had answered"
-        if self._left(self._until()) == 0.0:
-            return f"no answer within {self._until() * (self._deadline_s or 0.0):.3g} s"
+        if self._time.left(self._until()) == 0.0:
+            return f"no answer within {self._until() * (self._time.deadline_s or 0.0):.3g} s"
         return None
 
     def _grace_s(self) -> float:
         """Further wait for optional answers: a share of the time so far."""
-        return self._timeouts.quorum_grace * (now() - self._began)
+        return self._timeouts.quorum_grace * self._time.elapsed
 
     async def _in_grace(self, part: str, work: Coroutine[Any, Any, _T], limit: float | None) -> _T:
         """Result of a probe within its grace time; the probe continues in any case.
@@ -280,9 +263,9 @@ class BlendRun:
     async def _rank(self) -> AsyncGenerator[Event, None]:
         candidates = self._known()
         share = self._timeouts.generation_share + self._timeouts.ranking_share
-        limit = self._patient_with(RANKER, self._left(share))
+        limit = self._time.part_left(RANKER, share)
         if limit == 0.0:  # one late answer: nothing to compare, and time for it
-            limit = self._left()
+            limit = self._time.left()
         why = "out of time"
         with self._timed("rank"):
             try:
@@ -313,7 +296,7 @@ class BlendRun:
     ) -> AsyncGenerator[Ranking, None]:
         """The ranking after every round if they are followed, else the last."""
         ranker, prompt = self._parts.ranker, self._ask.prompt
-        call, whole_s = self._parts.circuits[RANKER].begin(), self._whole_s(RANKER)
+        call, whole_s = self._parts.circuits[RANKER].begin(), self._time.part_total(RANKER)
         if call.probe:
             work = ranker.rank_one(prompt, candidates, _budget(whole_s))
             yield await self._in_grace(RANKER, probe(call, work, whole_s), limit)
@@ -346,7 +329,7 @@ class BlendRun:
         self._fused_from = best_readable(ranking.order, candidates, self._parts.top_k)
         yield Fusing(self._fused_from)
         texts = [candidates[at].text or "" for at in self._fused_from]
-        limit = self._patient_with(FUSER, self._left())
+        limit = self._time.part_left(FUSER)
         written = ""
         with self._timed("fuse"):
             try:
@@ -376,7 +359,7 @@ class BlendRun:
     async def _fusion(self, fuser: FuserPart, texts: list[str], limit: float | None) -> AsyncGenerator[Piece, None]:
         """The answer's text, in pieces if they are followed, then the completion."""
         prompt, change = self._ask.prompt, self._ask.change
-        call, whole_s = self._parts.circuits[FUSER].begin(), self._whole_s(FUSER)
+        call, whole_s = self._parts.circuits[FUSER].begin(), self._time.part_total(FUSER)
         if call.probe:
             whole = await self._in_grace(FUSER, probe(call, fuser.fuse(prompt, texts, change), whole_s), limit)
             yield whole.text
