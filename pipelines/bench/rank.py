@@ -26,7 +26,7 @@ from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 from llm_blender_ray.configs.schema import RankerSettings
 from llm_blender_ray.configs.strategies import Full, Strategy
 from llm_blender_ray.pipelines.bench.machine import matrix_rate
-from llm_blender_ray.pipelines.quality.evaluation import given_scores
+from llm_blender_ray.pipelines.quality.answer_scores import given_scores
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
 ROWS_AT_ONCE = 32

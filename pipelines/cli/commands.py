@@ -22,6 +22,7 @@ from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.agreement import agreement_command
 from llm_blender_ray.pipelines.cli.bench import bench_app
+from llm_blender_ray.pipelines.cli.leaderboard import leaderboard_command
 from llm_blender_ray.pipelines.cli.options import (
     DASHBOARD,
     Config,
@@ -348,6 +349,7 @@ def evaluate_command(
 
 
 app.command("agreement")(agreement_command)
+app.command("leaderboard")(leaderboard_command)
 
 
 def _show(summary: "Summary") -> None:

@@ -1,5 +1,7 @@
-"""Scores of rows' answers by metrics: each text once, however many answers and metrics share it."""
+"""Scores of rows' answers: by metrics, each text once, and those that rows give."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +50,18 @@ def score_answers(
                 [by_text.get(text, metric.score_without_text) for text in _texts(row)], by_text.get(row["fused"])
             )
     return found
+
+
+def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """For each metric in `candidates[].scores`, its value for each candidate."""
+    given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
+    scores = [one if isinstance(one, dict) else {} for one in given]
+    metrics = {name for one in scores for name, value in one.items() if _is_number(value)}
+    return {name: [one[name] if _is_number(one.get(name)) else None for one in scores] for name in sorted(metrics)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _texts(row: Mapping[str, Any]) -> list[str | None]:

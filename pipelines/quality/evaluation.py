@@ -6,7 +6,6 @@ draw, and the oracle takes the best of each row. Users' votes: `quality.votes`.
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
-from llm_blender_ray.pipelines.quality.answer_scores import score_answers
+from llm_blender_ray.pipelines.quality.answer_scores import given_scores, score_answers
 from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
@@ -356,18 +355,6 @@ def _line(table: Table, label: str, of: Mapping[str, Mapping[str, float]], order
         means = [fixed(one["mean"]) if one else "" for one in of.values()]
         rank = fixed(leading["rank"], 2) if "rank" in leading else ""
         table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
-
-
-def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """For each metric in `candidates[].scores`, its value for each candidate."""
-    given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
-    scores = [one if isinstance(one, dict) else {} for one in given]
-    metrics = {name for one in scores for name, value in one.items() if _is_number(value)}
-    return {name: [one[name] if _is_number(one.get(name)) else None for one in scores] for name in sorted(metrics)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _values(means: Mapping[str, Mean]) -> dict[str, float | None]:

@@ -63,6 +63,7 @@ def test_ranking_needs_no_extra(run: Run, tmp_path: Path) -> None:
         (("report", "configs/miniature/heldout.jsonl"), "report"),
         (("evaluate", "s3://bucket/rows.jsonl"), "s3"),
         (("train", "ranker", "configs/train-ranker.yaml"), "train"),
+        (("leaderboard", "configs/miniature/heldout.jsonl"), "evaluation"),
     ],
 )
 def test_a_missing_extra_is_one_line(run: Run, arguments: tuple[str, ...], extra: str) -> None:
