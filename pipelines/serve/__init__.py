@@ -3,8 +3,6 @@
 `serve deploy` and KubeRay's RayService import `llm_blender_ray.pipelines.serve:application`.
 """
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +15,7 @@ class Arguments(BaseModel):
     """Arguments of the application (`args` in a Serve config file).
 
     Ray Serve updates an application whose arguments have changed. So the config itself is the argument to use; a
-    file's name stays the same when the file changes.
+    file's name stays the same when the file changes; the gateways log that it has.
 
     Attributes:
         config: The config, or the path of its YAML file on the node that builds the application.
@@ -43,31 +41,13 @@ def application(arguments: Arguments) -> "Application":
     from llm_blender_ray.configs.loading import load, load_mapping
     from llm_blender_ray.configs.online import online
     from llm_blender_ray.configs.schema import BlendConfig
+    from llm_blender_ray.pipelines.serve.config_file import ConfigFile
     from llm_blender_ray.pipelines.serve.deployments import build
 
+    file = None
     if isinstance(arguments.config, str):
-        _check_digest(arguments.config, arguments.digest)
+        file = ConfigFile(arguments.config, arguments.digest)
         config = load(arguments.config, BlendConfig, arguments.overrides)
     else:
         config = load_mapping(arguments.config, BlendConfig, arguments.overrides, name="config")
-    return build(online(config), capacity(config.ray))
-
-
-def _check_digest(path: str, expected: str | None) -> None:
-    """Check that this node has the file that was deployed.
-
-    Raises:
-        ConfigError: It has another one.
-    """
-    from llm_blender_ray.configs.loading import ConfigError
-
-    if expected is None:
-        return
-    try:
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
-    if found != expected:
-        raise ConfigError(
-            f"{path}: its SHA-256 is {found[:12]}... on this node, and {expected[:12]}... was deployed"
-        )
+    return build(online(config), capacity(config.ray), file=file)

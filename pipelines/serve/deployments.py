@@ -28,6 +28,7 @@ from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.app import create_app
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 from llm_blender_ray.pipelines.serve.budgets import Bill, ServiceLedger, check_budget, spending_file
+from llm_blender_ray.pipelines.serve.config_file import ConfigFile
 from llm_blender_ray.pipelines.serve.connections import server_config
 from llm_blender_ray.pipelines.serve.handles import RemoteBallots, RemoteFuser, RemoteMember
 from llm_blender_ray.pipelines.serve.metrics_page import MetricsPage
@@ -54,6 +55,7 @@ class _Gateway:
         ranker: DeploymentHandle,
         fuser: DeploymentHandle | None,
         ballots: DeploymentHandle | None,
+        file: ConfigFile | None = None,
     ) -> None:
         """Read the keys, and connect the parts.
 
@@ -63,12 +65,13 @@ class _Gateway:
             ranker: Handle of the scorer.
             fuser: Handle of the fuser, if there is one.
             ballots: Handle of the votes, if they are stored.
+            file: The config's file, if it was deployed by its path.
 
         Raises:
             BlendError: The keys can't be read or the cache of comparisons can't be used.
         """
         serving = config.serve
-        self._serving = serving
+        self._serving, self._file = serving, file
         self._budgeted = config.budget.bounds_requests
         self._models = {model.name: model for model in config.models}
         self._prices = PriceList.of(config.parts, config.prices)
@@ -127,6 +130,11 @@ class Gateway(_Gateway):
         """Wait for an update of the parts, then see `_Gateway`."""
         await _parts_updated(config)
         super().__init__(config, *parts)
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve every `HEALTH_S`."""
+        if self._file:
+            self._file.warn_of_edit()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app(tells_id=False)
@@ -218,7 +226,13 @@ async def _parts_updated(config: BlendConfig) -> None:
         await asyncio.sleep(STARTUP_POLL_S)
 
 
-def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | None = None) -> serve.Application:
+def build(
+    config: BlendConfig,
+    capacity: Capacity,
+    listen: tuple[str, int] | None = None,
+    *,
+    file: ConfigFile | None = None,
+) -> serve.Application:
     """Build the application of a config.
 
     In an update replicas restart only of deployments whose settings have changed, one after the other. Where there
@@ -228,6 +242,7 @@ def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | Non
         config: The config.
         capacity: The cluster's.
         listen: Host and port where its gateways listen themselves; None: Ray Serve's proxies do.
+        file: The config's file, where the Serve config names its path.
 
     Raises:
         PlanError: The cluster cannot hold all parts at once.
@@ -264,8 +279,8 @@ def build(config: BlendConfig, capacity: Capacity, listen: tuple[str, int] | Non
         health_check_period_s=HEALTH_S,
         **rolling.options(GATEWAY) | ({"graceful_shutdown_timeout_s": STOP_S} if listen else {}),
     )
-    arguments = (*(listen or ()), config, members, ranker, fuser, ballots)
-    return versioned(gateway, config, str(listen)).bind(*arguments)
+    arguments = (*(listen or ()), config, members, ranker, fuser, ballots, file)
+    return versioned(gateway, config, str(listen), *([file.digest] if file else [])).bind(*arguments)
 
 
 def _bills(config: BlendConfig, *, local: bool) -> Callable[[str], Bill | None]:
