@@ -63,11 +63,16 @@ class CostEstimate:
     measured: int | None = None
     answer_tokens: int | None = None
 
+    @property
+    def usd(self) -> float:
+        """Sum of the known costs."""
+        return sum(stage.usd or 0.0 for stage in self.stages)
+
     def lines(self) -> Iterator[str]:
         """What `blend plan` prints."""
         known = [(stage.name, stage.usd) for stage in self.stages if stage.usd is not None]
         if known:
-            total = sum(usd for _, usd in known)
+            total = self.usd
             most = "about" if self.measured or self.answer_tokens else "at most about"
             each = ", ".join(f"{name} {dollars(usd)}" for name, usd in known)
             a_row = dollars(total / max(self.rows, 1))
@@ -108,9 +113,13 @@ def estimated_lines(
             raise BlendError(f"{measured}: no finished run wrote it, so it has no measured answers")
         earlier = Manifest.parse(text)
     try:
-        return list(estimate_cost(config, _prompts(uri, config.limit), earlier, answer_tokens).lines())
+        estimate = estimate_cost(config, _prompts(uri, config.limit), earlier, answer_tokens)
     except BlendError as error:
         return [f"cost: not estimated: {one_line(error)}"]
+    lines, budget = list(estimate.lines()), config.budget.usd_per_run
+    if budget is not None and budget < estimate.usd:
+        lines.append(f"budget.usd_per_run {budget:g} is less than the estimate: the run may end without some calls")
+    return lines
 
 
 def _prompts(uri: str, limit: int | None) -> Iterator[Prompt | None]:

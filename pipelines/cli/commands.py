@@ -151,7 +151,10 @@ def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the ke
     """Make an API key for the service: the key, shown once, and the line for the keys file."""
     from llm_blender_ray.pipelines.serve.access import new_key
 
-    secret, line = new_key(name)
+    try:
+        secret, line = new_key(name)
+    except BlendError as error:
+        raise UsageError(str(error)) from error
     typer.echo(f"key (keep it, it is nowhere else):     {secret}\nline for the file of serve.keys_file: {line}")
 
 

@@ -146,6 +146,9 @@ def test_the_lines_of_a_plan(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a question"}\n{"prompt": ""}\n{"prompt": "another"}\n')
     lines = estimated_lines(blend(), str(tmp_path / "in.jsonl"), answer_tokens=10)
     assert lines[0].startswith("cost of 2 rows: about $")
+    for usd, warned in ((1e-6, True), (100, False)):
+        lines = estimated_lines(blend(budget={"usd_per_run": usd}), str(tmp_path / "in.jsonl"), answer_tokens=10)
+        assert (lines[-1].startswith(f"budget.usd_per_run {usd:g} is less than the estimate")) == warned
     (line,) = estimated_lines(blend(), str(tmp_path / "none.jsonl"))
     assert line.startswith("cost: not estimated: ") and "none.jsonl" in line
     with pytest.raises(BlendError, match="no finished run wrote it"):

@@ -69,6 +69,7 @@ def test_a_refused_command_imports_nothing_slow(tmp_path: Path) -> None:
             "give --address, the cluster's dashboard (http://HOST:8265), or --print",
         ),
         (["deploy", str(tmp_path / "none.yaml"), "--print"], 2, "none.yaml"),
+        (["key", "a name"], 2, "a key's name has 1 to 64 letters"),
     ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
