@@ -82,16 +82,34 @@ class AuxiliaryLosses(Settings):
         return self.reference_token > 0 or self.token_is_right > 0
 
 
+class JudgementPairs(Settings):
+    """Training pairs of judgements: votes, LLM judges' verdicts, `cmp_results`, preference data sets."""
+
+    judges: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # whose judgements count; None: all
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )  # by judge; of others 1
+    weight_column: str | None = None  # column with a weight of each row's judgements; None: 1
+    ties: Literal["half", "drop"] = "half"  # half: half a win for each answer
+
+
 class RankerTraining(TrainingRun):
-    """Settings of training a PairRanker on rows with scored candidates."""
+    """Settings of training a PairRanker on rows with scored candidates, or on judgements."""
 
     backbone: Annotated[str, Field(min_length=1)]  # encoder or causal LM to start from, or a PairRanker to continue
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # keys of candidates[].scores; one head output each
+    metrics: tuple[str, ...] = ()  # keys of candidates[].scores; one head output each
+    judgements: JudgementPairs | None = None  # learn from these in place of scores
     source_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of the head
     pairs: PairSampling = PairSampling()
     auxiliary: AuxiliaryLosses = AuxiliaryLosses()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.metrics) == (self.judgements is not None):
+            raise ValueError("expected either metrics (keys of candidates[].scores) or judgements to learn from")
+        return self
 
 
 class FuserTraining(TrainingRun):

@@ -119,8 +119,8 @@ def create_pairrm(
         ModelLoadError: The backbone can't be used, or its head has another number of outputs.
     """
     folder = locate(backbone)
-    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if "ranker_type" in settings or _backbone_of_ranker(settings):
+    settings = _settings(folder)
+    if _is_ranker(settings):
         network, tokenizer = load_pairrm(
             str(folder),
             source_max_length=budget.source_max_length,
@@ -137,6 +137,23 @@ def create_pairrm(
     architectures = settings.get("architectures") or ()
     kind = next(kind for kind in registered_backbones() if kind.fits(architectures))
     return kind.assemble(model, folder, budget, n_tasks=n_tasks, dropout=dropout)
+
+
+def is_pairranker(model: str) -> bool:
+    """Whether a folder or hub id is a PairRanker, not an encoder or causal LM.
+
+    Raises:
+        ModelLoadError: It can't be found.
+    """
+    return _is_ranker(_settings(locate(model)))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+
+
+def _is_ranker(settings: Mapping[str, Any]) -> bool:
+    return "ranker_type" in settings or _backbone_of_ranker(settings) is not None
 
 
 def _backbone_of_ranker(settings: Mapping[str, Any]) -> Backbone | None:

@@ -14,7 +14,7 @@ def train_ranker(
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
 ) -> None:
-    """Train a PairRanker on rows with candidates and scores."""
+    """Train a PairRanker on rows with scored candidates, votes or preferences."""
     from llm_blender_ray.configs.training import RankerTraining
 
     settings = load(config, RankerTraining, set_)

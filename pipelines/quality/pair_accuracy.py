@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 4000
+_ENDS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,42 @@ def pair_accuracy(
     Returns:
         The accuracy.
     """
-    right = (np.sign(np.asarray(leads)) * np.sign(np.asarray(better)) + 1) / 2
-    _, prompt_of = np.unique(np.asarray(prompts), return_inverse=True)
-    hits, counts = np.bincount(prompt_of, weights=right), np.bincount(prompt_of)
-    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
-    low, high = np.quantile(drawn @ hits / (drawn @ counts), (0.025, 0.975))
+    right = _right(leads, better)
+    hits, counts, drawn = _drawn(prompts, right, seed)
+    low, high = np.quantile(drawn @ hits / (drawn @ counts), _ENDS)
     return PairAccuracy(float(right.mean()), float(low), float(high), len(right), len(counts))
+
+
+def accuracy_gain(
+    prompts: Sequence[int],
+    before: Sequence[float],
+    after: Sequence[float],
+    better: Sequence[float],
+    *,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Accuracy of the leads `after` less that of the leads `before` on the same pairs.
+
+    Returns:
+        The difference and its 95% interval, by bootstrap over prompts; see `pair_accuracy` for the arguments.
+    """
+    gain = _right(after, better) - _right(before, better)
+    gains, counts, drawn = _drawn(prompts, gain, seed)
+    low, high = np.quantile(drawn @ gains / (drawn @ counts), _ENDS)
+    return float(gain.mean()), float(low), float(high)
+
+
+def _right(leads: Sequence[float], better: Sequence[float]) -> NDArray[np.float64]:
+    right: NDArray[np.float64] = (np.sign(np.asarray(leads)) * np.sign(np.asarray(better)) + 1) / 2
+    return right
+
+
+def _drawn(
+    prompts: Sequence[int], values: NDArray[np.float64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Sums and numbers of each prompt's values, and how often each resample draws each prompt."""
+    _, prompt_of = np.unique(np.asarray(prompts), return_inverse=True)
+    sums: NDArray[np.float64] = np.bincount(prompt_of, weights=values).astype(np.float64)
+    counts = np.bincount(prompt_of)
+    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
+    return sums, counts, drawn

@@ -4,13 +4,14 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 from llm_blender_ray.configs.schema import PairRanker
 from llm_blender_ray.configs.training import PairSampling
-from llm_blender_ray.pipelines.quality.pair_accuracy import PairAccuracy, pair_accuracy
+from llm_blender_ray.pipelines.quality.pair_accuracy import PairAccuracy, accuracy_gain, pair_accuracy
 from llm_blender_ray.pipelines.quality.ranker_signs import (
     all_equal,
     constant_sign,
@@ -18,6 +19,7 @@ from llm_blender_ray.pipelines.quality.ranker_signs import (
     order_agreement,
     orders_agree,
 )
+from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.train.pairs import TrainingPair, sample_pairs
 from llm_blender_ray.pipelines.train.rows import TrainingRow
 
@@ -47,6 +49,16 @@ class HeldoutResult:
     def line(self) -> str:
         """Accuracy and consistency in one line."""
         return f"held-out accuracy {self.accuracy.text()}; {order_agreement(self.agreeing, len(self.pairs))}"
+
+    def gain_over(self, before: Self) -> tuple[float, float, float]:
+        """By how much the accuracy on the same pairs has risen, with the ends of its 95% interval."""
+        better = [sum(pair.lead) for pair in self.pairs]
+        return accuracy_gain([pair.row for pair in self.pairs], before.margins, self.margins, better)
+
+    def gain_line(self, before: Self) -> str:
+        """`gain_over` in one line."""
+        values = [fixed(one, sign=True) for one in self.gain_over(before)]
+        return "held-out accuracy {} (95% interval {} to {})".format(*values)
 
     def warnings(self) -> list[str]:
         """What makes the ranker useless: a constant score, orders that contradict each other, chance accuracy."""

@@ -254,7 +254,11 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     record = folder / "settings.json"
     text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
     found = _whole_checkpoint(folder)
-    if found and record.is_file() and (changed := describe_changes(*map(json.loads, (record.read_text(), text)))):
+    before = json.loads(record.read_text()) if found and record.is_file() else None
+    now = json.loads(text)
+    if before is not None:  # a setting that its version did not have, and that is not used
+        now = {name: value for name, value in now.items() if name in before or value is not None}
+    if before is not None and (changed := describe_changes(before, now)):
         raise BlendError(
             f"{folder}: checkpoints of a run with other settings ({'; '.join(changed)}); remove them or choose "
             "another output"

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.training import PairSampling
+from llm_blender_ray.pipelines.train.rows import TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +19,14 @@ class TrainingPair:
         left: Index of the left candidate.
         right: Index of the right candidate.
         lead: By how much left is better, per metric.
+        weight: How much it counts, 1 in the mean.
     """
 
     row: int
     left: int
     right: int
     lead: tuple[float, ...]
+    weight: float = 1.0
 
 
 def sample_pairs(
@@ -59,3 +63,28 @@ def sample_pairs(
     return [
         TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
     ]
+
+
+def scored_pairs(
+    rows: Sequence[TrainingRow], metrics: Sequence[str], settings: PairSampling, seed: int
+) -> list[TrainingPair]:
+    """Sample the pairs of all rows.
+
+    Args:
+        rows: Rows with scored candidates.
+        metrics: Names of the scores.
+        settings: How pairs are sampled.
+        seed: Decides pairs and sides.
+
+    Raises:
+        BlendError: A score is missing, or no two candidates of any row differ.
+    """
+    rng = random.Random(seed)
+    pairs = [
+        pair
+        for i, row in enumerate(rows)
+        for pair in sample_pairs(row.texts, row.scores(metrics), settings, rng, i)
+    ]
+    if not pairs:
+        raise BlendError("no row has two candidates with different texts and different scores to learn from")
+    return pairs

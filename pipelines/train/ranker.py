@@ -1,11 +1,11 @@
 """Training of a PairRanker on rows with scored candidates, as in LLM-Blender (arXiv 2306.02561, section 3).
 
 Pairs of a row's candidates, each on a random side; the loss is InstructGPT's, -log sigmoid of how much higher
-the better one is scored. `configs.training.AuxiliaryLosses` describes the auxiliary losses.
+the better one is scored. Of judged pairs it is the cross-entropy of the share of judgements for each side.
+`configs.training.AuxiliaryLosses` describes the auxiliary losses.
 Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
 """
 
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,13 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, save_pairrm
+from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, is_pairranker, save_pairrm
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization, PairTokenizer
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import AuxiliaryLosses, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
+from llm_blender_ray.pipelines.train.judged_pairs import read_judged_pairs
 from llm_blender_ray.pipelines.train.loop import (
     IGNORED,
     Example,
@@ -32,7 +33,7 @@ from llm_blender_ray.pipelines.train.loop import (
     print_results,
     run_trainer,
 )
-from llm_blender_ray.pipelines.train.pairs import sample_pairs
+from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
 
@@ -40,35 +41,18 @@ class PairDataset(Dataset[Example]):
     """Data set of pairs, tokenized on access: the tokens of a large set do not fit in memory."""
 
     def __init__(
-        self,
-        rows: Sequence[TrainingRow],
-        metrics: Sequence[str],
-        tokenizer: PairTokenization,
-        pairs: PairSampling,
-        seed: int,
+        self, rows: Sequence[TrainingRow], pairs: Sequence[TrainingPair], tokenizer: PairTokenization
     ) -> None:
-        """Sample the pairs of all rows.
+        """Start.
 
         Args:
             rows: The rows to learn from.
-            metrics: Names of the scores.
+            pairs: Pairs of their texts.
             tokenizer: The ranker's tokenizer.
-            pairs: How pairs are sampled.
-            seed: Decides pairs and sides.
-
-        Raises:
-            BlendError: A score is missing, or no two candidates of any row differ.
         """
-        rng = random.Random(seed)
         self._rows = rows
         self._tokenizer = tokenizer
-        self._pairs = [
-            pair
-            for i, row in enumerate(rows)
-            for pair in sample_pairs(row.texts, row.scores(metrics), pairs, rng, i)
-        ]
-        if not self._pairs:
-            raise BlendError("no row has two candidates with different texts and different scores to learn from")
+        self._pairs = pairs
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -78,7 +62,11 @@ class PairDataset(Dataset[Example]):
         row = self._rows[pair.row]
         source = self._tokenizer.encode_source(*row.prompt.turns())
         left, right = (self._tokenizer.encode_candidate(row.texts[i], len(source)) for i in (pair.left, pair.right))
-        example = {"input_ids": self._tokenizer.join(source, left, right), "labels": pair.lead}
+        example = {
+            "input_ids": self._tokenizer.join(source, left, right),
+            "labels": pair.lead,
+            "weights": pair.weight,
+        }
         if isinstance(self._tokenizer, PairTokenizer):  # the parts of the others are not aligned
             reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
             aligned = _aligned(left, reference) + _aligned(right, reference)
@@ -111,22 +99,32 @@ class RankerLoss(nn.Module):
         self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, reference_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        reference_ids: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute loss and logits.
 
         Args:
             input_ids: B x L.
             attention_mask: B x L.
-            labels: B x T, by how much left is better.
+            labels: B x T, by how much left is better; with weights from -1 to 1.
             reference_ids: B x L, the reference's token at each position, or IGNORED; None: nowhere.
+            weights: B, weights of judged pairs; None: of scored pairs, of which the sign of the label counts.
 
         Returns:
             `loss` (scalar) and `logits` (B).
         """
         hidden_BLH = self.network.encode(input_ids, attention_mask)
         lead_BT = self.network.lead(hidden_BLH, input_ids, attention_mask).float()  # autocast gives bfloat16
-        loss = -functional.logsigmoid(lead_BT * labels.sign()).mean()
+        if weights is None:
+            loss = -functional.logsigmoid(lead_BT * labels.sign()).mean()
+        else:
+            of_each_BT = functional.binary_cross_entropy_with_logits(lead_BT, (1 + labels) / 2, reduction="none")
+            loss = (of_each_BT.mean(dim=-1) * weights).mean()
         if reference_ids is not None and (aligned := reference_ids != IGNORED).any():
             hidden, expected = hidden_BLH[aligned], reference_ids[aligned]
             if self.reference_head:
@@ -156,21 +154,27 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The backbone cannot be used.
     """
-    rows = read_training_rows(config.train)
-    heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None
+    rows, pairs = _pairs_of(config, config.train, config.pairs)
+    every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
+    heldout_rows, evaluated = (
+        _pairs_of(config, config.heldout, every_kind, config.heldout_limit) if config.heldout else ((), ())
+    )
     torch.manual_seed(config.optimization.seed)
     network, tokenizer = create_pairrm(
         config.backbone,
         PairBudget(config.source_max_length, config.candidate_max_length),
-        n_tasks=len(config.metrics),
+        n_tasks=len(config.metrics) or 1,
         dropout=config.dropout,
     )
     if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
         raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
-    seed = config.optimization.seed
-    dataset = PairDataset(rows, config.metrics, tokenizer, config.pairs, seed)
-    every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
-    heldout = PairDataset(heldout_rows, config.metrics, tokenizer, every_kind, seed) if heldout_rows else None
+    dataset = PairDataset(rows, pairs, tokenizer)
+    heldout = PairDataset(heldout_rows, evaluated, tokenizer) if heldout_rows else None
+    compared = _compared(config, heldout_rows, evaluated) if heldout_rows and is_main_process() else []
+    before = None
+    if config.judgements and compared and is_pairranker(config.backbone):
+        before = measure_heldout(config.backbone, heldout_rows, compared)
+        print(f"ranker, before training: {before.line()}", flush=True)
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -179,6 +183,8 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
             "attention_mask": mask(ids),
             "labels": torch.tensor([example["labels"] for example in batch]),
         }
+        if config.judgements:
+            tensors["weights"] = torch.tensor([example["weights"] for example in batch])
         if "reference_ids" in batch[0]:
             tensors["reference_ids"] = pad([example["reference_ids"] for example in batch], IGNORED)
         return tensors
@@ -198,10 +204,34 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     if is_main_process():
         save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
         print_results("ranker", output, measured)
-        if heldout_rows:
-            pairs = heldout_pairs(heldout_rows, config.metrics, config.pairs.per_row, seed)
-            result = measure_heldout(str(output), heldout_rows, pairs)
+        if compared:
+            result = measure_heldout(str(output), heldout_rows, compared)
             print(f"ranker, in both orders: {result.line()}", flush=True)
+            if before:
+                print(f"ranker, by training: {result.gain_line(before)}", flush=True)
             for warning in result.warnings():
                 print(f"ranker: warning: {warning}", file=sys.stderr, flush=True)
     return measured
+
+
+def _pairs_of(
+    config: RankerTraining, uri: str, sampling: PairSampling, limit: int | None = None
+) -> tuple[Sequence[TrainingRow], Sequence[TrainingPair]]:
+    """Rows and the pairs of them that a training learns from or is evaluated on."""
+    seed = config.optimization.seed
+    if config.judgements:
+        return read_judged_pairs(uri, config.judgements, seed, limit)
+    rows = read_training_rows(uri, limit)
+    return rows, scored_pairs(rows, config.metrics, sampling, seed)
+
+
+def _compared(
+    config: RankerTraining, rows: Sequence[TrainingRow], pairs: Sequence[TrainingPair]
+) -> list[TrainingPair]:
+    """Held-out pairs that the ranker compares in both orders; a pair without a winner tells nothing."""
+    if not config.judgements:
+        return heldout_pairs(rows, config.metrics, config.pairs.per_row, config.optimization.seed)
+    decided = [pair for pair in pairs if sum(pair.lead)]
+    if not decided:
+        raise BlendError(f"{config.heldout}: no two answers of which judgements prefer one")
+    return decided

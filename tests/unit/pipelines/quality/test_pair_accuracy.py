@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_blender_ray.pipelines.quality.pair_accuracy import pair_accuracy
+from llm_blender_ray.pipelines.quality.pair_accuracy import accuracy_gain, pair_accuracy
 
 
 def test_a_tie_counts_half_and_a_size_nothing() -> None:
@@ -21,3 +21,14 @@ def test_pairs_of_one_prompt_are_not_more_evidence() -> None:
     assert many.accuracy == few.accuracy == 0.75
     assert (many.low, many.high) == pytest.approx((few.low, few.high), abs=0.02)
     assert few.low == pytest.approx(0.75 - 1.96 * (0.75 * 0.25 / 40) ** 0.5, abs=0.03)
+
+
+def test_a_gain_is_paired() -> None:
+    """Ten more of the same 100 pairs: each accuracy has an interval of .1 to either side, the gain a narrower."""
+    before = [1.0] * 50 + [-1.0] * 50
+    after = [1.0] * 60 + [-1.0] * 40
+    gain, low, high = accuracy_gain(range(100), before, after, [1.0] * 100)
+    assert gain == pytest.approx(0.1)
+    assert 0 < low < 0.1 < high < 0.2
+    assert accuracy_gain(range(100), before, before, [1.0] * 100) == (0, 0, 0)
+    assert accuracy_gain(range(100), after, before, [1.0] * 100)[0] == pytest.approx(-0.1)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
-from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm
+from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, is_pairranker, load_pairrm
 from llm_blender_ray.actors.pairrm.prompt import PromptPairTokenizer
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
-from llm_blender_ray.pipelines.train.pairs import sample_pairs
+from llm_blender_ray.pipelines.train.pairs import sample_pairs, scored_pairs
 from llm_blender_ray.pipelines.train.ranker import (
     PairDataset,
     RankerLoss,
@@ -121,7 +122,7 @@ def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(back
     }
     tokenizer = pair_tokenizer(backbone)
     rows = read_training_rows(write(tmp_path / "rows.jsonl", [row]))
-    dataset = PairDataset(rows, ["quality"], tokenizer, PairSampling(), seed=0)
+    dataset = PairDataset(rows, scored_pairs(rows, ["quality"], PairSampling(), seed=0), tokenizer)
     assert len(dataset) == 1
     example = dataset[0]
     source = tokenizer.encode_source("Name two.")
@@ -179,6 +180,20 @@ def test_loss_is_instructgpts(backbone: Path) -> None:
     expected = -torch.log(torch.sigmoid(margin * torch.tensor([1.0, -1.0]))).mean()
     torch.testing.assert_close(output["loss"], expected)
     torch.testing.assert_close(output["logits"], margin)
+
+
+def test_loss_of_judged_pairs_is_the_weighted_cross_entropy_of_their_shares(backbone: Path) -> None:
+    network, tokenizer = create_pairrm(str(backbone), PairBudget(32, 16), dropout=0.0)
+    source = tokenizer.encode_source("Say it.")
+    texts = [tokenizer.encode_candidate(text, len(source)) for text in ("acorn", "badge", "candle")]
+    ids = torch.tensor([tokenizer.join(source, texts[0], texts[1]), tokenizer.join(source, texts[0], texts[2])])
+    mask = torch.ones_like(ids)
+    model = RankerLoss(network.eval(), AuxiliaryLosses())
+    with torch.no_grad():
+        found = model(ids, mask, torch.tensor([[0.5], [0.0]]), weights=torch.tensor([1.5, 0.5]))["loss"]
+        share = torch.sigmoid(network.logits(ids, mask))
+    of_each = -(torch.tensor([0.75, 0.5]) * share.log() + torch.tensor([0.25, 0.5]) * (1 - share).log())
+    torch.testing.assert_close(found, (of_each * torch.tensor([1.5, 0.5])).mean())
 
 
 def test_accuracy_counts_the_preferred_side() -> None:
@@ -253,6 +268,10 @@ def test_a_person_sees_a_bar(
 
 def test_checkpoints_of_another_run_are_refused(backbone: Path, tmp_path: Path) -> None:
     run_ranker_training(settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1}))
+    record = tmp_path / "ranker" / "checkpoints" / "settings.json"
+    kept = json.loads(record.read_text())
+    assert kept.pop("judgements") is None  # an earlier version has not had it: that is no change
+    record.write_text(json.dumps(kept))
     with pytest.raises(BlendError, match=r"other settings \(optimization\.learning_rate: 0\.001 -> 0\.002\)"):
         run_ranker_training(
             settings(tmp_path, backbone, optimization={"max_steps": 1, "save_every": 1, "learning_rate": 2e-3})
@@ -319,6 +338,40 @@ def test_contradicting_settings_are_mistakes() -> None:
         load(preset, RankerTraining, ["optimization.evaluate_every=300"])
     with pytest.raises(ConfigError, match="shorter than one candidate"):
         load(PRESETS / "train-fuser.yaml", FuserTraining, ["max_length=100"])
+
+
+def voted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with a judgement in place of scores."""
+    made = []
+    for row in rows:
+        best = max((0, 1), key=lambda at: row["candidates"][at].pop("scores")["quality"])
+        made.append(row | {"judgements": [{"judge": "j", "left": best, "right": 1 - best, "preferred": "left"}]})
+    return made
+
+
+def test_a_ranker_goes_on_from_votes_and_is_measured_before_and_after(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: write(tmp_path / f"{name}.jsonl", voted(make_rows(10, seed))) for seed, name in enumerate(FILES)}
+    golden = GOLDEN / "checkpoints" / "PairRM-hf"
+    assert [is_pairranker(str(one)) for one in (golden, backbone)] == [True, False]
+    changes = {"metrics": (), "judgements": {}, "auxiliary": AuxiliaryLosses(), **files}
+    run_ranker_training(settings(tmp_path, golden, **changes, optimization={"max_steps": 1, "batch_size": 2}))
+    out = capsys.readouterr().out
+    assert re.search(r"ranker, before training: held-out accuracy [01]\.\d{3} \(95% interval", out)
+    assert re.search(r"ranker, in both orders: held-out accuracy [01]\.\d{3} \(95% interval", out)
+    assert re.search(r"ranker, by training: held-out accuracy [+-]\d\.\d{3} \(95% interval", out)
+
+
+FILES = ("train", "heldout")
+
+
+def test_scores_or_judgements_are_to_be_named() -> None:
+    preset = PRESETS / "train-ranker.yaml"
+    for changes in (["metrics=[]"], ["judgements={}"]):
+        with pytest.raises(ConfigError, match="expected either metrics"):
+            load(preset, RankerTraining, changes)
+    assert load(preset, RankerTraining, ["metrics=[]", "judgements={ties: drop}"]).judgements
 
 
 def test_missing_backbone_is_one_clear_line(tmp_path: Path) -> None:
