@@ -87,7 +87,7 @@ def measure_coverage(design: Design, repetitions: int, resamples: int, seed: int
     return {
         **asdict(design),
         "intervals": intervals,
-        "coverage": hits / intervals,
+        "coverage": float(hits / intervals),
         "contests_with_a_false_better": false / repetitions,
     }
 

@@ -76,13 +76,13 @@ def leaderboard_command(
         paper=paper,
         seed=seed,
     )
-    require("scipy", "statsmodels")
 
     from rich.console import Console
 
-    from llm_blender_ray.pipelines.quality.leaderboard import leaderboard_of
+    from llm_blender_ray.pipelines.quality.leaderboard import LEADERBOARD_NEEDS, leaderboard_of
     from llm_blender_ray.pipelines.quality.leaderboard_tables import render_leaderboard
 
+    require(*LEADERBOARD_NEEDS)
     report = leaderboard_of(uri, options)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

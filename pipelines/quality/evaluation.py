@@ -8,23 +8,30 @@ draw, and the oracle takes the best of each row. Users' votes: `quality.votes`.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import combinations, islice
+from dataclasses import asdict
+from itertools import islice
 from typing import Any, Self
 
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
+from llm_blender_ray.configs.extras import missing_extra, require
 from llm_blender_ray.pipelines.quality.answer_scores import given_scores, score_answers
-from llm_blender_ray.pipelines.quality.means import Mean
+from llm_blender_ray.pipelines.quality.contest import Contest
+from llm_blender_ray.pipelines.quality.leaderboard import LEADERBOARD_NEEDS, leaderboard
+from llm_blender_ray.pipelines.quality.leaderboard_tables import (
+    WideTable,
+    better_lines,
+    mean_text,
+    render_leaderboard,
+)
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
-from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.quality.row_progress import with_progress
 from llm_blender_ray.pipelines.quality.run_cost import RunCost
-from llm_blender_ray.pipelines.quality.votes import Votes, margin_between, name_of
+from llm_blender_ray.pipelines.quality.tally import Tally, corrected_differences
+from llm_blender_ray.pipelines.quality.votes import Votes, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import references_of
@@ -36,98 +43,6 @@ LINES = {
     "blend": "blend",
 }
 _BATCH = 64  # rows whose texts metrics score at once
-
-
-Means = dict[str, dict[str, Mean]]
-
-
-def _means() -> Any:
-    return defaultdict(lambda: defaultdict(Mean))
-
-
-@dataclass
-class Tally:
-    """One metric over all rows.
-
-    Attributes:
-        gains: By how much a system beat each model and the ranker's choice (None), row by row: the difficulty of a
-            row cancels, so that the interval is narrower than those of the two means suggest.
-        pairwise: Share of pairs of different quality that the ranker orders right.
-        sign: 1 where higher is better, else -1. Means are of the values as the metric gives them.
-        varies: Whether it tells any two candidates of a row apart.
-    """
-
-    sign: int = 1
-    rows: int = 0
-    varies: bool = False
-    models: Means = field(default_factory=_means)
-    systems: Means = field(default_factory=_means)
-    gains: dict[str, dict[str | None, Mean]] = field(default_factory=_means)
-    pairwise: Mean = field(default_factory=Mean)
-
-    def add(self, row: Mapping[str, Any], quality: Sequence[float | None], blend: float | None = None) -> None:
-        """Add one row: the quality of each of its candidates and of the fused answer; None where unknown."""
-        if blend is not None:
-            self.systems["blend"]["mean"].add(blend)
-        known = {index: value for index, value in enumerate(quality) if value is not None}
-        values = list(known.values())
-        if not values:
-            return
-        top = max(values) if self.sign > 0 else min(values)
-        self.varies = self.varies or max(values) > min(values)
-        chosen = known.get(row["ranking"][0]) if row["ranking"] else None
-        self.rows += 1
-        for index, value in known.items():
-            name = name_of(row["candidates"][index], index)
-            model = self.models[name]
-            model["mean"].add(value)
-            model["rank"].add(self._rank(value, values))
-            model["best_share"].add((value == top) / values.count(top))
-            if chosen is not None:
-                self.gains["ranker"][name].add(self.sign * (chosen - value))
-            if blend is not None:
-                self.gains["blend"][name].add(self.sign * (blend - value))
-        self.systems["random"]["mean"].add(sum(values) / len(values))
-        self.systems["random"]["rank"].add((len(values) + 1) / 2)
-        self.systems["oracle"]["mean"].add(top)
-        if chosen is not None and blend is not None:
-            self.gains["blend"][None].add(self.sign * (blend - chosen))
-        if chosen is not None:
-            self.systems["ranker"]["mean"].add(chosen)
-            self.systems["ranker"]["rank"].add(self._rank(chosen, values))
-            self.systems["ranker"]["is_best"].add(chosen == top)
-        for (i, a), (j, b) in combinations(known.items(), 2):
-            margin = margin_between(row, i, j)
-            if margin is not None and a != b:
-                self.pairwise.add(0.5 if margin == 0 else (margin > 0) == (self.sign * (a - b) > 0))
-
-    def _rank(self, value: float, values: Sequence[float]) -> float:
-        """Rank of a value: 1 is the best; tied values take the mean of the ranks they span."""
-        return 1 + sum(self.sign * (other - value) > 0 for other in values) + (values.count(value) - 1) / 2
-
-    def merge(self, other: Self) -> None:
-        """Add the rows of another tally of the same metric."""
-        self.rows += other.rows
-        self.varies = self.varies or other.varies
-        self.pairwise.merge(other.pairwise)
-        pairs: tuple[tuple[Any, Any], ...] = (
-            (self.models, other.models),
-            (self.systems, other.systems),
-            (self.gains, other.gains),
-        )
-        for ours, theirs in pairs:
-            for name, means in theirs.items():
-                for what, mean in means.items():
-                    ours[name][what].merge(mean)
-
-    def report(self) -> dict[str, Any]:
-        """The means, as plain data."""
-        return {
-            "rows": self.rows,
-            "models": {name: _values(means) for name, means in sorted(self.models.items())},
-            **{name: _values(means) for name, means in self.systems.items()},
-            "pairwise": self.pairwise.value,
-        }
 
 
 class Quality:
@@ -224,39 +139,61 @@ def evaluate(
         order_by: See `Quality`.
 
     Returns:
-        Plain data, ready for JSON: {"rows", "errors", "error_rate", "comparisons", "references": {metric: table},
-        "order_by": the metric of `references` that orders systems, "scores": {metric: table}, "votes"}. A table is
-        {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle", "ranker", "blend",
-        "pairwise"}. Rank 1 is the best, ties take the mean of their ranks; models that tie for a row's best share
-        it. "pairwise" is the share of pairs of different quality that the ranker orders right. "votes" is
-        `Votes.report`, None without votes. A candidate without text has the metric's worst score.
+        Plain data, ready for JSON: {"rows", "errors", "error_rate", "comparisons", "references": {metric:
+        table}, "order_by": the metric of `references` that orders systems, "scores": {metric: table},
+        "votes"}. A table is {"rows", "models": {name: {"mean", "rank", "best_share"}}, "random", "oracle",
+        "ranker", "blend", "pairwise", "ci95_half_widths": the same for intervals, "differences": leads of
+        the blend and the ranker's choice, row by row (`Difference`), with "better" where one holds after
+        correction for all of them}. Rank 1 is the best, ties take the mean of their ranks; models that tie
+        for a row's best share it. "pairwise" is the share of pairs of different quality that the ranker
+        orders right. "votes" is `Votes.report`, None without votes. Rows with judgements, votes included,
+        also have "judgements", which is `leaderboard.leaderboard`. A candidate without text has the
+        metric's worst score.
 
     Raises:
         BlendError: No row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
-    quality, votes = Quality(metrics, order_by), Votes()
+    quality, votes, contest = Quality(metrics, order_by), Votes(), Contest()
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
         errors += row["error"] is not None
         quality.add(row)
         votes.add(row)
-    if not quality.references and not quality.scores and not votes.count:
+        contest.add(row)
+    contest.finish()
+    if not quality.references and not quality.scores and not contest.judges:
         raise BlendError(
             f"nothing to evaluate: of {count} rows, {errors} with an error, none has candidates and a reference "
-            "(`output`), candidates with `scores`, or a person's `vote`"
+            "(`output`), candidates with `scores`, a person's `vote`, or judgements"
         )
+    references, scores = quality.references, dict(sorted(quality.scores.items()))
+    tallies = {("references", name): tally for name, tally in references.items()}
+    tallies |= {("scores", name): tally for name, tally in scores.items()}
+    differences = corrected_differences(tallies)
     return {
         "rows": count,
         "errors": errors,
         "error_rate": errors / count,
         "comparisons": comparisons,
-        "references": {name: tally.report() for name, tally in quality.references.items()},
+        "references": {name: one.report(differences["references", name]) for name, one in references.items()},
         "order_by": quality.order_by,
-        "scores": {name: tally.report() for name, tally in sorted(quality.scores.items())},
+        "scores": {name: one.report(differences["scores", name]) for name, one in scores.items()},
         "votes": votes.report() if votes.count else None,
+        **_judged(contest),
     }
+
+
+def _judged(contest: Contest) -> dict[str, Any]:
+    """The leaderboard of rows with judgements."""
+    if not contest.judges:
+        return {}
+    try:
+        require(*LEADERBOARD_NEEDS)
+    except ModuleNotFoundError as error:  # the rest of the report needs no extra
+        return {"judgements": None, "judgements_missing": missing_extra(error)}
+    return {"judgements": leaderboard(contest)}
 
 
 def evaluate_uri(
@@ -322,40 +259,46 @@ def describe(row: Mapping[str, Any]) -> str:
 def render(report: Mapping[str, Any]) -> Group:
     """The report as tables to print with rich: for references, for each given score, and for votes."""
     head = f"{report['rows']} rows, {report['errors']} with an error, {report['comparisons']} comparisons"
-    tables = []
+    tables: list[RenderableType] = []
     if report["references"]:
         tables.append(_table("Against references", report["references"], report["order_by"]))
     tables += [_table(f"By given score: {name}", {name: table}, name) for name, table in report["scores"].items()]
     tables += [table_of_votes(report["votes"])] if report["votes"] else []
+    tables += [render_leaderboard(report["judgements"])] if report.get("judgements") else []
+    tables += [Text(f"judgements: {report['judgements_missing']}")] if report.get("judgements_missing") else []
     return Group(Text(head), *tables)
 
 
-def _table(title: str, metrics: Mapping[str, Mapping[str, Any]], order_by: str) -> Table:
+def _table(title: str, metrics: Mapping[str, Mapping[str, Any]], order_by: str) -> Group:
     """A line per system, a column per metric; rank, best and the order of models are by one of them."""
     leading = metrics[order_by]
-    table = Table(title=Text(f"{title} ({leading['rows']} rows)"), title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in (*(metric_label(name) for name in metrics), "mean rank", "best"):
-        table.add_column(Text(heading), justify="right")
-    for name in sorted(leading["models"], key=lambda name: (leading["models"][name]["rank"], name)):
-        _line(table, name, {key: one["models"].get(name, {}) for key, one in metrics.items()}, order_by)
-    for key, label in LINES.items():
-        _line(table, label, {name: one.get(key, {}) for name, one in metrics.items()}, order_by)
-    notes = [f"mean rank and best are by {metric_label(order_by)}"] if len(metrics) > 1 else []
+    models = sorted(leading["models"], key=lambda name: (leading["models"][name]["rank"], name))
+    lines: list[tuple[str, tuple[str, ...]]] = [(name, ("models", name)) for name in models]
+    lines += [(label, (key,)) for key, label in LINES.items() if leading.get(key)]
+    columns = [
+        (metric_label(name), [_cell(one, path, ("mean",)) for _, path in lines]) for name, one in metrics.items()
+    ]
+    columns.append(("mean rank", [_cell(leading, path, ("rank",), digits=2) for _, path in lines]))
+    columns.append(("best", [_cell(leading, path, ("best_share", "is_best"), share=True) for _, path in lines]))
+    notes = ["± is half a 95% interval"]
+    if len(metrics) > 1:
+        notes.append(f"mean rank and best are by {metric_label(order_by)}")
     if leading["pairwise"] is not None:
         notes.append(f"the ranker tells {leading['pairwise']:.1%} of pairs of different quality apart")
-    table.caption = "; ".join(notes) or None
-    return table
+    order = ["blend", "ranker", *models]
+    return Group(
+        WideTable(f"{title} ({leading['rows']} rows)", [label for label, _ in lines], columns),
+        Text("; ".join(notes), style="italic"),
+        *map(Text, better_lines(leading["differences"], order, f" by {metric_label(order_by)}")),
+    )
 
 
-def _line(table: Table, label: str, of: Mapping[str, Mapping[str, float]], order_by: str) -> None:
-    leading = of[order_by]
-    best = leading.get("best_share", leading.get("is_best"))
-    if leading:
-        means = [fixed(one["mean"]) if one else "" for one in of.values()]
-        rank = fixed(leading["rank"], 2) if "rank" in leading else ""
-        table.add_row(Text(label), *means, rank, "" if best is None else f"{best:.1%}")
-
-
-def _values(means: Mapping[str, Mean]) -> dict[str, float | None]:
-    return {name: mean.value for name, mean in means.items()}
+def _cell(
+    table: Mapping[str, Any], path: Sequence[str], keys: Sequence[str], *, digits: int = 3, share: bool = False
+) -> str:
+    """The first of these means that a system has, and half its interval."""
+    values, halves = table, table["ci95_half_widths"]
+    for name in path:
+        values, halves = values.get(name, {}), halves.get(name, {})
+    key = next((key for key in keys if key in values), None)
+    return "" if key is None else mean_text(values[key], halves[key], digits=digits, share=share)

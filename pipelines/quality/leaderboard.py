@@ -6,7 +6,6 @@ with its 95% interval, and the differences that hold after correction for all co
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from llm_blender_ray.pipelines.quality.row_progress import with_progress
 from llm_blender_ray.pipelines.quality.votes import Side
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
+LEADERBOARD_NEEDS = ("scipy", "statsmodels")  # of the extra `evaluation`
 WIN_RATE, GPT_RANK, TOP, AT_LEAST_COLUMN = "win_rate", "gpt_rank", "top_{}", "at_least {}"
 _EXCHANGES = 200  # permutations for each comparison made, so that p-values survive the correction
 
@@ -184,9 +184,7 @@ class _Table:
             "rows": len(self._rows),
             "columns": list(self._means),
             "systems": dict(sorted(systems.items(), key=lambda item: self._order(*item))),
-            "differences": [
-                _finite(asdict(one)) | {"better": better} for one, better in zip(differences, behind, strict=True)
-            ],
+            "differences": [one.report() for one in differences],
             "without_strength": list(self.strengths.without) if self.strengths else [],
             "effects": {
                 control: {
@@ -221,11 +219,3 @@ def _strength(strengths: Strengths | None, name: str, baseline: str | None) -> d
         for key, lead in zip(("win_rate", "win_rate_low", "win_rate_high"), leads, strict=True):
             found[key] = 1 / (1 + math.exp(-lead))
     return found
-
-
-def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for what no JSON number is: the interval of a single value."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in numbers.items()
-    }

@@ -77,20 +77,32 @@ def _source(report: Mapping[str, Any]) -> str:
     return f"{report['rows']:,} rows, {report['errors']:,} with an error, {source}"
 
 
-def findings_of(table: Mapping[str, Any]) -> list[str]:
-    """Which systems are better than which others: only what holds after correction."""
+def better_lines(differences: Sequence[Mapping[str, Any]], order: Sequence[str], by: str = "") -> list[str]:
+    """Sentences about the differences that hold after correction.
+
+    Args:
+        differences: `Difference.report` of each.
+        order: The systems, in the order of the sentences and within them.
+        by: What makes one better.
+    """
     better: dict[str, list[str]] = {}
-    for one in table["differences"]:
+    for one in differences:
         if one["better"]:
             other = one["second"] if one["better"] == one["first"] else one["first"]
             better.setdefault(one["better"], []).append(other)
     lines = [
-        f"{name} is better than {', '.join(sorted(better[name], key=list(table['systems']).index))}."
-        for name in table["systems"]
+        f"{name} is better than {', '.join(sorted(better[name], key=order.index))}{by}."
+        for name in order
         if name in better
     ]
-    if table["differences"] and not lines:
+    if differences and not lines:
         lines.append("No difference between systems holds after correction.")
+    return lines
+
+
+def findings_of(table: Mapping[str, Any]) -> list[str]:
+    """Which systems are better than which others: only what holds after correction."""
+    lines = better_lines(table["differences"], list(table["systems"]))
     if table["without_strength"]:
         lines.append(
             f"No finite strength: {', '.join(table['without_strength'])}: only won, only lost, or not compared "
@@ -149,7 +161,13 @@ def _mean(key: str, mean: Mapping[str, Any] | None) -> str:
     if mean is None:
         return ""
     is_share = key == WIN_RATE or key.startswith((TOP.format(""), AT_LEAST_COLUMN.format("")))
-    scale, digits = (100, 1) if is_share else (1, 2 if key == GPT_RANK else 3)
-    half = mean["ci95_half_width"]
-    value = fixed(scale * mean["mean"], digits) + ("" if half is None else f" ± {fixed(scale * half, digits)}")
-    return f"{value}%" if is_share else value
+    return mean_text(mean["mean"], mean["ci95_half_width"], digits=2 if key == GPT_RANK else 3, share=is_share)
+
+
+def mean_text(mean: float, ci95_half_width: float | None, *, digits: int = 3, share: bool = False) -> str:
+    """A mean and half its interval; a share in percent with one digit."""
+    scale, digits = (100, 1) if share else (1, digits)
+    value = fixed(scale * mean, digits)
+    if ci95_half_width is not None:
+        value += f" ± {fixed(scale * ci95_half_width, digits)}"
+    return f"{value}%" if share else value

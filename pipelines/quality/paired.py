@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,14 @@ class Difference:
         if not self.p_holm < LEVEL:
             return None
         return self.first if self.value > 0 else self.second
+
+    def report(self) -> dict[str, Any]:
+        """The difference as plain data, with `better`; None where no number is known."""
+        numbers = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+        return numbers | {"better": self.better}
 
 
 def paired_differences(
@@ -89,15 +98,36 @@ def strength_differences(strengths: Strengths) -> list[Difference]:
         value = strengths.values[one] - strengths.values[other]
         low, high = strengths.interval(one, other)
         error = strengths.standard_error(one, other)
-        p = math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else float(value == 0)
-        found.append(Difference(one, other, value, low, high, p))
+        found.append(Difference(one, other, value, low, high, _normal_p(value, error)))
     return found
 
 
-def correct(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
-    """Differences with Holm's corrected p-values over all of them (Holm 1979), which holds for dependent ones."""
-    from statsmodels.stats.multitest import multipletests
+def mean_difference(first: str, second: str, gain: Mean) -> Difference | None:
+    """Difference of two systems from the mean of their differences on the same rows; None for fewer than two rows.
 
-    together = [one.p for family in families for one in family]
-    corrected = iter(multipletests(together, method="holm")[1].tolist() if together else ())
+    The p-value is that of a normal test. It is no less than that of a permutation test can be on so few rows.
+    """
+    if gain.value is None or gain.standard_error is None or gain.ci95_half_width is None:
+        return None
+    half = gain.ci95_half_width
+    least = 2.0 ** (1 - gain.count)
+    p = max(least, _normal_p(gain.value, gain.standard_error))
+    return Difference(first, second, gain.value, gain.value - half, gain.value + half, p)
+
+
+def _normal_p(value: float, error: float) -> float:
+    return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else float(value == 0)
+
+
+def correct(families: Sequence[Sequence[Difference]]) -> list[list[Difference]]:
+    """Differences with p-values corrected over all of them (Holm 1979: also right for dependent ones).
+
+    `blend evaluate` and `blend report` correct, too, and need no statsmodels, whose `multipletests` gives the same.
+    """
+    p_K = np.array([one.p for family in families for one in family])
+    order_K = np.argsort(p_K, kind="stable")
+    stepped_K = np.maximum.accumulate((len(p_K) - np.arange(len(p_K))) * p_K[order_K])
+    corrected_K = np.empty(len(p_K))
+    corrected_K[order_K] = np.minimum(stepped_K, 1.0)
+    corrected = iter(corrected_K.tolist())
     return [[replace(one, p_holm=next(corrected)) for one in family] for family in families]

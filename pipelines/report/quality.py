@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from llm_blender_ray.pipelines.quality.evaluation import LINES, Tally
+from llm_blender_ray.pipelines.quality.evaluation import LINES
 from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric, metric_label
 from llm_blender_ray.pipelines.quality.rounding import fixed
+from llm_blender_ray.pipelines.quality.tally import Tally
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
 from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of

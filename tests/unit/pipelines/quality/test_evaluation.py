@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.pipelines.quality import evaluation
 from llm_blender_ray.pipelines.quality.evaluation import Quality, evaluate, evaluate_uri, main, render
 from llm_blender_ray.pipelines.quality.metrics import METRICS, Metric, read_metric
 from llm_blender_ray.pipelines.rows.schema import read_row, write_row
@@ -165,6 +166,43 @@ def test_a_metric_not_by_default_is_computed_when_named(monkeypatch):
     assert list(evaluate([one], [read_metric("word_errors")])["references"]) == ["word_errors"]
 
 
+def test_intervals_and_what_is_better_after_correction() -> None:
+    """The blend leads m0 by 1 on all rows and m1 on two of them; 12 rows are enough for the first only."""
+    rows = [row("a", "b", output="b" if at % 6 else "c", fused="b" if at % 6 else "c") for at in range(12)]
+    table = evaluate(rows, [read_metric("exact")])["references"]["exact"]
+    assert table["ci95_half_widths"]["models"]["m0"]["mean"] == 0
+    half = 1.96 * (2 / 12 * 10 / 12 / 11) ** 0.5  # of ten ones and two zeros
+    assert table["ci95_half_widths"]["models"]["m1"]["mean"] == pytest.approx(half)
+    assert {(one["first"], one["second"]): one["better"] for one in table["differences"]} == {
+        ("blend", "m0"): "blend",
+        ("blend", "m1"): None,
+    }
+    lead = table["differences"][0]
+    assert (lead["value"], lead["p"], lead["p_holm"]) == (1, 2 / 2**12, pytest.approx(4 / 2**12))
+
+
+def test_judgements_get_their_leaderboard(tmp_path, capsys) -> None:
+    judged = row("a", "b", output=None, cmp_results={"m0,m1": "A is better"})
+    report = evaluate([judged] * 3)
+    assert report["judgements"]["table"]["systems"]["m0"]["means"]["gpt_rank"]["mean"] == 1
+    assert "judgements" not in evaluate([row("a", output="a")])
+    (tmp_path / "rows.jsonl").write_text(json.dumps(write_row(judged, [])) + "\n")
+    main(str(tmp_path / "rows.jsonl"))
+    assert "1 judgements (cmp_results 1)" in capsys.readouterr().out
+
+
+def test_judgements_without_the_extra_name_it(monkeypatch) -> None:
+    def missing(*modules):
+        raise ModuleNotFoundError("scipy", name="scipy")
+
+    monkeypatch.setattr(evaluation, "require", missing)
+    report = evaluate([row("a", "b", cmp_results={"m0,m1": "A is better"})])
+    assert report["judgements"] is None
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render(report))
+    assert "judgements: scipy is not installed: pip install 'llm-blender-ray[evaluation]'" in shown.getvalue()
+
+
 VOTE = {"left": 1, "right": 0, "preferred": "left", "at": "2026-11-22T12:00:00+00:00"}
 
 
@@ -257,7 +295,7 @@ def test_an_exact_match_that_is_0_for_all_orders_nothing() -> None:
     Console(file=shown, width=120).print(render(report))
     lines = [" ".join(line.replace("│", " ").split()) for line in shown.getvalue().splitlines()]
     assert [line.split()[0] for line in lines if line.startswith("m")][:3] == ["m0", "m2", "m1"]
-    assert any(line.startswith("m0 ") and line.endswith("1.00 100.0%") for line in lines)
+    assert any(line.startswith("m0 ") and line.endswith("1.00 ± 0.00 100.0 ± 0.0%") for line in lines)
     assert "mean rank and best are by ROUGE-L" in " ".join(lines)
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from llm_blender_ray.pipelines.quality.paired import Difference, correct, paired_differences
+from llm_blender_ray.pipelines.quality.means import Mean
+from llm_blender_ray.pipelines.quality.paired import Difference, correct, mean_difference, paired_differences
 
 
 def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much() -> None:
@@ -35,4 +36,25 @@ def test_holms_correction_is_over_all_tables() -> None:
     assert [one.better for one in (*first, *second)] == ["a", None, None]
     assert correct([[difference(0.01, -1.0)]])[0][0].better == "b"
     assert correct([[]]) == [[]]
+    assert correct([[difference(0.6), difference(0.7)]])[0][0].p_holm == 1
     assert difference(0.0001).better is None  # not corrected
+
+
+def test_the_correction_is_statsmodels() -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p = np.random.default_rng(0).random(40) ** 3
+    p[5] = p[7]
+    found = [one.p_holm for one in correct([[difference(float(one)) for one in p]])[0]]
+    assert found == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist())
+
+
+def test_a_mean_of_differences_is_tested_by_its_standard_error() -> None:
+    """Gains of 0 and 2, twenty each: 1 +- 1.96 x .160; nine equal gains have p = 2 / 2^9, not 0."""
+    one = mean_difference("a", "b", Mean.of([0.0, 2.0] * 20))
+    assert one is not None
+    error = math.sqrt(40 / 39 / 40)
+    assert (one.value, one.low, one.high) == pytest.approx((1, 1 - 1.96 * error, 1 + 1.96 * error))
+    assert one.p == pytest.approx(math.erfc(1 / error / math.sqrt(2)))
+    equal = mean_difference("a", "b", Mean.of([0.5] * 9))
+    assert equal is not None and equal.p == 2 / 2**9
+    assert mean_difference("a", "b", Mean.of([0.5])) is None
