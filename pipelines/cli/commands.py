@@ -22,6 +22,7 @@ from llm_blender_ray.configs.loading import ConfigError, load
 from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.agreement import agreement_command
 from llm_blender_ray.pipelines.cli.bench import bench_app
+from llm_blender_ray.pipelines.cli.campaign import campaign_app
 from llm_blender_ray.pipelines.cli.leaderboard import leaderboard_command
 from llm_blender_ray.pipelines.cli.options import (
     DASHBOARD,
@@ -67,6 +68,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train_app, name="train")
+app.add_typer(campaign_app, name="campaign")
 if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel
     app.add_typer(bench_app, name="bench")
 

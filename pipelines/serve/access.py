@@ -101,6 +101,11 @@ class Keys:
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def owners(self) -> frozenset[str]:
+        """Names of all keys."""
+        return frozenset(self._names.values())
+
     def owner(self, key: str) -> str | None:
         """Name of a key; None: unknown. Takes constant time."""
         digest, found = _digest(key), None

@@ -5,14 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from llm_blender_ray.pipelines.serve.endpoints import ENDPOINTS
-from llm_blender_ray.pipelines.serve.errors import ApiError, to_api_error
+from llm_blender_ray.pipelines.serve.errors import answer_rejected
 from llm_blender_ray.pipelines.serve.middleware import API, REQUEST_ID_HEADER, RequestMiddleware
 from llm_blender_ray.pipelines.serve.responses import Chunk
 from llm_blender_ray.pipelines.serve.service import Endpoint, Service
@@ -48,8 +48,8 @@ def create_app(service: Service, *, tells_id: bool = True, endpoints: Sequence[E
             expose_headers=[REQUEST_ID_HEADER, "retry-after"],
             max_age=600,
         )
-    app.add_exception_handler(RequestValidationError, _answer)
-    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(RequestValidationError, answer_rejected)
+    app.add_exception_handler(HTTPException, answer_rejected)
     for endpoint in endpoints:
         app.include_router(endpoint.routes(service))
     service.blender.circuits.listen(service.telemetry.circuit)
@@ -80,14 +80,3 @@ class _App(FastAPI):
         _, chunk = models_json_schema([(Chunk, "serialization")], ref_template="#/components/schemas/{model}")
         parts["schemas"] = chunk["$defs"] | parts["schemas"]
         return document
-
-
-async def _answer(request: Request, error: Exception) -> Response:
-    """Response to a request that FastAPI itself rejects."""
-    known = to_api_error(error)
-    if known is None:
-        assert isinstance(error, HTTPException)
-        known = ApiError(error.status_code, error.detail, headers=error.headers)
-    if known.code and (record := getattr(request.state, "record", None)):
-        record.error(known.code)
-    return known.response()

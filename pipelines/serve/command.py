@@ -53,7 +53,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     check_budget(config)
     spending_file(config, local=local)
     if local:
-        _check_free(host, port)
+        listening_socket(host, port).close()  # it is free
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of replicas' output
     # Ray: a second of imports, which no refusal above waits for
@@ -74,7 +74,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
             report_line(f"serving {models} at {url} ({who})")
             if exporters := ", ".join(metrics_urls()):
                 report_line(f"metrics at {url}/metrics, Ray's at {exporters}")
-            _until_interrupted()  # meanwhile Ray prints the replicas' stderr here
+            until_interrupted()  # meanwhile Ray prints the replicas' stderr here
         finally:
             with _unheard():
                 running.close()
@@ -115,14 +115,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _check_free(host: str, port: int) -> None:
-    """Check that a port is free.
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Socket that listens on a port; port 0 takes a free one.
 
     Raises:
-        BlendError: It is not.
+        BlendError: The port is taken, or the host is not this machine's.
     """
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise BlendError(
             f"can't listen on {bracketed(host)}:{port}: {os.strerror(error.errno or 0)}; give another --port"
@@ -172,7 +172,8 @@ def _why_not_running() -> str | None:
     return failed_part((name, part.status, part.message) for name, part in parts)
 
 
-def _until_interrupted() -> None:
+def until_interrupted() -> None:
+    """Wait for SIGINT or SIGTERM."""
     interrupted = threading.Event()
     with left_to_others(*SIGNALS):
         before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in SIGNALS}

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llm_blender_ray.actors.errors import BlendError, FieldError, PromptError, RowError
@@ -102,6 +103,17 @@ def to_api_error(error: Exception) -> ApiError | None:
         case HTTPException(status_code=400):  # FastAPI's, for any other failure to read the body
             return ApiError(400, "the body can't be read as JSON", code="invalid_json")
     return None
+
+
+async def answer_rejected(request: Request, error: Exception) -> Response:
+    """Response to a request that FastAPI itself rejects."""
+    known = to_api_error(error)
+    if known is None:
+        assert isinstance(error, HTTPException)
+        known = ApiError(error.status_code, error.detail, headers=error.headers)
+    if known.code and (record := getattr(request.state, "record", None)):
+        record.error(known.code)
+    return known.response()
 
 
 def internal_error(id: str) -> ApiError:

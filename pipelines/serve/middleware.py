@@ -9,7 +9,7 @@ import logging
 import re
 import uuid
 from collections.abc import MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from starlette._utils import get_route_path  # the router's own, so that checked and routed paths are the same
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,10 +17,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llm_blender_ray.actors.prices import PriceList
+from llm_blender_ray.configs.serving import Serving
+from llm_blender_ray.pipelines.serve.access import Access
+from llm_blender_ray.pipelines.serve.admission import Admission
 from llm_blender_ray.pipelines.serve.connections import abort_of
 from llm_blender_ray.pipelines.serve.errors import ApiError, internal_error, shutting_down, to_api_error
-from llm_blender_ray.pipelines.serve.service import Endpoint, Service
-from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord
+from llm_blender_ray.pipelines.serve.service import Endpoint
+from llm_blender_ray.pipelines.serve.telemetry import CANCELLED, RequestRecord, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +37,34 @@ _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
+class Front(Protocol):
+    """What requests pass before their routes: of a `Service`, and of a campaign's server."""
+
+    @property
+    def access(self) -> Access:
+        """API keys and rate limits."""
+
+    @property
+    def admission(self) -> Admission:
+        """Queue before the models."""
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """Metrics and log of counted requests."""
+
+    @property
+    def prices(self) -> PriceList:
+        """Of the tokens of counted requests."""
+
+    @property
+    def serving(self) -> Serving:
+        """Limits and deadline."""
+
+
 class RequestMiddleware:
     """Gives each request an id, identifies its caller, bounds its size and time, and turns errors to responses."""
 
-    def __init__(
-        self, app: ASGIApp, service: Service, endpoints: Sequence[Endpoint], tells_id: bool = True
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Front, endpoints: Sequence[Endpoint], tells_id: bool = True) -> None:
         """Put the middleware in front of an application.
 
         Args:

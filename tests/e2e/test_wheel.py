@@ -23,7 +23,7 @@ import runpy, sys
 sys.meta_path = [one for one in sys.meta_path if getattr(one, "__name__", "") != "_EditableFinder"]
 runpy.run_module("llm_blender_ray", run_name="__main__")
 """
-DATA = (".yaml", ".json", ".jinja", ".html", ".typed")
+DATA = (".yaml", ".json", ".jinja", ".html", ".sql", ".typed")
 
 
 @pytest.fixture(scope="module")

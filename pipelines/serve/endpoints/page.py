@@ -16,12 +16,7 @@ PAGE = Path(__file__).parents[1] / "page.html"
 def _routes(service: Service) -> APIRouter:
     router = APIRouter()
     page = PAGE.read_text(encoding="utf-8")
-    headers = {
-        "content-security-policy": content_security_policy(page),
-        "cache-control": "no-cache",
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-    }
+    headers = page_headers(page)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", operation_id="page", response_class=HTMLResponse)
@@ -33,6 +28,16 @@ def _routes(service: Service) -> APIRouter:
 
 
 ENDPOINT = Endpoint("page", "/", _routes, open=True)
+
+
+def page_headers(page: str) -> dict[str, str]:
+    """Headers of a page that is one file."""
+    return {
+        "content-security-policy": content_security_policy(page),
+        "cache-control": "no-cache",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
 
 
 def content_security_policy(page: str) -> str:
