@@ -97,14 +97,14 @@ def earlier_state(
     if INDEX in damaged and record["fingerprint"] != mark and not update:
         raise BlendError(
             f"{store.root}/{INDEX}: damaged, and {run.input} or the limit has changed since it was read; --update "
-            "keeps what still holds, --overwrite begins anew"
+            "keeps what still holds, --overwrite starts over"
         )
     gone = finished and run.output not in taken  # it was removed: another run may write there
     if changed and not update and not gone:
         was = "exists already, made" if finished else "was begun"
         raise BlendError(
             f"{run.output.uri}: {was} with another config ({listed_changes(changed)}); --update keeps what still "
-            "holds of it, --overwrite begins anew"
+            "holds of it, --overwrite starts over"
         )
     if run.limit != limit:
         if text is not None and not update and not gone:
@@ -165,7 +165,7 @@ def _refuse_fewer_rows(run: Run, rows: int) -> None:
     if run.limit is not None and run.limit < rows:
         raise BlendError(
             f"{run.output.uri}: exists already, complete with {rows} rows; limit {run.limit} would leave fewer; "
-            f"--update writes only the first {run.limit} and keeps the results of all, --overwrite begins anew"
+            f"--update writes only the first {run.limit} and keeps the results of all, --overwrite starts over"
         )
 
 
@@ -175,7 +175,7 @@ def _unrecorded(run: Run, store: CheckpointStore, taken: Sequence[Output], *, up
     if taken and not update and text is not None and Manifest.parse(text).config != _as_json(run.settings):
         raise BlendError(
             f"{store.root}/{RECORD}: damaged, and {run.output.uri} was made with another config; --update keeps "
-            "what still holds of it, --overwrite begins anew"
+            "what still holds of it, --overwrite starts over"
         )
     attempt = Manifest.parse(text).attempt if text is not None else 0
     return EarlierState(there=True, gone=True, record={"attempt": attempt})

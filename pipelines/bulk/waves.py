@@ -172,7 +172,7 @@ def _input(
         was = "was begun" if store.manifest() is None else "exists already, made"
         raise BlendError(
             f"{run.output.uri}: {was} with other rows ({index.rows} were read, now {run.input} has {new.rows}, "
-            "not the same); --update keeps what still holds, --overwrite begins anew"
+            "not the same); --update keeps what still holds, --overwrite starts over"
         )
     store.save_index(new)
     store.keep_rows(new.fingerprint)
@@ -190,7 +190,7 @@ def _same_but_for_limit(store: CheckpointStore, *inputs: tuple[Index, int | None
         return short.digest == long.digest or (short.rows == limit and begins_with(store, long, short))
     except DamagedError as error:
         raise BlendError(
-            f"{error}, so that rows cannot be compared; --update keeps what still holds, --overwrite begins anew"
+            f"{error}, so that rows cannot be compared; --update keeps what still holds, --overwrite starts over"
         ) from error
 
 
@@ -210,7 +210,7 @@ def _read_again(
     if fingerprint(run.input, run.limit, own) != mark:
         raise BlendError(
             f"{store.root}/{lost[0]}: gone or damaged, and {run.input} has changed since it was read; --update "
-            "keeps what still holds, --overwrite begins anew"
+            "keeps what still holds, --overwrite starts over"
         )
     index = _read(run, store, tracker, own)
     store.save_index(index)

@@ -135,8 +135,8 @@ def check_existing(*, overwrite: bool, update: bool, retry_failed: bool) -> None
         UsageError: It is to be both replaced and updated.
     """
     if overwrite and (update or retry_failed):
-        option = "--update goes on" if update else "--retry-failed keeps what didn't fail"
-        raise UsageError(f"--overwrite begins anew, {option}: give one of them")
+        option = "--update resumes" if update else "--retry-failed keeps what didn't fail"
+        raise UsageError(f"--overwrite starts over, {option}: give one of them")
 
 
 def preference_settings(

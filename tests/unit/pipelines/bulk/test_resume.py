@@ -128,7 +128,7 @@ def test_more_rows_are_no_other_config(limited: CheckpointStore, limit: int | No
 def test_a_limit_takes_no_rows_from_a_complete_output(limited: CheckpointStore) -> None:
     expected = (
         r"^out\.jsonl: exists already, complete with 5 rows; limit 3 would leave fewer; "
-        r"--update writes only the first 3 and keeps the results of all, --overwrite begins anew$"
+        r"--update writes only the first 3 and keeps the results of all, --overwrite starts over$"
     )
     with pytest.raises(BlendError, match=expected):
         state(limited, with_limit(3), "other", taken=True)
