@@ -176,7 +176,8 @@ def until_interrupted() -> None:
     """Wait for SIGINT or SIGTERM."""
     interrupted = threading.Event()
     with left_to_others(*SIGNALS):
-        before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda *_: interrupted.set()) for number in heeded}
         try:
             interrupted.wait()
         finally:
