@@ -95,7 +95,9 @@ class Contest:
                     fused: dict[Side, float] = {} if found.fused is None else {FUSED: found.fused}
                     scores[key] = {**dict(enumerate(found.candidates)), **fused}
                     self.signs[key] = 1 if self._metrics[key].higher_is_better else -1
-            given = given_scores(row["candidates"] or ())
+            # Without an option for them, scores are only looked at to be named in an error.
+            looks = self.options.paper or self.options.score is not None or self.found <= _BATCH
+            given = given_scores(row["candidates"] or ()) if looks else {}
             self._given |= set(given)
             for name in given if self.options.paper else [self.options.score or ""]:
                 if name in given and name not in scores:  # a metric also has the fused answer's score

@@ -28,6 +28,7 @@ from llm_blender_ray.pipelines.quality.leaderboard_tables import (
     render_leaderboard,
 )
 from llm_blender_ray.pipelines.quality.metrics import Metric, default_metrics, metric_label
+from llm_blender_ray.pipelines.quality.paired import Difference
 from llm_blender_ray.pipelines.quality.row_progress import with_progress
 from llm_blender_ray.pipelines.quality.run_cost import RunCost
 from llm_blender_ray.pipelines.quality.tally import Tally, corrected_differences
@@ -91,6 +92,16 @@ class Quality:
         if self._by_report_order:
             keys.sort(key=lambda key: self._metrics[key].report_order)
         return next((key for key in keys if tallies[key].varies), next(iter(keys), None))
+
+    def differences(self) -> dict[tuple[str, str], list[Difference]]:
+        """Leads of the blend and the ranker's choice, corrected for all of them.
+
+        Returns:
+            The leads by ("references", metric) and ("scores", name).
+        """
+        tallies = {("references", name): tally for name, tally in self.references.items()}
+        tallies |= {("scores", name): tally for name, tally in self.scores.items()}
+        return corrected_differences(tallies)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row of `rows.readers.read_rows`."""
@@ -169,9 +180,7 @@ def evaluate(
             "(`output`), candidates with `scores`, a person's `vote`, or judgements"
         )
     references, scores = quality.references, dict(sorted(quality.scores.items()))
-    tallies = {("references", name): tally for name, tally in references.items()}
-    tallies |= {("scores", name): tally for name, tally in scores.items()}
-    differences = corrected_differences(tallies)
+    differences = quality.differences()
     return {
         "rows": count,
         "errors": errors,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Self
 
+from llm_blender_ray.pipelines.quality.contest import Contest
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 from llm_blender_ray.pipelines.quality.evaluation import Quality, name_of
 from llm_blender_ray.pipelines.quality.means import Mean
@@ -144,6 +145,7 @@ class Numbers:
         longest_first: Share of rows in which the best answer is the longest.
         by_chance: The same share if length did not matter.
         longer_above: Share of pairs in which the longer answer is ranked above.
+        contest: Judgements of all rows.
     """
 
     rows: int = 0
@@ -164,6 +166,7 @@ class Numbers:
     longer_above: Mean = field(default_factory=Mean)
     sample: Sample = field(default_factory=Sample)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    contest: Contest = field(default_factory=Contest)
 
     def share_above(self, one: str, other: str) -> float | None:
         """Share of the rows that rank both in which `one` is above `other`; None if there are none."""
@@ -274,9 +277,11 @@ def count(
     for row in rows:
         key = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")
         numbers.add(row)
+        numbers.contest.add(row)
         sampling.add(row, key)
         if row["error"] is None and row["candidates"] and (len(examples) < EXAMPLES or key < examples[-1][0]):
             examples = sorted([*examples, (key, dict(row))], key=lambda item: item[0])[:EXAMPLES]
+    numbers.contest.finish()
     numbers.sample = sampling.result()
     numbers.examples = [row for _, row in examples]
     return numbers

@@ -51,11 +51,6 @@ def value_of(mean: Mean | None, digits: int = 3, *, sign: bool = False) -> str:
     return "" if mean is None or mean.value is None else fixed(mean.value, digits, sign=sign)
 
 
-def percent(mean: Mean | None) -> str:
-    """The mean as a percentage; empty without a value."""
-    return "" if mean is None or mean.value is None else f"{100 * mean.value:.1f}%"
-
-
 def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str:
     """The mean and half the width of its 95% interval; empty without a value."""
     if mean is None or mean.value is None:
@@ -64,9 +59,9 @@ def plus_minus(mean: Mean | None, *, digits: int = 3, sign: bool = False) -> str
     return value if mean.ci95_half_width is None else f"{value} ± {fixed(mean.ci95_half_width, digits)}"
 
 
-def percent_plus_minus(mean: Mean) -> str:
+def percent_plus_minus(mean: Mean | None) -> str:
     """The same as a percentage."""
-    if mean.value is None:
+    if mean is None or mean.value is None:
         return ""
     return (
         f"{100 * mean.value:.1f}%"

@@ -7,11 +7,12 @@ from markupsafe import Markup
 from llm_blender_ray.pipelines.quality.evaluation import LINES
 from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric, metric_label
+from llm_blender_ray.pipelines.quality.paired import Difference
 from llm_blender_ray.pipelines.quality.rounding import fixed
 from llm_blender_ray.pipelines.quality.tally import Tally
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.numbers import Numbers
-from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent, plus_minus, value_of
+from llm_blender_ray.pipelines.report.parts import Figure, Section, Table, percent_plus_minus, plus_minus, value_of
 
 MAX_SCORES = 6  # sections of given scores
 
@@ -35,10 +36,13 @@ def quality_sections(numbers: Numbers, names: Sequence[str]) -> list[Section]:
     references = {name: tally for name, tally in _references(numbers) if tally.models}
     scores = sorted((name, tally) for name, tally in quality.scores.items() if tally.models)[:MAX_SCORES]
     found = []
+    differences = quality.differences()
     if references:
-        found.append(_quality_of("Quality against references", references, numbers, names, "r"))
+        of_first = differences["references", next(iter(references))]
+        found.append(_quality_of("Quality against references", references, numbers, names, "r", of_first))
     for index, (name, tally) in enumerate(scores):
-        found.append(_quality_of(f"Quality by given score: {name}", {name: tally}, numbers, names, f"s{index}"))
+        title, of_score = f"Quality by given score: {name}", differences["scores", name]
+        found.append(_quality_of(title, {name: tally}, numbers, names, f"s{index}", of_score))
     return found
 
 
@@ -66,7 +70,14 @@ def _mean_of(tally: Tally, means: Mapping[str, Mean]) -> float:
     return tally.sign * (means["mean"].value or 0.0)
 
 
-def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: Sequence[str], key: str) -> Section:
+def _quality_of(
+    title: str,
+    metrics: dict[str, Tally],
+    numbers: Numbers,
+    names: Sequence[str],
+    key: str,
+    differences: Sequence[Difference],
+) -> Section:
     first_name, first = next(iter(metrics.items()))
     heading = metric_label(first_name)
     lines = _lines(first, names)
@@ -91,8 +102,8 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
             (
                 label,
                 *(plus_minus(_means_of(tally, role, name).get("mean")) for tally in metrics.values()),
-                value_of(_means_of(first, role, name).get("rank"), 2),
-                percent(
+                plus_minus(_means_of(first, role, name).get("rank"), digits=2),
+                percent_plus_minus(
                     _means_of(first, role, name).get("best_share", _means_of(first, role, name).get("is_best"))
                 ),
                 *([_gain(first, system, role, name)] if system else []),
@@ -108,7 +119,7 @@ def _quality_of(title: str, metrics: dict[str, Tally], numbers: Numbers, names: 
         )
         for i, (name, tally) in enumerate(metrics.items())
     ]
-    return Section(title, tuple(_findings(first, heading)), tuple(figures), (table,))
+    return Section(title, tuple(_findings(first, heading, differences)), tuple(figures), (table,))
 
 
 _Line = tuple[str, plots.PointRole, str]  # label, role, name of the LLM
@@ -151,8 +162,8 @@ def _gain(tally: Tally, system: str, role: plots.PointRole, name: str) -> str:
     return plus_minus(gains.get(None), sign=True) if role == "ranker" and system == "blend" else ""
 
 
-def _findings(tally: Tally, heading: str) -> list[str]:
-    """The table in words; a difference counts when its interval excludes 0."""
+def _findings(tally: Tally, heading: str, differences: Sequence[Difference]) -> list[str]:
+    """The table in words; a difference counts when it holds after correction for all leads of blend and ranker."""
     found = []
     best = max(tally.models, key=lambda name: (_mean_of(tally, tally.models[name]), name))
     name = plots.short(best, 40)
@@ -161,7 +172,7 @@ def _findings(tally: Tally, heading: str) -> list[str]:
         if gain is None or gain.value is None or gain.ci95_half_width is None:
             continue
         label = "The blend" if system == "blend" else "The ranker's choice"
-        if abs(gain.value) <= gain.ci95_half_width:
+        if not any(one.better and (one.first, one.second) == (system, best) for one in differences):
             size = plus_minus(gain, sign=True)
             found.append(f"{label} is about as good as the best LLM, {name}: {size} ({heading}, row by row).")
         else:

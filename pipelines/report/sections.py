@@ -11,6 +11,7 @@ from markupsafe import Markup
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
 from llm_blender_ray.pipelines.report import plots
 from llm_blender_ray.pipelines.report.costs import cost_section
+from llm_blender_ray.pipelines.report.judgements import judgement_section
 from llm_blender_ray.pipelines.report.numbers import Numbers, by_standing, errors_of_models
 from llm_blender_ray.pipelines.report.parts import (
     MAX_MODELS,
@@ -33,6 +34,7 @@ def sections(numbers: Numbers, manifest: Manifest | None) -> list[Section]:
         names = [name for name in names if name in often]
     found = [
         *quality_sections(numbers, names),
+        judgement_section(numbers),
         _standing(numbers, names),
         _comparisons(numbers, manifest),
         _lengths(numbers, names),
@@ -50,7 +52,7 @@ def missing(numbers: Numbers, manifest: Manifest | None) -> list[str]:
         notes.append("There are no rows.")
     elif not numbers.with_candidates:
         notes.append("No LLMs: no row has candidates.")
-    elif not quality.references and not quality.scores:
+    elif not quality.references and not quality.scores and not numbers.contest.judges:
         notes.append("No quality: no row without an error has a reference (output), and no candidate has scores.")
     if numbers.with_candidates and not numbers.ranked:
         notes.append("No ranking: no row is ranked.")

@@ -332,4 +332,30 @@ def test_the_page_has_the_numbers_of_evaluate(tmp_path: Path) -> None:
             cells = page.texts[page.texts.index(name, start) :]
             line = [text.strip() for text in cells if text.strip()][: len(report["references"]) + 3]
             shown = {text.split(" ")[0] for text in line}
-            assert {f"{model['rank']:.2f}", f"{model['best_share']:.1%}", f"{model['mean']:.3f}"} <= shown
+            assert {f"{model['rank']:.2f}", f"{100 * model['best_share']:.1f}", f"{model['mean']:.3f}"} <= shown
+
+
+def test_judgements_are_a_section_with_the_numbers_of_evaluate(tmp_path: Path) -> None:
+    """a beats b on 16 of 20 rows: better. b and c beat each other in turn: nothing holds."""
+    lines = [
+        {
+            "id": str(at),
+            "instruction": "p",
+            "candidates": [{"model": name, "text": name} for name in "abc"],
+            "cmp_results": {
+                "a,b": "A is better" if at % 5 else "B is better",
+                "b,c": "A is better" if at % 2 else "B is better",
+                "a,c": "Same good",
+            },
+        }
+        for at in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = checked(Path(write_report(str(tmp_path / "rows.jsonl"), None)).read_text()).text
+    table = evaluate_uri(str(tmp_path / "rows.jsonl"))["judgements"]["table"]
+    a = table["systems"]["a"]
+    assert f"{a['strength']['elo']:.0f} [{a['strength']['elo_low']:.0f}, {a['strength']['elo_high']:.0f}]" in text
+    assert "60 judgements of 20 rows, by cmp_results (60)" in text
+    assert {one["better"] for one in table["differences"]} == {"a", None}
+    assert "a is better than b." in text and "b is better" not in text and "c is better" not in text
+    assert "No quality" not in text
