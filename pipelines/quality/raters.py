@@ -23,7 +23,7 @@ from llm_blender_ray.pipelines.quality.judgements import (
     read_judgements,
 )
 from llm_blender_ray.pipelines.quality.metrics import Metric
-from llm_blender_ray.pipelines.quality.votes import FUSED, Side, margin_between, name_of
+from llm_blender_ray.pipelines.quality.votes import FUSED, Side, margin_between, name_of, was_compared
 from llm_blender_ray.pipelines.rows.schema import references_of
 
 RANKER_RATER = "ranker"
@@ -302,7 +302,7 @@ def _rating_of(prompt: RatedPrompt, rater: str, other: str) -> Rating | None:
 
 def _margin(row: Mapping[str, Any], i: int, j: int) -> float | None:
     """The ranker's margin; of rows of `blend compare` their own, which `preference` tells from another's column."""
-    margin = margin_between(row, i, j)
+    margin = margin_between(row, i, j) if was_compared(row) else None
     given = column(row, "margin")
     if margin is None and len(row["candidates"]) == 2 and isinstance(given, int | float):
         preferred = column(row, "preference")

@@ -162,7 +162,7 @@ class Votes:
             self.models[names[1]].add(-sign)
         if sign == 0:
             return
-        margin = margin_between(row, left, right) if _compared(row) else None
+        margin = margin_between(row, left, right) if was_compared(row) else None
         if margin:
             self.judged += 1
             self.agreed += (margin > 0) == (sign > 0)
@@ -229,7 +229,7 @@ def _agreement(ranker: Mapping[str, Any]) -> str | None:
     )
 
 
-def _compared(row: Mapping[str, Any]) -> bool:
+def was_compared(row: Mapping[str, Any]) -> bool:
     """Whether the ranker compared the row; False for an order by the leaderboard (`actors.leaderboard`)."""
     return row["logits"] is None or any(logit is not None for logits in row["logits"] for logit in logits)
 

@@ -17,6 +17,7 @@ PRESETS: dict[str, Path] = hooks.blend_presets()
 GPUS = {  # for which each preset is written
     "demo": (0, 1),
     "demo-real": (0, 1),
+    "demo-self": (0, 1),
     "endpoints": (0, 1),
     "laptop": (0, 1),
     "modern-1-gpu": (1, 4, 8),

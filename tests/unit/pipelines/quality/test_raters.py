@@ -133,6 +133,11 @@ def test_rows_of_compare_have_a_margin(margin, preference, found) -> None:
         assert [*raters_of(prompts)] == ["chosen"]
 
 
+def test_an_order_by_the_leaderboard_is_no_verdict_of_the_ranker() -> None:
+    none = [[None] * 3] * 3
+    assert not raters_of(rated([row(0, scores=[3, 2, 1], ranking=[0, 1, 2], logits=none)]))
+
+
 def test_metrics_rate_the_blend_too_and_lower_may_be_better() -> None:
     class ErrorRate(RougeL):
         name = "error_rate"
