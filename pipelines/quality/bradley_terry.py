@@ -44,6 +44,7 @@ class Strengths:
         values: Strength of each contestant that has one, strongest first.
         draws: Strengths in each of R resamples, R x N, in the order of `values`.
         without: Contestants whose comparisons determine no strength.
+        prompts: Prompts that they are of.
         tail: Share of the draws below, and above, a 95% interval.
         effects: Log-odds that one unit of a covariate adds, with half the width of its 95% interval.
     """
@@ -51,6 +52,7 @@ class Strengths:
     values: Mapping[str, float]
     draws: np.ndarray
     without: tuple[str, ...] = ()
+    prompts: int = 0
     tail: float = 0.025
     effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -95,7 +97,7 @@ def fit_strengths(table: OutcomeTable, *, resamples: int = STRENGTH_RESAMPLES, s
     found = _strengths(
         [*names, *[RANKER_CONTESTANT] * pairs.has_ranker], values, np.concatenate(draws), table.names
     )
-    return replace(found, tail=_tail(prompts))
+    return replace(found, prompts=prompts, tail=_tail(prompts))
 
 
 def fit_controlled(
@@ -156,8 +158,6 @@ def _tail(prompts: int) -> float:
     """Share of a bootstrap's draws outside either end of a 95% interval: less than .025 for few prompts."""
     from scipy.stats import norm, t
 
-    if prompts < 2:
-        return 0.0
     return float(norm.cdf(math.sqrt(prompts / (prompts - 1)) * t.ppf(0.025, prompts - 1)))
 
 
@@ -239,6 +239,8 @@ def _comparable(table: OutcomeTable) -> list[str]:
 
     names = [name for name in table.names if name != RANKER_CONTESTANT]
     kept, n = table.among(names), len(names)
+    if len(np.unique(kept.prompts)) < 2:  # one prompt has no variance
+        return []
     over = np.concatenate([kept.left[kept.shares > 0], kept.right[kept.shares < 1]])
     under = np.concatenate([kept.right[kept.shares > 0], kept.left[kept.shares < 1]])
     if not len(over):

@@ -67,6 +67,7 @@ class Contest:
         metrics = options.columns if options.metric is None else (*options.columns, options.metric)
         self._metrics = {one.key: one for one in metrics}
         self._dropped: set[str] = set()
+        self._unknown = list(options.slice_by)  # columns without a value so far
         self._pending: list[Mapping[str, Any]] = []
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -113,7 +114,9 @@ class Contest:
         if not judgements and not scores.get(source or "") and not (options.paper and scores):
             return
         self.judges.update(one.judge for one in judgements)
-        at, values = len(self.rows), tuple(str(column(row, name)) for name in options.slice_by)
+        given = {name: column(row, name) for name in options.slice_by}
+        self._unknown = [name for name in self._unknown if given[name] is None]
+        at, values = len(self.rows), tuple(map(str, given.values()))
         chosen = row["ranking"][0] if row["ranking"] else None
         self.rows.append(JudgedRow(answers_of(row), judgements, chosen, scores, values))
         if options.baseline == REFERENCE:
@@ -180,6 +183,8 @@ class Contest:
         for option, name in (("--baseline", options.baseline), *(("--at-least", one) for one in options.at_least)):
             if name not in (None, REFERENCE, *names):
                 raise BlendError(f"{option} {name}: expected one of {', '.join(names)}")
+        if self._unknown:
+            raise BlendError(f"--by {self._unknown[0]}: no row has a value in this column")
         slices = {row.slice for row in self.rows}
         if len(slices) > MOST_SLICES:
             raise BlendError(f"--by: expected at most {MOST_SLICES} values, got {len(slices)}")

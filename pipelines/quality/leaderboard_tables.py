@@ -105,8 +105,8 @@ def findings_of(table: Mapping[str, Any]) -> list[str]:
     lines = better_lines(table["differences"], list(table["systems"]))
     if table["without_strength"]:
         lines.append(
-            f"No finite strength: {', '.join(table['without_strength'])}: only won, only lost, or not compared "
-            "with the others."
+            f"No strength: {', '.join(table['without_strength'])} (only won, only lost, or not compared with the "
+            "others on two prompts or more)."
         )
     return lines
 

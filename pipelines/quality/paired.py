@@ -92,13 +92,17 @@ def paired_differences(
 
 
 def strength_differences(strengths: Strengths) -> list[Difference]:
-    """Differences of the strengths of all pairs, with the standard error of the paired resamples."""
+    """Differences of the strengths of all pairs, with the standard error of the paired resamples.
+
+    A p-value is no less than that of a permutation test can be on so few prompts.
+    """
+    least = 2.0 ** (1 - strengths.prompts)
     found = []
     for one, other in combinations(strengths.values, 2):
         value = strengths.values[one] - strengths.values[other]
         low, high = strengths.interval(one, other)
         error = strengths.standard_error(one, other)
-        found.append(Difference(one, other, value, low, high, _normal_p(value, error)))
+        found.append(Difference(one, other, value, low, high, max(least, _normal_p(value, error))))
     return found
 
 

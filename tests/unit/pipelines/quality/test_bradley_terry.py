@@ -145,6 +145,14 @@ def test_a_judge_of_lengths_sees_no_difference_at_equal_length() -> None:
     assert fit_controlled(outcomes, "style").effects.keys() == {"length"}  # nothing else varies
 
 
+def test_one_prompt_has_no_interval_and_no_strength() -> None:
+    recorder = OutcomeRecorder(with_style=True)
+    for side in ("left", "right", "left"):
+        recorder.add(0, Outcome("0", "j", "a", "b", side, "short", "longer"))
+    assert fit_strengths(recorder.table(), resamples=10).values == {}
+    assert fit_controlled(recorder.table(), "length").values == {}
+
+
 def test_markdown_is_counted() -> None:
     text = "# One\n\nSome **bold** and __more__.\n\n- a\n* b\n1. c\n## Two"
     assert count_style(text) == (len(text), 2, 2, 3)

@@ -186,6 +186,7 @@ def test_judges_are_chosen_by_name() -> None:
         ({"score": "x"}, r"none has the score 'x'"),
         ({"metric": read_metric("exact")}, r"none has a reference \(`output`\)"),
         ({"baseline": "d"}, r"--baseline d: expected one of a, b, c"),
+        ({"slice_by": ("kind",)}, r"--by kind: no row has a value in this column"),
         ({"at_least": ("b", "e")}, r"--at-least e: expected one of a, b, c"),
     ],
 )

@@ -5,8 +5,16 @@ import math
 import numpy as np
 import pytest
 
+from llm_blender_ray.pipelines.quality.bradley_terry import fit_strengths
 from llm_blender_ray.pipelines.quality.means import Mean
-from llm_blender_ray.pipelines.quality.paired import Difference, correct, mean_difference, paired_differences
+from llm_blender_ray.pipelines.quality.outcome_table import OutcomeTable
+from llm_blender_ray.pipelines.quality.paired import (
+    Difference,
+    correct,
+    mean_difference,
+    paired_differences,
+    strength_differences,
+)
 
 
 def test_the_p_value_is_the_share_of_exchanges_that_differ_as_much() -> None:
@@ -46,6 +54,15 @@ def test_the_correction_is_statsmodels() -> None:
     p[5] = p[7]
     found = [one.p_holm for one in correct([[difference(float(one)) for one in p]])[0]]
     assert found == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist())
+
+
+def test_few_equal_prompts_prove_nothing() -> None:
+    """Three prompts, on each of which a wins two of three: no resample differs, and p is 2 / 2^3, not 0."""
+    prompts, shares = np.repeat(np.arange(3), 3), np.tile([1.0, 1.0, 0.0], 3)
+    zeros = np.zeros(9, dtype=int)
+    outcomes = OutcomeTable(("a", "b"), prompts, zeros, zeros + 1, shares)
+    (one,) = strength_differences(fit_strengths(outcomes, resamples=20))
+    assert (one.value, one.p) == (pytest.approx(math.log(2), abs=1e-4), 0.25)
 
 
 def test_a_mean_of_differences_is_tested_by_its_standard_error() -> None:
