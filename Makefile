@@ -9,6 +9,8 @@ JOBS ?= 2  # processes of the unit tests
 RAY_JOBS ?= 2  # processes of the other tests, each with a Ray of about 3 GiB; 0: one after the other in pytest itself
 UNIT_TESTS := tests/unit -n $(JOBS) --dist loadfile
 RAY_TESTS := tests/e2e tests/ray -n $(RAY_JOBS) --dist loadfile --no-loadscope-reorder  # the longest files first
+# Files of a mark: collecting all of them takes 15 s of CPU.
+marked = $(shell grep -rl "mark\.$(1)" --include='test_*.py' tests)
 PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
@@ -51,13 +53,13 @@ test-all: $(VENV)/.installed-dev            ## those and the slow ones
 	$(PYTEST) $(RAY_TESTS) -m "not vllm and not gpu and not real"
 
 test-real: $(VENV)/.installed-dev $(PUBLISHED_LLM)            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
-	$(PYTEST) -m "real and not vllm and not gpu"
+	$(PYTEST) $(call marked,real) -m "real and not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm $(PUBLISHED_LLM)            ## the tests of the vLLM engine, on CPU
-	$(PYTEST) -m "vllm and not gpu"
+	$(PYTEST) $(call marked,vllm) -m "vllm and not gpu"
 
 test-gpu: $(VENV)/.installed-dev            ## the tests that need a GPU (install the `vllm` extra first)
-	$(PYTEST) -m gpu
+	$(PYTEST) $(call marked,gpu) -m gpu
 
 bench-original: $(VENV)/.installed out/original/.installed            ## the original package and ours in turns (ROWS=, RANKER=, LIMIT=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.side_by_side --python out/original/bin/python \
