@@ -20,12 +20,12 @@ PROCESS_POLL_S = 0.02
 _PATIENCE_S = 240.0  # for processes to end by themselves
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> bool:
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any], poll_s: float = PROCESS_POLL_S) -> bool:
     """Wait for something that a process brings about; False when the process ended before."""
     while not true():
         if process.poll() is not None:
             return true()
-        time.sleep(PROCESS_POLL_S)
+        time.sleep(poll_s)
     return True
 
 

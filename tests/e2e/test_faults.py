@@ -24,6 +24,7 @@ from faulty_proxy import FaultyProxy, lose_answer, refuse, reset
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.processes import (
+    PROCESS_POLL_S,
     descendants,
     nodes,
     remaining,
@@ -95,9 +96,9 @@ class Command:
         command = [sys.executable, "-m", "llm_blender_ray", "run", str(self._file), *self._options]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._environment)
 
-    def kill_when(self, true: Callable[[], bool]) -> None:
+    def kill_when(self, true: Callable[[], bool], poll_s: float = PROCESS_POLL_S) -> None:
         """SIGKILL as soon as something is so, and see that no process stays; then the same command again."""
-        assert wait_until(true, self.process), self.end()
+        assert wait_until(true, self.process, poll_s), self.end()
         started = descendants(self.process.pid)
         self.process.kill()
         self.process.communicate()
@@ -148,7 +149,7 @@ def test_an_actor_killed_at_work(tmp_path: Path) -> None:
                 for one in found:
                     one.kill()
                     struck.append(len(kept(output)))
-            time.sleep(0.001)
+            time.sleep(0.01)
 
     striking = threading.Thread(target=strike)
     striking.start()
@@ -355,8 +356,10 @@ def test_killed_on_a_bucket_that_has_faults(s3_bucket: str, s3_faults: FaultyPro
     s3_faults.plan(refuse(500, "InternalError"), "GET", r"/results/", times=1)
     s3_faults.plan(reset, "PUT", r"/rows/", times=1)
     s3_faults.plan(lose_answer, "PUT", r"/results/", times=1)
-    command = Command(tmp_path, config(source, output, rows_per_block=64))
-    command.kill_when(lambda: any(store.done(stage) for stage in store.stages()))
+    ours = ray.get_runtime_context().gcs_address  # a Ray of its own dies with the driver on local files above
+    command = Command(tmp_path, config(source, output, rows_per_block=64), address=ours)
+    # a look is several requests, which this process serves, too
+    command.kill_when(lambda: any(store.done(stage) for stage in store.stages()), poll_s=0.1)
     assert store.manifest() is None
     assert command.end() == (0, f"500 rows: {output}")
     rows = ray.data.read_parquet(output).take_all()
