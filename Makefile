@@ -15,7 +15,7 @@ PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
-.PHONY: help install install-vllm demo demo-real check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-faults bench-online gpu-bundle docs miniature constraints clean
+.PHONY: help install install-vllm demo demo-real check test-fast test test-all test-real test-vllm test-gpu bench-original bench-bulk bench-vllm bench-decoding bench-judge bench-faults bench-online gpu-bundle docs miniature constraints clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -74,6 +74,9 @@ bench-vllm: $(VENV)/.installed-vllm $(PUBLISHED_LLM)            ## tokens/s in a
 
 bench-decoding: $(VENV)/.installed-dev            ## the transformers engine, with and without continuous batching (MODEL=, ARGS=), JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.decoding $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+bench-judge: $(VENV)/.installed-dev             ## kill blend judge (ROWS=200, KILLS=3), count comparisons lost or paid twice, JSON last
+	$(BIN)/python -m llm_blender_ray.pipelines.bench.judge_kills --rows $(or $(ROWS),200) --kills $(or $(KILLS),3)
 
 bench-faults: $(VENV)/.installed-dev            ## kill drivers, actors and nodes (ROWS=2000, KILLS=10), count what was lost, JSON last
 	$(BIN)/python -m llm_blender_ray.pipelines.bench.faults --rows $(or $(ROWS),2000) --kills $(or $(KILLS),10)

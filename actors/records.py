@@ -25,6 +25,7 @@ from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.judged_pairs import JudgedAnswers
 from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
@@ -190,6 +191,7 @@ class Blend:
     Attributes:
         ranking_usage: Calls of LLMs for the ranking, also one that failed; None: unknown, as of a candidate.
         fusing_usage: The same for the fused text.
+        judged: What one LLM judge found of pairs of its answers (`blend judge`).
     """
 
     prompt: Prompt
@@ -200,6 +202,7 @@ class Blend:
     error: str | None = None
     ranking_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
     fusing_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
+    judged: JudgedAnswers | None = None
 
 
 CANDIDATE_TYPE = pa.struct(

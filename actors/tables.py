@@ -3,7 +3,7 @@
 A table's other columns are not looked at: they are the user's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,10 +26,11 @@ _CHANGED = {name: PROMPT_COLUMNS[name] for name in ("candidates", "error")} | RE
 def to_blends(table: pa.Table) -> list[Blend]:
     """One blend per row. A row whose `error` is set, or whose content is bad, comes as a blend with that error."""
     known = [name for name in table.column_names if name in PROMPT_COLUMNS or name in RESULT_COLUMNS]
-    return [_blend(row) for row in table.select(known).to_pylist()]
+    return [to_blend(row) for row in table.select(known).to_pylist()]
 
 
-def _blend(row: dict[str, Any]) -> Blend:
+def to_blend(row: Mapping[str, Any]) -> Blend:
+    """The blend of one row, as `to_blends` makes it."""
     error = row.get("error")
     candidates = tuple(Candidate(**value) for value in row.get("candidates") or ())
     try:
@@ -45,7 +46,7 @@ def _blend(row: dict[str, Any]) -> Blend:
         return Blend(Prompt(row.get("id") or ""), candidates, error=error or str(bad))
 
 
-def _ranking(row: dict[str, Any], size: int) -> Ranking | None:
+def _ranking(row: Mapping[str, Any], size: int) -> Ranking | None:
     order = row.get("ranking")
     if order is None:
         return None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from llm_blender_ray.configs.rubrics import read_rubric_file
 from llm_blender_ray.configs.templates import read_if_file
 from llm_blender_ray.configs.weight_formats import GGUF_SUFFIX
 
@@ -24,7 +25,7 @@ def load(path: str | Path, schema: type[_SettingsT], overrides: Sequence[str] = 
     """The config at `path` as `schema`, with `a.b=value` overrides (values are YAML; numbers index lists).
 
     A relative folder named by `model` or `backbone` is resolved against the config's folder where it exists; a
-    file named by `chat_template` is replaced by its contents.
+    file named by `chat_template` or `rubric` is replaced by its contents.
 
     Raises:
         ConfigError: The file can't be read, or a setting is wrong; one line for each mistake.
@@ -110,6 +111,8 @@ def _resolve_folders(data: Any, base: Path) -> None:
             data[key] = str((base / value).resolve())
         elif key == "chat_template" and isinstance(value, str):
             data[key] = read_if_file(value, base)
+        elif key == "rubric" and isinstance(value, str):
+            data[key] = read_rubric_file(value, base)
         else:
             _resolve_folders(value, base)
 

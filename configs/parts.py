@@ -18,7 +18,7 @@ from llm_blender_ray.configs.weight_formats import ANY_FORMAT, WeightFormats
 if TYPE_CHECKING:
     from llm_blender_ray.configs.llms import BaseLLM
 
-Stage = Literal["generate", "rank", "fuse", "score"]
+Stage = Literal["generate", "rank", "fuse", "judge", "score"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 # auto, or torch's name
 DeviceName = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?)$")]

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from llm_blender_ray.cluster.plan import Capacity, PlanError, make_plan
+from llm_blender_ray.configs.judges import JudgeConfig
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.registry import OneOf
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
@@ -46,6 +47,7 @@ INCLUDED = {
 }
 ROOTS = {
     "Bulk runs and the service": (BlendConfig,),
+    "blend judge": (JudgeConfig,),
     "blend train ranker": (RankerTraining,),
     "blend train fuser": (FuserTraining,),
 }
@@ -88,7 +90,7 @@ def notebook_page() -> str:
 def blend_presets() -> dict[str, Path]:
     """Config files of whole blends in `configs/` by name."""
     files = sorted(PRESETS.glob("*.yaml"))
-    return {file.stem: file for file in files if not file.stem.startswith("train-")}
+    return {file.stem: file for file in files if not file.stem.startswith(("train-", "judge"))}
 
 
 def model_notes(text: str) -> dict[str, str]:

@@ -8,15 +8,17 @@ is requested once more; then that comparison has no score.
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.judged_pairs import JudgeReply
 from llm_blender_ray.actors.prompt_fencing import fence_for, prompt_text
 from llm_blender_ray.actors.records import Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers import CountedScore, Score, ScoringError, Traits, UnpaidScoringError
-from llm_blender_ray.actors.scorers.verdicts import read_verdict
-from llm_blender_ray.actors.usage import TokenUsage
+from llm_blender_ray.actors.scorers.verdicts import SCORES, THREE_WAY, VerdictWords, read_preference
 from llm_blender_ray.configs.identity import deciding, settings_digest
-from llm_blender_ray.configs.schema import Judge
+from llm_blender_ray.configs.judging import Judging
+from llm_blender_ray.configs.schema import BaseLLM, Judge
 
 CRITERION = "how helpful, relevant, accurate and detailed it is"
 JUDGE_TEMPLATE = """\
@@ -49,26 +51,42 @@ for."""
 MAX_REPLY_CHARACTERS = 120  # characters of a reply that can't be read
 
 
-class JudgeScorer:
-    """One LLM, loaded and ready. It belongs to the event loop of its first call."""
+class LLMJudge:
+    """One LLM that decides between two answers. It belongs to the event loop of its first call."""
 
-    def __init__(self, settings: Judge) -> None:
+    def __init__(self, llm: BaseLLM, judging: Judging, words: VerdictWords = THREE_WAY) -> None:
         """Load the LLM.
+
+        Args:
+            llm: Settings of the LLM.
+            judging: The prompt, and the form of the verdict.
+            words: The verdicts that there are.
 
         Raises:
             ModelLoadError: The LLM can't be used.
         """
-        self._name = settings.llm.name
-        self._criterion = settings.criterion or CRITERION
-        self._template = settings.prompt or JUDGE_TEMPLATE
-        self._pattern = re.compile(settings.verdict_pattern) if settings.verdict_pattern else None
-        self._llm = Generator(settings.llm)
-        identity = _identity(settings) if settings.cache else None
-        self.traits = Traits(pointwise=False, identity=identity)
+        self.name = llm.name
+        self._criterion = judging.criterion or CRITERION
+        self._template = judging.prompt or JUDGE_TEMPLATE
+        self._pattern = re.compile(judging.verdict_pattern) if judging.verdict_pattern else None
+        self._words = words
+        self._llm = Generator(llm)
 
-    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
-        """1 where left is better, -1 where right is, 0 for a tie; a ScoringError where there is no verdict."""
-        return list(await asyncio.gather(*map(self._judge, matchups)))  # the engine batches and bounds them
+    async def decide(self, matchup: Matchup) -> JudgeReply:
+        """Request a verdict, once more where the reply failed or can't be read. Concurrent calls are batched."""
+        asked: tuple[Message, ...] = (
+            Message(role="user", content=question(matchup, self._criterion, self._template)),
+        )
+        id, payer = matchup.prompt.id, matchup.prompt.payer
+        first = await self._llm.answer(Prompt(id, messages=asked, payer=payer))
+        reply = self._read(first)
+        if reply.preferred or first.refused or first.permanent or first.unpaid:
+            return reply
+        if first.text is not None:
+            said = Message(role="assistant", content=first.text)
+            asked = (*asked, said, Message(role="user", content=REMINDER))
+        again = self._read(await self._llm.answer(Prompt(id, messages=asked, payer=payer), sample=1))
+        return replace(again if again.preferred else reply, usage=reply.usage + again.usage)
 
     async def check_health(self) -> None:
         """See `actors.scorers.Scorer`."""
@@ -78,43 +96,54 @@ class JudgeScorer:
         """See `actors.scorers.Scorer`."""
         await self._llm.close()
 
-    async def _judge(self, matchup: Matchup) -> Score:
-        asked: tuple[Message, ...] = (
-            Message(role="user", content=question(matchup, self._criterion, self._template)),
-        )
-        id, payer = matchup.prompt.id, matchup.prompt.payer
-        reply = await self._llm.answer(Prompt(id, messages=asked, payer=payer))
-        verdict = self._read(reply)
-        if not isinstance(verdict, ScoringError) or reply.refused or reply.permanent or reply.unpaid:
-            return _counted(verdict, reply.known_usage)
-        if reply.text is not None:
-            said = Message(role="assistant", content=reply.text)
-            asked = (*asked, said, Message(role="user", content=REMINDER))
-        second = await self._llm.answer(Prompt(id, messages=asked, payer=payer), sample=1)
-        again = self._read(second)
-        return _counted(
-            verdict if isinstance(again, ScoringError) else again, reply.known_usage + second.known_usage
-        )
-
-    def _read(self, reply: Candidate) -> Score:
+    def _read(self, reply: Candidate) -> JudgeReply:
         if reply.text is None:
-            kind = UnpaidScoringError if reply.unpaid else ScoringError
-            return kind(f"judge {self._name}: {reply.error}")
-        verdict = read_verdict(reply.text, self._pattern)
+            return JudgeReply(error=reply.error, unpaid=reply.unpaid, usage=reply.known_usage)
+        verdict = read_preference(reply.text, self._words, self._pattern)
+        problem = None
         if reply.finish_reason == "length":  # what looks like its end may be a sentence's beginning
             problem = "the reply was cut at max_tokens; raise llm.sampling.max_tokens"
         elif verdict is None:
             problem = "no verdict in its reply"
-        else:
-            return verdict
+        if problem is None:
+            return JudgeReply(verdict, reply.text, usage=reply.known_usage)
         end = " ".join(reply.text.split())
         cut = "…" if len(end) > MAX_REPLY_CHARACTERS else ""
-        return ScoringError(f"judge {self._name}: {problem}: {cut}{end[-MAX_REPLY_CHARACTERS:]!r}")
+        problem = f"{problem}: {cut}{end[-MAX_REPLY_CHARACTERS:]!r}"
+        return JudgeReply(text=reply.text, error=problem, usage=reply.known_usage)
 
 
-def _counted(verdict: Score, usage: TokenUsage) -> Score:
-    """The verdict with the usage of all calls for it."""
-    return verdict.with_usage(usage) if isinstance(verdict, ScoringError) else CountedScore.of(verdict, usage)
+class JudgeScorer:
+    """See `actors.scorers.Scorer`: an LLM judge's verdicts as scores."""
+
+    def __init__(self, settings: Judge) -> None:
+        """Load the LLM.
+
+        Raises:
+            ModelLoadError: The LLM can't be used.
+        """
+        self._judge = LLMJudge(settings.llm, settings)
+        identity = _identity(settings) if settings.cache else None
+        self.traits = Traits(pointwise=False, identity=identity)
+
+    async def score(self, matchups: Sequence[Matchup]) -> list[Score]:
+        """1 where left is better, -1 where right is, 0 for a tie; a ScoringError where there is no verdict."""
+        return list(await asyncio.gather(*map(self._score, matchups)))  # the engine batches and bounds them
+
+    async def check_health(self) -> None:
+        """See `actors.scorers.Scorer`."""
+        await self._judge.check_health()
+
+    async def close(self) -> None:
+        """See `actors.scorers.Scorer`."""
+        await self._judge.close()
+
+    async def _score(self, matchup: Matchup) -> Score:
+        reply = await self._judge.decide(matchup)
+        if reply.preferred is not None:
+            return CountedScore.of(SCORES[reply.preferred], reply.usage)
+        kind = UnpaidScoringError if reply.unpaid else ScoringError
+        return kind(f"judge {self._judge.name}: {reply.error}").with_usage(reply.usage)
 
 
 def question(matchup: Matchup, criterion: str = CRITERION, template: str = JUDGE_TEMPLATE) -> str:

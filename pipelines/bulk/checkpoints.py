@@ -3,6 +3,7 @@
     rows/FINGERPRINT/00000-000012.parquet   the input, cut into blocks
     index.parquet                           the blocks: file, rows, digests; written after all of them
     results/generate-alder-3f2a91c04d/8c1f...-01ab....parquet  one stage's result of one block
+    replies/judge-gpt-77c0.../8c1f...-01ab.../0-9d2e....json   one reply of a judge, while its block has no result
     run.json                                settings at the start of the run
     manifest.json                           record of the run; written when the output is complete
 
@@ -236,6 +237,22 @@ class CheckpointStore:
         """Remove a stage's result of a block."""
         remove(f"{self.root}/{_result(stage, digest)}")
 
+    def save_reply(self, stage: str, block: str, attempt: int, key: str, reply: Mapping[str, Any]) -> None:
+        """Store one reply of a stage's LLM in a block that is not finished."""
+        self._put(f"{_replies(stage, block)}/{attempt}-{key}.json", json.dumps(reply, indent=2).encode())
+
+    def replies(self, stage: str, block: str, attempt: int) -> dict[str, dict[str, Any]]:
+        """Replies that an unfinished attempt at a block has stored, by their keys; damaged ones are missing."""
+        folder, mine = _replies(stage, block), f"{attempt}-"
+        found = [name for name in names(f"{self.root}/{folder}") if name.startswith(mine)]
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            read = zip(found, pool.map(self._get, [f"{folder}/{name}" for name in found]), strict=True)
+            return {PurePosixPath(name).stem.removeprefix(mine): json.loads(data) for name, data in read if data}
+
+    def forget_replies(self, stage: str, block: str) -> None:
+        """Remove the stored replies of a block that has its result."""
+        remove(f"{self.root}/{_replies(stage, block)}")
+
     def damaged_results(self, stage: str) -> list[str]:
         """Names of blocks with a damaged result of a stage."""
         found = self.damaged(_result(stage, name) for name in self.done(stage))
@@ -293,6 +310,10 @@ _INDEX_SCHEMA = pa.schema(
 
 def _rows(fingerprint: str, block: str) -> str:
     return f"rows/{fingerprint}/{block}.parquet"
+
+
+def _replies(stage: str, block: str) -> str:
+    return f"replies/{stage}/{block}"
 
 
 def _result(stage: str, digest: str) -> str:

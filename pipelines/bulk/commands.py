@@ -73,10 +73,10 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         usd=config.budget.usd_per_run,
         finish=None if config.fuser else with_best,
     )
-    return _checked(execute(run, **existing), config.max_error_rate)
+    return checked(execute(run, **existing), config.max_error_rate)
 
 
-def _checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
+def checked(summary: Summary, max_error_rate: float = 1.0) -> Summary:
     """The summary of a run that counts as done.
 
     Raises:
@@ -183,7 +183,7 @@ def _run_stage(
         preferences=preferences,
         **changes,
     )
-    return _checked(execute(run, **existing))
+    return checked(execute(run, **existing))
 
 
 def with_readable_rankings(table: pa.Table) -> pa.Table:

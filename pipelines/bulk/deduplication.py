@@ -14,8 +14,10 @@ from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.tables import to_blends
 from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
-from llm_blender_ray.pipelines.bulk.results import INPUTS, inputs_of, with_row_marks, without_usage
+from llm_blender_ray.pipelines.bulk.results import with_row_marks, without_usage
 from llm_blender_ray.pipelines.bulk.retry import Todo
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
+from llm_blender_ray.pipelines.bulk.row_stages.base import INPUTS, inputs_of
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 
 Named = Mapping[str, Block]  # blocks by the names of their results
@@ -98,4 +100,5 @@ def _found(
 def _same(step: StageSpec, seen: Sequence[Blend], table: pa.Table) -> bool:
     if step.kind == "generate":
         return True
-    return INPUTS in table.column_names and table.column(INPUTS).to_pylist() == [*map(inputs_of, seen)]
+    inputs = [inputs_of(ROW_STAGES[step.kind], blend) for blend in seen]
+    return INPUTS in table.column_names and table.column(INPUTS).to_pylist() == inputs

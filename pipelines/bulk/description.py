@@ -26,6 +26,8 @@ class Run:
         llms: Names in the order of their candidates.
         results: Columns that the run adds.
         keep: Result columns of the input that are written if rows have them.
+        adds: Further columns with their types, which `finish` puts among the user's own (`Layout.of`).
+        reads: Columns that stages read beside `input.SEEN_BY_STAGES`.
         settings: Settings for the manifest.
         identity: Those settings that decide the output.
         prices: Prices of the parts by name, where the config has them.
@@ -43,6 +45,8 @@ class Run:
     parts: Mapping[str, PartSettings] = field(default_factory=dict)
     llms: tuple[str, ...] = ()
     keep: Sequence[str] = ()
+    adds: Mapping[str, pa.DataType] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
     limit: int | None = None
     rows_per_block: int = 1024
     preferences: Preferences | None = None

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
 from llm_blender_ray.pipelines.quality.error_kinds import OTHER_ERRORS
 from llm_blender_ray.pipelines.quality.ranker_signs import constant_sign, contradiction_sign, order_agreement
 
 CAUSES = 5  # of one model, the most frequent ones
 AGAIN = "--retry-failed retries what failed, and keeps the rest"
-_VERBS = {"generate": "no answer on", "rank": "no ranking of", "fuse": "nothing fused of"}
+_VERBS = {"generate": "no answer on", **{kind: stage.failure_verb for kind, stage in ROW_STAGES.items()}}
 
 
 def failure_lines(manifest: Manifest) -> list[str]:
@@ -38,11 +39,17 @@ def _other_errors(manifest: Manifest) -> Counter[str]:
 
 def problems(stages: Sequence[StageRecord]) -> list[str]:
     """Reasons for exit code 1: models that failed more often than allowed."""
-    return [
-        f"{stage.name} failed on {_share(stage.failed, stage.asked)}, more than its max_error_rate "
-        f"{stage.max_error_rate:g} allows"
+    failed = [(stage, stage.failed, stage.asked, "rows") for stage in stages]
+    failed += [
+        (stage, stage.left_out, stage.comparisons + stage.left_out, "comparisons")
         for stage in stages
-        if stage.failed > stage.max_error_rate * stage.asked
+        if stage.kind == "judge"
+    ]
+    return [
+        f"{stage.name} failed on {_share(count, all_of, what)}, more than its max_error_rate "
+        f"{stage.max_error_rate:g} allows"
+        for stage, count, all_of, what in failed
+        if count > stage.max_error_rate * all_of
     ]
 
 
@@ -59,6 +66,9 @@ def budget_problem(manifest: Manifest) -> str | None:
 
 
 def _of_stage(stage: StageRecord) -> Iterator[str]:
+    if stage.kind == "judge":
+        yield from _of_judge(stage)
+        return
     if stage.failed:
         rows = _share(stage.failed, stage.asked or stage.rows)
         own = stage.failed - stage.retryable
@@ -75,8 +85,21 @@ def _of_stage(stage: StageRecord) -> Iterator[str]:
         yield f"{stage.name}: position consistency: {order_agreement(stage.agreeing, stage.both_orders)}"
 
 
-def _share(count: int, all_of: int) -> str:
-    return f"{count:,} of {all_of:,} rows ({count / max(all_of, 1):.{0 if count in (0, all_of) else 1}%})"
+def _of_judge(stage: StageRecord) -> Iterator[str]:
+    if stage.left_out:
+        none = f", on {stage.failed:,} of {stage.asked:,} rows none at all" if stage.failed else ""
+        share = _share(stage.left_out, stage.comparisons + stage.left_out, "comparisons")
+        yield f"{stage.name}: no verdict on {share}{none}{_causes(stage.errors)}"
+    elif stage.failed:
+        yield f"{stage.name}: no verdict on {_share(stage.failed, stage.asked)}{_causes(stage.errors)}"
+    if stage.both_orders:
+        sign = contradiction_sign(stage.agreeing, stage.both_orders)
+        agreement = f"position consistency: {order_agreement(stage.agreeing, stage.both_orders)}"
+        yield f"{stage.name}: {sign or agreement}"
+
+
+def _share(count: int, all_of: int, what: str = "rows") -> str:
+    return f"{count:,} of {all_of:,} {what} ({count / max(all_of, 1):.{0 if count in (0, all_of) else 1}%})"
 
 
 def _causes(kinds: Mapping[str, int]) -> str:

@@ -47,10 +47,12 @@ def read_input(
     rows_per_block: int,
     tracker: Any,
     without: Sequence[str] = (),
+    also_seen: tuple[str, ...] = (),
 ) -> Index:
     """Read the rows of a file, folder or glob into the store.
 
-    One task a file; with a limit one for all, which alone can count.
+    One task a file; with a limit one for all, which alone can count. `also_seen` are columns that stages read in
+    addition to `SEEN_BY_STAGES`.
 
     Returns:
         The index, not stored yet.
@@ -59,7 +61,7 @@ def read_input(
         BlendError: A file cannot be read.
     """
     files, mark = input_files(uri, without), fingerprint(uri, limit, without)
-    work = _Reader(native_schema(files), rows_per_block, limit, store, mark, tracker)
+    work = _Reader(native_schema(files), rows_per_block, limit, store, mark, tracker, also_seen)
     groups = [files] if limit is not None else [[file] for file in files]
     tasks = ray.data.from_items(
         [{"number": number, "files": pickle.dumps(group)} for number, group in enumerate(groups)],
@@ -112,6 +114,7 @@ class _Reader:
     store: CheckpointStore
     mark: str
     tracker: Any
+    also_seen: tuple[str, ...]
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with reporting_failure(self.tracker):
@@ -121,7 +124,7 @@ class _Reader:
                     table = table if left is None else table.slice(0, left)
                     self.store.save_rows(self.mark, name, table)
                     ray.get(self.tracker.add.remote(READ, Count(rows=len(table))))
-                    yield _entry(name, table)
+                    yield _entry(name, table, self.also_seen)
                     left = None if left is None else left - len(table)
                     if left == 0:
                         return
@@ -144,11 +147,11 @@ def _blocks(file: InputFile, native: pa.Schema, most: int) -> Iterator[pa.Table]
         yield table
 
 
-def _entry(name: str, table: pa.Table) -> dict[str, Any]:
+def _entry(name: str, table: pa.Table, also_seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A block's entry in the index, and the types of its content."""
     stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
     for row in to_rows(table):
-        stages.update(json.dumps([row[column] for column in SEEN_BY_STAGES], default=plain).encode())
+        stages.update(json.dumps([row[column] for column in (*SEEN_BY_STAGES, *also_seen)], default=plain).encode())
         content.update(_content(row))
         ids.update(json.dumps(row["id"], default=plain).encode())
     return {

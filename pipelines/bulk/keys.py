@@ -12,9 +12,8 @@ from llm_blender_ray.actors.model_digest import model_digest
 from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT
-from llm_blender_ray.pipelines.bulk.stages import STAGES
-
-_PAIR_SELECTION = frozenset({"strategy", "top_k"})  # settings of a ranker that leave the scores of a pair unchanged
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
+from llm_blender_ray.pipelines.bulk.stages import STAGES, is_independent
 
 
 def run_identity(settings: Mapping[str, Any], parts: Mapping[str, PartSettings]) -> dict[str, Any]:
@@ -54,6 +53,8 @@ def result_keys(
 ) -> dict[str, str]:
     """Make the keys of all stages' results.
 
+    Independent stages (`stages.is_independent`) have keys of their own settings.
+
     Args:
         parts: Settings of the parts by name, in the order of their stages.
         weights: Digests of the parts' local weights by name.
@@ -66,23 +67,28 @@ def result_keys(
     keys = {name: settings_digest(_deciding(parts[name], weights.get(name))) for name in llms}
     before = [*keys.values(), prepare]
     for name, part in parts.items():
-        if name not in keys:
+        if is_independent(part.stage):
+            keys[name] = settings_digest(_deciding(part, weights.get(name)))
+        elif name not in keys:
             keys[name] = settings_digest([_deciding(part, weights.get(name)), *before])
             before.append(keys[name])
     return keys
 
 
 def scorer_key(part: PartSettings, weights: str | None) -> str:
-    """Make the key of a ranker's scores of pairs, which its strategy leaves unchanged.
+    """Make the key of a part's results of pairs, which the choice of pairs leaves unchanged.
 
     Args:
-        part: Settings of the ranker.
+        part: Settings of a ranker or a judge.
         weights: Digest of its local weights.
 
     Returns:
-        16 hexadecimal digits.
+        16 hexadecimal digits; empty for a part that compares no pairs.
     """
-    return settings_digest(_deciding(part, weights, without=_PAIR_SELECTION))
+    stage = ROW_STAGES.get(part.stage)
+    if stage is None or not stage.pair_settings:
+        return ""
+    return settings_digest(_deciding(part, weights, without=stage.pair_settings))
 
 
 def _deciding(part: PartSettings, weights: str | None, without: frozenset[str] = frozenset()) -> list[Any]:

@@ -132,6 +132,7 @@ class Manifest(_Part):
         attempt: Number of retries of failed rows (`--retry-failed`).
         errors: Rows by the kind of their error, most frequent first.
         unpriced: Stages that called an endpoint whose price is unknown.
+        judges: Biases of the judges of `blend judge` (`quality.judge_bias`); None: of another command.
     """
 
     format: Literal[1] = 1
@@ -149,6 +150,7 @@ class Manifest(_Part):
     unpriced: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...]
     errors: dict[str, int]
+    judges: list[dict[str, Any]] | None = None
 
     @property
     def cost_usd(self) -> float | None:
@@ -172,7 +174,7 @@ class Manifest(_Part):
 
     def json_text(self) -> str:
         """Text of the file."""
-        return self.model_dump_json(indent=2) + "\n"
+        return self.model_dump_json(indent=2, exclude={"judges"} if self.judges is None else None) + "\n"
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`blend plan`: the placement of a run, as a table."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rich import box
@@ -13,7 +14,7 @@ from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.capacity import grown_capacity, local_capacity
 from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
-from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
+from llm_blender_ray.configs.schema import BlendConfig, LocalLLM, RayCluster
 
 
 def show_plan(
@@ -32,18 +33,33 @@ def show_plan(
         PlanError: A part cannot run.
         ClusterError: Environment variables of its models are not set.
     """
-    have = _capacity(config)
+    lines = _cost_lines(config, measured, answer_tokens)
+    show_waves(config.ray, functools.partial(make_plan, config), gpus, lines)
+    check_variables(config.ray, config)
+    check_local_models(config.ray, config.parts.values())
+
+
+def show_waves(
+    ray: RayCluster, planned: Callable[[Capacity], Plan], gpus: int | None, lines: Iterable[str]
+) -> None:
+    """Print a plan, then lines.
+
+    Args:
+        ray: The cluster.
+        planned: Makes the plan.
+        gpus: See `show_plan`.
+        lines: Iterated after the plan is printed.
+    """
+    have = _capacity(ray)
     if gpus is not None:
         have = _with_gpus(have, gpus)
-    made = make_plan(config, have)
+    made = planned(have)
     console = Console()
     if not console.is_terminal:
         console.width = 120  # of a file or pipe, for which rich takes 80
     _show(made, console)
-    for line in _cost_lines(config, measured, answer_tokens):
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    check_variables(config.ray, config)
-    check_local_models(config.ray, config.parts.values())
 
 
 def _cost_lines(config: BlendConfig, measured: str | None, answer_tokens: int | None) -> Iterator[str]:
@@ -105,15 +121,15 @@ def _show(made: Plan, console: Console) -> None:
     console.print(plan_summary(made), highlight=False, soft_wrap=True)
 
 
-def _capacity(config: BlendConfig) -> Capacity:
-    if config.ray.nodes:
-        return grown_capacity(config.ray)
-    if address_of(config.ray) == LOCAL_ADDRESS:
-        return local_capacity(config.ray)
+def _capacity(ray: RayCluster) -> Capacity:
+    if ray.nodes:
+        return grown_capacity(ray)
+    if address_of(ray) == LOCAL_ADDRESS:
+        return local_capacity(ray)
     from llm_blender_ray.cluster.session import capacity, session  # Ray, which no other plan needs
 
-    with session(config.ray):
-        return capacity(config.ray)
+    with session(ray):
+        return capacity(ray)
 
 
 def _with_gpus(have: Capacity, gpus: int) -> Capacity:

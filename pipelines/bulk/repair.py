@@ -34,7 +34,7 @@ def repair_store(
         bad = store.damaged_results(step.key)
         damaged += [f"results/{step.key}/{name}.parquet" for name in bad]
         there = store.done(step.key)
-        made_of = [] if step.kind == "generate" else list(whole.values())
+        made_of = [whole[before.name] for before in work.before(step)]
         whole[step.name] = {name for name in there - {*bad} if all(name in before for before in made_of)}
         for name in there - whole[step.name]:
             store.forget_result(step.key, name)

@@ -4,42 +4,33 @@
 last attempt: a row with a ranking or a fusion keeps it when a new attempt fails, without an `error`.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from llm_blender_ray.actors.records import (
-    CANDIDATE_TYPE,
-    RESULT_COLUMNS,
-    USAGE_TYPE,
-    Blend,
-    Candidate,
-    Ranking,
-    digest,
-)
-from llm_blender_ray.actors.stages import lacks_answer, no_candidate, with_new
+from llm_blender_ray.actors.records import CANDIDATE_TYPE, USAGE_TYPE, Blend, Candidate
+from llm_blender_ray.actors.stages import lacks_answer, with_new
 from llm_blender_ray.actors.usage import TokenUsage, summed
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.pipelines.bulk.accounts import added
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
+from llm_blender_ray.pipelines.bulk.row_stages.base import (
+    ANSWERS,
+    FAILED,
+    INPUTS,
+    LEFT_OUT,
+    ROWS,
+    USAGE,
+    RowStage,
+    inputs_of,
+    mark_of,
+)
 
-COLUMNS: dict[Stage, tuple[str, ...]] = {
-    "generate": ("candidates",),
-    "rank": ("ranking", "scores", "comparisons", "logits", "error"),
-    "fuse": ("fused", "fused_from", "error"),
-}
-TYPES = {"candidates": pa.list_(CANDIDATE_TYPE), **RESULT_COLUMNS, "error": pa.string()}
-# Not in rows:
+CANDIDATES_TYPE = pa.list_(CANDIDATE_TYPE)
 REFUSALS = "refused"  # of each candidate: `Candidate.refused`
-ANSWERS = "answers"  # digests of the candidates' texts, to look up logits
-INPUTS = "inputs"
-FAILED = "failed"
-LEFT_OUT = "left_out"  # comparisons without a score
-ROWS = "rows"  # marks of the rows, to find their results in another block
-USAGE = "usage"  # of all calls that the stage made for the row, or for each candidate; null: unknown
 
 
 def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> pa.Table:
@@ -47,29 +38,20 @@ def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> 
     marks = pa.array([row_mark(kind, blend) for blend in before], pa.string())
     if kind == "generate":
         return _generated(added(before, after), marks)
-    columns: dict[str, list[Any]] = {"error": [blend.error for blend in after]}
-    if kind == "fuse":
-        columns["fused"] = [blend.fused for blend in after]
-        columns["fused_from"] = [blend.fused_from if blend.fused is not None else None for blend in after]
-    else:
-        rankings = [blend.ranking for blend in after]
-        columns["ranking"] = [ranking and ranking.order for ranking in rankings]
-        for name in ("scores", "comparisons", "logits"):
-            columns[name] = [ranking and getattr(ranking, name) for ranking in rankings]
-    table = pa.table({name: pa.array(columns[name], TYPES[name]) for name in COLUMNS[kind]})
-    answers = [[_mark(candidate.text) for candidate in blend.candidates] for blend in after]
-    unreadable = [blend.ranking.unreadable if blend.ranking and not blend.error else 0 for blend in after]
-    usages = [blend.ranking_usage if kind == "rank" else blend.fusing_usage for blend in after]
+    stage = ROW_STAGES[kind]
+    values = [stage.values(blend) for blend in after]
+    table = pa.table({name: pa.array([one[name] for one in values], of) for name, of in stage.columns.items()})
+    answers = [[mark_of(candidate.text) for candidate in blend.candidates] for blend in after]
     own = {
         ANSWERS: pa.array(answers, pa.list_(pa.string())),
-        INPUTS: pa.array(map(inputs_of, before), pa.string()),
-        FAILED: pa.array(_failures(before, after), pa.string()),
-        LEFT_OUT: pa.array(unreadable if kind == "rank" else [0] * len(after), pa.int64()),
+        INPUTS: pa.array([inputs_of(stage, blend) for blend in before], pa.string()),
+        FAILED: pa.array(_failures(stage, before, after), pa.string()),
+        LEFT_OUT: pa.array(map(stage.left_out, after), pa.int64()),
         ROWS: marks,
-        USAGE: _usages(usages),
+        USAGE: _usages([stage.usage(blend) for blend in after]),
     }
-    for name, values in own.items():
-        table = table.append_column(name, values)
+    for name, column in own.items():
+        table = table.append_column(name, column)
     return table
 
 
@@ -79,7 +61,7 @@ def _generated(rows: Sequence[Sequence[Candidate]], marks: pa.Array | pa.Chunked
     usages = [[candidate.usage and candidate.usage.to_row() for candidate in row] for row in rows]
     return pa.table(
         {
-            "candidates": pa.array(candidates, TYPES["candidates"]),
+            "candidates": pa.array(candidates, CANDIDATES_TYPE),
             REFUSALS: pa.array(refused, pa.list_(pa.string())),
             ROWS: marks,
             USAGE: pa.array(usages, pa.list_(USAGE_TYPE)),
@@ -146,7 +128,7 @@ def rows_to_rerun(kind: Stage, before: Sequence[Blend], had: pa.Table, *, retry:
     return [
         i
         for i, (blend, inputs, failed, left_out) in enumerate(zip(before, *columns, strict=True))
-        if inputs != inputs_of(blend) or (retry and (failed is not None or left_out))
+        if inputs != inputs_of(ROW_STAGES[kind], blend) or (retry and (failed is not None or left_out))
     ]
 
 
@@ -188,12 +170,11 @@ def merge_results(kind: Stage, rows: Sequence[int], had: pa.Table, new: pa.Table
         for row, mark in zip(rows, new.column(ROWS).to_pylist(), strict=True):
             marks[row] = marks[row] or mark
         return _generated(made, pa.array(marks, pa.string()))
-    result = "ranking" if kind == "rank" else "fused"
     failures = new.column(FAILED).to_pylist()
     failed = had.column(FAILED).to_pylist()
     there, usages = had.column(INPUTS).is_valid().to_pylist(), usages_of(kind, had)
     new_usages = usages_of(kind, new)
-    kept = [value is not None for value in had.column(result).to_pylist()]
+    kept = [value is not None for value in had.column(ROW_STAGES[kind].result).to_pylist()]
     for number, row in enumerate(rows):
         usages[row] = summed([usages[row], new_usages[number]]) if there[row] else new_usages[number]
         if failures[number] is not None and kept[row]:
@@ -226,35 +207,9 @@ def keep_earlier_results(kind: Stage, after: Sequence[Blend], new: pa.Table, ear
         return new
     rows, old = new.to_pylist(), earlier.to_pylist()
     for blend, row, was in zip(after, rows, old, strict=True):
-        if row[FAILED] is not None and (found := _moved(kind, blend, was)):
+        if row[FAILED] is not None and (found := ROW_STAGES[kind].moved(blend, was)):
             row |= found
     return pa.Table.from_pylist(rows, schema=new.schema)
-
-
-def _moved(kind: Stage, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An earlier result with indexes of the current candidates; None if one is missing."""
-    places: dict[str, list[int]] = {}
-    for i, candidate in enumerate(blend.candidates):
-        if (mark := _mark(candidate.text)) is not None:
-            places.setdefault(mark, []).append(i)
-    now = [places[mark].pop(0) if places.get(mark) else None for mark in was[ANSWERS]]
-    if kind == "fuse":
-        if was["fused"] is None or any(now[i] is None for i in was["fused_from"]):
-            return None
-        return {"fused": was["fused"], "fused_from": [now[i] for i in was["fused_from"]], "error": None}
-    if was["ranking"] is None or any(now[i] is None for i in was["ranking"]):
-        return None
-    size = len(blend.candidates)
-    scores: list[float | None] = [None] * size
-    logits: list[list[float | None]] = [[None] * size for _ in range(size)]
-    for i, to in enumerate(now):
-        if to is not None:
-            scores[to] = was["scores"][i]
-            for j, other in enumerate(now):
-                if other is not None:
-                    logits[to][other] = was["logits"][i][j]
-    order = [now[i] for i in was["ranking"]]
-    return {"ranking": order, "scores": scores, "comparisons": was["comparisons"], "logits": logits, "error": None}
 
 
 def results_from_other_blocks(kind: Stage, before: Sequence[Blend], earlier: Sequence[pa.Table]) -> pa.Table | None:
@@ -296,22 +251,12 @@ def row_mark(kind: Stage, blend: Blend) -> str:
     parts: list[Any] = [prompt.id, prompt.instruction, prompt.input, prompt.messages]
     if kind == "generate":
         parts += [[(c.model, c.text, c.error) for c in blend.candidates], blend.error]
-    return _mark(json.dumps(parts, default=str)) or ""
+    return mark_of(json.dumps(parts, default=str)) or ""
 
 
-def inputs_of(blend: Blend) -> str:
-    """Mark of the inputs of a ranking or a fusion."""
-    texts = [candidate.text for candidate in blend.candidates]
-    order = blend.ranking.order if blend.ranking else None
-    return _mark(json.dumps([texts, order, blend.error or no_candidate(blend)])) or ""
-
-
-def _failures(before: Sequence[Blend], after: Sequence[Blend]) -> list[str | None]:
+def _failures(stage: RowStage, before: Sequence[Blend], after: Sequence[Blend]) -> list[str | None]:
     """Errors of the rows that the stage had to run."""
-    return [
-        done.error if had.error is None and no_candidate(had) is None else None
-        for had, done in zip(before, after, strict=True)
-    ]
+    return [stage.error(done) if stage.asks(had) else None for had, done in zip(before, after, strict=True)]
 
 
 def finished(blends: Sequence[Blend], kind: Stage, table: pa.Table) -> list[Blend]:
@@ -320,40 +265,5 @@ def finished(blends: Sequence[Blend], kind: Stage, table: pa.Table) -> list[Blen
         pairs = zip(blends, candidates_of(table), strict=True)
         return [replace(blend, candidates=(*blend.candidates, *own)) for blend, own in pairs]
     rows, usages = table.to_pylist(), usages_of(kind, table)
-    if kind == "fuse":
-        return [
-            replace(blend, fused=row["fused"], error=row["error"], fusing_usage=usage)
-            for blend, row, usage in zip(blends, rows, usages, strict=True)
-        ]
-    return [
-        replace(blend, ranking=_ranking(row), error=row["error"], ranking_usage=usage)
-        for blend, row, usage in zip(blends, rows, usages, strict=True)
-    ]
-
-
-def _ranking(row: Mapping[str, Any]) -> Ranking | None:
-    if row["ranking"] is None:
-        return None
-    logits = tuple(map(tuple, row["logits"]))
-    left_out = row.get(LEFT_OUT) or 0
-    return Ranking(tuple(row["ranking"]), tuple(row["scores"]), logits, row["comparisons"], unreadable=left_out)
-
-
-def known_scores(blends: Sequence[Blend], rankings: Sequence[pa.Table]) -> Mapping[bytes, float]:
-    """Scores in older rankings of the same rows, for current candidates: see `Ranker.rank`."""
-    known: dict[bytes, float] = {}
-    for ranking in rankings:
-        rows = ranking.select([ANSWERS, "logits"]).to_pylist()
-        for blend, row in zip(blends, rows, strict=True):
-            texts = {_mark(c.text): c.text for c in blend.candidates if c.text is not None}
-            had = [texts.get(mark) for mark in row[ANSWERS] or ()]
-            for i, logits in enumerate(row["logits"] or ()):
-                for j, logit in enumerate(logits):
-                    left, right = had[i], had[j]
-                    if logit is not None and left is not None and right is not None:
-                        known[digest(blend.prompt, left, right)] = logit
-    return known
-
-
-def _mark(text: str | None) -> str | None:
-    return None if text is None else hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    restored = ROW_STAGES[kind].restored
+    return [restored(blend, row, usage) for blend, row, usage in zip(blends, rows, usages, strict=True)]

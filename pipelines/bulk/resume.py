@@ -14,6 +14,7 @@ from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.repair import listed_names
 from llm_blender_ray.pipelines.bulk.retry import attempt_of
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
 from llm_blender_ray.pipelines.bulk.stages import StageGraph
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.rows.outputs import Output
@@ -129,9 +130,6 @@ def listed_changes(changes: Sequence[str]) -> str:
     return "; ".join(changes[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-_MADE = {"rank": "ranking", "fuse": "fusion"}
-
-
 def kept_results(work: StageGraph, stored: Collection[str], record: Mapping[str, Any]) -> str:
     """Describe what a run with a changed config reuses, in one line.
 
@@ -149,10 +147,11 @@ def kept_results(work: StageGraph, stored: Collection[str], record: Mapping[str,
     parts = [f"answers of {kept} {'model' if kept == 1 else 'models'} kept"] if kept else []
     parts += [f"answers of {', '.join(new)} generated"] if new else []
     for step in work.steps:
-        if step.kind != "generate":
+        if step.kind in ROW_STAGES:
             same_scorer = step.scorer and step.scorer == record.get("scorers", {}).get(step.name)
             anew = "made anew from kept comparisons" if same_scorer else "made anew"
-            parts.append(f"{_MADE[step.kind]} {'kept' if step.key in stored else anew}")
+            of_one = f" of {step.name}" if ROW_STAGES[step.kind].independent else ""
+            parts.append(f"{ROW_STAGES[step.kind].made}{of_one} {'kept' if step.key in stored else anew}")
     return ", ".join(parts)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
-from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec, is_independent
 
 Todo = dict[str, set[str]]  # names of blocks, by stage
 
@@ -64,7 +64,7 @@ def _look_again(
         if account is not None:
             made_in = account.get("attempt", 0)
             failed = account.get("retryable", account.get("failed", 0)) and made_in < attempt
-            outdated = step.kind != "generate" and (changes or made_in < newest)
+            outdated = not is_independent(step.kind) and (changes or made_in < newest)
             if (failed or outdated) and step.name in todo:
                 todo[step.name].add(name)
             newest = max(newest, made_in)

@@ -15,22 +15,18 @@ from llm_blender_ray.actors.tables import to_blends
 from llm_blender_ray.pipelines.bulk.accounts import account_of
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.results import (
-    ANSWERS,
-    FAILED,
-    ROWS,
     columns_of,
     finished,
     keep_earlier_results,
-    known_scores,
     merge_results,
     results_from_other_blocks,
     row_mark,
     rows_to_ask,
     rows_to_rerun,
 )
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
+from llm_blender_ray.pipelines.bulk.row_stages.base import ANSWERS, FAILED, ROWS, Journal
 from llm_blender_ray.pipelines.bulk.stages import StageSpec
-
-KnownScores = Mapping[bytes, float]  # see `Ranker.rank`
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ class PendingRows:
         blends: All rows of the block, as the stage sees them.
         rows: Numbers of those to run.
         asked: Those to run.
-        known: Scores of their candidates that need no comparison.
+        known: Results of pairs that are not made again (`RowStage.known`).
         earlier: Result of an earlier attempt at the block.
         old: Results of all rows that those of `rows` are merged into.
         spans: Actors and busy times of earlier results.
@@ -50,7 +46,7 @@ class PendingRows:
     blends: list[Blend]
     rows: list[int]
     asked: list[Blend]
-    known: KnownScores
+    known: Any
     earlier: Result | None
     old: pa.Table | None
     spans: Sequence[Sequence[Any]] = ()
@@ -59,15 +55,18 @@ class PendingRows:
 class Reuse:
     """Earlier results of one stage in the work folder."""
 
-    def __init__(self, step: StageSpec, store: CheckpointStore, elsewhere: Sequence[str] = ()) -> None:
+    def __init__(
+        self, step: StageSpec, store: CheckpointStore, elsewhere: Sequence[str] = (), attempt: int = 0
+    ) -> None:
         """Reuse results of one stage.
 
         Args:
             step: The stage.
             store: Where results are.
             elsewhere: Names of results of blocks that an earlier input had and this one does not.
+            attempt: Number of the attempt that runs.
         """
-        self._step, self._store, self._elsewhere = step, store, elsewhere
+        self._step, self._store, self._elsewhere, self._attempt = step, store, elsewhere, attempt
         self._places: dict[str, str] | None = None  # names of results in `elsewhere` by the marks of their rows
 
     def pending(self, block: str, table: pa.Table, earlier: Result | None) -> PendingRows:
@@ -88,7 +87,7 @@ class Reuse:
             found = self._in_other_blocks(blends)
             old = results_from_other_blocks(kind, blends, [result.table for result in found])
             spans = [span for result in found for span in _spans(result.account)] if old is not None else []
-        known = self._known_scores(block, blends, old)
+        known = self._known(block, blends, old)
         if old is None:
             return PendingRows(blends, list(range(len(blends))), blends, known, earlier, None, spans)
         rows = rows_to_rerun(kind, blends, old, retry=True)
@@ -115,7 +114,7 @@ class Reuse:
             table = keep_earlier_results(kind, done, table, previous.table)
         failed = table.column(FAILED).to_pylist() if kind != "generate" else ()
         account = account_of(kind, pending.blends, finished(pending.blends, kind, table), failed) | {**session}
-        if kind == "rank":
+        if self._step.scorer:
             account["scorer"] = self._step.scorer
         if pending.spans:
             account["earlier"] = pending.spans
@@ -136,17 +135,33 @@ class Reuse:
         found = [self._store.result(self._step.key, name) for name in sorted(name for name in places if name)]
         return [result for result in found if result is not None]
 
-    def _known_scores(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> KnownScores:
-        """Scores that this ranker gave to candidates of these rows, in this or another ranking."""
-        if self._step.kind != "rank":
+    def _known(self, block: str, blends: Sequence[Blend], old: pa.Table | None) -> Any:
+        """Results of pairs of these rows by this scorer, whichever pairs were chosen."""
+        if not self._step.scorer:
             return {}
         found = [self._store.result(key, block) for key in self._step.older]
         tables = [one.table for one in found if one and one.account.get("scorer") == self._step.scorer]
         if old is not None:
             tables.append(old)
-        return known_scores(
-            blends, [table for table in tables if len(table) == len(blends) and ANSWERS in table.column_names]
-        )
+        tables = [table for table in tables if len(table) == len(blends) and ANSWERS in table.column_names]
+        journal = StoredJournal(self._store, self._step.key, block, self._attempt)
+        return ROW_STAGES[self._step.kind].known(blends, tables, journal)
+
+
+class StoredJournal(Journal):
+    """Journal in the work folder: one small file for each reply, until the block has its result."""
+
+    def __init__(self, store: CheckpointStore, stage: str, block: str, attempt: int) -> None:
+        """Use the journal of one attempt at a block by a stage, named as its results are."""
+        self._store, self._stage, self._block, self._attempt = store, stage, block, attempt
+
+    def replies(self) -> dict[str, dict[str, Any]]:
+        """See base class."""
+        return self._store.replies(self._stage, self._block, self._attempt)
+
+    def keep(self, key: str, reply: Mapping[str, Any]) -> None:
+        """See base class."""
+        self._store.save_reply(self._stage, self._block, self._attempt, key, reply)
 
 
 def _spans(account: Mapping[str, Any]) -> list[Sequence[Any]]:

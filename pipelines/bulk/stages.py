@@ -14,26 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_blender_ray.actors.errors import BLANK
 from llm_blender_ray.actors.prices import TokenPrice
 from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
-from llm_blender_ray.actors.stages import (
-    FUSING_FAILED,
-    NOTHING_TO_RANK,
-    RANKING_FAILED,
-    Fuse,
-    Generate,
-    Rank,
-    with_new,
-)
+from llm_blender_ray.actors.stages import Generate, with_new
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
-from llm_blender_ray.pipelines.bulk.results import COLUMNS, TYPES
+from llm_blender_ray.pipelines.bulk.results import CANDIDATES_TYPE
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
 
-STAGES: dict[Stage, Any] = {"generate": Generate, "rank": Rank, "fuse": Fuse}
+STAGES: dict[Stage, Any] = {"generate": Generate, **{kind: one.stage for kind, one in ROW_STAGES.items()}}
 FLOWING = ("id", "instruction", "input", "prompt", "messages", "candidates", *RESULT_COLUMNS, "error")
 
 
@@ -101,30 +93,32 @@ class StageGraph:
 
     def shared(self, step: StageSpec) -> bool:
         """Whether equal blocks get equal results of a step, so that one's can be copied to another."""
-        before = () if step.kind == "generate" else self.steps[: self.steps.index(step)]
-        return all(one.deterministic for one in (*before, step))
+        return all(one.deterministic for one in (*self.before(step), step))
+
+    def before(self, step: StageSpec) -> tuple[StageSpec, ...]:
+        """The steps whose results a step reads."""
+        return () if is_independent(step.kind) else self.steps[: self.steps.index(step)]
 
     def fresh(self, rows: pa.Table) -> pa.Table:
         """The rows without input values of results that are made again."""
         table = self._without_old_failures(rows)
         table = self.prepare(table) if self.prepare else table
-        made = {column for step in self.steps if step.kind != "generate" for column in COLUMNS[step.kind]}
-        for name in made - {"error"}:
-            table = _with(table, name, pa.nulls(len(table), TYPES[name]))
+        stages = [ROW_STAGES[step.kind] for step in self.steps if step.kind in ROW_STAGES]
+        made = {name: stage.columns[name] for stage in stages for name in stage.row_columns if name != "error"}
+        for name, kind in made.items():
+            table = _with(table, name, pa.nulls(len(table), kind))
         return table
 
     def _without_old_failures(self, table: pa.Table) -> pa.Table:
         """Drop errors of an earlier run in a stage that this one has too."""
         kinds = {step.kind for step in self.steps}
-        ours = [
-            *((NOTHING_TO_RANK, RANKING_FAILED, BLANK) if kinds & {"generate", "rank"} else ()),
-            *((FUSING_FAILED,) if "fuse" in kinds else ()),
-        ]
+        ranked = kinds | ({"rank"} if "generate" in kinds else set())  # what failed without candidates, too
+        ours = [prefix for kind, stage in ROW_STAGES.items() if kind in ranked for prefix in stage.error_prefixes]
         errors = table.column("error")
         if errors.null_count == len(table):
             return table
         left = [None if error and error.startswith(tuple(ours)) else error for error in errors.to_pylist()]
-        return _with(table, "error", pa.array(left, TYPES["error"]))
+        return _with(table, "error", pa.array(left, pa.string()))
 
     def seen_by(self, step: StageSpec, store: CheckpointStore, fingerprint: str, file: str, name: str) -> pa.Table:
         """Rows of a block as input of a step, with the results of the steps before it.
@@ -133,9 +127,9 @@ class StageGraph:
             DamagedError: Rows or a result are missing or damaged.
         """
         table = self.fresh(store.rows(fingerprint, file)).select(FLOWING)
-        if step.kind == "generate":
+        if is_independent(step.kind):
             return table
-        for before in self.steps[: self.steps.index(step)]:
+        for before in self.before(step):
             table = self.joined(table, before, self.result(before, store, name, len(table)).table)
         return self.gathered(table)
 
@@ -157,9 +151,7 @@ class StageGraph:
         """The table with a step's result."""
         if step.kind == "generate":
             return table.append_column(_own(step.name), result.column("candidates"))
-        for name in COLUMNS[step.kind]:
-            table = _with(table, name, result.column(name))
-        return table
+        return ROW_STAGES[step.kind].joined(table, step.name, result)
 
     def gathered(self, table: pa.Table) -> pa.Table:
         """The table with all LLMs' candidates in one column, after given ones.
@@ -179,7 +171,12 @@ class StageGraph:
             [one.to_row() for one in with_new(row, {model: made[model][i] for model in models}, models)]
             for i, row in enumerate(given)
         ]
-        return _with(table, "candidates", pa.array(rows, TYPES["candidates"])).drop_columns(names)
+        return _with(table, "candidates", pa.array(rows, CANDIDATES_TYPE)).drop_columns(names)
+
+
+def is_independent(kind: Stage) -> bool:
+    """Whether stages of a kind read the input alone, and no other stage's result."""
+    return kind not in ROW_STAGES or ROW_STAGES[kind].independent
 
 
 def _own(llm: str) -> str:

@@ -196,7 +196,7 @@ def _same_but_for_limit(store: CheckpointStore, *inputs: tuple[Index, int | None
 
 def _read(run: Run, store: CheckpointStore, tracker: Any, own: Sequence[str]) -> Index:
     with display_progress(functools.partial(_look, tracker), [PlannedStage(READ, 1)], total=0, title="reading"):
-        return read_input(store, run.input, run.limit, run.rows_per_block, tracker, own)
+        return read_input(store, run.input, run.limit, run.rows_per_block, tracker, own, also_seen=run.reads)
 
 
 def _read_again(
@@ -229,15 +229,13 @@ def _work(
         kind = placement.settings.stage
         price = token_price(placement.name, placement.settings, run.prices)
         key = f"{kind}-{_slug(placement.name)}-{keys[placement.name]}"
-        rankings = sorted(one for one in there if one.startswith("rank-") and one != key)
+        scorer = scorer_key(placement.settings, weights.get(placement.name))
+        others = sorted(one for one in there if one.startswith(f"{kind}-") and one != key) if scorer else ()
         was = record.get("steps", {}).get(placement.name)
         previous = was if was != key else record.get("previous", {}).get(placement.name)
         if versions_before.get(kind) != run.identity["stage_versions"][kind]:
             previous = None  # its columns may have changed
-        if kind != "rank":
-            return StageSpec(placement, key, previous=previous, price=price)
-        scorer = scorer_key(placement.settings, weights.get(placement.name))
-        return StageSpec(placement, key, tuple(rankings), previous, scorer, price)
+        return StageSpec(placement, key, tuple(others), previous, scorer, price)
 
     waves = [[step(placement) for placement in wave] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)
@@ -310,7 +308,8 @@ def _layout(run: Run, index: Index) -> Layout:
     """
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS | COST_COLUMNS)[name] for name in run.results}
     asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
-    layout = Layout.of(index.seen, types, run.keep, [name for name in ON_DEMAND_TYPES if name in asked])
+    on_demand = [name for name in ON_DEMAND_TYPES if name in asked]
+    layout = Layout.of(index.seen, types, run.keep, on_demand, run.adds)
     if run.preferences:
         layout.check_columns(run.preferences.columns, "preferences.columns")
     return layout

@@ -22,7 +22,8 @@ from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.cluster.session import keep_to_own_gpus
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.isolation import Isolation
-from llm_blender_ray.pipelines.bulk.reuse import KnownScores, Reuse
+from llm_blender_ray.pipelines.bulk.reuse import Reuse
+from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
 from llm_blender_ray.pipelines.bulk.stages import STAGES, StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.tracker import Count, RemoteLedger, reporting_failure
 
@@ -65,7 +66,7 @@ class Worker:
         self._step, self._work, self._store, self._fingerprint = step, work, store, fingerprint
         self._tracker = tracker
         self._actor = uuid.uuid4().hex[:8]
-        self._reuse = Reuse(step, store, elsewhere)
+        self._reuse = Reuse(step, store, elsewhere, work.attempt)
         self._isolation = Isolation(step.name, self._actor, RemoteLedger(tracker), self._fail)
         keep_to_own_gpus()
         with reporting_failure(tracker), metering(meter):
@@ -102,6 +103,8 @@ class Worker:
         table = await asyncio.to_thread(self._work.seen_by, self._step, self._store, self._fingerprint, file, block)
         result, made = await self._computed(block, table, earlier)
         await asyncio.to_thread(self._store.save_result, self._step.key, block, result)
+        if (stage := ROW_STAGES.get(self._step.kind)) is not None and stage.journaled:
+            await asyncio.to_thread(self._store.forget_replies, self._step.key, block)
         self._log(block, "saved")
         counted = {name: value for name, value in result.account.items() if name in Count.__slots__}
         return Count(**counted, saved=len(result.table) - made)
@@ -122,7 +125,7 @@ class Worker:
         result = await asyncio.to_thread(self._reuse.result, block, pending, done, session)
         return result, len(pending.asked)
 
-    async def _run(self, blends: Sequence[Blend], known: KnownScores) -> list[Blend]:
+    async def _run(self, blends: Sequence[Blend], known: Any) -> list[Blend]:
         done: list[Blend] = await (self._stage(blends, known) if known else self._stage(blends))
         try:
             await self._stage.check_health()

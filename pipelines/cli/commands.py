@@ -23,6 +23,7 @@ from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.agreement import agreement_command
 from llm_blender_ray.pipelines.cli.bench import bench_app
 from llm_blender_ray.pipelines.cli.campaign import campaign_app
+from llm_blender_ray.pipelines.cli.judge import judge_command, names_judges, plan_judging
 from llm_blender_ray.pipelines.cli.leaderboard import leaderboard_command
 from llm_blender_ray.pipelines.cli.options import (
     DASHBOARD,
@@ -311,6 +312,9 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Show the placement of a run on the cluster and what it will cost, without running it."""
+    if names_judges(config):
+        plan_judging(config, gpus, measured, answer_tokens, set_)
+        return
     settings = load(config, BlendConfig, set_)
 
     from llm_blender_ray.pipelines.bulk.planning import show_plan
@@ -353,6 +357,7 @@ def evaluate_command(
     evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, order_by=ordering, cost_of=cost_of)
 
 
+app.command("judge")(judge_command)
 app.command("agreement")(agreement_command)
 app.command("leaderboard")(leaderboard_command)
 

@@ -20,6 +20,8 @@ from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.configs.extras import missing_extra, require
 from llm_blender_ray.pipelines.quality.answer_scores import given_scores, score_answers
 from llm_blender_ray.pipelines.quality.contest import Contest
+from llm_blender_ray.pipelines.quality.judge_bias import bias_table, judge_bias
+from llm_blender_ray.pipelines.quality.judgements import Outcome, read_llm_judgements, read_outcomes
 from llm_blender_ray.pipelines.quality.leaderboard import LEADERBOARD_NEEDS, leaderboard
 from llm_blender_ray.pipelines.quality.leaderboard_tables import (
     WideTable,
@@ -158,14 +160,15 @@ def evaluate(
         correction for all of them}. Rank 1 is the best, ties take the mean of their ranks; models that tie
         for a row's best share it. "pairwise" is the share of pairs of different quality that the ranker
         orders right. "votes" is `Votes.report`, None without votes. Rows with judgements, votes included,
-        also have "judgements", which is `leaderboard.leaderboard`. A candidate without text has the
-        metric's worst score.
+        also have "judgements", which is `leaderboard.leaderboard`, and rows of `blend judge` "judges"
+        (`judge_bias`). A candidate without text has the metric's worst score.
 
     Raises:
         BlendError: No row can be evaluated.
     """
     count, errors, comparisons = 0, 0, 0
     quality, votes, contest = Quality(metrics, order_by), Votes(), Contest()
+    by_llms: list[Outcome] = []
     for row in rows:
         count += 1
         comparisons += row["comparisons"] or 0
@@ -173,6 +176,7 @@ def evaluate(
         quality.add(row)
         votes.add(row)
         contest.add(row)
+        by_llms += read_outcomes([row], read=read_llm_judgements)
     contest.finish()
     if not quality.references and not quality.scores and not contest.judges:
         raise BlendError(
@@ -191,6 +195,7 @@ def evaluate(
         "scores": {name: one.report(differences["scores", name]) for name, one in scores.items()},
         "votes": votes.report() if votes.count else None,
         **_judged(contest),
+        **({"judges": judge_bias(by_llms)} if by_llms else {}),
     }
 
 
@@ -274,6 +279,7 @@ def render(report: Mapping[str, Any]) -> Group:
     tables += [_table(f"By given score: {name}", {name: table}, name) for name, table in report["scores"].items()]
     tables += [table_of_votes(report["votes"])] if report["votes"] else []
     tables += [render_leaderboard(report["judgements"])] if report.get("judgements") else []
+    tables += [bias_table(report["judges"])] if "judges" in report else []
     tables += [Text(f"judgements: {report['judgements_missing']}")] if report.get("judgements_missing") else []
     return Group(Text(head), *tables)
 

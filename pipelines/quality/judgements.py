@@ -9,17 +9,20 @@ folder reads.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 
 from llm_blender_ray.actors.chats import read_answer
 from llm_blender_ray.actors.errors import FieldError
+from llm_blender_ray.actors.judged_pairs import Preferred as Preferred
+from llm_blender_ray.configs.judges import BLEND_CONTESTANT as BLEND_CONTESTANT
+from llm_blender_ray.configs.judges import RANKER_CONTESTANT as RANKER_CONTESTANT
+from llm_blender_ray.pipelines.quality.cmp_results import CMP_RESULTS as CMP_RESULTS
+from llm_blender_ray.pipelines.quality.cmp_results import read_pairs
 from llm_blender_ray.pipelines.quality.votes import FUSED, Side, Verdict, name_of, parsed_side, read_vote, side_text
 
-Preferred = Literal["left", "right", "tie", "both_good", "both_bad"]
-BLEND_CONTESTANT = "blend"  # the contestant that the fused answer is
-RANKER_CONTESTANT = "ranker"  # the contestant that the ranker's first candidate is
+JUDGEMENTS = "judgements"  # the column
 PEOPLE = "people"  # the judge of votes without a voter's name
 MIXINSTRUCT = "cmp_results"  # the judge of MixInstruct's comparisons
 DATASET_PREFERENCE = "chosen"  # the judge of the columns `chosen` and `rejected`
@@ -39,16 +42,10 @@ SWAPPED: dict[Preferred, Preferred] = {
     "both_good": "both_good",
     "both_bad": "both_bad",
 }
-CMP_RESULTS: dict[str, Preferred] = {
-    "A is better": "left",
-    "B is better": "right",
-    "Same good": "both_good",
-    "Same bad": "both_bad",
-}
 
 
 class Judgement(Verdict):
-    """One judgement of a row: two of its answers, by index or `fused`, as they were shown.
+    """One judgement of a row: two of its answers, by index or `fused`, as they were shown. Other keys are ignored.
 
     Attributes:
         judge: Name of the LLM judge, or of the person.
@@ -57,6 +54,8 @@ class Judgement(Verdict):
         at: When, in ISO 8601, where it is kept.
         person: Whether the judge is a person.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     left: Annotated[Side, BeforeValidator(parsed_side)]
     right: Annotated[Side, BeforeValidator(parsed_side)]
@@ -132,41 +131,45 @@ def read_judgements(row: Mapping[str, Any]) -> list[Judgement]:
     """All judgements of a row of `read_rows`, of each column that this module's docstring names, in that order.
 
     What has not the form of a judgement, or is about an answer that the row lacks, is left out: such a column is
-    the user's own.
+    the user's own. Comparisons in `cmp_results` of a judge that `judgements` has are a copy, and left out, too.
     """
-    given = column(row, "judgements")
-    found = [one for one in map(_judgement, given if isinstance(given, list) else ()) if one is not None]
+    found = _given(row)
     if (vote := read_vote(row)) is not None:
         found.append(
             Judgement(judge=PEOPLE, left=vote.left, right=vote.right, preferred=vote.preferred, person=True)
         )
-    found += [*_mixinstruct(row), *_preference_pair(row), *_arena(row)]
+    judges = {one.judge for one in found}
+    found += [one for one in _mixinstruct(row) if one.judge not in judges]
+    found += [*_preference_pair(row), *_arena(row)]
     return [one for one in found if all(side_text(row, side) is not None for side in one.sides)]
 
 
+def read_llm_judgements(row: Mapping[str, Any]) -> list[Judgement]:
+    """Judgements of a row's column `judgements` that are no person's."""
+    found = [one for one in _given(row) if not one.person]
+    return [one for one in found if all(side_text(row, side) is not None for side in one.sides)]
+
+
+def _given(row: Mapping[str, Any]) -> list[Judgement]:
+    given = column(row, JUDGEMENTS)
+    return [one for one in map(_judgement, given if isinstance(given, list) else ()) if one is not None]
+
+
 def _judgement(value: Any) -> Judgement | None:
-    try:
-        return Judgement.model_validate(value)
+    if not isinstance(value, Mapping):
+        return None
+    try:  # in a column of Parquet, every judgement has the keys of all, null where it has none
+        return Judgement.model_validate({name: item for name, item in value.items() if item is not None})
     except ValidationError:
         return None
 
 
 def _mixinstruct(row: Mapping[str, Any]) -> Iterator[Judgement]:
-    """Judgements of `cmp_results`: {"model A,model B": "A is better"}, as an object or as its JSON text."""
-    given = column(row, "cmp_results")
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return
-    if not isinstance(given, Mapping):
-        return
-    index = {one["model"]: at for at, one in reversed([*enumerate(row["candidates"] or ())]) if one["model"]}
-    for pair, verdict in given.items():
-        left, _, right = pair.partition(",")
-        preferred = CMP_RESULTS.get(verdict) if isinstance(verdict, str) else None
-        if preferred and left != right and left in index and right in index:
-            yield Judgement(judge=MIXINSTRUCT, left=index[left], right=index[right], preferred=preferred)
+    """Judgements of `cmp_results` (`quality.cmp_results`)."""
+    named = column(row, "cmp_results_judge")
+    judge = named if isinstance(named, str) and named else MIXINSTRUCT
+    for left, right, preferred in read_pairs(column(row, "cmp_results"), row["candidates"] or ()):
+        yield Judgement(judge=judge, left=left, right=right, preferred=preferred)
 
 
 def _preference_pair(row: Mapping[str, Any]) -> Iterator[Judgement]:

@@ -17,9 +17,9 @@ from pydantic_core import PydanticCustomError
 from rich.table import Table
 from rich.text import Text
 
+from llm_blender_ray.actors.judged_pairs import FUSED as FUSED
 from llm_blender_ray.configs.settings import Settings
 
-FUSED: Literal["fused"] = "fused"
 _Z = 1.959964  # of the 95% interval
 
 
@@ -100,7 +100,7 @@ def name_of(candidate: Mapping[str, Any], index: int) -> str:
     return candidate["model"] or f"candidate {index + 1}"
 
 
-def interval(hits: int, count: int) -> tuple[float, float]:
+def interval(hits: float, count: float) -> tuple[float, float]:
     """95% interval of a share, count > 0 (Wilson 1927: holds for small counts and shares near 0 and 1)."""
     share, z2 = hits / count, _Z**2
     centre = share + z2 / (2 * count)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from llm_blender_ray.pipelines.rows.columns import (
 )
 from llm_blender_ray.pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, with_raw
 from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, OWN_TYPES, GivenColumns, number_of, readable
+
+_NONE: Mapping[str, pa.DataType] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Layout:
         results: dict[str, pa.DataType],
         keep: Sequence[str],
         on_demand: Sequence[str] = (),
+        adds: Mapping[str, pa.DataType] = _NONE,
     ) -> Self:
         """Layout of all rows.
 
@@ -67,8 +71,11 @@ class Layout:
             results: Result columns to write.
             keep: Result columns to write if some row has them.
             on_demand: Further fields of generated candidates, of `ON_DEMAND_TYPES`.
+            adds: Columns that the run writes among the unknown keys of rows, with the types of its values.
         """
         parts = {field.name: field.type for field in seen}
+        if adds:
+            parts["extra"] = unify_rows(parts["extra"], pa.struct(adds.items()))
         present = {field.name for field in parts["present"]}
         given = {field.name: field.type for field in parts["given"]}
         keys = {field.name for field in parts["extra"]}

@@ -405,10 +405,10 @@ def test_its_health_and_its_end_are_the_engine_s(tmp_path: Path, monkeypatch: py
     async def main() -> None:
         await judge.check_health()
         with monkeypatch.context() as patch:
-            patch.setattr(judge._llm._engine, "check_health", broken)
+            patch.setattr(judge._judge._llm._engine, "check_health", broken)
             with pytest.raises(BlendError, match="simulated"):
                 await judge.check_health()
         await judge.close()
-        assert "closed" in str((await judge._llm.answer(Prompt("1", "numbers"))).error)
+        assert "closed" in str((await judge._judge._llm.answer(Prompt("1", "numbers"))).error)
 
     asyncio.run(main())

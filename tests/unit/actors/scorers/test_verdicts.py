@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.actors.scorers.verdicts import read_verdict
+from llm_blender_ray.actors.scorers.verdicts import FOUR_WAY, THREE_WAY, read_preference, read_verdict
 
 A, B, TIE = 1.0, -1.0, 0.0
 
@@ -161,3 +161,42 @@ def test_a_pattern_replaces_the_usual_forms() -> None:
     assert read_verdict("score=five [[A]]", pattern) is None
     assert read_verdict("[[A]]", pattern) is None
     assert read_verdict("score=A", re.compile(r"score=(x)?A")) is None
+
+
+FOUR = [
+    ("[[A is better]]", "left"),
+    ("[[B is better]]", "right"),
+    ("A is better", "left"),
+    ("**Same good**", "both_good"),
+    ("[[same bad]]", "both_bad"),
+    ("They both help.\nVerdict: Same good", "both_good"),
+    ("Verdict: same_bad.", "both_bad"),
+    ('{"verdict": "Same bad"}', "both_bad"),
+    ("[[A]]", "left"),
+    ("Candidate B is better", "right"),
+    ("[[Both bad]]", "both_bad"),
+    ("[[tie]]", "tie"),
+    ("[[Same good]]\n[[Same bad]]", None),
+    ("'[[Same good]]' was my first thought", None),
+    ("Same", None),
+    ("[[C]]", None),
+    ("[[A is better than B]]", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "expected"), FOUR)
+def test_four_way_verdicts(reply: str, expected: str | None) -> None:
+    assert read_preference(reply, FOUR_WAY) == expected
+
+
+@pytest.mark.parametrize(
+    "reply", ["[[Same good]]", "[[A is better]]", "A is better", "Verdict: same bad", "[[both good]]"]
+)
+def test_judges_of_three_verdicts_do_not_read_the_other_four(reply: str) -> None:
+    assert read_verdict(reply) is None
+
+
+def test_a_pattern_reads_verdicts_of_several_words() -> None:
+    pattern = re.compile(r"Result: (.*)$")
+    assert read_preference("Result: SAME  bad", FOUR_WAY, pattern) == "both_bad"
+    assert read_preference("Result: SAME  bad", THREE_WAY, pattern) is None

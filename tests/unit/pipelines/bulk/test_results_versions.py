@@ -20,17 +20,19 @@ from llm_blender_ray.actors.engines.reasoning import AnswerFilter
 from llm_blender_ray.actors.errors import PromptError
 from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
 from llm_blender_ray.actors.fusers.llm_fuser import attempts
+from llm_blender_ray.actors.judging import JudgePairs
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenizer
 from llm_blender_ray.actors.records import Blend, Candidate, Matchup, Message, Prompt
 from llm_blender_ray.actors.scorers.judge import REMINDER, question
 from llm_blender_ray.actors.scorers.reward import AnswerTokenizer
-from llm_blender_ray.actors.scorers.verdicts import read_verdict
+from llm_blender_ray.actors.scorers.verdicts import FOUR_WAY, THREE_WAY, read_preference, read_verdict
 from llm_blender_ray.actors.stages import Fuse, Generate, Rank
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_tokenizer
 from llm_blender_ray.configs import schema
 from llm_blender_ray.configs.fusers import FUSERS
 from llm_blender_ray.configs.identity import deciding, settings_digest
+from llm_blender_ray.configs.judges import PairwiseJudge
 from llm_blender_ray.configs.llms import ENGINES, BaseLLM, LocalLLM
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.rankers import RANKERS
@@ -155,6 +157,19 @@ def ranked() -> Any:
     return [through(Rank(ranker)) for ranker in rankers]
 
 
+def judged() -> Any:
+    designs = [{"design": name} for name in STRATEGIES] + [{"baseline": "m1"}]
+    judges = [PairwiseJudge.model_validate({"llm": ECHO, "pairs": one}) for one in designs]
+    replies = (*REPLIES, "Same bad")
+    reads = [[read_preference(reply, words) for reply in replies] for words in (THREE_WAY, FOUR_WAY)]
+    return [
+        [through(JudgePairs(judge)) for judge in judges],
+        reads,
+        question(Matchup(PLAIN, *ANSWERS[:2])),
+        REMINDER,
+    ]
+
+
 def fused() -> Any:
     columns, rows = through(Fuse(schema.LLMFuser(kind="chat", llm=ECHO)))
     return [columns, [row | {"fused": row["fused"] is not None} for row in rows]]  # the text is the fuser's
@@ -164,6 +179,7 @@ COVERED: dict[type, Any] = {  # a part's version also covers what its base class
     Generate: lambda: through(Generate(ECHO)),
     Rank: ranked,
     Fuse: fused,
+    JudgePairs: judged,
     BaseLLM: answers,
     LocalLLM: rendered_chats,
     schema.EndpointModel: requests,
@@ -177,6 +193,7 @@ PINNED = {  # version, digests of what it covers
     "Generate": (1, "56437170bf516828"),
     "Rank": (1, "7c5eab70ebc7f2de"),
     "Fuse": (1, "7809fd265e9b41e9"),
+    "JudgePairs": (1, "11dc2e28e0d19006"),
     "VLLMModel": (2, "acb9a9c62ca17c15-86b85bb89d05ed65"),
     "TransformersModel": (2, "acb9a9c62ca17c15-86b85bb89d05ed65"),
     "EndpointModel": (1, "4880fca9050575b6-86b85bb89d05ed65"),
