@@ -3,6 +3,7 @@
 Gold items are in none of them: they are there to know the annotators.
 """
 
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from llm_blender_ray.actors.records import Message, read_prompt
 from llm_blender_ray.pipelines.campaign.records import CampaignError, CastVote
 from llm_blender_ray.pipelines.campaign.store import CampaignStore
+from llm_blender_ray.pipelines.quality.consensus import Label, majority
 from llm_blender_ray.pipelines.quality.judgements import ARENA_WINNERS, SIGNS
 from llm_blender_ray.pipelines.quality.votes import side_text
 from llm_blender_ray.pipelines.rows.formats import kind
@@ -103,11 +105,12 @@ def arena_records(store: CampaignStore) -> Iterator[Record]:
 
 
 def argilla_records(store: CampaignStore) -> Iterator[Record]:
-    """A record for each item with a vote, as Argilla 2's `Dataset.records.from_json` reads them.
+    """A record for each item with a vote, as Argilla 2's `Dataset.records.from_json` reads a list of them.
 
-    Fields are `prompt`, `response_a` and `response_b`; each vote is a response to the label question `preferred`,
-    whose labels are `a`, `b`, `tie`, `both_good` and `both_bad`. Argilla knows annotators as users: their names are
-    in the metadata, in the order of the responses.
+    Fields are `prompt`, `response_a` and `response_b`. Each vote is a response to the label question `preferred`,
+    whose labels are `a`, `b`, `tie`, `both_good` and `both_bad`; the most frequent label is the suggestion, with
+    its share as score. Argilla has ids of its own for users: `user_id` is `annotator_uuid` of the name; the names
+    are in the metadata, in the order of the responses.
     """
     rows, items = store.rows(), defaultdict(list)
     for vote in _counted(store):
@@ -116,6 +119,11 @@ def argilla_records(store: CampaignStore) -> Iterator[Record]:
         row = rows[votes[0].prompt]
         prompt = read_prompt(row)
         left, right = (side_text(row, side) or "" for side in votes[0].sides)
+        labels = [{"left": "a", "right": "b"}.get(vote.unswapped, vote.unswapped) for vote in votes]
+        label = majority([Label(item, str(at), one) for at, one in enumerate(labels)])[item]
+        suggestion = (
+            {"value": label, "score": labels.count(label) / len(labels), "agent": "majority"} if label else None
+        )
         yield {
             "id": f"{prompt.id}/{item}",
             "fields": {"prompt": "\n".join(prompt.turns()), "response_a": left, "response_b": right},
@@ -124,15 +132,20 @@ def argilla_records(store: CampaignStore) -> Iterator[Record]:
                 "model_b": votes[0].names[1],
                 "annotators": [vote.annotator for vote in votes],
             },
-            "suggestions": {},
+            "suggestions": {ARGILLA_QUESTION: suggestion} if suggestion else {},
             "responses": {
                 ARGILLA_QUESTION: [
-                    {"value": {"left": "a", "right": "b"}.get(vote.unswapped, vote.unswapped), "user_id": None}
-                    for vote in votes
+                    {"value": one, "user_id": str(annotator_uuid(vote.annotator))}
+                    for one, vote in zip(labels, votes, strict=True)
                 ]
             },
             "vectors": {},
         }
+
+
+def annotator_uuid(name: str) -> uuid.UUID:
+    """Id of an annotator where an id has to be a UUID: the same for the same name."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"blend:annotator:{name}")
 
 
 EXPORTS: dict[str, Callable[[CampaignStore], Iterable[Mapping[str, Any]]]] = {

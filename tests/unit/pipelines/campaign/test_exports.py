@@ -1,5 +1,6 @@
 """Votes as files and back: rows, TRL preferences, battles, Argilla records."""
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,8 @@ def test_argilla_records_have_a_response_for_each_vote(store: CampaignStore) -> 
     assert one["fields"]["response_a"].startswith(one["metadata"]["model_a"])
     by_name = dict(zip(one["metadata"]["annotators"], one["responses"]["preferred"], strict=True))
     assert {name: response["value"] for name, response in by_name.items()} == {"ann": "a", "ben": "a", "cat": "b"}
+    assert len({uuid.UUID(response["user_id"]) for response in by_name.values()}) == 3, "Argilla takes UUIDs only"
+    assert one["suggestions"]["preferred"] == {"value": "a", "score": pytest.approx(2 / 3), "agent": "majority"}
 
 
 def test_a_json_list_and_no_other_ending(store: CampaignStore) -> None:
