@@ -97,6 +97,8 @@ def add_annotators(folder: str | Path, names: Iterable[str]) -> dict[str, str]:
     """
     made = {name: new_key(name) for name in names}
     file = Path(folder) / KEYS
+    if not made:
+        return {}
     try:
         file.touch(mode=0o600)
         with file.open("a", encoding="utf-8") as lines:
@@ -114,7 +116,7 @@ def annotator_keys(folder: str | Path) -> Keys:
         BlendError: The file is malformed.
     """
     file = Path(folder) / KEYS
-    keys = Keys.load(str(file), {}) if file.is_file() else None
+    keys = Keys.load(str(file), {}) if file.is_file() and file.stat().st_size else None
     if keys is None:
         raise CampaignError(f"{folder}: nobody may vote; `blend campaign invite {folder} NAME` adds an annotator")
     return keys

@@ -83,7 +83,7 @@ def campaign_results(
 
     contest = Contest(
         LeaderboardOptions(
-            judges=(*annotators, PEOPLE) if aggregation == "votes" else (aggregation,),
+            judges=(*(annotators if aggregation == "votes" else (aggregation,)), PEOPLE),
             columns=tuple(default_metrics()),
             paper=True,
             seed=seed,

@@ -86,6 +86,9 @@ def test_an_active_campaign_is_the_same_by_seed(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path, blend_here: InProcess) -> None:
     rows, folder = write_lines(tmp_path / "rows.jsonl", run_rows(4)), tmp_path / "campaign"
+    blend_here("campaign", "create", rows, "--output", tmp_path / "nobody")
+    assert "0 of 4 votes" in blend_here("campaign", "status", tmp_path / "nobody").stdout
+    assert "nobody may vote" in blend_here("campaign", "serve", tmp_path / "nobody", code=1).stderr
     made = blend_here(
         "campaign", "create", rows, "--output", folder, "--annotator", "ann", "--url", "https://a.org/"
     )
