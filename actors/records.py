@@ -4,7 +4,6 @@ A row enters as a mapping with one of `instruction` (+ `input`), `prompt` or `me
 candidates, ranking and fused text added. Everything is plain data: a stage sees text and numbers only.
 """
 
-import base64
 import hashlib
 import json
 import unicodedata
@@ -25,6 +24,7 @@ from llm_blender_ray.actors.budget import Payer
 from llm_blender_ray.actors.chats import Message as Message
 from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.actors.judged_pairs import JudgedAnswers
 from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 
@@ -257,13 +257,6 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str):
         raise FieldError(name, f"expected text, got {type(value).__name__}")
     return value
-
-
-def plain(value: Any) -> Any:
-    """Text of values that JSON has no type for: bytes in base64, dates and times in ISO 8601."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def prompt_fields(row: Mapping[str, Any]) -> tuple[str, ...]:

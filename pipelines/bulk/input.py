@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from llm_blender_ray.actors.records import plain
+from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.tracker import Count, reporting_failure

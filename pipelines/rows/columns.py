@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_blender_ray.actors.records import RESULT_COLUMNS, plain
+from llm_blender_ray.actors.json_values import plain
+from llm_blender_ray.actors.records import RESULT_COLUMNS
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
 from llm_blender_ray.pipelines.rows.schema import EXTRA, OWN_COLUMNS, ROW_SCHEMA, to_json
 from llm_blender_ray.pipelines.rows.source_types import GIVEN_ID, GivenColumns

@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from llm_blender_ray.actors.chats import check_unicode, is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.actors.records import (
     CANDIDATE_FIELDS,
     PROMPT_COLUMNS,
     RAW,
     RESULT_COLUMNS,
-    plain,
     prompt_fields,
     read_candidates,
     read_id,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_blender_ray.actors.records import plain
+from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import OTHER_KEYS
