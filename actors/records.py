@@ -26,6 +26,7 @@ from llm_blender_ray.actors.chats import is_list, is_missing, read_answer, read_
 from llm_blender_ray.actors.errors import FieldError, RowError
 from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.actors.judged_pairs import JudgedAnswers
+from llm_blender_ray.actors.metric_scores import MetricScores
 from llm_blender_ray.actors.usage import USAGE_FIELDS, TokenUsage
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: controls, formats, separators
@@ -191,6 +192,8 @@ class Blend:
     Attributes:
         ranking_usage: Calls of LLMs for the ranking, also one that failed; None: unknown, as of a candidate.
         fusing_usage: The same for the fused text.
+        references: Texts that a metric compares the answers with (`blend score`).
+        scored: What one metric found (`blend score`).
         judged: What one LLM judge found of pairs of its answers (`blend judge`).
     """
 
@@ -203,6 +206,8 @@ class Blend:
     ranking_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
     fusing_usage: TokenUsage | None = field(default=TokenUsage(), compare=False)
     judged: JudgedAnswers | None = None
+    references: tuple[str, ...] = ()
+    scored: MetricScores | None = None
 
 
 CANDIDATE_TYPE = pa.struct(
@@ -228,6 +233,8 @@ ON_DEMAND_TYPES: dict[str, pa.DataType] = {
 CANDIDATE_FIELDS = tuple(name for name in CANDIDATE_TYPE.names if name != "extra")  # of the rows contract
 USAGE_TYPE = pa.struct([(name, pa.int64()) for name in USAGE_FIELDS])
 MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+REFERENCE_COLUMN = "\0references"  # column of `Blend.references`; it is never written
 
 # What a row is made of on its way; a column that is not here is the user's and passes through untouched.
 PROMPT_COLUMNS: dict[str, pa.DataType] = {

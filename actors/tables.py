@@ -11,6 +11,7 @@ import pyarrow as pa
 from llm_blender_ray.actors.errors import RowError
 from llm_blender_ray.actors.records import (
     PROMPT_COLUMNS,
+    REFERENCE_COLUMN,
     RESULT_COLUMNS,
     Blend,
     Candidate,
@@ -25,7 +26,7 @@ _CHANGED = {name: PROMPT_COLUMNS[name] for name in ("candidates", "error")} | RE
 
 def to_blends(table: pa.Table) -> list[Blend]:
     """One blend per row. A row whose `error` is set, or whose content is bad, comes as a blend with that error."""
-    known = [name for name in table.column_names if name in PROMPT_COLUMNS or name in RESULT_COLUMNS]
+    known = [name for name in table.column_names if name in {*PROMPT_COLUMNS, *RESULT_COLUMNS, REFERENCE_COLUMN}]
     return [to_blend(row) for row in table.select(known).to_pylist()]
 
 
@@ -41,6 +42,7 @@ def to_blend(row: Mapping[str, Any]) -> Blend:
             fused=row.get("fused"),
             fused_from=tuple(row.get("fused_from") or ()),
             error=error,
+            references=tuple(row.get(REFERENCE_COLUMN) or ()),
         )
     except RowError as bad:
         return Blend(Prompt(row.get("id") or ""), candidates, error=error or str(bad))

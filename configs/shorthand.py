@@ -38,5 +38,7 @@ def read_shorthand(text: str, schema: type[_SettingsT]) -> _SettingsT:
         return schema(**given)
     except ValidationError as error:
         mistake = error.errors()[0]
+        if mistake["type"] == "missing":
+            raise ValueError(f"{kind} needs an option: {kind}:{mistake['loc'][0]}=...") from error
         expected = mistake["msg"].replace("Input should be", "expected")
         raise ValueError(f"{kind}: {mistake['loc'][0]}: {expected}, got {mistake['input']!r}") from error

@@ -24,7 +24,7 @@ import psutil
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _RESUMES = "the same command resumes where it stopped; finished blocks are kept"
 _NEXT = {  # what follows an interrupted command
-    **dict.fromkeys(("run", "rank", "fuse", "compare", "judge"), _RESUMES),  # they have a work folder
+    **dict.fromkeys(("run", "rank", "fuse", "compare", "judge", "score"), _RESUMES),  # they have a work folder
     "train": "the same command resumes from the last checkpoint, if there is one",
     "submit": "a submitted job continues (`ray job list --address URL` lists it)",
     "evaluate": "the same command starts again; nothing is kept",

@@ -37,6 +37,7 @@ LAYERS = {
     "deberta-xlarge-mnli": 40,
     "mpnet-base": 8,
 }
+_PAIRS_AT_ONCE = 128  # whose embeddings are held: half a gigabyte for texts of 512 tokens and 1,024 dimensions
 
 
 class BERTScorer:
@@ -70,11 +71,19 @@ class BERTScorer:
     @torch.inference_mode()
     def scores(self, references: Sequence[str], texts: Sequence[str]) -> list[float]:
         """BERTScore of each text by its reference; 0 if one of them is empty."""
+        found: list[float] = []
+        for start in range(0, len(texts), _PAIRS_AT_ONCE):
+            end = start + _PAIRS_AT_ONCE
+            found += self._scores(references[start:end], texts[start:end])
+        return found
+
+    def _scores(self, references: Sequence[str], texts: Sequence[str]) -> list[float]:
         distinct = list(dict.fromkeys([*references, *texts]))
         ids = self._encoder.encode([self._encoder.as_sentence(one) for one in distinct])["input_ids"]
         at = {text: i for i, text in enumerate(distinct)}
         embeddings = self._embeddings(ids)
-        counted = [torch.tensor([token not in self._uncounted for token in one]) for one in ids]
+        device = self._encoder.device
+        counted = [torch.tensor([token not in self._uncounted for token in one], device=device) for one in ids]
         pairs = [(at[reference], at[text]) for reference, text in zip(references, texts, strict=True)]
         return [self._match(embeddings[r], counted[r], embeddings[t], counted[t]) for r, t in pairs]
 

@@ -27,6 +27,7 @@ class Run:
         results: Columns that the run adds.
         keep: Result columns of the input that are written if rows have them.
         adds: Further columns with their types, which `finish` puts among the user's own (`Layout.of`).
+        candidate_adds: The same of candidates.
         reads: Columns that stages read beside `input.SEEN_BY_STAGES`.
         settings: Settings for the manifest.
         identity: Those settings that decide the output.
@@ -46,6 +47,7 @@ class Run:
     llms: tuple[str, ...] = ()
     keep: Sequence[str] = ()
     adds: Mapping[str, pa.DataType] = field(default_factory=dict)
+    candidate_adds: Mapping[str, pa.DataType] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     limit: int | None = None
     rows_per_block: int = 1024

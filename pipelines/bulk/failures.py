@@ -74,6 +74,8 @@ def _of_stage(stage: StageRecord) -> Iterator[str]:
         own = stage.failed - stage.retryable
         refused = f"; {own:,} because of the prompt itself" if stage.kind == "generate" and own > 0 else ""
         yield f"{stage.name}: {_VERBS[stage.kind]} {rows}{_causes(stage.errors)}{refused}"
+    if stage.without_reference:
+        yield f"{stage.name}: no reference in {_share(stage.without_reference, stage.rows)}"
     if stage.left_out:
         some = "1 comparison" if stage.left_out == 1 else f"{stage.left_out:,} comparisons"
         unpaid = ", or the budget had no room" if stage.unpaid else ""

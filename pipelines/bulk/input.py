@@ -151,7 +151,9 @@ def _entry(name: str, table: pa.Table, also_seen: tuple[str, ...] = ()) -> dict[
     """A block's entry in the index, and the types of its content."""
     stages, content, ids = (hashlib.blake2b(digest_size=8) for _ in range(3))
     for row in to_rows(table):
-        stages.update(json.dumps([row[column] for column in (*SEEN_BY_STAGES, *also_seen)], default=plain).encode())
+        stages.update(
+            json.dumps([row.get(column) for column in (*SEEN_BY_STAGES, *also_seen)], default=plain).encode()
+        )
         content.update(_content(row))
         ids.update(json.dumps(row["id"], default=plain).encode())
     return {

@@ -61,6 +61,7 @@ class StageRecord(_Part):
         both_orders: Pairs compared in both orders.
         agreeing: Those of them in which both orders preferred the same answer.
         left_out: Comparisons without a score.
+        without_reference: Of a metric, rows with answers and nothing to compare them with.
         ranked: Rows with different answers that have a ranking.
         constant: Those of them on which no two answers differ (`quality.ranker_signs.all_equal`).
         scorer: The kind of the ranker.
@@ -93,6 +94,7 @@ class StageRecord(_Part):
     both_orders: int = 0
     agreeing: int = 0
     left_out: int = 0
+    without_reference: int = 0
     ranked: int = 0
     constant: int = 0
     scorer: str | None = None

@@ -37,6 +37,7 @@ _NUMBERS = (
     "both_orders",
     "agreeing",
     "left_out",
+    "without_reference",
     "ranked",
     "constant",
 )

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from llm_blender_ray.actors.prices import TokenPrice
-from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate
+from llm_blender_ray.actors.records import REFERENCE_COLUMN, RESULT_COLUMNS, Candidate
 from llm_blender_ray.actors.stages import Generate, with_new
 from llm_blender_ray.cluster.plan import Placement
 from llm_blender_ray.configs.parts import Stage
@@ -126,7 +126,8 @@ class StageGraph:
         Raises:
             DamagedError: Rows or a result are missing or damaged.
         """
-        table = self.fresh(store.rows(fingerprint, file)).select(FLOWING)
+        table = self.fresh(store.rows(fingerprint, file))
+        table = table.select([name for name in (*FLOWING, REFERENCE_COLUMN) if name in table.column_names])
         if is_independent(step.kind):
             return table
         for before in self.before(step):

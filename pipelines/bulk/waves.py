@@ -222,7 +222,7 @@ def _work(
 ) -> tuple[StageGraph, list[list[StageSpec]]]:
     """Work on every block, and the steps of each wave."""
     weights, versions_before = run.identity["weights"], record.get("identity", {}).get("stage_versions", {})
-    keys = result_keys(run.parts, weights, run.llms, run.prepare.__name__ if run.prepare else "")
+    keys = result_keys(run.parts, weights, run.llms, getattr(run.prepare, "__name__", ""))
     there = store.stages()
 
     def step(placement: Placement) -> StageSpec:
@@ -309,7 +309,7 @@ def _layout(run: Run, index: Index) -> Layout:
     types = {name: (RESULT_COLUMNS | COMPARE_COLUMNS | COST_COLUMNS)[name] for name in run.results}
     asked = {name for part in run.parts.values() if isinstance(part, BaseLLM) for name in part.candidate_fields}
     on_demand = [name for name in ON_DEMAND_TYPES if name in asked]
-    layout = Layout.of(index.seen, types, run.keep, on_demand, run.adds)
+    layout = Layout.of(index.seen, types, run.keep, on_demand, run.adds, run.candidate_adds)
     if run.preferences:
         layout.check_columns(run.preferences.columns, "preferences.columns")
     return layout

@@ -56,6 +56,7 @@ from llm_blender_ray.pipelines.cli.options import (
     ranker_section,
     settings_of,
 )
+from llm_blender_ray.pipelines.cli.score import score_command
 from llm_blender_ray.pipelines.cli.training import train_app
 from llm_blender_ray.pipelines.interruption import how_to_go_on, install, left_to_others
 
@@ -360,6 +361,7 @@ def evaluate_command(
 app.command("judge")(judge_command)
 app.command("agreement")(agreement_command)
 app.command("leaderboard")(leaderboard_command)
+app.command("score")(score_command)
 
 
 def _show(summary: "Summary") -> None:

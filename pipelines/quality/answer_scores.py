@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_blender_ray.pipelines.quality.judgements import column
 from llm_blender_ray.pipelines.quality.metrics import Metric
 from llm_blender_ray.pipelines.rows.schema import references_of
+
+CANDIDATE_SCORES, FUSED_SCORES = "scores", "fused_scores"  # of a candidate; of a row's fused answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,16 @@ def score_answers(
 
 def given_scores(candidates: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """For each metric in `candidates[].scores`, its value for each candidate."""
-    given = [json.loads(one["extra"]).get("scores") if one["extra"] else None for one in candidates]
+    given = [json.loads(one["extra"]).get(CANDIDATE_SCORES) if one["extra"] else None for one in candidates]
     scores = [one if isinstance(one, dict) else {} for one in given]
     metrics = {name for one in scores for name, value in one.items() if _is_number(value)}
     return {name: [one[name] if _is_number(one.get(name)) else None for one in scores] for name in sorted(metrics)}
+
+
+def given_fused_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """For each metric in `fused_scores`, its value for the fused answer."""
+    given = column(row, FUSED_SCORES)
+    return {name: one for name, one in given.items() if _is_number(one)} if isinstance(given, dict) else {}
 
 
 def _is_number(value: object) -> bool:

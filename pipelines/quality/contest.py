@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.quality.answer_scores import given_scores, score_answers
+from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, given_scores, score_answers
 from llm_blender_ray.pipelines.quality.bradley_terry import STRENGTH_RESAMPLES, Control
 from llm_blender_ray.pipelines.quality.judgements import Outcome, Preferred, column, read_judgements, read_outcomes
 from llm_blender_ray.pipelines.quality.metrics import Metric
@@ -99,10 +99,12 @@ class Contest:
             # Without an option for them, scores are only looked at to be named in an error.
             looks = self.options.paper or self.options.score is not None or self.found <= _BATCH
             given = given_scores(row["candidates"] or ()) if looks else {}
+            of_fused = given_fused_scores(row) if given else {}
             self._given |= set(given)
             for name in given if self.options.paper else [self.options.score or ""]:
-                if name in given and name not in scores:  # a metric also has the fused answer's score
+                if name in given and name not in scores:
                     scores[name] = {at: value for at, value in enumerate(given[name]) if value is not None}
+                    scores[name] |= {FUSED: of_fused[name]} if name in of_fused else {}
             self._take(row, scores)
 
     def _take(self, row: Mapping[str, Any], scores: dict[str, dict[Side, float]]) -> None:

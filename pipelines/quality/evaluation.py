@@ -18,7 +18,7 @@ from rich.text import Text
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.configs.extras import missing_extra, require
-from llm_blender_ray.pipelines.quality.answer_scores import given_scores, score_answers
+from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, given_scores, score_answers
 from llm_blender_ray.pipelines.quality.contest import Contest
 from llm_blender_ray.pipelines.quality.judge_bias import bias_table, judge_bias
 from llm_blender_ray.pipelines.quality.judgements import Outcome, read_llm_judgements, read_outcomes
@@ -114,8 +114,9 @@ class Quality:
             self._pending.append((row, references))
             if len(self._pending) == _BATCH:
                 self._score_pending()
+        fused = given_fused_scores(row)
         for name, given in given_scores(candidates).items():
-            self.scores[name].add(row, given)
+            self.scores[name].add(row, given, fused.get(name))
 
     def merge(self, other: Self) -> None:
         """Add the rows of another."""

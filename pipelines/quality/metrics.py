@@ -13,6 +13,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+from pydantic import model_validator
+
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.configs.parts import ModelPart, Stage
@@ -21,6 +23,8 @@ from llm_blender_ray.configs.settings import RUNTIME_ONLY
 from llm_blender_ray.configs.shorthand import read_shorthand
 
 _PART = re.compile(r"(?:^|\s)(\d+)\)")
+_MODEL = re.compile(r'model="(?:[^"]*/)?([^"/]+)/?"')  # only its last part is shown
+_SCORE_NAME = re.compile(r"[\w.-]+")
 _TOLERANCE = 1e-6  # of bounds: sentence BLEU of equal texts is 1.0000000000000004
 
 
@@ -45,6 +49,8 @@ class Metric(ModelPart):
 
     stage: ClassVar[Stage] = "score"
 
+    kind: str = ""  # `name`, as a part of what decides scores
+
     name: ClassVar[str]
     label: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
@@ -54,6 +60,11 @@ class Metric(ModelPart):
     by_default: ClassVar[bool] = True
     report_order: ClassVar[int] = 50
     report_from: ClassVar[float | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_kind(cls, value: Any) -> Any:
+        return {"kind": cls.name, **value} if isinstance(value, dict) else value
 
     @abstractmethod
     def score(self, references: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
@@ -102,7 +113,7 @@ class Metric(ModelPart):
     def key(self) -> str:
         """Name with the options that are not defaults, as `--metric` takes it: `rouge_l:stemmer=true`."""
         fields = type(self).model_fields.items()
-        decisive = {name for name, field in fields if RUNTIME_ONLY not in field.metadata}
+        decisive = {name for name, field in fields if RUNTIME_ONLY not in field.metadata and name != "kind"}
         given: dict[str, Any] = self.model_dump(exclude_defaults=True, include=decisive)
         options = ",".join(f"{name}={json.dumps(value)}" for name, value in given.items())
         return f"{self.name}:{options}" if options else self.name
@@ -205,6 +216,28 @@ def read_metric(text: str, option: str = "--metric") -> Metric:
         raise ConfigError(f"{option} {text}: {error}") from error
 
 
+def read_named_metrics(texts: Sequence[str]) -> dict[str, Metric]:
+    """Construct metrics by the names of their scores: that of the metric, or an option `as` of any metric.
+
+    Raises:
+        ConfigError: One is wrong, or two have the same name.
+    """
+    found: dict[str, Metric] = {}
+    for text in texts:
+        kind, _, options = text.partition(":")
+        given = options.split(",") if options else []
+        names = [one.removeprefix("as=") for one in given if one.startswith("as=")]
+        others = ",".join(one for one in given if not one.startswith("as="))
+        metric = read_metric(f"{kind}:{others}" if others else kind)
+        name = names[-1] if names else metric.name
+        if not _SCORE_NAME.fullmatch(name):
+            raise ConfigError(f"--metric {text}: as: expected letters, digits, _, - and ., got {name!r}")
+        if name in found:
+            raise ConfigError(f"--metric {text}: two scores are named {name}; give one another name with as=NAME")
+        found[name] = metric
+    return found
+
+
 def read_metrics(texts: Sequence[str], order_by: str | None) -> tuple[list[Metric] | None, Metric | None]:
     """Construct the metrics that `--metric` and `--order-by` name; None where they name none.
 
@@ -239,6 +272,7 @@ def metric_label(key: str) -> str:
     if name not in METRICS.names():
         return key
     label = metric_class(name).label
+    options = _MODEL.sub(r"\1", options)
     return f"{label} ({options})" if options else label
 
 

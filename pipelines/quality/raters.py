@@ -14,8 +14,7 @@ import numpy as np
 
 from llm_blender_ray.actors.records import digest, read_prompt
 from llm_blender_ray.pipelines.quality.agreement import Array, PairedRatings, coincidences
-from llm_blender_ray.pipelines.quality.answer_scores import score_answers
-from llm_blender_ray.pipelines.quality.evaluation import given_scores
+from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, given_scores, score_answers
 from llm_blender_ray.pipelines.quality.judgements import (
     BLEND_CONTESTANT,
     DATASET_PREFERENCE,
@@ -179,10 +178,12 @@ class RatedPrompts:
             left, right = (answers[side] for side in one.sides)
             if left != right:
                 prompt.rating(rater_name(one.judge, person=one.person)).add(left, right, one.sign)
+        of_fused = given_fused_scores(row)
         for name, values_of in given_scores(candidates).items():
             known = {
                 answers[at]: value for at, value in enumerate(values_of) if value is not None and at in answers
             }
+            known |= {answers[FUSED]: of_fused[name]} if FUSED in answers and name in of_fused else {}
             prompt.add_scores(f"score:{name}", known)
         return prompt, answers
 

@@ -63,6 +63,7 @@ class Layout:
         keep: Sequence[str],
         on_demand: Sequence[str] = (),
         adds: Mapping[str, pa.DataType] = _NONE,
+        candidate_adds: Mapping[str, pa.DataType] = _NONE,
     ) -> Self:
         """Layout of all rows.
 
@@ -72,6 +73,7 @@ class Layout:
             keep: Result columns to write if some row has them.
             on_demand: Further fields of generated candidates, of `ON_DEMAND_TYPES`.
             adds: Columns that the run writes among the unknown keys of rows, with the types of its values.
+            candidate_adds: The same of candidates.
         """
         parts = {field.name: field.type for field in seen}
         if adds:
@@ -106,7 +108,8 @@ class Layout:
             results=results,
             extra=extra,
             candidate_extra=unify_rows(
-                parts["candidate_extra"], pa.struct([(name, ON_DEMAND_TYPES[name]) for name in on_demand])
+                parts["candidate_extra"],
+                pa.struct([*((name, ON_DEMAND_TYPES[name]) for name in on_demand), *candidate_adds.items()]),
             ),
             native=tuple(field for field in native if field.name not in keys),
             shared=frozenset(name for name, _ in shared),

@@ -79,10 +79,10 @@ def _items(name: str, value: Any, item: Callable[[str, Any], Any]) -> list[Any]:
     return [item(f"{name}[{i}]", one) for i, one in enumerate(value)]
 
 
-def references_of(row: Mapping[str, Any]) -> list[str]:
-    """Reference texts of a row: `output`, or each of the list given as `output`."""
-    given = json.loads(row[EXTRA]).get("output") if row.get(EXTRA) else None
-    return _references(row.get("output") if given is None else given)
+def references_of(row: Mapping[str, Any], column: str = "output") -> list[str]:
+    """Reference texts of a row: the text of a column, or each of the list that it has."""
+    given = json.loads(row[EXTRA]).get(column) if row.get(EXTRA) else None
+    return _references(row.get(column) if given is None else given)
 
 
 def _references(value: Any) -> list[str]:

@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from llm_blender_ray.configs.formats import FORMATS
 from llm_blender_ray.configs.fusers import FUSERS
 from llm_blender_ray.configs.llms import ENGINES
+from llm_blender_ray.configs.metrics import MetricModel
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
-from llm_blender_ray.pipelines.quality.metrics import METRICS
+from llm_blender_ray.pipelines.quality.metrics import METRICS, metric_class
 
 PAGES = [
     ROOT / "README.md",
@@ -167,6 +168,13 @@ def test_reference_has_a_section_for_every_kind() -> None:
     for kind in ("engine: vllm", "engine: echo", "kind: judge", "kind: chat", "kind: focus"):
         assert f"`{kind}`" in text
     assert "| `num_beams` | integer, >= 1 | `4` |" in text
+
+
+def test_every_metric_and_its_options_are_on_the_page_of_evaluation() -> None:
+    code = set(_code(ROOT / "docs/evaluation.md"))
+    for name in METRICS.names():
+        options = metric_class(name).model_fields.keys() - MetricModel.model_fields.keys() - {"kind"}
+        assert {name, *options} <= code
 
 
 def test_readme_is_short() -> None:

@@ -7,8 +7,8 @@ results of existing settings alone, such as an added template, needs the new dig
 
 import asyncio
 import functools
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Matchup, Message, P
 from llm_blender_ray.actors.scorers.judge import REMINDER, question
 from llm_blender_ray.actors.scorers.reward import AnswerTokenizer
 from llm_blender_ray.actors.scorers.verdicts import FOUR_WAY, THREE_WAY, read_preference, read_verdict
+from llm_blender_ray.actors.scoring import ScoreAnswers
 from llm_blender_ray.actors.stages import Fuse, Generate, Rank
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_tokenizer
@@ -39,6 +40,7 @@ from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.templates import template_names
 from llm_blender_ray.pipelines.bulk.results import USAGE, columns_of
 from llm_blender_ray.pipelines.bulk.stages import STAGES
+from llm_blender_ray.pipelines.quality.metrics import METRICS, Metric, PairMetric, metric_class, read_metric
 
 PLAIN = Prompt("1", "How many apples?", "Two and ```two```. " * 40)
 CHAT = Prompt(
@@ -134,9 +136,19 @@ def tasks() -> Any:
     return [[asdict(one) for one in attempts(prompt, ANSWERS)] for prompt in (PLAIN, CHAT)]
 
 
-def through(stage: Any) -> Any:
+def scored() -> Any:
+    blends = [replace(blend, references=("four", "one two"), fused="four five") for blend in BLENDS]
+    return through(ScoreAnswers(read_metric("rouge_l")), [*blends, replace(BLENDS[0], fused="four")])
+
+
+def scores(metric: type[Metric]) -> Any:
+    texts = [*ANSWERS, "1) four 2) x", "2) five\n1) four", "five 2) four 1)", "", "四五"]
+    return rounded([metric().score([["1) four\n2) five", "四"]] * len(texts), texts)])
+
+
+def through(stage: Any, blends: Sequence[Blend] = BLENDS) -> Any:
     """Columns of what a stage makes of blends, but for the usage: a stored result without it holds all the same."""
-    table = columns_of(kind_of(type(stage)), BLENDS, asyncio.run(stage(BLENDS))).drop_columns([USAGE])
+    table = columns_of(kind_of(type(stage)), blends, asyncio.run(stage(blends))).drop_columns([USAGE])
     return [table.schema.to_string(), rounded(table.to_pylist())]
 
 
@@ -175,11 +187,14 @@ def fused() -> Any:
     return [columns, [row | {"fused": row["fused"] is not None} for row in rows]]  # the text is the fuser's
 
 
+METRIC_CLASSES = [metric_class(name) for name in METRICS.names()]
 COVERED: dict[type, Any] = {  # a part's version also covers what its base classes' does
     Generate: lambda: through(Generate(ECHO)),
     Rank: ranked,
     Fuse: fused,
     JudgePairs: judged,
+    ScoreAnswers: scored,
+    **{metric: functools.partial(scores, metric) for metric in METRIC_CLASSES if issubclass(metric, PairMetric)},
     BaseLLM: answers,
     LocalLLM: rendered_chats,
     schema.EndpointModel: requests,
@@ -204,6 +219,18 @@ PINNED = {  # version, digests of what it covers
     "EchoRanker": (1, ""),
     "GenFuser": (1, "6ecf89766106bc06"),
     "LLMFuser": (1, "169adfb7d338252d"),
+    "ScoreAnswers": (1, "a04a0af80a10e0c0"),
+    "PartsRight": (1, "5ece706561a41acd"),
+    "ExactMatch": (1, "3bbca1dd7455d9e7"),
+    "SentenceBleu": (1, "f72f3d6ec69bbc9b"),
+    "RougeL": (1, "84e388472ae4b9e7"),
+    "Rouge1": (1, "da93063122c97d5d"),
+    "Rouge2": (1, "75ad8b3a78544360"),
+    "RougeLsum": (1, "7f978cee8c81fc1b"),
+    "ChrF": (1, "2292816083b98811"),
+    "BERTScore": (1, ""),
+    "BARTScore": (1, ""),
+    "BLEURT": (1, ""),
 }
 PARTS = [registry.get(name) for registry in (ENGINES, RANKERS, FUSERS) for name in registry.names()]
 
@@ -213,7 +240,7 @@ def covered(base: type) -> str:
     return settings_digest(COVERED[base]())
 
 
-@pytest.mark.parametrize("owner", [*STAGES.values(), *PARTS], ids=lambda owner: owner.__name__)
+@pytest.mark.parametrize("owner", [*STAGES.values(), *PARTS, *METRIC_CLASSES], ids=lambda owner: owner.__name__)
 def test_other_results_need_another_version(owner: Any) -> None:
     digests = [covered(base) for base in owner.__mro__ if base in COVERED]
     assert (owner.results_version, "-".join(digests)) == PINNED[owner.__name__]

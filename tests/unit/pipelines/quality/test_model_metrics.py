@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.configs.loading import ConfigError
-from llm_blender_ray.pipelines.quality.metrics import Metric, read_metric
+from llm_blender_ray.pipelines.quality.metrics import Metric, metric_label, read_metric
 
 CHECKPOINTS = GOLDEN / "checkpoints"
 CASES: dict[str, Any] = json.loads((GOLDEN / "model_metrics.json").read_text(encoding="utf-8"))
@@ -92,9 +92,10 @@ def test_byte_level_words_are_those_within_a_text(tmp_path: Path) -> None:
 
 
 def test_a_metric_with_a_model_needs_one_and_keeps_it_in_its_key() -> None:
-    with pytest.raises(ConfigError, match="bertscore: model: Field required"):
+    with pytest.raises(ConfigError, match="bertscore needs an option: bertscore:model="):
         read_metric("bertscore")
     metric = bertscore("layer=2,replicas=3,num_cpus=2,device=cpu,batch_tokens=9")
     assert metric.key == f'bertscore:model="{CHECKPOINTS / "backbone"}",layer=2'
     assert (metric.replicas.max, metric.num_cpus, metric.stage) == (3, 2, "score")
     assert read_metric(metric.key).key == metric.key
+    assert metric_label(metric.key) == "BERTScore (backbone,layer=2)"

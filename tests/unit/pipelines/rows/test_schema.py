@@ -17,7 +17,7 @@ from llm_blender_ray.actors.records import RESULT_COLUMNS, Candidate, TokenLogpr
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.pipelines.bulk.commands import with_readable_rankings
 from llm_blender_ray.pipelines.quality.evaluation import evaluate
-from llm_blender_ray.pipelines.quality.metrics import METRICS
+from llm_blender_ray.pipelines.quality.metrics import default_metrics
 from llm_blender_ray.pipelines.rows.columns import inspect_columns
 from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.preferences import preference_table
@@ -285,7 +285,7 @@ def test_several_references_count_by_the_nearest() -> None:
     row = read(output=["the cat sat", "a dog ran"], candidates=["a dog ran", "no"], ranking=[0, 1])
     report = evaluate([row])["references"]
     assert row["output"] == "the cat sat"
-    for name in set(METRICS.names()) - {"parts"}:
+    for name in {metric.key for metric in default_metrics()} - {"parts"}:
         assert report[name]["models"]["candidate 1"]["mean"] == pytest.approx(1)
     answer = [{"role": "assistant", "content": "r"}]
     assert [references_of(read(output=value)) for value in ("r", 5, ["", "r"], answer, {"a": 1}, "")] == [
