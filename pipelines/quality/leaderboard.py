@@ -160,12 +160,7 @@ class _Table:
     def report(self, differences: Sequence[Difference]) -> dict[str, Any]:
         """The table as plain data, with corrected differences."""
         baseline = self._contest.options.baseline
-        behind = [one.better for one in differences]
-        worse = [
-            one.second if better == one.first else one.first
-            for one, better in zip(differences, behind, strict=True)
-            if better
-        ]
+        worse = [one.second if one.better == one.first else one.first for one in differences if one.better]
         compared = {name for one in differences for name in (one.first, one.second)}
         names = dict.fromkeys([*self._contestants, *(self.strengths.values if self.strengths else ())])
         names |= dict.fromkeys(name for means in self._means.values() for name in means)
