@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.ray_internals import lean_start
 from llm_blender_ray.cluster.session import private_ray
 
 PROCESS_POLL_S = 0.02
@@ -79,7 +80,7 @@ def nodes(cpus: Sequence[int], dashboard_port: int | None = None) -> Iterator[An
     head: dict[str, Any] = {"num_cpus": cpus[0], "include_dashboard": dashboard_port is not None}
     if dashboard_port is not None:
         head |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
-    with private_ray():
+    with private_ray(), lean_start() if dashboard_port is None else contextlib.nullcontext():
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for number in cpus[1:]:

@@ -52,7 +52,7 @@ def session(settings: RayCluster, *, log_to_driver: bool = False) -> Iterator[No
         check_answers(address)
     with private_ray() if address == LOCAL_ADDRESS else contextlib.nullcontext():
         try:
-            with _keeping_signals():
+            with _keeping_signals(), ray_internals.lean_start(logs=log_to_driver):
                 ray.init(
                     address=address,
                     logging_level=logging.ERROR,

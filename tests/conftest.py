@@ -12,6 +12,7 @@ from hypothesis import settings
 from paths import ROOT
 
 import llm_blender_ray
+from llm_blender_ray.cluster.ray_internals import lean_start
 from llm_blender_ray.cluster.serving import LEAN
 
 if ROOT not in Path(llm_blender_ray.__file__).resolve().parents:  # a worktree with another's .venv
@@ -47,7 +48,8 @@ def ray_session(s3_environment: FaultyProxy) -> Iterator[None]:
     """A Ray of two CPUs for the whole test run."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with lean_start():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

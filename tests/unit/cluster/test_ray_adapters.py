@@ -6,6 +6,7 @@ import pytest
 import torch
 from ray._private import accelerators, ray_constants
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray._private.node import Node
 from ray.job_submission import JobSubmissionClient
 
 from llm_blender_ray.cluster import job_client, ray_internals
@@ -28,6 +29,26 @@ def test_the_constant_is_restored() -> None:
     with ray_internals.loopback_only():
         assert ray_constants.ENABLE_RAY_CLUSTER is False
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_a_lean_start_leaves_out_what_is_unused(logs: bool) -> None:
+    methods = [Node.start_monitor, Node.start_api_server, Node.start_log_monitor]
+    with ray_internals.lean_start(logs=logs):
+        left = [Node.start_monitor, Node.start_api_server, Node.start_log_monitor]
+        assert [one is other for one, other in zip(methods, left, strict=True)] == [False, False, logs]
+    assert [Node.start_monitor, Node.start_api_server, Node.start_log_monitor] == methods
+
+
+def test_a_ray_without_those_methods_starts_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Node, "start_monitor")
+    with ray_internals.lean_start():
+        assert not hasattr(Node, "start_monitor")
+    assert not hasattr(Node, "start_monitor")
+    monkeypatch.setattr(ray_internals, "_module", lambda name: None)
+    method = Node.start_api_server
+    with ray_internals.lean_start():
+        assert Node.start_api_server is method
 
 
 @pytest.mark.parametrize("worker", [None, SimpleNamespace(), SimpleNamespace(_global_node=SimpleNamespace())])
