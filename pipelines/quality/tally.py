@@ -50,16 +50,19 @@ class Tally:
         self.varies = self.varies or max(values) > min(values)
         chosen = known.get(row["ranking"][0]) if row["ranking"] else None
         self.rows += 1
+        by_model: dict[str, list[float]] = defaultdict(list)
         for index, value in known.items():
-            name = name_of(row["candidates"][index], index)
-            model = self.models[name]
-            model["mean"].add(value)
-            model["rank"].add(self._rank(value, values))
-            model["best_share"].add((value == top) / values.count(top))
+            by_model[name_of(row["candidates"][index], index)].append(value)
+        # Answers of one model to one prompt are no independent values: a row adds their mean.
+        for name, own in by_model.items():
+            model, mean = self.models[name], sum(own) / len(own)
+            model["mean"].add(mean)
+            model["rank"].add(sum(self._rank(value, values) for value in own) / len(own))
+            model["best_share"].add(own.count(top) / values.count(top))
             if chosen is not None:
-                self.gains["ranker"][name].add(self.sign * (chosen - value))
+                self.gains["ranker"][name].add(self.sign * (chosen - mean))
             if blend is not None:
-                self.gains["blend"][name].add(self.sign * (blend - value))
+                self.gains["blend"][name].add(self.sign * (blend - mean))
         self.systems["random"]["mean"].add(sum(values) / len(values))
         self.systems["random"]["rank"].add((len(values) + 1) / 2)
         self.systems["oracle"]["mean"].add(top)
