@@ -207,6 +207,7 @@ async def _apart(work: Callable[[], _ResultT]) -> _ResultT:
 
 def _shown(assignment: Assignment) -> ShownItem:
     row = assignment.row
-    left, right = (side_text(row, side) or "" for side in (assignment.left, assignment.right))
+    # some models begin each answer with a space, which would tell them apart
+    left, right = ((side_text(row, side) or "").strip() for side in (assignment.left, assignment.right))
     turns = [ShownTurn(role=turn["role"], content=turn["content"]) for turn in read_prompt(row).chat()]
     return ShownItem(item=assignment.item, prompt=turns, left=left, right=right)

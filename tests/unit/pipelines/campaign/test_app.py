@@ -9,11 +9,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from campaigns import MODELS, small_campaign
+from campaigns import MODELS, run_rows, small_campaign, write_lines
 from serving import refused, served
 
 from llm_blender_ray.pipelines.campaign.app import campaign_service
-from llm_blender_ray.pipelines.campaign.creation import KEYS, add_annotators, annotator_keys
+from llm_blender_ray.pipelines.campaign.creation import KEYS, add_annotators, annotator_keys, create_campaign
+from llm_blender_ray.pipelines.campaign.settings import CampaignSettings
 from llm_blender_ray.pipelines.campaign.store import CampaignStore
 
 
@@ -70,6 +71,17 @@ def test_no_response_names_a_model(url: str, keys: dict[str, str]) -> None:
         shown = json.dumps({**state["item"], "left": "", "right": ""})
         assert not any(name in shown for name in MODELS)
         ann.answer(state["item"]["item"])
+
+
+def test_outer_space_tells_no_model_apart(tmp_path: Path) -> None:
+    rows = run_rows(1, models=["a", "b"])
+    rows[0]["candidates"][0]["text"] = " \n one answer\n\n  of two lines \n"
+    uri = write_lines(tmp_path / "rows.jsonl", rows)
+    store = create_campaign([uri], str(tmp_path / "campaign"), CampaignSettings()).store
+    key = add_annotators(store.folder, ["ann"])["ann"]
+    with served(campaign_service(store, annotator_keys(store.folder))) as url:
+        item = Person(url, key).next()["item"]
+    assert {item["left"], item["right"]} == {"one answer\n\n  of two lines", "b says 0"}
 
 
 def test_a_key_is_needed_and_kept_as_a_digest(url: str, keys: dict[str, str], store: CampaignStore) -> None:
