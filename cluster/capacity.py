@@ -3,7 +3,7 @@
 import os
 
 from llm_blender_ray.cluster import ray_internals
-from llm_blender_ray.cluster.plan import Capacity, Node
+from llm_blender_ray.cluster.placement import Capacity, Node
 from llm_blender_ray.configs.schema import RayCluster
 
 

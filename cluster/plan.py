@@ -7,106 +7,16 @@ Pure; what the cluster has comes in as a `Capacity`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.cluster.placement import Capacity, Placement, PlanError, fits, packed, place, subtract, why_not
 from llm_blender_ray.configs.parts import ModelPart, PartSettings
 from llm_blender_ray.configs.schema import BlendConfig, Replicas
 
 GATEWAY = "gateway"  # name of the deployment of a service's gateways
 READ_CPUS = 1.0  # for reading and writing, in addition to the actors
 MANY_CPUS, CPUS_TOGETHER = 8, 4.0  # from how many on actors have several, and how many
-_EPSILON = 1e-6
-
-
-class PlanError(BlendError):
-    """The cluster can't hold what the config requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """Resources of one machine, in Ray's units; `accelerator` is Ray's name of its GPUs, such as "H100"."""
-
-    cpus: float
-    gpus: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    accelerator: str | None = None
-
-    def amounts(self) -> dict[str, float]:
-        """Resources by Ray's names."""
-        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """Resources of a cluster by node: an actor is on one node, so sums are not enough to decide what fits."""
-
-    nodes: tuple[Node, ...]
-
-    @classmethod
-    def machine(cls, cpus: float, gpus: float = 0.0, resources: dict[str, float] | None = None) -> "Capacity":
-        """A cluster of one node."""
-        return cls((Node(cpus, gpus, resources or {}),))
-
-    def amounts(self) -> dict[str, float]:
-        """Resources of all nodes together, by Ray's names."""
-        total: Counter[str] = Counter({"CPU": 0, "GPU": 0})
-        for node in self.nodes:
-            total.update(node.amounts())
-        return dict(total)
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all nodes together."""
-        return self.amounts()["CPU"]
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of all nodes together."""
-        return self.amounts()["GPU"]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """One pool of actors that all hold the same model."""
-
-    name: str  # base LLM's name, "ranker" or "fuser"
-    settings: PartSettings
-    num_cpus: float
-    num_gpus: float
-    replicas: int
-
-    @property
-    def model(self) -> ModelPart:
-        """Settings of the model that the actors hold, with their resources."""
-        return self.settings.model_settings
-
-    def amounts(self) -> dict[str, float]:
-        """Resources of one actor, by Ray's names."""
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.model.resources}
-
-    def ray_options(self) -> dict[str, Any]:
-        """Resources of one actor, as Ray's arguments."""
-        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        if self.model.resources:
-            options["resources"] = dict(self.model.resources)
-        if self.model.accelerator_type:
-            options["accelerator_type"] = self.model.accelerator_type
-        return options
-
-    @property
-    def most(self) -> int | None:
-        """Most useful actors; None: as many as fit.
-
-        Without `replicas` in the settings only pools with GPUs or custom resources are spread: on CPUs it is
-        unknown how many copies of a model fit the machine's memory.
-        """
-        if "replicas" in self.model.model_fields_set:
-            return self.model.replicas.max
-        return None if self.num_gpus or self.model.resources else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +82,7 @@ def place_together(config: BlendConfig, capacity: Capacity) -> tuple[Placement, 
         if not pool.model.replicas.min or wave.take(pool):
             continue
         if not _Wave(capacity, 0.0).take(pool):
-            raise PlanError(_why_not(pool, capacity, ""))
+            raise PlanError(why_not(pool, capacity))
         raise PlanError(
             f"{pool.name} finds no room with the others: a service holds all its models at once (set num_gpus, "
             "num_cpus or replicas; with `replicas: {min: 0, max: 1}` a model is loaded only while it has requests)"
@@ -217,11 +127,11 @@ class _Wave:
         self._nodes = capacity.nodes
         self._pools: list[Placement] = []
         # where it is least in the way: on a node without GPUs, else on that with most CPUs
-        fitting = [at for at in range(len(self._free)) if self._fits(at, {"CPU": beside})]
+        fitting = [at for at in range(len(self._free)) if fits({"CPU": beside}, self._free[at])]
         if not fitting:
             raise PlanError(f"the cluster has no CPU for {what} in addition to its models")
         best = min(fitting, key=lambda at: (self._free[at]["GPU"], -self._free[at]["CPU"]))
-        self._subtract(best, {"CPU": beside})
+        subtract(self._free[best], {"CPU": beside})
 
     @classmethod
     def of(cls, pool: Placement, capacity: Capacity) -> "_Wave":
@@ -232,7 +142,7 @@ class _Wave:
         """
         wave = cls(capacity)
         if not wave.take(pool):
-            raise PlanError(_why_not(pool, capacity))
+            raise PlanError(why_not(pool, capacity, f", beside {READ_CPUS:g} CPU for reading"))
         return wave
 
     @classmethod
@@ -267,62 +177,26 @@ class _Wave:
         return tuple(replace(pool, replicas=counts[pool.name]) for pool in self._pools)
 
     def _place_one(self, pool: Placement) -> bool:
-        return self.take_one(pool.amounts(), pool.model.accelerator_type)
+        kind = pool.model.accelerator_type
+        if not pool.node_gpus:
+            return self.take_one(pool.amounts(), kind)
+        found = packed(pool.pipeline_amounts(), self._free, self._eligible(kind))
+        for stage, at in zip(pool.pipeline_amounts(), found or (), strict=False):
+            subtract(self._free[at], stage)
+        return found is not None
 
     def take_one(self, needs: dict[str, float], kind: str | None = None) -> bool:
         """Place one actor with these resources, on a node of this accelerator type; False when it does not fit."""
-        fitting = [
-            at
-            for at in range(len(self._free))
-            if self._fits(at, needs) and kind in (None, self._nodes[at].accelerator)
-        ]
+        fitting = [at for at in self._eligible(kind) if fits(needs, self._free[at])]
         if not fitting:
             return False
         # the tightest node: larger holes stay for larger models, and GPUs for those that need them
-        self._subtract(min(fitting, key=lambda at: (self._free[at]["GPU"], self._free[at]["CPU"])), needs)
+        subtract(self._free[min(fitting, key=lambda at: (self._free[at]["GPU"], self._free[at]["CPU"]))], needs)
         return True
 
-    def _fits(self, at: int, needs: dict[str, float]) -> bool:
-        return all(amount <= self._free[at].get(name, 0.0) + _EPSILON for name, amount in needs.items() if amount)
-
-    def _subtract(self, at: int, needs: dict[str, float]) -> None:
-        for name, amount in needs.items():
-            if amount:
-                self._free[at][name] -= amount
-
-
-def _why_not(pool: Placement, capacity: Capacity, beside: str = f", beside {READ_CPUS:g} CPU for reading") -> str:
-    """Reason why a pool does not fit into an empty cluster.
-
-    Args:
-        pool: The pool.
-        capacity: The cluster.
-        beside: What else has to fit.
-    """
-    kind = pool.model.accelerator_type
-    nodes = [node for node in capacity.nodes if kind in (None, node.accelerator)]
-    actors = f"{pool.replicas} actors with " if pool.replicas > 1 else ""
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in pool.amounts().items() if amount) or "nothing"
-    if not nodes:
-        return f"{pool.name} needs a node of accelerator type {kind}: the cluster has none"
-    there = Capacity(tuple(nodes)).amounts()
-    has = ", ".join(f"{there.get(name, 0):g} {name}" for name, amount in pool.amounts().items() if amount)
-    most = f"{kind} nodes have" if kind else "the cluster has"
-    apart = f" on {len(nodes)} nodes, and an actor is on one" if len(nodes) > 1 else ""
-    return (
-        f"{pool.name} needs {actors}{needs}{beside}: {most} {has}{apart} "
-        f"(set its num_gpus, num_cpus or replicas; `blend plan` shows what each takes)"
-    )
-
-
-def place(name: str, settings: PartSettings, capacity: Capacity) -> Placement:
-    """Describe one pool of actors, with the part's defaults for resources that its settings leave open."""
-    model = settings.model_settings
-    gpus = model.default_gpus(has_gpus=capacity.gpus > 0) if model.num_gpus is None else model.num_gpus
-    cpus = model.num_cpus
-    if cpus is None:
-        cpus = 0.0 if gpus else model.default_cpus
-    return Placement(name, settings, cpus, gpus, max(1, model.replicas.min))
+    def _eligible(self, kind: str | None) -> list[int]:
+        """Nodes of an accelerator type; None: all."""
+        return [at for at, node in enumerate(self._nodes) if kind in (None, node.accelerator)]
 
 
 def fill_cluster(settings: PartSettings, capacity: Capacity) -> PartSettings:

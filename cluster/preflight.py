@@ -43,8 +43,5 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
     if address_of(settings) != LOCAL_ADDRESS:
         return
     for weights in (part.model_settings.weights for part in parts):
-        if weights is None:
-            continue
-        path = Path(weights.model).expanduser()
-        if path.is_absolute() or path.exists():
-            check_loadable(path, weights.formats)
+        if weights is not None and weights.is_path:
+            check_loadable(Path(weights.model).expanduser(), weights.formats)

@@ -68,23 +68,28 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def nodes(cpus: Sequence[int], dashboard_port: int | None = None) -> Iterator[Any]:
+def nodes(cpus: Sequence[int], dashboard_port: int | None = None, gpus: int | None = None) -> Iterator[Any]:
     """A Ray cluster of several nodes on this machine; the first is its head.
 
     Args:
         cpus: Of each node.
         dashboard_port: Port of the dashboard, on 127.0.0.1; None: there is none.
+        gpus: That each node reports, whether the machine has them or not; None: those of the machine.
     """
     from ray.cluster_utils import Cluster
 
-    head: dict[str, Any] = {"num_cpus": cpus[0], "include_dashboard": dashboard_port is not None}
+    head: dict[str, Any] = {
+        "num_cpus": cpus[0],
+        "num_gpus": gpus,
+        "include_dashboard": dashboard_port is not None,
+    }
     if dashboard_port is not None:
         head |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
     with private_ray(), lean_start() if dashboard_port is None else contextlib.nullcontext():
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for number in cpus[1:]:
-                cluster.add_node(num_cpus=number)
+                cluster.add_node(num_cpus=number, num_gpus=gpus)
             yield cluster
         finally:
             cluster.shutdown()

@@ -8,12 +8,14 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.pool import Pool
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
-from llm_blender_ray.cluster.plan import Placement
-from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.cluster.placement import Placement
+from llm_blender_ray.cluster.placement_groups import own_gpus, placement_groups
 from llm_blender_ray.configs.parts import Weights
 from llm_blender_ray.configs.schema import RankerSettings
 
@@ -32,19 +34,48 @@ def check_all_weights(placements: Iterable[Placement]) -> None:
         ModelLoadError: The weights of a model are missing.
     """
     weights = [found for placement in placements if (found := placement.model.weights)]
-    if not weights:
-        return
+    if weights:
+        _check([ray.remote(num_cpus=0)(_check_there).remote(weights)])
+
+
+def check_node_weights(placements: Iterable[Placement]) -> None:
+    """Check that local weights of replicas on several nodes are on each node that Ray may choose for them.
+
+    Args:
+        placements: The pools of a run.
+
+    Raises:
+        ModelLoadError: A node lacks some; the message names it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    checks = []
+    for pool in placements:
+        weights, kind = pool.model.weights, pool.model.accelerator_type
+        if not pool.node_gpus or weights is None or not weights.is_path:
+            continue
+        for node in nodes:
+            if kind is None or f"accelerator_type:{kind}" in node["Resources"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = ray.remote(num_cpus=0, scheduling_strategy=there)(_check_there)
+                checks.append(task.remote([weights], f" (on node {node['NodeManagerAddress']})"))
+    _check(checks)
+
+
+def _check(tasks: Sequence[Any]) -> None:
     try:
-        ray.get(ray.remote(num_cpus=0)(_check_there).remote(weights))
+        ray.get(list(tasks))
     except RayTaskError as error:
         raise error.cause from error
 
 
-def _check_there(weights: Sequence[Weights]) -> None:
+def _check_there(weights: Sequence[Weights], where: str = "") -> None:
     from llm_blender_ray.actors.weights import check_weights  # torch, which the driver does not need
 
     for one in weights:
-        check_weights(one.model, one.revision)
+        try:
+            check_weights(one.model, one.revision)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{error}{where}") from error
 
 
 class ScorerActor:
@@ -58,8 +89,8 @@ class ScorerActor:
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
-        keep_to_own_gpus()
-        return load_scorer(self._settings)
+        with own_gpus():
+            return load_scorer(self._settings)
 
     def load(self) -> None:
         """Load the scorer: seconds to minutes.
@@ -114,15 +145,18 @@ def ranker_pool(placement: Placement) -> Iterator[Pool]:
     Raises:
         ModelLoadError: The model cannot be used.
     """
-    count = placement.replicas
-    remote = ray.remote(ScorerActor).options(max_restarts=-1, **placement.ray_options())
-    actors = [remote.remote(placement.settings) for _ in range(count)]
-    try:
+    count, remote = placement.replicas, ray.remote(ScorerActor)
+    with placement_groups() as options_of:
+        fixed, own = placement.ray_options(), options_of(placement, count) or dict
+        actors = [
+            remote.options(max_restarts=-1, **fixed, **own()).remote(placement.settings) for _ in range(count)
+        ]
         try:
-            traits = ray.get([actor.traits.remote() for actor in actors], timeout=START_S)
-        except RayTaskError as error:
-            raise error.cause from error
-        yield Pool([RayReplica(actor) for actor in actors], traits[0])
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+            try:
+                traits = ray.get([actor.traits.remote() for actor in actors], timeout=START_S)
+            except RayTaskError as error:
+                raise error.cause from error
+            yield Pool([RayReplica(actor) for actor in actors], traits[0])
+        finally:
+            for actor in actors:
+                ray.kill(actor)

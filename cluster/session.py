@@ -30,7 +30,7 @@ from llm_blender_ray.cluster.address import (
     token_cure,
 )
 from llm_blender_ray.cluster.capacity import grown_capacity
-from llm_blender_ray.cluster.plan import Capacity, Node
+from llm_blender_ray.cluster.placement import Capacity, Node
 from llm_blender_ray.configs.schema import RayCluster
 
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -162,12 +162,6 @@ def without_ray_output() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         sys.stderr = python
-
-
-def keep_to_own_gpus() -> None:
-    """Hide GPUs in an actor without any: Ray does not, and `device: auto` would take one."""
-    if not ray.get_gpu_ids():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def capacity(settings: RayCluster) -> Capacity:

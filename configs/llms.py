@@ -151,6 +151,7 @@ class VLLMModel(LocalLLM):
     implementation: ClassVar[str] = f"{_ENGINES}.vllm_engine:VLLMEngine"
     weight_formats: ClassVar[WeightFormats] = VLLM
     sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS)
+    pipeline_setting: ClassVar[str | None] = "pipeline_parallel_size"
 
     engine: Literal["vllm"]
     tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 1
@@ -177,6 +178,11 @@ class VLLMModel(LocalLLM):
     def default_gpus(self, *, has_gpus: bool) -> float:
         """See `ModelPart`."""
         return float(self.world_size)
+
+    @property
+    def pipeline_stages(self) -> int:
+        """See `ModelPart`."""
+        return self.pipeline_parallel_size
 
     @property
     def world_size(self) -> int:

@@ -6,6 +6,7 @@ a built-in one by a line in `llms.ENGINES`, `rankers.RANKERS` or `fusers.FUSERS`
 point.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
@@ -30,6 +31,12 @@ class Weights(NamedTuple):
     model: str
     revision: str | None
     formats: WeightFormats = ANY_FORMAT
+
+    @property
+    def is_path(self) -> bool:
+        """Whether they are a folder or file of this machine or, by an absolute path, of others."""
+        path = Path(self.model).expanduser()
+        return path.is_absolute() or path.exists()
 
 
 class PartSettings(Settings):
@@ -97,9 +104,11 @@ class ModelPart(PartSettings, Resources):
 
     Attributes:
         default_cpus: CPUs of an actor without GPUs, where the settings name no number.
+        pipeline_setting: Setting that splits a replica into pipeline stages, if there is one.
     """
 
     default_cpus: ClassVar[float] = 1.0
+    pipeline_setting: ClassVar[str | None] = None
 
     def default_gpus(self, *, has_gpus: bool) -> float:
         """GPUs of an actor, where the settings name no number.
@@ -108,6 +117,11 @@ class ModelPart(PartSettings, Resources):
             has_gpus: Whether the cluster has any.
         """
         return 0.0
+
+    @property
+    def pipeline_stages(self) -> int:
+        """Parts of a replica that can be on different nodes, each with as many of its GPUs."""
+        return 1
 
     @property
     def model_settings(self) -> "ModelPart":

@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llm_blender_ray.cluster.plan import Capacity, PlanError, make_plan
+from llm_blender_ray.cluster.placement import Capacity, PlanError
+from llm_blender_ray.cluster.plan import make_plan
 from llm_blender_ray.configs.judges import JudgeConfig
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.registry import OneOf

@@ -1,7 +1,7 @@
 """A base LLM under vLLM's AsyncLLM, on one GPU or, by tensor and pipeline parallelism, several.
 
-vLLM schedules and batches by itself, in a child process of the actor's that ends with it. This
-module turns settings into its arguments, and its failures into ours.
+vLLM schedules and batches by itself, in a child process of the actor's that ends with it, as its Ray actors on
+other nodes do. This module turns settings into its arguments, and its failures into ours.
 """
 
 import importlib.util
@@ -24,6 +24,7 @@ from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta, ch
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.engines.vllm_arguments import installed_arguments
+from llm_blender_ray.actors.engines.vllm_executor import over_nodes, parallel_arguments, weights_arguments
 from llm_blender_ray.actors.engines.vllm_reasoning import load_parser, reasoning_config
 from llm_blender_ray.actors.engines.vllm_sampling import beam_search, read_logprobs, sampling_params
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError, one_line
@@ -43,9 +44,9 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_HOST_IP": "127.0.0.1",  # all of an engine's processes are on its actor's node
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine on the machine takes the same first cores
 }
+_ONE_NODE = {"VLLM_HOST_IP": "127.0.0.1"}  # where all of an engine's processes are on its actor's node
 
 
 class VLLMEngine:
@@ -62,7 +63,7 @@ class VLLMEngine:
         self._chat = ChatTokenizer.load(folder, model)
         self._reasoning_parser = model.reasoning_parser
 
-        for name, value in _ENVIRONMENT.items():
+        for name, value in (_ENVIRONMENT | ({} if over_nodes(model) else _ONE_NODE)).items():
             os.environ.setdefault(name, value)
         try:
             from vllm import AsyncEngineArgs
@@ -98,7 +99,7 @@ class VLLMEngine:
             given: dict[str, Any] = {
                 "max_logprobs": max(MAX_LOGPROBS, 2 * model.sampling.num_beams),
                 **model.engine_args,
-                "model": str(folder),
+                **weights_arguments(model, folder),
                 "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
                 "dtype": str(resolve_dtype(model.dtype, _CPU)).removeprefix("torch.") if on_cpu else model.dtype,
                 "reasoning_config": bounding,
@@ -109,10 +110,7 @@ class VLLMEngine:
                 "trust_remote_code": model.trust_remote_code,
                 # for requests without one; vLLM's own 0 makes every engine draw alike
                 "seed": secrets.randbelow(2**31),
-                "tensor_parallel_size": model.tensor_parallel_size,
-                "pipeline_parallel_size": model.pipeline_parallel_size,
-                # Not Ray's executor, which vLLM would take here: the actor already owns the GPUs.
-                "distributed_executor_backend": "mp" if model.world_size > 1 else None,
+                **parallel_arguments(model),
                 "disable_log_stats": True,
                 "use_tqdm_on_load": False,
                 **options,

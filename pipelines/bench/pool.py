@@ -21,7 +21,7 @@ from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.ranker import Ranker as RowRanker
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
-from llm_blender_ray.cluster.plan import Placement, place
+from llm_blender_ray.cluster.placement import Placement, place
 from llm_blender_ray.cluster.replicas import RayReplica, ranker_pool
 from llm_blender_ray.cluster.session import capacity
 from llm_blender_ray.configs.schema import RankerSettings, RayCluster, Replicas

@@ -11,7 +11,8 @@ import pyarrow as pa
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.actors.stages import TakeBest, margin
 from llm_blender_ray.actors.tables import to_blends, with_blends
-from llm_blender_ray.cluster.plan import Capacity, Plan, fill_cluster, make_plan, pack_waves, place
+from llm_blender_ray.cluster.placement import Capacity, place
+from llm_blender_ray.cluster.plan import Plan, fill_cluster, make_plan, pack_waves
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import (

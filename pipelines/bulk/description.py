@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_blender_ray.cluster.plan import Capacity, Plan
+from llm_blender_ray.cluster.placement import Capacity
+from llm_blender_ray.cluster.plan import Plan
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.prices import ModelPrice

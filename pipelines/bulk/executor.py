@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from llm_blender_ray.actors.errors import BlendError, one_line
+from llm_blender_ray.cluster.placement_groups import placement_groups
 from llm_blender_ray.cluster.session import session, without_ray_output
 from llm_blender_ray.configs.schema import BaseLLM, RayCluster
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
@@ -125,29 +126,29 @@ def _stream(
         return
     mean = index.rows / len(index.blocks)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    for step in steps:
-        dataset = dataset.map_batches(
-            Worker,
-            fn_constructor_args=(
-                step,
-                work,
-                store,
-                index.fingerprint,
-                tracker,
-                _elsewhere(store, index, step),
-                budget.meter(step.price) if budget else None,
-            ),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=actor_count(step, len(todo[step.name])),
-                max_concurrent_calls_per_actor=calls_at_once(step, mean),
-            ),
-            udf_modifying_row_count=False,
-            **step.placement.ray_options(),
-        )  # Ray Data restarts dead actors and their tasks without limit; `isolation` limits the deaths
-    for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        pass
+    with placement_groups() as options_of:
+        for step in steps:
+            actors = actor_count(step, len(todo[step.name]))
+            dataset = dataset.map_batches(
+                Worker,
+                fn_constructor_args=(
+                    step,
+                    work,
+                    store,
+                    index.fingerprint,
+                    tracker,
+                    _elsewhere(store, index, step),
+                    budget.meter(step.price) if budget else None,
+                ),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=calls_at_once(step, mean)),
+                udf_modifying_row_count=False,
+                ray_remote_args_fn=options_of(step.placement, actors),
+                **step.placement.ray_options(),
+            )  # Ray Data restarts dead actors and their tasks without limit; `isolation` limits the deaths
+        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            pass
 
 
 @contextmanager
@@ -157,6 +158,8 @@ def running(settings: RayCluster) -> Iterator[None]:
     quiet = contextlib.nullcontext() if debugging else without_ray_output()
     with quiet, session(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on tuning
+        # until Ray Data has another way to a placement group for each actor (2.64 is to remove this one)
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from llm_blender_ray.cluster.notices import report_line
-from llm_blender_ray.cluster.plan import Capacity, Plan, pack_waves, place
+from llm_blender_ray.cluster.placement import Capacity, place
+from llm_blender_ray.cluster.plan import Plan, pack_waves
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.judges import ALL_MODELS, BLEND_CONTESTANT, RANKER_CONTESTANT, JudgeConfig
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore

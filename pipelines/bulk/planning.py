@@ -12,7 +12,8 @@ from llm_blender_ray.actors.model_files import has_chat_template
 from llm_blender_ray.actors.prices import billed_parts
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.capacity import grown_capacity, local_capacity
-from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Node, Placement, Plan, make_plan
+from llm_blender_ray.cluster.placement import Capacity, Node, Placement
+from llm_blender_ray.cluster.plan import READ_CPUS, Plan, make_plan
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM, RayCluster
 
@@ -73,10 +74,13 @@ def _cost_lines(config: BlendConfig, measured: str | None, answer_tokens: int | 
 def announce(made: Plan) -> None:
     """Print the plan before a run: on a terminal the table; in a log one line, if there are several waves."""
     console = Console(stderr=True)
+    lines = []
     if console.is_terminal:
         _show(made, console)
-    elif len(made.waves) > 1:
-        print(plan_summary(made), file=console.file, flush=True)
+    else:
+        lines = [*([plan_summary(made)] if len(made.waves) > 1 else []), *node_lines(made.placements)]
+    for line in lines:
+        print(line, file=console.file, flush=True)
     for line in bare_prompts(placement.model for wave in made.waves for placement in wave):
         print(line, file=console.file, flush=True)
 
@@ -118,7 +122,29 @@ def _folder(llm: LocalLLM) -> Path | None:
 def _show(made: Plan, console: Console) -> None:
     for number, wave in enumerate(made.waves, 1):
         console.print(wave_table(wave, made.capacity, f"wave {number} of {len(made.waves)}"))
-    console.print(plan_summary(made), highlight=False, soft_wrap=True)
+    for line in (plan_summary(made), *node_lines(made.placements)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def node_lines(placements: Iterable[Placement]) -> Iterator[str]:
+    """What models on several nodes expect of the nodes.
+
+    Args:
+        placements: All pools of a run.
+
+    Yields:
+        One line for each such model.
+    """
+    for pool in placements:
+        weights = pool.model.weights
+        if not pool.node_gpus or weights is None:
+            continue
+        where = (
+            "must be at this path on every node with GPUs, which a run checks and a plan cannot"
+            if weights.is_path
+            else "is read from each node's own cache of the hub"
+        )
+        yield f"{pool.name}: one replica takes {pool.node_shape}; {weights.model} {where}"
 
 
 def _capacity(ray: RayCluster) -> Capacity:
@@ -152,9 +178,8 @@ def wave_table(wave: tuple[Placement, ...], have: Capacity, title: str) -> Table
         amounts = pool.amounts()
         for name, amount in amounts.items():
             needed[name] = needed.get(name, 0.0) + amount * pool.replicas
-        table.add_row(
-            pool.name, pool.settings.label, str(pool.replicas), *_cells(amounts, pool.model.accelerator_type)
-        )
+        cells = _cells(amounts, pool.model.accelerator_type, pool.node_shape)
+        table.add_row(pool.name, pool.settings.label, str(pool.replicas), *cells)
     table.add_section()
     table.add_row("needed, with reading", "", "", *_cells(needed))
     there = have.amounts()
@@ -163,10 +188,10 @@ def wave_table(wave: tuple[Placement, ...], have: Capacity, title: str) -> Table
     return table
 
 
-def _cells(amounts: dict[str, float], accelerator: str | None = None) -> tuple[str, str, str]:
+def _cells(amounts: dict[str, float], *traits: str | None) -> tuple[str, str, str]:
     other = [f"{name}:{amount:g}" for name, amount in amounts.items() if name not in ("CPU", "GPU")]
     cpus, gpus = (f"{round(amounts.get(name, 0), 6):g}" for name in ("CPU", "GPU"))
-    return cpus, gpus, " ".join([*([accelerator] if accelerator else []), *other])
+    return cpus, gpus, " ".join([*filter(None, traits), *other])
 
 
 def plan_summary(made: Plan) -> str:

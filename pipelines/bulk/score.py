@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from llm_blender_ray.actors.records import REFERENCE_COLUMN
-from llm_blender_ray.cluster.plan import READ_CPUS, Capacity, Plan, fill_cluster, pack_waves, place
+from llm_blender_ray.cluster.placement import Capacity, place
+from llm_blender_ray.cluster.plan import READ_CPUS, Plan, fill_cluster, pack_waves
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.resources import Replicas
 from llm_blender_ray.configs.schema import RayCluster

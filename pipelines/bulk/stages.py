@@ -17,7 +17,7 @@ import pyarrow as pa
 from llm_blender_ray.actors.prices import TokenPrice
 from llm_blender_ray.actors.records import REFERENCE_COLUMN, RESULT_COLUMNS, Candidate
 from llm_blender_ray.actors.stages import Generate, with_new
-from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.cluster.placement import Placement
 from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.schema import MAX_ERROR_RATE, BaseLLM
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result

@@ -13,8 +13,9 @@ from llm_blender_ray.actors.prices import token_price
 from llm_blender_ray.actors.records import ON_DEMAND_TYPES, RESULT_COLUMNS
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of
 from llm_blender_ray.cluster.notices import report_line
-from llm_blender_ray.cluster.plan import Placement, Plan
-from llm_blender_ray.cluster.replicas import check_all_weights
+from llm_blender_ray.cluster.placement import Placement
+from llm_blender_ray.cluster.plan import Plan
+from llm_blender_ray.cluster.replicas import check_all_weights, check_node_weights
 from llm_blender_ray.cluster.session import capacity
 from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.llms import BaseLLM
@@ -82,6 +83,7 @@ def run_waves(
         plan = run.planned(capacity(run.cluster))
         announce(plan)
         with run_tracker() as tracker, translated_errors(tracker):
+            check_node_weights(plan.placements)
             check_all_weights([placement for wave in plan.waves[1:] for placement in wave])
             if state.there:
                 remove_temporary_files(store.root)

@@ -19,7 +19,7 @@ import ray
 from llm_blender_ray.actors.engines.call_meter import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
-from llm_blender_ray.cluster.session import keep_to_own_gpus
+from llm_blender_ray.cluster.placement_groups import own_gpus
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.isolation import Isolation
 from llm_blender_ray.pipelines.bulk.reuse import Reuse
@@ -68,8 +68,7 @@ class Worker:
         self._actor = uuid.uuid4().hex[:8]
         self._reuse = Reuse(step, store, elsewhere, work.attempt)
         self._isolation = Isolation(step.name, self._actor, RemoteLedger(tracker), self._fail)
-        keep_to_own_gpus()
-        with reporting_failure(tracker), metering(meter):
+        with reporting_failure(tracker), metering(meter), own_gpus():
             self._stage = self._load()
         tracker.loaded.remote(step.name)
 

@@ -131,13 +131,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _deployed(config: BlendConfig, host: str, port: int, local: bool) -> Iterator[None]:
-    from llm_blender_ray.cluster.replicas import check_all_weights
+    from llm_blender_ray.cluster.replicas import check_all_weights, check_node_weights
     from llm_blender_ray.cluster.session import capacity
 
     listen = (host, port) if local else None
     config = online(config)
     available = capacity(config.ray)
-    check_all_weights(place_together(config, available))
+    placements = place_together(config, available)
+    check_node_weights(placements)
+    check_all_weights(placements)
     from ray import serve  # reads its environment at import
     from ray.serve.config import HTTPOptions, ProxyLocation
 

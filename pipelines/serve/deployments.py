@@ -16,7 +16,8 @@ from ray.serve.handle import DeploymentHandle
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.prices import PriceList, token_price
-from llm_blender_ray.cluster.plan import GATEWAY, Capacity, Placement, place_together, replaceable
+from llm_blender_ray.cluster.placement import Capacity, Placement
+from llm_blender_ray.cluster.plan import GATEWAY, place_together, replaceable
 from llm_blender_ray.cluster.routing import least_loaded
 from llm_blender_ray.cluster.versions import versioned
 from llm_blender_ray.configs.schema import BlendConfig, Resources
@@ -355,6 +356,7 @@ def _part(
     deployment = serve.deployment(replica).options(
         name=placement.name,
         ray_actor_options=placement.ray_options(),
+        placement_group_bundles=placement.bundles() or None,  # packed, by Ray Serve's own choice
         max_ongoing_requests=2 * width,  # the next call already waits in the replica
         max_constructor_retry_count=LOAD_ATTEMPTS,
         health_check_period_s=HEALTH_S,

@@ -10,8 +10,8 @@ from llm_blender_ray.actors.generator import Generator
 from llm_blender_ray.actors.prices import TokenPrice
 from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
+from llm_blender_ray.cluster.placement_groups import own_gpus
 from llm_blender_ray.cluster.replicas import ScorerActor
-from llm_blender_ray.cluster.session import keep_to_own_gpus
 from llm_blender_ray.cluster.versions import version_of
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import RankerSettings
@@ -42,8 +42,7 @@ class PartReplica:
         Raises:
             ModelLoadError: The part cannot be used.
         """
-        keep_to_own_gpus()
-        with metering(_meter(ledger, price)):
+        with own_gpus(), metering(_meter(ledger, price)):
             self._part = type(self)._load(settings)
 
     def __getattr__(self, name: str) -> Any:

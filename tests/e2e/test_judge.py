@@ -23,7 +23,7 @@ COMPARISONS = ROWS * ANSWERS * (ANSWERS - 1)
 # What a run's actor does with a block (`pipelines.bulk.worker`), without Ray.
 ACTOR = """
 import asyncio, sys
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.judges import JudgeConfig
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.reuse import Reuse

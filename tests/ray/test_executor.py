@@ -8,7 +8,7 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Prompt, read_candidates, read_prompt
-from llm_blender_ray.cluster.plan import PlanError
+from llm_blender_ray.cluster.placement import PlanError
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.bulk.commands import run_blend

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk import output
 from llm_blender_ray.pipelines.bulk.checkpoints import FORMAT, CheckpointStore, Index, Result

@@ -11,7 +11,7 @@ from llm_blender_ray.actors.pool import Pool
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Matchup, Prompt, Ranking
 from llm_blender_ray.actors.scorers import load_scorer
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.cluster.replicas import RayReplica, ScorerActor, ranker_pool
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import EchoRanker, PairRanker

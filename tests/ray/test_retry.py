@@ -16,7 +16,7 @@ from endpoint_server import EndpointServer, Fault, completion, respond
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.loading import PRESETS
 from llm_blender_ray.configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker
 from llm_blender_ray.pipelines.bulk import waves

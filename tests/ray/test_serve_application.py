@@ -19,7 +19,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import PlanError
+from llm_blender_ray.cluster.placement import PlanError
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.pipelines.serve import Arguments, application
 

@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend, Candidate
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel
 from llm_blender_ray.pipelines.bulk import worker
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore

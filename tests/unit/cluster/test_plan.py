@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_blender_ray.cluster.placement import Capacity, Node, Placement, PlanError, place
 from llm_blender_ray.cluster.plan import (
     READ_CPUS,
-    Capacity,
-    Node,
-    Placement,
     Plan,
-    PlanError,
     fill_cluster,
     make_plan,
     pack_waves,
-    place,
     place_together,
     replaceable,
 )
@@ -93,13 +89,87 @@ def test_an_actor_is_on_one_node() -> None:
     nodes = Capacity((Node(8, 2), Node(8, 2)))
     with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
         make_plan(config(VLLM | {"tensor_parallel_size": 4}), nodes)
-    with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one"):
-        make_plan(config(VLLM | {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}), nodes)
+    with pytest.raises(PlanError, match=r"m0 needs 4 GPU.* has 4 GPU on 2 nodes, and an actor is on one \("):
+        make_plan(config(LOCAL | {"num_gpus": 4}), nodes)
     large = VLLM | {"tensor_parallel_size": 2}
     made = make_plan(
         config(VLLM, VLLM, large, fuser=None, ranker={"model": "r", "num_cpus": 1, "num_gpus": 0}), nodes
     )
     assert waves(made) == [{"m2": 1, "m0": 1, "m1": 1, "ranker": 1}]
+
+
+STAGES = VLLM | {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}
+
+
+def test_a_replica_larger_than_any_node_is_split_by_pipeline_stages() -> None:
+    nodes = Capacity((Node(8), Node(8, 4), Node(8, 4), Node(8, 4), Node(8, 4)))
+    small = {"model": "r", "device": "cpu"}
+    made = make_plan(config(STAGES, VLLM, fuser=None, ranker=small), nodes)
+    assert waves(made) == [{"m0": 1, "m1": 8, "ranker": 1}]  # two replicas of m0 would leave no room for m1
+    assert made.placements[0].node_gpus == (4, 4)
+    three = VLLM | {"tensor_parallel_size": 2, "pipeline_parallel_size": 3}
+    (pool, *_) = make_plan(config(three, fuser=None, ranker=small), nodes).placements
+    assert (pool.node_gpus, pool.replicas) == ((4, 2), 2)  # a third has too few GPUs
+
+
+def test_what_one_node_holds_stays_on_it() -> None:
+    nodes = Capacity((Node(8, 8), Node(8, 4)))
+    alone = place("m0", config(STAGES).models[0], Capacity.machine(8, 8))
+    assert place("m0", config(STAGES).models[0], nodes) == alone
+    assert (alone.node_gpus, alone.bundles(), alone.ray_options()) == ((), [], {"num_cpus": 0, "num_gpus": 8})
+
+
+def test_a_group_has_a_bundle_for_each_gpu_and_the_actor_in_the_first() -> None:
+    nodes = Capacity((Node(8, 2, {"slot": 1}, "H100"), Node(8, 2, {"slot": 1}, "H100"), Node(8, 4, {}, "L4")))
+    asks = {"num_cpus": 2, "resources": {"slot": 1}, "accelerator_type": "H100"}
+    model = VLLM | {"tensor_parallel_size": 2, "pipeline_parallel_size": 2} | asks
+    pool = place("m0", config(model).models[0], nodes)
+    gpu = {"GPU": 1, "accelerator_type:H100": 0.001}
+    assert pool.bundles() == [gpu | {"CPU": 2, "slot": 1}, gpu, gpu, gpu]
+    assert pool.ray_options() == {"num_cpus": 2, "num_gpus": 0, "resources": {"slot": 1}}
+    assert pool.amounts() == {"CPU": 2, "GPU": 4, "slot": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "have", "why"),
+    [
+        (
+            STAGES,
+            [Node(8, 4)],
+            r"needs 8 GPU.* has 4 GPU; nodes of a larger cluster can share its 2 pipeline stages \(set",
+        ),
+        (
+            STAGES,
+            [Node(8, 6), Node(8, 3)],
+            "has 9 GPU on 2 nodes, and each of its 2 pipeline stages, 4 GPU, is on one",
+        ),
+        (
+            STAGES,
+            [Node(8, 4, accelerator="L4"), Node(8, 4, accelerator="H100"), Node(8, accelerator="A10G")],
+            "8 GPU on 3 nodes with GPUs of different types, H100 and L4: set its accelerator_type to one",
+        ),
+        (
+            STAGES | {"accelerator_type": "L4"},
+            [Node(8, 4, accelerator="L4"), Node(8, 4, accelerator="H100")],
+            "needs 8 GPU.* L4 nodes have 4 GPU; nodes of a larger cluster can share",
+        ),
+        (
+            STAGES | {"num_gpus": 9},
+            [Node(8, 8), Node(8, 8)],
+            r"needs 9 GPU.* has 16 GPU on 2 nodes, and an actor is on one \(",
+        ),
+        (STAGES | {"replicas": 2}, [Node(8, 4)] * 3, "needs 2 actors with 8 GPU.* has 12 GPU on 3 nodes, and each"),
+        (
+            VLLM | {"tensor_parallel_size": 8},
+            [Node(8, 4), Node(8, 4)],
+            "has 8 GPU on 2 nodes, and an actor is on one, or, with pipeline_parallel_size, on several",
+        ),
+    ],
+)
+def test_why_nodes_cannot_share_a_replica(model: dict, have: list[Node], why: str) -> None:
+    with pytest.raises(PlanError, match=f"^m0 {why}" if why.startswith("needs") else why) as caught:
+        make_plan(config(model), Capacity(tuple(have)))
+    assert "\n" not in str(caught.value)
 
 
 def test_models_run_on_the_accelerators_they_name() -> None:
@@ -134,12 +204,19 @@ models = st.one_of(
     st.just(LOCAL | {"num_gpus": 0.5}),
     st.just(ENDPOINT),
     st.builds(lambda n: VLLM | {"replicas": n}, st.integers(1, 3)),
+    st.just(VLLM | {"tensor_parallel_size": 2, "pipeline_parallel_size": 3}),
 )
 
 
 def fits(pools: tuple[Placement, ...], capacity: Capacity) -> bool:
-    """Whether the actors can be on the nodes in some way: tried out, largest first."""
-    actors = sorted((p.num_gpus, p.num_cpus) for p in pools for _ in range(p.replicas))
+    """Whether actors and pipeline stages can be on the nodes in some way: tried out, largest first."""
+    each = [
+        (part["GPU"], part.get("CPU", 0.0))
+        for p in pools
+        for _ in range(p.replicas)
+        for part in (p.pipeline_amounts() if p.node_gpus else [p.amounts()])
+    ]
+    actors = sorted(each)
 
     def search(left: list[tuple[float, float]], free: tuple[tuple[float, float], ...]) -> bool:
         if not left:

@@ -12,7 +12,7 @@ from ray.job_submission import JobSubmissionClient
 from llm_blender_ray.cluster import job_client, ray_internals
 from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.capacity import local_capacity
-from llm_blender_ray.cluster.plan import Capacity
+from llm_blender_ray.cluster.placement import Capacity
 from llm_blender_ray.cluster.session import private_ray
 from llm_blender_ray.configs.extras import missing_method
 from llm_blender_ray.configs.schema import RayCluster

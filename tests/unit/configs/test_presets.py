@@ -7,7 +7,8 @@ import pytest
 from documentation import docs_hooks
 from paths import ROOT
 
-from llm_blender_ray.cluster.plan import Capacity, make_plan
+from llm_blender_ray.cluster.placement import Capacity
+from llm_blender_ray.cluster.plan import make_plan
 from llm_blender_ray.configs.fusers import LLMFuser
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM, VLLMModel

@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
 
 from llm_blender_ray.actors.engines import Completion, Engine, load_engine
 from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
+from llm_blender_ray.actors.engines.vllm_executor import placement_group_gpus
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.configs.schema import Sampling, TransformersModel, VLLMModel
@@ -197,6 +199,26 @@ def test_stages_on_cpus_are_refused_at_load(folder: Path) -> None:
 
     with pytest.raises(ModelLoadError, match="pipeline_parallel_size: vLLM's engine for CPUs dies"):
         VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), pipeline_parallel_size=2))
+
+
+def test_an_engine_over_nodes_runs_on_rays_executor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing binds its processes to this node, and vLLM takes the arguments."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
+
+    configs: list[Any] = []
+    monkeypatch.setattr(AsyncLLM, "from_vllm_config", lambda config, **_: configs.append(config))
+    settings = VLLMModel(name="v", engine="vllm", model=str(folder), tensor_parallel_size=2)
+    addresses = []
+    for there in (True, False):
+        monkeypatch.delenv("VLLM_HOST_IP", raising=False)
+        with placement_group_gpus(there):
+            VLLMEngine(settings)
+        addresses.append(os.environ.get("VLLM_HOST_IP"))
+    assert [one.parallel_config.distributed_executor_backend for one in configs] == ["ray", "mp"]
+    assert [one.model_config.model for one in configs] == [str(folder)] * 2
+    assert addresses == [None, "127.0.0.1"]
 
 
 def test_wrong_engine_args_are_told_by_the_installed_vllm(folder: Path) -> None:

@@ -9,7 +9,7 @@ from manifests import manifest_of_stages
 from llm_blender_ray.actors.prices import token_price
 from llm_blender_ray.actors.records import USAGE_TYPE
 from llm_blender_ray.actors.usage import TokenUsage
-from llm_blender_ray.cluster.plan import Placement
+from llm_blender_ray.cluster.placement import Placement
 from llm_blender_ray.configs.prices import ModelPrice
 from llm_blender_ray.configs.schema import EchoModel, EndpointModel, LLMFuser, VLLMModel
 from llm_blender_ray.pipelines.bulk.costs import cost_lines, row_costs, unpriced_stages, with_costs

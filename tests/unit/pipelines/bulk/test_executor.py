@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.executor import actor_count, calls_at_once, reason, run_wave

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker
 from llm_blender_ray.pipelines.bulk.checkpoints import Block
 from llm_blender_ray.pipelines.bulk.output import ROWS_PER_PIECE, Account, covered_seconds, grouped

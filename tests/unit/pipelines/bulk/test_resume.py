@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.cluster.plan import Capacity, Plan, place
+from llm_blender_ray.cluster.placement import Capacity, place
+from llm_blender_ray.cluster.plan import Plan
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.schema import EchoModel, EchoRanker, GenFuser, RayCluster

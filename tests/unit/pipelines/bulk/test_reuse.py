@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from llm_blender_ray.actors.records import Blend, Candidate, Ranking, digest
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, EchoRanker
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
 from llm_blender_ray.pipelines.bulk.results import candidates_of

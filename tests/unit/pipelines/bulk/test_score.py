@@ -9,7 +9,7 @@ import pytest
 from llm_blender_ray.actors.metric_scores import METRIC_SCORES, MetricScores
 from llm_blender_ray.actors.records import REFERENCE_COLUMN, Blend, Candidate, Prompt
 from llm_blender_ray.actors.tables import to_blends
-from llm_blender_ray.cluster.plan import Capacity
+from llm_blender_ray.cluster.placement import Capacity
 from llm_blender_ray.configs.identity import deciding
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.pipelines.bulk.keys import result_keys

@@ -10,7 +10,7 @@ from llm_blender_ray.actors.errors import BLANK
 from llm_blender_ray.actors.records import Candidate
 from llm_blender_ray.actors.stages import FUSING_FAILED, RANKING_FAILED
 from llm_blender_ray.actors.tables import to_blends
-from llm_blender_ray.cluster.plan import Capacity, place
+from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.schema import EchoModel, GenFuser, PairRanker, TransformersModel
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result

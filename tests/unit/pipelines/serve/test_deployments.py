@@ -1,12 +1,13 @@
-"""What the gateway waits for before the service is up."""
+"""What the gateway waits for before the service is up, and where replicas are placed."""
 
 import asyncio
 from typing import Any
 
 from virtual_time import run
 
+from llm_blender_ray.cluster.placement import Capacity, Node
 from llm_blender_ray.configs.schema import BlendConfig
-from llm_blender_ray.pipelines.serve.deployments import _Gateway
+from llm_blender_ray.pipelines.serve.deployments import _Gateway, build
 
 
 class Loading:
@@ -38,3 +39,22 @@ def test_parts_without_replicas_are_not_waited_for() -> None:
 
     assert missing(1) == ["a", "b", "ranker", "fuser"]
     assert missing(0) == []
+
+
+def test_a_replica_on_several_nodes_has_a_placement_group() -> None:
+    large = {"engine": "vllm", "model": "org/m", "tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    parts: dict[str, Any] = {
+        "models": [{"name": "large", **large}, {"name": "small", "engine": "vllm", "model": "org/s"}],
+        "ranker": {"kind": "judge", "llm": {"name": "judge", **large, "num_cpus": 1, "accelerator_type": "H100"}},
+    }
+    nodes = [Node(8, 2, accelerator="H100")] * 5
+    gateway = build(BlendConfig.model_validate(parts), Capacity(tuple(nodes)))
+    _, members, ranker, *_ = gateway._bound_deployment.init_args
+    replicas = [one._bound_deployment._replica_config for one in (*members, ranker)]
+    gpu, typed = {"GPU": 1}, {"GPU": 1, "accelerator_type:H100": 0.001}
+    assert [one.placement_group_bundles for one in replicas] == [
+        [gpu] * 4,
+        None,
+        [typed | {"CPU": 1}, *[typed] * 3],
+    ]
+    assert [one.ray_actor_options.get("num_gpus") for one in replicas] == [0, 1, 0]
