@@ -45,14 +45,17 @@ def s3_environment() -> Iterator[FaultyProxy]:
 
 @pytest.fixture(scope="session")
 def ray_session(s3_environment: FaultyProxy) -> Iterator[None]:
-    """A Ray of two CPUs for the whole test run."""
+    """A Ray of two CPUs for the whole test run, with a token of its own: none is written to ~/.ray."""
     import ray
 
-    with lean_start():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    from llm_blender_ray.cluster.session import private_ray
+
+    with private_ray():
+        with lean_start():
+            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
