@@ -322,7 +322,7 @@ def _failure(error: Any, around: Mapping[str, Any]) -> Failure:
     """A failure reported as text, an object or a list of objects, with what surrounds it."""
     if isinstance(error, list):
         messages = [failure.message for item in error if (failure := _failure(item, {})).message]
-        return Failure("; ".join(messages), _status([around], ""))
+        return Failure("; ".join(messages) or _told(error), _status([around], ""))
     if not isinstance(error, Mapping):
         message = str(error)
         return Failure(message, _status([around], message), _word(around.get("code") or around.get("error_type")))

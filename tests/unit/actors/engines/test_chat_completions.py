@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import chunk, completion
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_blender_ray.actors.engines import Completion
@@ -235,6 +235,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
+@example({"error": [[]]})
 def test_whatever_is_sent_is_an_answer_or_a_failure(body: Any) -> None:
     for attempt in (lambda: read(body), lambda: read_stream(body, chunk("", "stop"))):
         try:

@@ -8,7 +8,7 @@ import os, signal, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a script has started with `&`
 from llm_blender_ray.pipelines.interruption import install
 install()
-from llm_blender_ray.pipelines.serve.command import _until_interrupted
+from llm_blender_ray.pipelines.serve.command import until_interrupted
 installed = signal.getsignal(signal.SIGTERM)
 
 def end():
@@ -18,7 +18,7 @@ def end():
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=end).start()
-_until_interrupted()
+until_interrupted()
 print("ended")
 """
 
