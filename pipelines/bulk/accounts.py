@@ -57,7 +57,7 @@ def account_of(
     usages = [stage.usage(done) for done in after]
     account |= sum((usage for usage in usages if usage is not None), TokenUsage()).to_row()
     account["uncounted"] = usages.count(None)
-    account["unpaid"] += sum(stage.lacks_paid_calls(done) for done in after)
+    account["unpaid"] += sum(stage.unpaid(done) > 0 for done in after)
     return account | stage.numbers(after)
 
 

@@ -23,6 +23,7 @@ from llm_blender_ray.pipelines.bulk.row_stages.base import (
     INPUTS,
     LEFT_OUT,
     ROWS,
+    UNPAID_CALLS,
     USAGE,
     RowStage,
     inputs_of,
@@ -47,6 +48,7 @@ def columns_of(kind: Stage, before: Sequence[Blend], after: Sequence[Blend]) -> 
         INPUTS: pa.array([inputs_of(stage, blend) for blend in before], pa.string()),
         FAILED: pa.array(_failures(stage, before, after), pa.string()),
         LEFT_OUT: pa.array(map(stage.left_out, after), pa.int64()),
+        UNPAID_CALLS: pa.array(map(stage.unpaid, after), pa.int64()),
         ROWS: marks,
         USAGE: _usages([stage.usage(blend) for blend in after]),
     }

@@ -22,6 +22,7 @@ ANSWERS = "answers"  # digests of the candidates' texts, to look up logits
 INPUTS = "inputs"
 FAILED = "failed"
 LEFT_OUT = "left_out"  # comparisons without a score
+UNPAID_CALLS = "unpaid"  # those of them that a budget had no room for
 ROWS = "rows"  # marks of the rows, to find their results in another block
 USAGE = "usage"  # of all calls that the stage made for the row, or for each candidate; null: unknown
 
@@ -80,9 +81,9 @@ class RowStage(ABC):
         """Number of comparisons of a blend without an answer."""
         return 0
 
-    def lacks_paid_calls(self, blend: Blend) -> bool:
-        """Whether a blend with a result lacks comparisons, because a budget had no room for their calls."""
-        return False
+    def unpaid(self, blend: Blend) -> int:
+        """Number of comparisons that a blend with a result lacks because a budget had no room for their calls."""
+        return 0
 
     def inputs(self, blend: Blend) -> list[Any]:
         """What the result of a blend depends on, but for settings and prompt."""

@@ -64,9 +64,9 @@ class JudgeRows(RowStage):
         """See base class."""
         return sum(one.error is not None for one in _distinct(blend))
 
-    def lacks_paid_calls(self, blend: Blend) -> bool:
+    def unpaid(self, blend: Blend) -> int:
         """See base class."""
-        return self.error(blend) is None and any(UNPAID in (one.error or "") for one in _distinct(blend))
+        return 0 if self.error(blend) else sum(UNPAID in (one.error or "") for one in _distinct(blend))
 
     def inputs(self, blend: Blend) -> list[Any]:
         """See base class."""

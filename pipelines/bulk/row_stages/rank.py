@@ -14,6 +14,7 @@ from llm_blender_ray.actors.usage import TokenUsage
 from llm_blender_ray.pipelines.bulk.row_stages.base import (
     ANSWERS,
     LEFT_OUT,
+    UNPAID_CALLS,
     Journal,
     RowStage,
     current_places,
@@ -56,9 +57,9 @@ class RankRows(RowStage):
         """See base class."""
         return blend.ranking.unreadable if blend.ranking and not blend.error else 0
 
-    def lacks_paid_calls(self, blend: Blend) -> bool:
+    def unpaid(self, blend: Blend) -> int:
         """See base class."""
-        return blend.error is None and blend.ranking is not None and blend.ranking.unpaid > 0
+        return blend.ranking.unpaid if blend.ranking and not blend.error else 0
 
     def moved(self, blend: Blend, was: Mapping[str, Any]) -> dict[str, Any] | None:
         """See base class."""
@@ -114,8 +115,9 @@ def _ranking(row: Mapping[str, Any]) -> Ranking | None:
     if row["ranking"] is None:
         return None
     logits = tuple(map(tuple, row["logits"]))
-    left_out = row.get(LEFT_OUT) or 0
-    return Ranking(tuple(row["ranking"]), tuple(row["scores"]), logits, row["comparisons"], unreadable=left_out)
+    left_out, unpaid = (row.get(name) or 0 for name in (LEFT_OUT, UNPAID_CALLS))
+    order, scores = tuple(row["ranking"]), tuple(row["scores"])
+    return Ranking(order, scores, logits, row["comparisons"], unreadable=left_out, unpaid=unpaid)
 
 
 def _counted(blend: Blend, ranking: Ranking) -> dict[str, int]:

@@ -9,6 +9,7 @@ from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.pipelines.bulk.accounts import account_of
 from llm_blender_ray.pipelines.bulk.failures import failure_lines, problems
 from llm_blender_ray.pipelines.bulk.manifest import Manifest, StageRecord
+from llm_blender_ray.pipelines.bulk.results import columns_of, finished
 
 PROMPT = Prompt("id", "a question")
 
@@ -146,7 +147,10 @@ def test_a_ranker_is_not_blamed_where_nothing_could_be_ranked() -> None:
 def test_comparisons_that_a_budget_had_no_room_for_are_missing_calls() -> None:
     answers = (Candidate("a", "x"), Candidate("b", "y"))
     half = Ranking((0, 1), (0.5, -0.5), ((None, 1.0), (None, None)), 1, unreadable=1, unpaid=1)
-    account = account_of("rank", [Blend(PROMPT, answers)], [Blend(PROMPT, answers, half)])
+    before, after = [Blend(PROMPT, answers)], [Blend(PROMPT, answers, half)]
+    stored = finished(before, "rank", columns_of("rank", before, after))
+    account = account_of("rank", before, stored)  # as the worker does
+    assert account == account_of("rank", before, after)
     assert (account["failed"], account["unpaid"], account["retryable"]) == (0, 1, 1)
     (line, *_) = failure_lines(manifest(stage("ranker", "rank", asked=1, unpaid=1, left_out=1)))
     assert line == "ranker: 1 comparison left out, for which it gave no readable answer, or the budget had no room"

@@ -38,7 +38,8 @@ from llm_blender_ray.configs.llms import ENGINES, BaseLLM, LocalLLM
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.templates import template_names
-from llm_blender_ray.pipelines.bulk.results import USAGE, columns_of
+from llm_blender_ray.pipelines.bulk.results import columns_of
+from llm_blender_ray.pipelines.bulk.row_stages.base import UNPAID_CALLS, USAGE
 from llm_blender_ray.pipelines.bulk.stages import STAGES
 from llm_blender_ray.pipelines.quality.metrics import METRICS, Metric, PairMetric, metric_class, read_metric
 
@@ -148,7 +149,8 @@ def scores(metric: type[Metric]) -> Any:
 
 def through(stage: Any, blends: Sequence[Blend] = BLENDS) -> Any:
     """Columns of what a stage makes of blends, but for the usage: a stored result without it holds all the same."""
-    table = columns_of(kind_of(type(stage)), blends, asyncio.run(stage(blends))).drop_columns([USAGE])
+    table = columns_of(kind_of(type(stage)), blends, asyncio.run(stage(blends)))
+    table = table.select([name for name in table.column_names if name not in (USAGE, UNPAID_CALLS)])
     return [table.schema.to_string(), rounded(table.to_pylist())]
 
 
