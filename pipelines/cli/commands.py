@@ -53,6 +53,7 @@ from llm_blender_ray.pipelines.cli.options import (
     bulk_settings,
     check_existing,
     preference_settings,
+    program_options,
     ranker_section,
     settings_of,
 )
@@ -69,6 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback()(program_options)
 app.add_typer(train_app, name="train")
 app.add_typer(campaign_app, name="campaign")
 if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel

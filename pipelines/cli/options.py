@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, TypeVar
 
 import typer
@@ -156,6 +157,23 @@ def preference_settings(
     return settings_of(Preferences, **{**(configured.model_dump() if configured else {}), **given})
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"blend {version('llm-blender-ray')}")
+        except PackageNotFoundError as error:  # a source tree on the path, as in a job
+            raise UsageError("this copy is not installed, so it has no version") from error
+        raise typer.Exit
+
+
+def program_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `blend` itself, before a command."""
+
+
 def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
     """Settings made of options.
 
@@ -166,7 +184,8 @@ def settings_of(schema: type[_SettingsT], **values: object) -> _SettingsT:
         return schema.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         mistakes = "; ".join(
-            f"--{_option(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            (f"--{_option(e['loc'])}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
         )
         raise UsageError(mistakes) from error
 

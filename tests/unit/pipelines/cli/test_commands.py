@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -86,3 +87,10 @@ def test_a_refused_command_imports_nothing_slow(tmp_path: Path) -> None:
     for (_, _, told), line in zip(refused, done.stderr.splitlines(), strict=True):
         assert told in line
     assert json.loads(done.stdout) == {"codes": [code for _, code, _ in refused], "imported": []}
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_blender_ray", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"blend {version('llm-blender-ray')}\n"
