@@ -1,6 +1,7 @@
 """A run whose LLMs' replicas each take GPUs of two nodes, on a Ray cluster of this machine.
 
-`python spread_blend.py FOLDER` prints JSON: what the LLMs' engines found, and all placement groups that there were.
+`RAY_AUTH_MODE=disabled python spread_blend.py FOLDER` prints JSON: what the LLMs' engines found, and all placement
+groups that there were. Ray reads that variable when it is imported.
 """
 
 import json
@@ -80,7 +81,6 @@ def config(folder: Path) -> BlendConfig:
 
 def main(folder: Path) -> None:
     """Run the blend, with GPUs that are only numbers."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     with nodes((2, 0, 0), gpus=2) as cluster:
         os.environ["RAY_ADDRESS"] = cluster.address
         with ray.init(log_to_driver=False):
