@@ -89,14 +89,16 @@ def fit_strengths(table: OutcomeTable, *, resamples: int = STRENGTH_RESAMPLES, s
     rng = np.random.default_rng(seed)
     prompts = len(pairs.count_P_K)
     even_P = np.full(prompts, 1 / prompts)
-    values = pairs.fit(np.ones((1, prompts)), prior=1e-6)[0]  # enough to fix where zero is
+    once = np.ones((1, prompts))
+    values = pairs.fit(once, prior=1e-6)[0]  # enough to fix where zero is
     draws = [
         pairs.fit(rng.multinomial(prompts, even_P, size=min(_CHUNK, resamples - start)), _PRIOR)
         for start in range(0, resamples, _CHUNK)
     ]
-    found = _strengths(
-        [*names, *[RANKER_CONTESTANT] * pairs.has_ranker], values, np.concatenate(draws), table.names
-    )
+    # The prior draws the strength of a contestant that hardly ever wins, or loses, towards the others: what a
+    # resample tells is how far it lies from the estimate under the same prior.
+    errors = np.concatenate(draws) - pairs.fit(once, _PRIOR)
+    found = _strengths([*names, *[RANKER_CONTESTANT] * pairs.has_ranker], values, values + errors, table.names)
     return replace(found, prompts=prompts, tail=_tail(prompts))
 
 

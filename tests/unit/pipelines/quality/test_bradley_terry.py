@@ -98,6 +98,18 @@ def test_intervals_hold_known_strengths() -> None:
     assert 68 <= hits < 75
 
 
+def test_the_interval_of_one_that_hardly_ever_wins_holds_its_strength() -> None:
+    """A judge's probabilities for answers far below the reference, as of AlpacaEval."""
+    recorder = OutcomeRecorder()
+    for at in range(100):
+        for name, probability in (("weak", 1e-4), ("fair", 0.02 + 0.1 * (at % 7 == 0))):
+            recorder.add(at, Outcome(str(at), "j", name, "reference", "right", probability=probability))
+    found = fit_strengths(recorder.table())
+    for name, strength in found.values.items():
+        low, high = found.interval(name)
+        assert low <= strength <= high, name
+
+
 def test_outcomes_of_one_prompt_are_not_more_evidence() -> None:
     """25 equal outcomes on each of 40 prompts have the interval of 40 outcomes."""
     sides = ["left" if at % 4 else "right" for at in range(40)]
