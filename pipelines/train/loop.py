@@ -7,26 +7,24 @@ checkpoints with optimizer and random state); this module decides its settings a
 
 import json
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import accelerate  # noqa: F401 (the Trainer needs it: fail before data is read)
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.configs.training import Optimization
+from llm_blender_ray.pipelines.train.arguments import training_arguments
+from llm_blender_ray.pipelines.train.progress import ProgressLines
 
 Example = Mapping[str, Any]
 
@@ -85,82 +83,6 @@ def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
     return pad([[1] * len(ids) for ids in sequences], 0)
 
 
-class ProgressLines(TrainerCallback):
-    """One line per log interval (steps, loss, held-out accuracy, speed); a live bar on a terminal."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._loss = self._heldout = ""
-        self._began = (0.0, 0)
-        self._bar: Progress | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """See base class."""
-        self._began = (time.monotonic(), state.global_step)
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[news]}"),
-                console=console,
-            )
-            self._bar.add_task(self._title, total=state.max_steps, completed=state.global_step, news="")
-            self._bar.start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """See base class."""
-        if self._bar:
-            news = f"{self._loss}{self._heldout}"
-            self._bar.update(self._bar.task_ids[0], completed=state.global_step, news=news)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """See base class."""
-        if logs and "loss" in logs:
-            self._loss = f"loss {float(logs['loss']):.3f}"
-            began, step = self._began
-            speed = (state.global_step - step) / max(time.monotonic() - began, 1e-9)
-            self._line(state, f"{self._loss}{self._heldout}  {speed:.1f} steps/s")
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """See base class."""
-        if metrics and "eval_accuracy" in metrics:
-            self._heldout = f"  held-out accuracy {metrics['eval_accuracy']:.3f}"
-            self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}")
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """See base class."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
-
-    def _line(self, state: TrainerState, news: str) -> None:
-        if self._bar is None and state.is_world_process_zero:
-            print(
-                f"{self._title}: step {state.global_step}/{state.max_steps}  {news}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
 def run_trainer(
     model: nn.Module,
     train: Examples,
@@ -193,39 +115,9 @@ def run_trainer(
         BlendError: A checkpoint belongs to a run with other settings.
     """
     checkpoints = output / "checkpoints"
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_share,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=_bf16(settings),
-        gradient_checkpointing=settings.gradient_checkpointing,
-        seed=settings.seed,
-        logging_steps=settings.log_every,
-        eval_strategy="steps" if heldout else "no",
-        eval_steps=settings.evaluate_every,
-        save_steps=settings.save_every,
-        save_total_limit=settings.keep_checkpoints,
-        load_best_model_at_end=settings.result == "best",
-        metric_for_best_model="eval_loss",
-        batch_eval_metrics=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        report_to="none",
-    )
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=training_arguments(settings, checkpoints, evaluates=heldout is not None),
         train_dataset=train,
         eval_dataset=heldout,
         data_collator=collate,
@@ -241,12 +133,6 @@ def run_trainer(
     measured = {log["step"]: log for log in state.log_history if "eval_loss" in log}
     kept = state.best_global_step if settings.result == "best" else state.global_step
     return measured.get(kept) or trainer.evaluate()
-
-
-def _bf16(settings: Optimization) -> bool:
-    if settings.bf16 == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return settings.bf16
 
 
 def _last_checkpoint(folder: Path, settings: Settings) -> str | None:

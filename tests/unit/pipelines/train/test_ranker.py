@@ -23,13 +23,9 @@ from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
 from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.pairs import sample_pairs, scored_pairs
-from llm_blender_ray.pipelines.train.ranker import (
-    PairDataset,
-    RankerLoss,
-    pair_is_right,
-    run_ranker_training,
-)
+from llm_blender_ray.pipelines.train.ranker import PairDataset, run_ranker_training
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
 

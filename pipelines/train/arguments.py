@@ -1,0 +1,54 @@
+"""The project's training settings as transformers' Trainer takes them."""
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from llm_blender_ray.configs.training import Optimization
+
+
+def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    """Arguments of the Trainer.
+
+    Args:
+        settings: Optimizer, schedule, batch sizes, checkpoints.
+        folder: Of the checkpoints.
+        evaluates: Whether there are held-out examples.
+    """
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=_bf16(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=settings.seed,
+        logging_steps=settings.log_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=settings.evaluate_every,
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep_checkpoints,
+        load_best_model_at_end=settings.result == "best",
+        metric_for_best_model="eval_loss",
+        batch_eval_metrics=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _bf16(settings: Optimization) -> bool:
+    if settings.bf16 == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return settings.bf16
