@@ -15,6 +15,7 @@ EXTRAS = {
     "tenacity": "s3",
     "matplotlib": "report",
     "accelerate": "train",
+    "peft": "train",
     "scipy": "evaluation",
     "statsmodels": "evaluation",
     "vllm": "vllm",
