@@ -29,7 +29,8 @@ from llm_blender_ray.pipelines.quality.metrics import Metric
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
 from llm_blender_ray.pipelines.rows.columns import as_json
 from llm_blender_ray.pipelines.rows.outputs import Output
-from llm_blender_ray.pipelines.rows.schema import EXTRA, RAW, references_of
+from llm_blender_ray.pipelines.rows.schema import EXTRA, RAW
+from llm_blender_ray.pipelines.rows.user_columns import references_of
 
 OUTPUT = "output"  # the column of references
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from llm_blender_ray.pipelines.campaign.records import StoredItem
 from llm_blender_ray.pipelines.campaign.store import CampaignStore, add_event
-from llm_blender_ray.pipelines.quality.judgements import ARENA_WINNERS, PEOPLE, Preferred, column, read_judgements
+from llm_blender_ray.pipelines.quality.judgements import ARENA_WINNERS, PEOPLE, Preferred, read_judgements
 from llm_blender_ray.pipelines.quality.votes import side_text
 from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.user_columns import column
 
 
 @dataclass

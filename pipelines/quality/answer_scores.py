@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_blender_ray.pipelines.quality.judgements import column
 from llm_blender_ray.pipelines.quality.metrics import Metric
-from llm_blender_ray.pipelines.rows.schema import references_of
+from llm_blender_ray.pipelines.rows.user_columns import column, references_of
 
 CANDIDATE_SCORES, FUSED_SCORES = "scores", "fused_scores"  # of a candidate; of a row's fused answer
 

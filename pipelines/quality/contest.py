@@ -8,12 +8,12 @@ from typing import Any
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, given_scores, score_answers
 from llm_blender_ray.pipelines.quality.bradley_terry import STRENGTH_RESAMPLES, Control
-from llm_blender_ray.pipelines.quality.judgements import Outcome, Preferred, column, read_judgements, read_outcomes
+from llm_blender_ray.pipelines.quality.judgements import Outcome, Preferred, read_judgements, read_outcomes
 from llm_blender_ray.pipelines.quality.metrics import Metric
 from llm_blender_ray.pipelines.quality.outcome_table import OutcomeRecorder, OutcomeTable
 from llm_blender_ray.pipelines.quality.rankings import JudgedRow, answers_of, implied_judgements, systems_of
 from llm_blender_ray.pipelines.quality.votes import FUSED, Side
-from llm_blender_ray.pipelines.rows.schema import references_of
+from llm_blender_ray.pipelines.rows.user_columns import column, references_of
 
 REFERENCE = "reference"  # contestant of a score that is the probability to beat the row's `output`
 MOST_SLICES = 50

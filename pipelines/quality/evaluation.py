@@ -37,7 +37,7 @@ from llm_blender_ray.pipelines.quality.tally import Tally, corrected_differences
 from llm_blender_ray.pipelines.quality.votes import Votes, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
-from llm_blender_ray.pipelines.rows.schema import references_of
+from llm_blender_ray.pipelines.rows.user_columns import references_of
 
 LINES = {
     "random": "random choice",

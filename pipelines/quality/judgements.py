@@ -6,7 +6,6 @@ A row carries them in its column `judgements` (`blend judge`, campaigns), in `vo
 folder reads.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from llm_blender_ray.configs.judges import RANKER_CONTESTANT as RANKER_CONTESTAN
 from llm_blender_ray.pipelines.quality.cmp_results import CMP_RESULTS as CMP_RESULTS
 from llm_blender_ray.pipelines.quality.cmp_results import read_pairs
 from llm_blender_ray.pipelines.quality.votes import FUSED, Side, Verdict, name_of, parsed_side, read_vote, side_text
+from llm_blender_ray.pipelines.rows.user_columns import column
 
 JUDGEMENTS = "judgements"  # the column
 PEOPLE = "people"  # the judge of votes without a voter's name
@@ -119,12 +119,6 @@ class Outcome:
             self.slice,
             None if self.probability is None else 1 - self.probability,
         )
-
-
-def column(row: Mapping[str, Any], name: str) -> Any:
-    """Value of a column of the user's in a row of `read_rows`; None if it has none."""
-    value = row.get(name)
-    return value if value is not None or not row.get("extra") else json.loads(row["extra"]).get(name)
 
 
 def read_judgements(row: Mapping[str, Any]) -> list[Judgement]:

@@ -18,12 +18,11 @@ from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, 
 from llm_blender_ray.pipelines.quality.judgements import (
     BLEND_CONTESTANT,
     DATASET_PREFERENCE,
-    column,
     read_judgements,
 )
 from llm_blender_ray.pipelines.quality.metrics import Metric
 from llm_blender_ray.pipelines.quality.votes import FUSED, Side, margin_between, name_of, was_compared
-from llm_blender_ray.pipelines.rows.schema import references_of
+from llm_blender_ray.pipelines.rows.user_columns import column, references_of
 
 RANKER_RATER = "ranker"
 PEOPLE_TOGETHER = "people"  # the majority of all people

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from llm_blender_ray.actors.judged_pairs import FUSED as FUSED
 from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.pipelines.rows.user_columns import column
 
 _Z = 1.959964  # of the 95% interval
 
@@ -75,9 +76,8 @@ class _Kept(Verdict):
 
 def read_vote(row: Mapping[str, Any]) -> Verdict | None:
     """Vote of a row of `read_rows`; None if it has none, or one about other answers."""
-    given = row.get("vote") or json.loads(row["extra"] or "{}").get("vote")
     try:
-        vote = _Kept.model_validate(given)
+        vote = _Kept.model_validate(column(row, "vote"))
     except ValidationError:
         return None  # another column of that name
     return vote if all(side_text(row, side) is not None for side in vote.sides) else None

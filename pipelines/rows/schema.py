@@ -79,14 +79,8 @@ def _items(name: str, value: Any, item: Callable[[str, Any], Any]) -> list[Any]:
     return [item(f"{name}[{i}]", one) for i, one in enumerate(value)]
 
 
-def references_of(row: Mapping[str, Any], column: str = "output") -> list[str]:
-    """Reference texts of a row: the text of a column, or each of the list that it has."""
-    given = json.loads(row[EXTRA]).get(column) if row.get(EXTRA) else None
-    return _references(row.get(column) if given is None else given)
-
-
-def _references(value: Any) -> list[str]:
-    """Texts of a reference: a text or number, a list of them, an assistant turn (TRL); else none."""
+def references_in(value: Any) -> list[str]:
+    """Texts in the value of a column of references: a text, number, list of them or turn (TRL); else none."""
     found = [_reference(one) for one in value] if is_list(value) else []
     return [text for text in found if text] or ([text] if (text := _reference(value)) else [])
 
@@ -126,7 +120,7 @@ def _logits(name: str, given: Mapping[str, Any]) -> list[list[float | None]]:
 def _output(name: str, given: Mapping[str, Any]) -> str | None:
     if isinstance(given[name], str):
         return _text(name, given[name])
-    return next(iter(_references(given[name])), None)
+    return next(iter(references_in(given[name])), None)
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {

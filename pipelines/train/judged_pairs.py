@@ -9,9 +9,10 @@ from typing import Any
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Prompt, digest, read_prompt
 from llm_blender_ray.configs.training import JudgementPairs
-from llm_blender_ray.pipelines.quality.judgements import column, read_judgements
+from llm_blender_ray.pipelines.quality.judgements import read_judgements
 from llm_blender_ray.pipelines.quality.votes import side_text
 from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.user_columns import column
 from llm_blender_ray.pipelines.train.pairs import TrainingPair
 from llm_blender_ray.pipelines.train.rows import TrainingRow
 

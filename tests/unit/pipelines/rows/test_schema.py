@@ -22,7 +22,8 @@ from llm_blender_ray.pipelines.rows.columns import inspect_columns
 from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.preferences import preference_table
 from llm_blender_ray.pipelines.rows.readers import read_rows
-from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, references_of, write_row
+from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA, read_row, write_row
+from llm_blender_ray.pipelines.rows.user_columns import references_of
 from llm_blender_ray.pipelines.rows.writers import PreferenceShape
 
 NAN = float("nan")
