@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import yaml
@@ -57,12 +56,10 @@ from llm_blender_ray.pipelines.cli.options import (
     ranker_section,
     settings_of,
 )
+from llm_blender_ray.pipelines.cli.printing import print_lines, print_summary
 from llm_blender_ray.pipelines.cli.score import score_command
 from llm_blender_ray.pipelines.cli.training import train_app
 from llm_blender_ray.pipelines.interruption import how_to_go_on, install, left_to_others
-
-if TYPE_CHECKING:
-    from llm_blender_ray.pipelines.bulk.summary import Summary
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -101,7 +98,7 @@ def run(
 
     from llm_blender_ray.pipelines.bulk.commands import run_blend
 
-    _show(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
+    print_summary(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()
@@ -248,7 +245,7 @@ def rank(
         update=update,
         retry_failed=retry_failed,
     )
-    _show(summary)
+    print_summary(summary)
 
 
 @app.command()
@@ -274,7 +271,7 @@ def fuse(
 
     from llm_blender_ray.pipelines.bulk.commands import run_fuse
 
-    _show(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+    print_summary(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
 
 
 @app.command()
@@ -295,7 +292,9 @@ def compare(
 
     from llm_blender_ray.pipelines.bulk.commands import run_compare
 
-    _show(run_compare(section, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+    print_summary(
+        run_compare(section, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed)
+    )
 
 
 @app.command()
@@ -366,17 +365,6 @@ app.command("leaderboard")(leaderboard_command)
 app.command("score")(score_command)
 
 
-def _show(summary: "Summary") -> None:
-    """Print the summary of a run that counts as done."""
-    _details(summary.details())
-    typer.echo(summary.line(), err=True)
-
-
-def _details(lines: Sequence[str]) -> None:
-    for line in lines:
-        typer.echo(line, err=True)
-
-
 def main() -> None:
     """Run a command; turn what it raises into one line and an exit code."""
     install()
@@ -387,7 +375,7 @@ def main() -> None:
     except TyperException as error:
         code = _tell(error.format_message(), error.exit_code)
     except BlendError as error:
-        _details(getattr(error, "details", ()))
+        print_lines(getattr(error, "details", ()))
         code = _tell(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _tell(how_to_go_on(sys.argv[1:]), 130)

@@ -21,6 +21,7 @@ from llm_blender_ray.pipelines.cli.options import (
     UsageError,
     check_existing,
 )
+from llm_blender_ray.pipelines.cli.printing import print_summary
 
 
 def judge_command(
@@ -57,8 +58,7 @@ def judge_command(
         typer.echo(json.dumps(reports, indent=2))
     elif reports:
         Console().print(bias_table(reports))
-    for line in (*summary.details(), summary.line()):
-        typer.echo(line, err=True)
+    print_summary(summary)
 
 
 def plan_judging(

@@ -14,6 +14,7 @@ from llm_blender_ray.pipelines.cli.options import (
     UsageError,
     check_existing,
 )
+from llm_blender_ray.pipelines.cli.printing import print_summary
 
 
 def score_command(
@@ -46,6 +47,4 @@ def score_command(
     from llm_blender_ray.pipelines.bulk.score import run_score
 
     existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
-    summary = run_score(metrics, input, output, references=references, **existing)
-    for line in (*summary.details(), summary.line()):
-        typer.echo(line, err=True)
+    print_summary(run_score(metrics, input, output, references=references, **existing))
