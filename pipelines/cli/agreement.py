@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llm_blender_ray.pipelines.cli.options import Debug, Metrics
+from llm_blender_ray.pipelines.cli.options import AsJson, Debug, Metrics
 
 
 def agreement_command(
@@ -20,7 +20,7 @@ def agreement_command(
         typer.Option(metavar="NAME", help="Compare only this rater, as the output names it; repeatable."),
     ] = [],  # noqa: B006
     metric: Metrics = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Agreement of ranker, judges, given scores, metrics and people; accuracy of a ranker on a preference set."""

@@ -10,12 +10,11 @@ from rich.console import Console
 
 from llm_blender_ray.configs.extras import require
 from llm_blender_ray.pipelines.campaign.settings import CampaignSettings, PairChoice
-from llm_blender_ray.pipelines.cli.options import Debug, UsageError, settings_of
+from llm_blender_ray.pipelines.cli.options import AsJson, Debug, UsageError, settings_of
 
 campaign_app = typer.Typer(help="Let people compare the answers of a run, blind, on a page of their own.")
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="The campaign's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Url = Annotated[
     str, typer.Option(metavar="URL", help="Address of the page, as annotators reach it: their links begin with it.")
 ]

@@ -26,6 +26,7 @@ from llm_blender_ray.pipelines.cli.judge import judge_command, names_judges, pla
 from llm_blender_ray.pipelines.cli.leaderboard import leaderboard_command
 from llm_blender_ray.pipelines.cli.options import (
     DASHBOARD,
+    AsJson,
     Config,
     Debug,
     DtypeOption,
@@ -344,7 +345,7 @@ def report_command(
 @app.command("evaluate")
 def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also print the first N rows as prose.")] = 0,
     metric: Metrics = [],  # noqa: B006
     order_by: OrderBy = None,

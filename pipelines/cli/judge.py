@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 import yaml
 
 from llm_blender_ray.configs.loading import load
 from llm_blender_ray.pipelines.cli.options import (
+    AsJson,
     Config,
     Debug,
     Limit,
@@ -32,7 +32,7 @@ def judge_command(
     overwrite: Overwrite = False,
     update: Update = False,
     retry_failed: RetryFailed = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
 ) -> None:

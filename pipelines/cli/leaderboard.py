@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from llm_blender_ray.pipelines.cli.options import Debug, UsageError
+from llm_blender_ray.pipelines.cli.options import AsJson, Debug, UsageError
 
 
 def leaderboard_command(
@@ -45,7 +45,7 @@ def leaderboard_command(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of resamples and permutations.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Which model is better, and how sure that is: strengths, win rates, ranks, with 95% intervals."""
