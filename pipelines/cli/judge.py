@@ -19,7 +19,7 @@ from llm_blender_ray.pipelines.cli.options import (
     Set,
     Update,
     UsageError,
-    check_existing,
+    rows_settings,
 )
 from llm_blender_ray.pipelines.cli.printing import print_summary
 
@@ -39,20 +39,15 @@ def judge_command(
     """LLM judges compare the answers of rows pairwise. Resumes where it was stopped; prints each judge's biases."""
     from llm_blender_ray.configs.judges import JudgeConfig
 
-    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
-    settings = load(config, JudgeConfig, set_)
-    given = {"input": input, "output": output, "limit": limit}
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    for name in ("input", "output"):
-        if getattr(settings, name) is None:
-            raise UsageError(f"no {name}: give --{name} or set `{name}` in {config}")
+    existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
+    settings = rows_settings(config, JudgeConfig, set_, input, output, limit, **existing)
 
     from rich.console import Console
 
     from llm_blender_ray.pipelines.bulk.judge import run_judge
     from llm_blender_ray.pipelines.quality.judge_bias import bias_table
 
-    summary = run_judge(settings, overwrite=overwrite, update=update, retry_failed=retry_failed)
+    summary = run_judge(settings, **existing)
     reports = summary.manifest.judges
     if as_json:
         typer.echo(json.dumps(reports, indent=2))

@@ -119,10 +119,38 @@ def bulk_settings(
     retry_failed: bool = False,
 ) -> BlendConfig:
     """Settings of a bulk run: the config, overridden by options."""
-    check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
-    settings = load(config, BlendConfig, overrides)
+    existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
+    settings = rows_settings(config, BlendConfig, overrides, input, output, limit, **existing)
     wanted = preference_settings(settings.preferences, *preferences)
-    given = {"input": input, "output": output, "limit": limit, "preferences": wanted}
+    return settings if wanted is None else settings.model_copy(update={"preferences": wanted})
+
+
+def rows_settings(
+    config: str,
+    schema: type[_SettingsT],
+    overrides: list[str],
+    input: str | None,
+    output: str | None,
+    limit: int | None,
+    **existing: bool,
+) -> _SettingsT:
+    """Settings of a command over rows: the config, overridden by options.
+
+    Args:
+        config: YAML file.
+        schema: Settings with `input`, `output` and `limit`.
+        overrides: Values of `--set`.
+        input: Value of `--input`.
+        output: Value of `--output`.
+        limit: Value of `--limit`.
+        **existing: Options of `check_existing`.
+
+    Raises:
+        UsageError: There is no input or no output, or options exclude each other.
+    """
+    check_existing(**existing)
+    settings = load(config, schema, overrides)
+    given = {"input": input, "output": output, "limit": limit}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     for name in ("input", "output"):
         if getattr(settings, name) is None:
