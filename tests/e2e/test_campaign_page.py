@@ -1,13 +1,12 @@
 """The page of a campaign in headless Chromium: keyboard, phone, undo, plain text, names for every control."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from campaigns import run_rows, small_campaign, write_lines
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from serving import served
 
 from llm_blender_ray.pipelines.campaign.app import campaign_service
@@ -15,11 +14,7 @@ from llm_blender_ray.pipelines.campaign.creation import add_annotators, annotato
 from llm_blender_ray.pipelines.campaign.settings import CampaignSettings
 from llm_blender_ray.pipelines.campaign.store import CampaignStore
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-]
+pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)  # a slow machine is no failure
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 EVIL = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>**bold**\n  indented"
@@ -42,15 +37,6 @@ CONTRASTS = """() => {
       return [node.textContent.trim().slice(0, 30), (a + .05) / (b + .05)];
     }).filter(([, contrast]) => contrast < 4.5);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 class Site:

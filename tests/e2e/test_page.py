@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-import shutil
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from serving import app_of, demo_blender, served
 
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
@@ -25,26 +24,13 @@ from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.serve.access import Keys
 from llm_blender_ray.pipelines.serve.ballots import Ballots
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-]
+pytestmark = pytest.mark.browser
 
 QUESTION = "Solve these three small tasks.\n1) Spanish for black 2) opposite of win 3) capital of Japan"
 MEMBERS = ("alder", "birch", "cedar", "hazel", "maple", "rowan")
 expect.set_options(timeout=30_000)  # a slow machine is no failure
 KEY = "a-key-for-the-tests"
 DONE = re.compile(r"^Done in [\d.]+ seconds\.$")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @dataclass
