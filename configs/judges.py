@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from llm_blender_ray.configs.formats import FormatName
 from llm_blender_ray.configs.llms import MAX_ERROR_RATE, LLMPart
@@ -10,7 +10,7 @@ from llm_blender_ray.configs.parts import Stage
 from llm_blender_ray.configs.prices import BudgetSettings, ModelPrice
 from llm_blender_ray.configs.rubrics import RubricSettings
 from llm_blender_ray.configs.schema import RayCluster
-from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
+from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings, at_least_one, check_distinct
 from llm_blender_ray.configs.strategies import Full, Strategy
 
 ALL_MODELS: Literal["models"] = "models"  # the contestants that are all models of a row
@@ -62,7 +62,7 @@ class PairwiseJudge(LLMPart):
 class JudgeConfig(Settings):
     """LLM judges that compare the answers of rows, and the settings of their run."""
 
-    judges: tuple[PairwiseJudge, ...]
+    judges: Annotated[tuple[PairwiseJudge, ...], at_least_one("judge")]
     rubric: RubricSettings = Field(default="helpfulness", validate_default=True)
     pairs: PairDesign = PairDesign()
     input: str | None = None
@@ -96,18 +96,10 @@ class JudgeConfig(Settings):
             return self.judges[0].llm.name
         return self.cmp_results or None
 
-    @field_validator("judges", mode="before")
-    @classmethod
-    def _at_least_one(cls, value: object) -> object:
-        if isinstance(value, list | tuple) and not value:
-            raise ValueError("expected at least one judge")
-        return value
-
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         names = [judge.llm.name for judge in self.judges]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"judges: two have the same name: {', '.join(twice)}")
+        check_distinct("judges", names)
         if unknown := sorted(set(self.prices) - {*names}):
             raise ValueError(f"prices.{unknown[0]} is no judge's name")
         if self.cmp_results is True and len(names) > 1:

@@ -6,7 +6,7 @@ its key). Relative model folders are resolved against the config's own folder by
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llm_blender_ray.configs.formats import FormatName
 from llm_blender_ray.configs.fusers import FuserSettings, GenFuser, LLMFuser
@@ -34,7 +34,7 @@ from llm_blender_ray.configs.rankers import (
 from llm_blender_ray.configs.resources import Replicas, Resources
 from llm_blender_ray.configs.sampling import Sampling, SamplingOverrides
 from llm_blender_ray.configs.serving import Serving
-from llm_blender_ray.configs.settings import Settings
+from llm_blender_ray.configs.settings import Settings, at_least_one, check_distinct
 
 __all__ = [
     "MAX_ERROR_RATE",
@@ -106,7 +106,7 @@ RESERVED_NAMES = frozenset(
 class BlendConfig(Settings):
     """A blend: its base LLMs, ranker and fuser, and the settings of a bulk run and of the service."""
 
-    models: tuple[ModelSettings, ...]
+    models: Annotated[tuple[ModelSettings, ...], at_least_one("model")]
     ranker: RankerSettings
     fuser: FuserSettings | None = None  # None: the best candidate is the answer
     input: str | None = None
@@ -137,20 +137,10 @@ class BlendConfig(Settings):
         parts["ranker"] = self.placing_ranker
         return parts | ({"fuser": self.fuser} if self.fuser else {})
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _at_least_one(cls, value: object) -> object:
-        # Field(min_length=1) counts only items that are valid, and so reports a second mistake that is none
-        if isinstance(value, list | tuple) and not value:
-            raise ValueError("expected at least one model")
-        return value
-
     @model_validator(mode="after")
-    def _unique_names(self) -> Self:
+    def _known_names(self) -> Self:
         names = [model.name for model in self.models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"models: two have the same name: {', '.join(twice)}")
+        check_distinct("models", names)
         if taken := sorted(RESERVED_NAMES & set(names)):
             raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
         if unknown := sorted(set(self.prices) - {"ranker", "fuser", *names}):
