@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.given_candidates import read_candidates
 from llm_blender_ray.actors.ranker import CandidateRow
 from llm_blender_ray.actors.ranker import Ranker as RowRanker
-from llm_blender_ray.actors.records import Matchup, Ranking, read_candidates, read_prompt
+from llm_blender_ray.actors.records import Matchup, Ranking, read_prompt
 from llm_blender_ray.actors.scorers import Score, Scorer, Traits, load_scorer
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
 from llm_blender_ray.configs.schema import RankerSettings

@@ -20,12 +20,13 @@ from transformers import AutoModel, DebertaV2Config
 
 from llm_blender_ray import configs
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.actors.given_candidates import read_candidates
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.pooling import MarkerPooling
 from llm_blender_ray.actors.pairrm.tokenization import MARKERS, PairBudget, PairTokenizer
 from llm_blender_ray.actors.ranker import CandidateRow
-from llm_blender_ray.actors.records import Candidate, Prompt, read_candidates, read_prompt
+from llm_blender_ray.actors.records import Candidate, Prompt, read_prompt
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.pipelines.rows.readers import read_rows
 

@@ -8,8 +8,9 @@ from statistics import mean
 from typing import Any
 
 from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
+from llm_blender_ray.actors.given_candidates import read_candidates
 from llm_blender_ray.actors.ranker import Ranker
-from llm_blender_ray.actors.records import read_candidates, read_prompt
+from llm_blender_ray.actors.records import read_prompt
 from llm_blender_ray.configs import schema
 from llm_blender_ray.pipelines.miniature.data import METRIC
 from llm_blender_ray.pipelines.miniature.world import LLM_NAMES

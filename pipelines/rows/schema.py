@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from llm_blender_ray.actors.chats import check_unicode, is_list, is_missing, read_answer, read_messages
 from llm_blender_ray.actors.errors import FieldError, RowError
+from llm_blender_ray.actors.given_candidates import read_candidates
 from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.actors.records import (
     CANDIDATE_FIELDS,
@@ -24,7 +25,6 @@ from llm_blender_ray.actors.records import (
     RAW,
     RESULT_COLUMNS,
     prompt_fields,
-    read_candidates,
     read_id,
     read_prompt,
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.records import Prompt, read_candidates, read_prompt
+from llm_blender_ray.actors.given_candidates import read_candidates
+from llm_blender_ray.actors.records import Prompt, read_prompt
 from llm_blender_ray.cluster.placement import PlanError
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.schema import BlendConfig

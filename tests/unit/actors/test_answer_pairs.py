@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_blender_ray.actors.records import Candidate, read_candidates, read_prompt
+from llm_blender_ray.actors.given_candidates import read_candidates
+from llm_blender_ray.actors.records import Candidate, read_prompt
 from llm_blender_ray.pipelines.llm_blender.blender.blender import Blender
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import read_row
