@@ -44,12 +44,9 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
         BlendError: The run failed.
         FailedRunError: Everything is written, but a model or too many rows failed.
     """
-    assert config.input is not None and config.output is not None
-    run = Run(
-        command="run",
-        input=config.input,
-        output=Output(config.output, config.format),
-        cluster=config.ray,
+    run = Run.of_config(
+        "run",
+        config,
         planned=functools.partial(make_plan, config),
         results=(
             *RANK_RESULTS,
@@ -64,14 +61,8 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
             "fuser": deciding(config.fuser) if config.fuser else None,
             **_written(config),
         },
-        settings=config.model_dump(mode="json"),
-        parts=config.parts,
         llms=tuple(model.name for model in config.models),
-        limit=config.limit,
-        rows_per_block=config.rows_per_block,
         preferences=config.preferences,
-        prices=config.prices,
-        usd=config.budget.usd_per_run,
         finish=None if config.fuser else with_best,
     )
     return checked(execute(run, **existing), config.max_error_rate)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
 from llm_blender_ray.cluster.placement import Capacity
 from llm_blender_ray.cluster.plan import Plan
+from llm_blender_ray.configs.judges import JudgeConfig
 from llm_blender_ray.configs.parts import PartSettings
 from llm_blender_ray.configs.preferences import Preferences
 from llm_blender_ray.configs.prices import ModelPrice
-from llm_blender_ray.configs.schema import RayCluster
+from llm_blender_ray.configs.schema import BlendConfig, RayCluster
 from llm_blender_ray.pipelines.rows.outputs import Output
 
 TableFunction = Callable[[pa.Table], pa.Table]
@@ -57,6 +58,30 @@ class Run:
     usd: float | None = None
     prepare: TableFunction | None = None
     finish: TableFunction | None = None
+
+    @classmethod
+    def of_config(cls, command: str, config: BlendConfig | JudgeConfig, **fields: Any) -> Self:
+        """Work of a command whose parts, input and output are in one config.
+
+        Args:
+            command: Name of the command.
+            config: With `input` and `output`.
+            **fields: Fields that the config does not have.
+        """
+        assert config.input is not None and config.output is not None
+        return cls(
+            command=command,
+            input=config.input,
+            output=Output(config.output, config.format),
+            cluster=config.ray,
+            settings=config.model_dump(mode="json"),
+            parts=config.parts,
+            limit=config.limit,
+            rows_per_block=config.rows_per_block,
+            prices=config.prices,
+            usd=config.budget.usd_per_run,
+            **fields,
+        )
 
     @property
     def outputs(self) -> list[Output]:

@@ -37,7 +37,6 @@ from llm_blender_ray.pipelines.quality.judgements import (
 from llm_blender_ray.pipelines.quality.votes import parsed_side
 from llm_blender_ray.pipelines.rows.arrow_types import to_python
 from llm_blender_ray.pipelines.rows.columns import JSON, as_json
-from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import EXTRA
 
@@ -64,13 +63,10 @@ def run_judge(config: JudgeConfig, **existing: bool) -> Summary:
         BlendError: The run failed.
         FailedRunError: Everything is written, but a judge gave too few verdicts.
     """
-    assert config.input is not None and config.output is not None
     written = {"replies": config.replies, "cmp_results": config.cmp_results_of, "format": config.format}
-    run = Run(
-        command="judge",
-        input=config.input,
-        output=Output(config.output, config.format),
-        cluster=config.ray,
+    run = Run.of_config(
+        "judge",
+        config,
         planned=functools.partial(plan_judges, config),
         results=(),
         keep=("ranking", "scores", "comparisons", "logits", "fused", "fused_from"),
@@ -82,12 +78,6 @@ def run_judge(config: JudgeConfig, **existing: bool) -> Summary:
             "limit": config.limit,
             **written,
         },
-        settings=config.model_dump(mode="json"),
-        parts=config.parts,
-        limit=config.limit,
-        rows_per_block=config.rows_per_block,
-        prices=config.prices,
-        usd=config.budget.usd_per_run,
         finish=functools.partial(
             with_judgements, tuple(config.parts), replies=config.replies, cmp_results=config.cmp_results_of
         ),
