@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llm_blender_ray.configs.losses import PairwiseLoss
 from llm_blender_ray.configs.settings import Settings
 
 
@@ -45,6 +46,10 @@ class TrainingRun(Settings):
     train: Annotated[str, Field(min_length=1)]
     heldout: Annotated[str, Field(min_length=1)] | None = None  # rows never trained on; None: nothing is measured
     heldout_limit: Annotated[int, Field(ge=1)] | None = 1000  # rows read at each evaluation
+    candidate_models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # whose candidates; None: all
+    decoding_methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = (
+        None  # candidates with these `decoding_method`s; None: all
+    )
     output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
     optimization: Optimization
@@ -59,11 +64,14 @@ class TrainingRun(Settings):
 class PairSampling(Settings):
     """Training pairs of a row's candidates, without equal texts and equal scores.
 
-    top_bottom: the i-th best against the i-th worst-but-`per_row`, as the paper; all_pair: random pairs.
+    top_bottom: the i-th best against the i-th of the `per_row` worst, as the paper; all_pair: `per_row` random
+    pairs; random: `ratio` times as many random pairs as candidates, at least one; uniform: every
+    int(1 / `ratio`)-th candidate in the order by score, each against the next of them.
     """
 
-    sampling: Literal["top_bottom", "all_pair"] = "top_bottom"
-    per_row: Annotated[int, Field(ge=1)] = 5
+    sampling: Literal["top_bottom", "all_pair", "random", "uniform"] = "top_bottom"
+    per_row: Annotated[int, Field(ge=1)] = 5  # the original's smaller one of num_pos and num_neg
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.4  # the original's sub_sampling_ratio
 
 
 class AuxiliaryLosses(Settings):
@@ -103,12 +111,17 @@ class RankerTraining(TrainingRun):
     candidate_max_length: Annotated[int, Field(ge=4)] = 128  # tokens
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of the head
     pairs: PairSampling = PairSampling()
+    loss: PairwiseLoss | None = None  # of scored pairs; None: instructgpt, the original's
     auxiliary: AuxiliaryLosses = AuxiliaryLosses()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.metrics) == (self.judgements is not None):
             raise ValueError("expected either metrics (keys of candidates[].scores) or judgements to learn from")
+        if self.judgements and self.loss:
+            raise ValueError("loss is of scored candidates; judgements have the cross-entropy of their shares")
+        if self.judgements and (self.candidate_models or self.decoding_methods):
+            raise ValueError("candidate_models and decoding_methods choose scored candidates, not judgements")
         return self
 
 

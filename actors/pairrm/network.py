@@ -54,15 +54,17 @@ class PairRMNetwork(nn.Module):
             input_ids=input_ids_BL, attention_mask=attention_mask_BL, return_dict=True
         ).last_hidden_state
 
-    def lead(self, hidden_BLH: Tensor, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """Leads of left over right from all hidden states, B x T."""
+    def sides(self, hidden_BLH: Tensor, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head gives left and right, from all hidden states, B x T each; see `Pooling.sides`."""
         places_BM = self.pooling.places_of_batch(input_ids_BL, attention_mask_BL)
         rows_B1 = torch.arange(len(places_BM), device=places_BM.device)[:, None]
-        return self.pooling.lead(self.head_layer, hidden_BLH[rows_B1, places_BM])
+        return self.pooling.sides(self.head_layer, hidden_BLH[rows_B1, places_BM])
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Leads of left over right, B x T."""
-        return self.lead(self.encode(input_ids_BL, attention_mask_BL), input_ids_BL, attention_mask_BL)
+        hidden_BLH = self.encode(input_ids_BL, attention_mask_BL)
+        left_BT, right_BT = self.sides(hidden_BLH, input_ids_BL, attention_mask_BL)
+        return left_BT - right_BT
 
     def logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Logits of left over right, one per pair."""

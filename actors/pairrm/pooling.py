@@ -6,14 +6,20 @@ Shape suffixes: B pairs, L tokens, M positions read, H hidden, T tasks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 
 class Pooling(Protocol):
-    """What a PairRanker reads of its backbone. It holds no weights: those are in the head that it makes."""
+    """What a PairRanker reads of its backbone. It holds no weights: those are in the head that it makes.
+
+    Attributes:
+        scores_sides: Whether the head gives each candidate a score, and not the pair its lead alone.
+    """
+
+    scores_sides: ClassVar[bool]
 
     def make_head(self, hidden_size: int, n_tasks: int, dropout: float) -> nn.Sequential:
         """A new head."""
@@ -27,8 +33,15 @@ class Pooling(Protocol):
         """The same for pairs that are padded on the right, B x M."""
         ...
 
+    def sides(self, head: nn.Module, hidden_BMH: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head gives the left and the right candidate, B x T each, from the states at those positions.
+
+        Their difference is the lead; without `scores_sides` the right one's is 0.
+        """
+        ...
+
     def lead(self, head: nn.Module, hidden_BMH: Tensor) -> Tensor:
-        """Leads of left over right, B x T, from the hidden states at those positions."""
+        """Leads of left over right, B x T."""
         ...
 
 
@@ -43,6 +56,8 @@ class MarkerPooling:
         left: Token id of the left candidate's marker.
         right: Token id of the right candidate's marker.
     """
+
+    scores_sides: ClassVar[bool] = True
 
     source: int
     left: int
@@ -67,15 +82,22 @@ class MarkerPooling:
         markers = (self.source, self.left, self.right)
         return torch.stack([(input_ids_BL == marker).int().argmax(dim=1) for marker in markers], dim=1)
 
-    def lead(self, head: nn.Module, hidden_BMH: Tensor) -> Tensor:
+    def sides(self, head: nn.Module, hidden_BMH: Tensor) -> tuple[Tensor, Tensor]:
         """See Pooling."""
         source_BH, left_BH, right_BH = hidden_BMH.unbind(dim=1)
         left_BT, right_BT = (head(torch.cat([source_BH, side_BH], dim=-1)) for side_BH in (left_BH, right_BH))
+        return left_BT, right_BT
+
+    def lead(self, head: nn.Module, hidden_BMH: Tensor) -> Tensor:
+        """See Pooling."""
+        left_BT, right_BT = self.sides(head, hidden_BMH)
         return left_BT - right_BT
 
 
 class LastTokenPooling:
     """Reads a causal LM at the last token of a pair, the only one that attends to all of it."""
+
+    scores_sides: ClassVar[bool] = False
 
     def make_head(self, hidden_size: int, n_tasks: int, dropout: float) -> nn.Sequential:
         """See Pooling. It starts near 0: at chance, and not with what the LM has for a side."""
@@ -90,6 +112,11 @@ class LastTokenPooling:
     def places_of_batch(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """See Pooling."""
         return attention_mask_BL.sum(dim=1, keepdim=True) - 1
+
+    def sides(self, head: nn.Module, hidden_BMH: Tensor) -> tuple[Tensor, Tensor]:
+        """See Pooling."""
+        lead_BT = self.lead(head, hidden_BMH)
+        return lead_BT, torch.zeros_like(lead_BT)
 
     def lead(self, head: nn.Module, hidden_BMH: Tensor) -> Tensor:
         """See Pooling."""

@@ -27,7 +27,7 @@ from llm_blender_ray.pipelines.train.loop import (
     print_results,
     run_trainer,
 )
-from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
+from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:
@@ -113,8 +113,9 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The model cannot be used.
     """
-    rows = read_training_rows(config.train)
-    heldout_rows = read_training_rows(config.heldout, config.heldout_limit) if config.heldout else None
+    wanted = CandidateFilter(config.candidate_models, config.decoding_methods)
+    rows = read_training_rows(config.train, None, wanted)
+    heldout_rows = read_training_rows(config.heldout, config.heldout_limit, wanted) if config.heldout else None
     torch.manual_seed(config.optimization.seed)
     folder = locate(config.model)
     model = load_model(AutoModelForSeq2SeqLM, folder, device=torch.device("cpu"), dtype=torch.float32)

@@ -142,8 +142,9 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     found = _whole_checkpoint(folder)
     before = json.loads(record.read_text()) if found and record.is_file() else None
     now = json.loads(text)
-    if before is not None:  # a setting that its version did not have, and that is not used
-        now = {name: value for name, value in now.items() if name in before or value is not None}
+    if before is not None:
+        used = settings.model_dump(mode="json", exclude_defaults=True)
+        now = _without_unused(now, before, used)
     if before is not None and (changed := describe_changes(before, now)):
         raise BlendError(
             f"{folder}: checkpoints of a run with other settings ({'; '.join(changed)}); remove them or choose "
@@ -152,6 +153,17 @@ def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     return found
+
+
+def _without_unused(now: Mapping[str, Any], before: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that an earlier version did not have, and that have their defaults."""
+    return {
+        name: _without_unused(value, before[name], used.get(name) or {})
+        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping)
+        else value
+        for name, value in now.items()
+        if name in before or name in used
+    }
 
 
 def _whole_checkpoint(folder: Path) -> str | None:

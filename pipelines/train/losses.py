@@ -1,7 +1,7 @@
 """The losses of a PairRanker.
 
-Of scored pairs InstructGPT's, -log sigmoid of how much higher the better one is scored; of judged pairs the
-cross-entropy of the share of judgements for each side. The auxiliary ones: `configs.training.AuxiliaryLosses`.
+Of scored pairs one of `pair_losses`; of judged pairs the cross-entropy of the share of judgements for each side.
+The auxiliary ones: `configs.training.AuxiliaryLosses`.
 Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
 """
 
@@ -13,16 +13,27 @@ from torch.nn import functional
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.configs.training import AuxiliaryLosses
 from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 
 
 class RankerLoss(nn.Module):
     """A PairRanker with its losses in the Trainer's interface: tensors in, `loss` and the pairs' logits out."""
 
-    def __init__(self, network: PairRMNetwork, auxiliary: AuxiliaryLosses) -> None:
+    def __init__(
+        self, network: PairRMNetwork, auxiliary: AuxiliaryLosses, pairwise: PairLoss | None = None
+    ) -> None:
+        """Put losses on a ranker.
+
+        Args:
+            network: The ranker.
+            auxiliary: Weights of the token-level losses.
+            pairwise: Loss of scored pairs; None: InstructGPT's.
+        """
         super().__init__()
         config = network.pretrained_model.config
         self.network = network
         self.auxiliary = auxiliary
+        self.pairwise = pairwise or InstructGPT()
         self.reference_head = (
             nn.Linear(config.hidden_size, config.vocab_size) if auxiliary.reference_token else None
         )
@@ -39,6 +50,7 @@ class RankerLoss(nn.Module):
         labels: Tensor,
         reference_ids: Tensor | None = None,
         weights: Tensor | None = None,
+        scores: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute loss and logits.
 
@@ -47,15 +59,18 @@ class RankerLoss(nn.Module):
             attention_mask: B x L.
             labels: B x T, by how much left is better; with weights from -1 to 1.
             reference_ids: B x L, the reference's token at each position, or IGNORED; None: nowhere.
-            weights: B, weights of judged pairs; None: of scored pairs, of which the sign of the label counts.
+            weights: B, weights of judged pairs; None: of scored pairs.
+            scores: B x 2 x T, scores of left and right, for losses that read more than their difference.
 
         Returns:
             `loss` (scalar) and `logits` (B).
         """
         hidden_BLH = self.network.encode(input_ids, attention_mask)
-        lead_BT = self.network.lead(hidden_BLH, input_ids, attention_mask).float()  # autocast gives bfloat16
+        sides = self.network.sides(hidden_BLH, input_ids, attention_mask)
+        left_BT, right_BT = (side_BT.float() for side_BT in sides)  # autocast gives bfloat16
+        lead_BT = left_BT - right_BT
         if weights is None:
-            loss = -functional.logsigmoid(lead_BT * labels.sign()).mean()
+            loss = self.pairwise.terms(left_BT, right_BT, labels, scores).mean()
         else:
             of_each_BT = functional.binary_cross_entropy_with_logits(lead_BT, (1 + labels) / 2, reduction="none")
             loss = (of_each_BT.mean(dim=-1) * weights).mean()

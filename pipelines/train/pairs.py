@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.training import PairSampling
@@ -52,17 +52,27 @@ def sample_pairs(
     for i, text in enumerate(texts):
         first.setdefault(text, i)
     best_first = sorted(first.values(), key=lambda i: sum(scores[i]), reverse=True)
-    if settings.sampling == "top_bottom":
-        count = min(settings.per_row, len(best_first) - 1)
-        chosen = list(zip(best_first[:count], best_first[-count:], strict=True)) if count > 0 else []
-        chosen = [pair for pair in chosen if scores[pair[0]] != scores[pair[1]]]
-    else:
-        differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
-        chosen = rng.sample(differing, min(settings.per_row, len(differing)))
+    chosen = [pair for pair in _chosen(best_first, scores, settings, rng) if scores[pair[0]] != scores[pair[1]]]
     sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
     return [
         TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
     ]
+
+
+def _chosen(
+    best_first: Sequence[int], scores: Sequence[tuple[float, ...]], settings: PairSampling, rng: random.Random
+) -> list[tuple[int, int]]:
+    """Pairs of the sampling; those with equal scores are still among them where the sampling goes by place."""
+    if settings.sampling == "top_bottom":
+        count = min(settings.per_row, len(best_first) - 1)
+        return list(zip(best_first[:count], best_first[-count:], strict=True)) if count > 0 else []
+    if settings.sampling == "uniform":
+        places = best_first[:: int(1 / settings.ratio)]
+        return list(pairwise(places))
+    differing = [pair for pair in combinations(best_first, 2) if scores[pair[0]] != scores[pair[1]]]
+    share = max(1, int(settings.ratio * len(best_first)))
+    count = settings.per_row if settings.sampling == "all_pair" else share
+    return rng.sample(differing, min(count, len(differing)))
 
 
 def scored_pairs(

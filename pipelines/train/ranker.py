@@ -28,15 +28,20 @@ from llm_blender_ray.pipelines.train.loop import (
     run_trainer,
 )
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
+from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
-from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
+from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
 
 
 class PairDataset(Dataset[Example]):
     """Data set of pairs, tokenized on access: the tokens of a large set do not fit in memory."""
 
     def __init__(
-        self, rows: Sequence[TrainingRow], pairs: Sequence[TrainingPair], tokenizer: PairTokenization
+        self,
+        rows: Sequence[TrainingRow],
+        pairs: Sequence[TrainingPair],
+        tokenizer: PairTokenization,
+        metrics: Sequence[str] = (),
     ) -> None:
         """Start.
 
@@ -44,10 +49,12 @@ class PairDataset(Dataset[Example]):
             rows: The rows to learn from.
             pairs: Pairs of their texts.
             tokenizer: The ranker's tokenizer.
+            metrics: Names of the scores that examples have beside their difference, where the loss reads them.
         """
         self._rows = rows
         self._tokenizer = tokenizer
         self._pairs = pairs
+        self._metrics = metrics
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -62,6 +69,9 @@ class PairDataset(Dataset[Example]):
             "labels": pair.lead,
             "weights": pair.weight,
         }
+        if self._metrics:
+            scores = row.scores(self._metrics)
+            example["scores"] = [scores[pair.left], scores[pair.right]]
         if isinstance(self._tokenizer, PairTokenizer):  # the parts of the others are not aligned
             reference = self._tokenizer.encode_candidate(row.reference or "", len(source))
             aligned = _aligned(left, reference) + _aligned(right, reference)
@@ -92,6 +102,7 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     heldout_rows, evaluated = (
         _pairs_of(config, config.heldout, every_kind, config.heldout_limit) if config.heldout else ((), ())
     )
+    loss = _loss(config, [*rows, *heldout_rows])
     torch.manual_seed(config.optimization.seed)
     network, tokenizer = create_pairrm(
         config.backbone,
@@ -101,8 +112,14 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     )
     if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
         raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
-    dataset = PairDataset(rows, pairs, tokenizer)
-    heldout = PairDataset(heldout_rows, evaluated, tokenizer) if heldout_rows else None
+    if loss.of_sides and not network.pooling.scores_sides:
+        raise BlendError(
+            f"{config.backbone}: a ranker on a causal LM scores pairs, and loss: {loss.kind} scores of candidates; "
+            "set loss to instructgpt or bradley_terry, or take an encoder"
+        )
+    read = config.metrics if loss.of_scores else ()
+    dataset = PairDataset(rows, pairs, tokenizer, read)
+    heldout = PairDataset(heldout_rows, evaluated, tokenizer, read) if heldout_rows else None
     compared = _compared(config, heldout_rows, evaluated) if heldout_rows and is_main_process() else []
     before = None
     if config.judgements and compared and is_pairranker(config.backbone):
@@ -118,13 +135,15 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         }
         if config.judgements:
             tensors["weights"] = torch.tensor([example["weights"] for example in batch])
+        if loss.of_scores:
+            tensors["scores"] = torch.tensor([example["scores"] for example in batch])
         if "reference_ids" in batch[0]:
             tensors["reference_ids"] = pad([example["reference_ids"] for example in batch], IGNORED)
         return tensors
 
     output = Path(config.output)
     measured = run_trainer(
-        RankerLoss(network, config.auxiliary),
+        RankerLoss(network, config.auxiliary, loss),
         dataset,
         heldout,
         collate,
@@ -154,8 +173,26 @@ def _pairs_of(
     seed = config.optimization.seed
     if config.judgements:
         return read_judged_pairs(uri, config.judgements, seed, limit)
-    rows = read_training_rows(uri, limit)
+    rows = read_training_rows(uri, limit, CandidateFilter(config.candidate_models, config.decoding_methods))
     return rows, scored_pairs(rows, config.metrics, sampling, seed)
+
+
+def _loss(config: RankerTraining, rows: Sequence[TrainingRow]) -> PairLoss:
+    """The loss of scored pairs.
+
+    Raises:
+        BlendError: A score is not what it reads.
+    """
+    loss = config.loss or InstructGPT()
+    if not isinstance(loss, PairLoss):
+        raise BlendError(f"loss: {loss.kind}: expected a subclass of PairLoss, got {type(loss).__name__}")
+    for row in rows if loss.binary_scores else ():
+        for name, score in ((name, given[name]) for given in row.metrics for name in config.metrics):
+            if score not in (0.0, 1.0):
+                raise BlendError(
+                    f"row {row.prompt.id}: loss: {loss.kind} takes scores of 0 or 1, got {name}: {score}"
+                )
+    return loss
 
 
 def _compared(

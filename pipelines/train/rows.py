@@ -42,23 +42,65 @@ class TrainingRow:
         return [tuple(given[metric] for metric in metrics) for given in self.metrics]
 
 
-def read_training_rows(uri: str, limit: int | None = None) -> list[TrainingRow]:
+@dataclass(frozen=True, slots=True)
+class CandidateFilter:
+    """Which candidates of a row are used.
+
+    Attributes:
+        models: Only theirs; None: of all models.
+        decoding_methods: Only those with these `decoding_method`s; None: with any.
+    """
+
+    models: tuple[str, ...] | None = None
+    decoding_methods: tuple[str, ...] | None = None
+
+    def chosen(self, row: Mapping[str, Any]) -> list[int]:
+        """Indexes of the candidates to use.
+
+        Raises:
+            BlendError: The row has candidates, but none to use.
+        """
+        given = row["candidates"] or []
+        methods = [json.loads(candidate["extra"] or "{}").get("decoding_method") for candidate in given]
+        found = [
+            i
+            for i, candidate in enumerate(given)
+            if (self.models is None or candidate["model"] in self.models)
+            and (self.decoding_methods is None or methods[i] in self.decoding_methods)
+        ]
+        if given and not found:
+            kinds = zip((candidate["model"] for candidate in given), methods, strict=True)
+            has = ", ".join(sorted({f"{model} ({method})" if method else f"{model}" for model, method in kinds}))
+            raise BlendError(
+                f"row {row['id']}: candidate_models and decoding_methods leave no candidate; it has {has}"
+            )
+        return found
+
+
+def read_training_rows(
+    uri: str, limit: int | None = None, wanted: CandidateFilter | None = None
+) -> list[TrainingRow]:
     """Read the rows at `uri`.
 
+    Args:
+        uri: The rows.
+        limit: Rows to read; None: all.
+        wanted: Which candidates; None: all.
+
     Raises:
-        BlendError: There are no rows, or one is malformed.
+        BlendError: There are no rows, or one is malformed or has none of the wanted candidates.
     """
-    rows = [_training_row(row) for row in read_rows(uri, limit)]
+    rows = [_training_row(row, wanted or CandidateFilter()) for row in read_rows(uri, limit)]
     if not rows:
         raise BlendError(f"{uri}: no rows")
     return rows
 
 
-def _training_row(row: Mapping[str, Any]) -> TrainingRow:
+def _training_row(row: Mapping[str, Any], wanted: CandidateFilter) -> TrainingRow:
     if row["error"] is not None:
         raise BlendError(row["error"])
     given = row["candidates"] or []
-    answered = [i for i, candidate in enumerate(given) if candidate["text"] is not None]
+    answered = [i for i in wanted.chosen(row) if given[i]["text"] is not None]
     if json.loads(row["extra"] or "{}").get("ranking") is not None:
         raise BlendError(f"row {row['id']}: ranking: expected distinct indexes of the candidates")
     ranking = row["ranking"]

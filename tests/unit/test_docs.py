@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from llm_blender_ray.configs.formats import FORMATS
 from llm_blender_ray.configs.fusers import FUSERS
 from llm_blender_ray.configs.llms import ENGINES
+from llm_blender_ray.configs.losses import LOSSES
 from llm_blender_ray.configs.metrics import MetricModel
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.schema import BlendConfig
@@ -126,7 +127,7 @@ def test_names_occur_in_the_source(page: Path) -> None:
 @pages
 def test_modules_exist(page: Path) -> None:
     """Modules, names in them, and entry point groups of registries."""
-    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS, FORMATS, METRICS)}
+    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS, FORMATS, METRICS, LOSSES)}
     for module, name in re.findall(r"\b(llm_blender_ray(?:\.\w+)*)(?::(\w+))?", page.read_text(encoding="utf-8")):
         if module in groups:
             continue

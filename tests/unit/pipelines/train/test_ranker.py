@@ -20,7 +20,13 @@ from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, is_pairrank
 from llm_blender_ray.actors.pairrm.prompt import PromptPairTokenizer
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
-from llm_blender_ray.configs.training import AuxiliaryLosses, FuserTraining, PairSampling, RankerTraining
+from llm_blender_ray.configs.training import (
+    AuxiliaryLosses,
+    FuserTraining,
+    JudgementPairs,
+    PairSampling,
+    RankerTraining,
+)
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
 from llm_blender_ray.pipelines.train.loop import IGNORED
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
@@ -69,7 +75,7 @@ def settings(folder: Path, backbone: Path, **changes: Any) -> RankerTraining:
 
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 4)), max_size=12),
-    st.sampled_from(["top_bottom", "all_pair"]),
+    st.sampled_from(["top_bottom", "all_pair", "random", "uniform"]),
     st.integers(1, 6),
     st.integers(0, 99),
 )
@@ -79,7 +85,7 @@ def test_pairs_differ_in_text_and_score(
     texts = [text for text, _ in candidates]
     scores = [(float(score),) for _, score in candidates]
     pairs = sample_pairs(texts, scores, PairSampling(sampling=sampling, per_row=per_row), random.Random(seed))
-    assert len(pairs) <= per_row
+    assert len(pairs) <= (len(set(texts)) if sampling in ("random", "uniform") else per_row)
     assert len({frozenset((pair.left, pair.right)) for pair in pairs}) == len(pairs)
     for pair in pairs:
         assert texts[pair.left] != texts[pair.right]
@@ -95,6 +101,32 @@ def test_eleven_candidates_give_the_papers_pairs(quality: list[int], seed: int) 
     )
     ranks = sorted(sorted((10 - quality[pair.left], 10 - quality[pair.right])) for pair in pairs)
     assert ranks == [[0, 6], [1, 7], [2, 8], [3, 9], [4, 10]]
+
+
+def ranks_of_pairs(count: int, **sampling: Any) -> list[tuple[int, ...]]:
+    """Ranks of the pairs of `count` candidates, of which the first is best."""
+    texts, scores = [str(i) for i in range(count)], [(-float(i),) for i in range(count)]
+    pairs = sample_pairs(texts, scores, PairSampling(**sampling), random.Random(0))
+    return sorted(tuple(sorted((pair.left, pair.right))) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "expected"),
+    [
+        (11, 0.4, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]),
+        (4, 0.5, [(0, 2)]),
+        (5, 1.0, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        (3, 0.3, []),
+    ],
+)
+def test_uniform_pairs_are_steps_down_the_order(count: int, ratio: float, expected: list[tuple[int, int]]) -> None:
+    """The original's `sorted[0:-step:step]` against `sorted[step::step]`, with step = int(1 / ratio)."""
+    assert ranks_of_pairs(count, sampling="uniform", ratio=ratio) == expected
+
+
+@pytest.mark.parametrize(("count", "ratio", "pairs"), [(11, 0.4, 4), (4, 0.1, 1), (3, 1.0, 3), (2, 1.0, 1)])
+def test_random_pairs_are_a_share_of_the_candidates(count: int, ratio: float, pairs: int) -> None:
+    assert len(ranks_of_pairs(count, sampling="random", ratio=ratio)) == pairs
 
 
 def test_sides_are_random() -> None:
@@ -176,6 +208,69 @@ def test_loss_is_instructgpts(backbone: Path) -> None:
     expected = -torch.log(torch.sigmoid(margin * torch.tensor([1.0, -1.0]))).mean()
     torch.testing.assert_close(output["loss"], expected)
     torch.testing.assert_close(output["logits"], margin)
+
+
+def test_training_minimizes_the_loss_that_is_set(backbone: Path, tmp_path: Path) -> None:
+    """The first logged loss is that of the untrained ranker, computed here from its two heads' outputs."""
+    few = {"max_steps": 1, "log_every": 1, "save_every": 1, "evaluate_every": 1, "batch_size": 24}
+    train = write(tmp_path / "few.jsonl", make_rows(24, 1))
+    config = settings(
+        tmp_path, backbone, train=train, heldout=None, loss="mse", auxiliary=AuxiliaryLosses(), optimization=few
+    )
+    run_ranker_training(config)
+    state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-1" / "trainer_state.json").read_text())
+    torch.manual_seed(0)
+    network, tokenizer = create_pairrm(str(backbone), PairBudget(32, 16), dropout=0.0)
+    found = []
+    for row in read_training_rows(config.train):
+        source = tokenizer.encode_source(*row.prompt.turns())
+        sides = [tokenizer.encode_candidate(text, len(source)) for text in row.texts]
+        a, b = (score for (score,) in row.scores(["quality"]))
+        for first, second, one, other in ((*sides, a, b), (*sides[::-1], b, a)):  # either order is as likely
+            ids = torch.tensor([tokenizer.join(source, first, second)])
+            with torch.no_grad():
+                hidden = network.encode(ids, torch.ones_like(ids))
+                left, right = (side.item() for side in network.sides(hidden, ids, torch.ones_like(ids)))
+            found.append((left - one) ** 2 + (right - other) ** 2 - 2 * (left - right) * (one - other))
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert losses == pytest.approx([sum(found) / len(found)], abs=0.02)
+
+
+def test_losses_of_candidates_need_a_ranker_that_scores_them(tmp_path: Path) -> None:
+    alder = settings(tmp_path, PRESETS / "miniature" / "alder", loss="bce", auxiliary=AuxiliaryLosses())
+    with pytest.raises(BlendError, match=r"alder: a ranker on a causal LM scores pairs, and loss: bce"):
+        run_ranker_training(alder)
+
+
+def test_a_loss_of_binary_scores_refuses_others(backbone: Path, tmp_path: Path) -> None:
+    rows = make_rows(2, 0)
+    rows[1]["id"], rows[1]["candidates"][0]["scores"]["quality"] = "odd", 0.3
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(
+        BlendError, match=r"row odd: loss: open_instruct_bce takes scores of 0 or 1, got quality: 0.3"
+    ):
+        run_ranker_training(settings(tmp_path, backbone, train=path, loss="open_instruct_bce"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("hinge", "unknown loss 'hinge', expected one of instructgpt, bce, mse, open_instruct_bce, bradley_terry"),
+        ("bradley_terry:margin=-1", "margin: expected greater than or equal to 0"),
+        ({"margin": 1}, "kind is required"),
+    ],
+)
+def test_a_loss_that_does_not_exist_is_one_clear_line(tmp_path: Path, loss: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, tmp_path, loss=loss)
+
+
+def test_judgements_have_their_own_loss_and_all_their_candidates(tmp_path: Path) -> None:
+    judged = {"metrics": (), "judgements": JudgementPairs()}
+    with pytest.raises(ValueError, match="judgements have the cross-entropy of their shares"):
+        settings(tmp_path, tmp_path, loss="mse", **judged)
+    with pytest.raises(ValueError, match="choose scored candidates, not judgements"):
+        settings(tmp_path, tmp_path, candidate_models=("a",), **judged)
 
 
 def test_loss_of_judged_pairs_is_the_weighted_cross_entropy_of_their_shares(backbone: Path) -> None:
