@@ -13,6 +13,7 @@ from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 from llm_blender_ray.configs.strategies import Strategy
 
 _SCORERS = "llm_blender_ray.actors.scorers"
+RankerLayout = Literal["pairrm", "pairrm-hf"]  # published layouts of a PairRanker that `blend export` writes
 
 
 class ComparisonSettings(Settings):

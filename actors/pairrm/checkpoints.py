@@ -203,6 +203,16 @@ def save_pairrm(
     }
     config.pop("_name_or_path", None)  # where it was trained from is a path of that machine
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_weights(network, folder, dtype)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_weights(network: PairRMNetwork, folder: Path, dtype: torch.dtype) -> None:
+    """Write model.safetensors, which is the same in every layout."""
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_tokenizer(tokenizer: PairTokenization, folder: Path) -> None:
+    """Write a ranker's tokenizer, its markers included."""
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **tokenizer.special_tokens).save_pretrained(folder)

@@ -27,6 +27,7 @@ from llm_blender_ray.pipelines.train.loop import (
     print_results,
     run_trainer,
 )
+from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
 
 
@@ -150,6 +151,8 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         model.to(getattr(torch, config.dtype)).save_pretrained(output)
         _copy_tokenizer(folder, output)
         print_results("fuser", output, measured)
+        examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
+        write_model_card(config, output, examples=examples, measured=measured)
     return measured
 
 

@@ -28,6 +28,7 @@ from llm_blender_ray.pipelines.train.loop import (
     run_trainer,
 )
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
+from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
@@ -156,13 +157,19 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
     if is_main_process():
         save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
         print_results("ranker", output, measured)
+        findings = []
         if compared:
             result = measure_heldout(str(output), heldout_rows, compared)
-            print(f"ranker, in both orders: {result.line()}", flush=True)
+            findings.append(f"in both orders: {result.line()}")
             if before:
-                print(f"ranker, by training: {result.gain_line(before)}", flush=True)
+                findings.append(f"by training: {result.gain_line(before)}")
+            for finding in findings:
+                print(f"ranker, {finding}", flush=True)
             for warning in result.warnings():
                 print(f"ranker: warning: {warning}", file=sys.stderr, flush=True)
+                findings.append(f"warning: {warning}")
+        examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
+        write_model_card(config, output, examples=examples, measured=measured, findings=findings)
     return measured
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
 
@@ -104,6 +105,8 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     weights = load_file(output / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert (output / "tokenizer.json").read_bytes() == (blank / "tokenizer.json").read_bytes()
+    (result,) = ModelCard.load(output / "README.md").data.eval_results
+    assert result.metric_value == round(measured["eval_accuracy"], 4)
 
     stopped = tmp_path / "stopped"
     shutil.copytree(output / "checkpoints", stopped / "checkpoints")
