@@ -22,6 +22,11 @@ EXTRAS = {
 }
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; it isn't."""
+    return find_spec(module) is not None
+
+
 def require(*modules: str) -> None:
     """Check that modules of extras are installed, before work that will import them; it imports none of them.
 
@@ -29,7 +34,7 @@ def require(*modules: str) -> None:
         ModuleNotFoundError: One is not; see `missing_extra`.
     """
     for module in modules:
-        if find_spec(module) is None:
+        if not is_installed(module):
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 

@@ -26,6 +26,8 @@ class Optimization(Settings):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     bf16: bool | Literal["auto"] = "auto"  # mixed precision; auto: on GPUs that have it
     gradient_checkpointing: bool = False  # less memory, a third more time
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    sharding: Literal["fsdp", "zero2", "zero3"] | None = None  # over workers; zero2 and zero3 are DeepSpeed's
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Annotated[int, Field(ge=1)] = 50  # steps
     evaluate_every: Annotated[int, Field(ge=1)] = 500  # steps; held-out rows are read then and at the end
@@ -37,6 +39,12 @@ class Optimization(Settings):
     def _best_is_saved(self) -> Self:
         if self.result == "best" and self.save_every % self.evaluate_every:
             raise ValueError("result: best needs a save_every that is a multiple of evaluate_every")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_adamws(self) -> Self:
+        if self.sharding and self.optimizer != "adamw":
+            raise ValueError(f"sharding: {self.sharding} needs optimizer: adamw")  # the others read whole weights
         return self
 
 

@@ -5,7 +5,12 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.configs.extras import is_installed
 from llm_blender_ray.configs.training import Optimization
+from llm_blender_ray.pipelines.train.sharding import sharding_arguments
+
+OPTIMIZERS = {"adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}  # AdamW is the Trainer's own choice
 
 
 def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool) -> TrainingArguments:
@@ -15,7 +20,13 @@ def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool)
         settings: Optimizer, schedule, batch sizes, checkpoints.
         folder: Of the checkpoints.
         evaluates: Whether there are held-out examples.
+
+    Raises:
+        BlendError: The settings need a package that is missing, or more processes.
     """
+    if settings.optimizer == "adamw_8bit" and not is_installed("bitsandbytes"):
+        raise BlendError("optimization.optimizer: adamw_8bit needs bitsandbytes: pip install bitsandbytes")
+    optimizer = {"optim": OPTIMIZERS[settings.optimizer]} if settings.optimizer in OPTIMIZERS else {}
     return TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -45,6 +56,8 @@ def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool)
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to="none",
+        **optimizer,
+        **sharding_arguments(settings),
     )
 
 

@@ -136,7 +136,7 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         }
 
     output = Path(config.output)
-    measured = run_trainer(
+    trained, measured = run_trainer(
         model,
         dataset,
         heldout,
@@ -148,7 +148,7 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         right_or_not=token_is_right,
     )
     if is_main_process():
-        model.to(getattr(torch, config.dtype)).save_pretrained(output)
+        trained.to(getattr(torch, config.dtype)).save_pretrained(output)
         _copy_tokenizer(folder, output)
         print_results("fuser", output, measured)
         examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import accelerate  # noqa: F401 (the Trainer needs it: fail before data is read)
 import torch
@@ -25,8 +25,10 @@ from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.configs.training import Optimization
 from llm_blender_ray.pipelines.train.arguments import training_arguments
 from llm_blender_ray.pipelines.train.progress import ProgressLines
+from llm_blender_ray.pipelines.train.sharding import gather_weights, hollow_copy, shard
 
 Example = Mapping[str, Any]
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class Examples(Protocol):
@@ -84,7 +86,7 @@ def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def run_trainer(
-    model: nn.Module,
+    model: _Model,
     train: Examples,
     heldout: Examples | None,
     collate: Collator,
@@ -94,8 +96,8 @@ def run_trainer(
     title: str,
     run: Settings | None = None,
     right_or_not: Callable[[Any, Any], Tensor] | None = None,
-) -> dict[str, float]:
-    """Train a model in place.
+) -> tuple[_Model, dict[str, float]]:
+    """Train a model in place; with sharding, a copy that is whole in the first process.
 
     Args:
         model: Its forward takes what `collate` returns and gives a mapping with `loss` and `logits`.
@@ -109,15 +111,18 @@ def run_trainer(
         right_or_not: (logits, labels) of a held-out batch to 1 correct, 0 wrong, -1 not counted.
 
     Returns:
-        The last evaluation (`eval_loss`, `eval_accuracy`); empty without one.
+        The trained model, and the last evaluation (`eval_loss`, `eval_accuracy`), empty without one.
 
     Raises:
         BlendError: A checkpoint belongs to a run with other settings.
     """
     checkpoints = output / "checkpoints"
+    trained = hollow_copy(model) if settings.sharding else model
+    arguments = training_arguments(settings, checkpoints, evaluates=heldout is not None)
+    shard(model, settings, bf16=arguments.bf16)
     trainer = Trainer(
         model=model,
-        args=training_arguments(settings, checkpoints, evaluates=heldout is not None),
+        args=arguments,
         train_dataset=train,
         eval_dataset=heldout,
         data_collator=collate,
@@ -127,8 +132,14 @@ def run_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, run or settings))
-    if not heldout:
-        return {}
+    measured = _measured(trainer, settings) if heldout else {}
+    if settings.sharding:
+        gather_weights(trainer, trained)
+    return trained, measured
+
+
+def _measured(trainer: Trainer, settings: Optimization) -> dict[str, float]:
+    """The evaluation of the weights that are the result."""
     state = trainer.state
     measured = {log["step"]: log for log in state.log_history if "eval_loss" in log}
     kept = state.best_global_step if settings.result == "best" else state.global_step

@@ -39,9 +39,9 @@ class RankerLoss(nn.Module):
         )
         self.right_head = nn.Linear(config.hidden_size, 1) if auxiliary.token_is_right else None
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Enable gradient checkpointing; called by the Trainer."""
-        self.network.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Enable gradient checkpointing; called by the Trainer with options of the backbone's method."""
+        self.network.pretrained_model.gradient_checkpointing_enable(**options)
 
     def forward(
         self,

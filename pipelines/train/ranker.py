@@ -143,7 +143,7 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         return tensors
 
     output = Path(config.output)
-    measured = run_trainer(
+    trained, measured = run_trainer(
         RankerLoss(network, config.auxiliary, loss),
         dataset,
         heldout,
@@ -155,7 +155,7 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         right_or_not=pair_is_right,
     )
     if is_main_process():
-        save_pairrm(network, tokenizer, output, dtype=getattr(torch, config.dtype))
+        save_pairrm(trained.network, tokenizer, output, dtype=getattr(torch, config.dtype))
         print_results("ranker", output, measured)
         findings = []
         if compared:
