@@ -1,4 +1,4 @@
-"""What it takes to train a PairRanker on real text: backbones and steps against chance, length and a fixed order.
+"""What it takes to train a PairRanker on real text: backbones, losses, samplings and steps against simple rules.
 
     python -m llm_blender_ray.pipelines.bench.ranker_training rows.jsonl --config trials.yaml --output result.json
 
@@ -27,17 +27,20 @@ from safetensors import safe_open
 
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.configs.loading import ConfigError, load
+from llm_blender_ray.configs.losses import PairwiseLoss
 from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.configs.training import Optimization, PairSampling, RankerTraining
+from llm_blender_ray.pipelines.bench.bag_of_words import train_bag_of_words
 from llm_blender_ray.pipelines.bench.workload import train_tokenizer
-from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
+from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_modernbert
 from llm_blender_ray.pipelines.quality.pair_accuracy import PairAccuracy, pair_accuracy
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
-from llm_blender_ray.pipelines.train.pairs import TrainingPair
+from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
 from llm_blender_ray.pipelines.train.ranker import run_ranker_training
 from llm_blender_ray.pipelines.train.rows import TrainingRow, read_training_rows
 
-RANDOM_WEIGHTS = "blank"  # backbone: a DeBERTa as the miniature's, with a tokenizer made of the training rows
+# Backbones with random weights and a tokenizer made of the training rows
+RANDOM_BACKBONES = {"blank": save_blank_encoder, "blank-modernbert": save_blank_modernbert}
 TRIALS = Path(__file__).with_suffix(".yaml")
 
 
@@ -45,13 +48,15 @@ class Trial(Settings):
     """A backbone and how it is trained."""
 
     name: str
-    backbone: str  # folder, or `blank`
+    backbone: str  # folder, or one of `RANDOM_BACKBONES`
     learning_rate: float
     steps: Annotated[tuple[int, ...], Field(min_length=1)]  # each a training of its own
     batch_size: int = 32  # pairs a step
     source_max_length: int
     candidate_max_length: int
     pairs: PairSampling = PairSampling(sampling="all_pair", per_row=55)
+    loss: PairwiseLoss | None = None
+    seed: int | None = None  # of the training; None: that of the split
     dropout: float = 0.05
     bf16: bool | Literal["auto"] = "auto"  # see `Optimization`
 
@@ -129,7 +134,7 @@ def accuracies(
 def baselines(
     split: Split, rows: Sequence[TrainingRow], pairs: Sequence[TrainingPair], trials: Trials
 ) -> dict[str, Any]:
-    """Accuracies of rules that read no text: the longer answer; the model that is better on the training rows."""
+    """Accuracies of rules: the longer answer; the model that is better on the training rows; a bag of words."""
     scores: dict[str, list[float]] = {}
     for row in split.train_rows:
         for candidate in row["candidates"]:
@@ -145,7 +150,19 @@ def baselines(
         left, right = (means.get(models[pair.row][i], 0.0) for i in (pair.left, pair.right))
         return left - right
 
-    rules: dict[str, Callable[[TrainingPair], float]] = {"the longer answer": length, "order of the models": prior}
+    train_rows = read_training_rows(str(split.train))
+    sampling = PairSampling(sampling="all_pair", per_row=10)
+    bag = train_bag_of_words(train_rows, list(scored_pairs(train_rows, (trials.metric,), sampling, trials.seed)))
+
+    def words(pair: TrainingPair) -> float:
+        left, right = (rows[pair.row].texts[i] for i in (pair.left, pair.right))
+        return bag.score(left) - bag.score(right)
+
+    rules: dict[str, Callable[[TrainingPair], float]] = {
+        "the longer answer": length,
+        "order of the models": prior,
+        "bag of words": words,
+    }
     return {name: accuracies(pairs, [rule(pair) for pair in pairs], trials.clear) for name, rule in rules.items()}
 
 
@@ -186,6 +203,7 @@ def run_trial(
             candidate_max_length=trial.candidate_max_length,
             dropout=trial.dropout,
             pairs=trial.pairs,
+            loss=trial.loss,
             optimization=Optimization(
                 learning_rate=trial.learning_rate,
                 max_steps=steps,
@@ -193,7 +211,7 @@ def run_trial(
                 schedule="cosine",
                 warmup_share=0.1,
                 weight_decay=0.01,
-                seed=trials.seed,
+                seed=trials.seed if trial.seed is None else trial.seed,
                 log_every=max(1, steps // 10),
                 save_every=steps,
                 bf16=trial.bf16,
@@ -292,12 +310,12 @@ def run_trials(
 
 def _backbone(trial: Trial, split: Split, folder: Path, seed: int) -> str:
     """Folder of the trial's backbone."""
-    if trial.backbone != RANDOM_WEIGHTS:
+    if trial.backbone not in RANDOM_BACKBONES:
         return trial.backbone
-    blank = folder / RANDOM_WEIGHTS
+    blank = folder / trial.backbone
     if not blank.exists():
         texts = [text for row in split.train_rows for text in (row["instruction"], *_answers(row))]
-        save_blank_encoder(blank, seed, train_tokenizer(texts))
+        RANDOM_BACKBONES[trial.backbone](blank, seed, train_tokenizer(texts))
     return str(blank)
 
 

@@ -1,4 +1,4 @@
-"""The miniature's ranker and fuser before training: small, random, in the shapes of the published models."""
+"""Small models with random weights in the shapes of the published ones, such as the miniature's before training."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from tokenizers import Tokenizer
 from transformers import (
     DebertaV2Config,
     DebertaV2Model,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedTokenizerFast,
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
@@ -15,6 +17,8 @@ from transformers import (
 
 from llm_blender_ray.actors.fusers.genfuser import REQUEST
 from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer
+
+_SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
 
 
 def save_blank_encoder(folder: Path, seed: int, backend: Tokenizer | None = None) -> None:
@@ -25,8 +29,7 @@ def save_blank_encoder(folder: Path, seed: int, backend: Tokenizer | None = None
         seed: Of its weights.
         backend: Its tokenizer, with DeBERTa's special tokens, padding first; None: that of the miniature's world.
     """
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
-    backend = backend or build_tokenizer(list(special.values()))
+    backend = backend or build_tokenizer(list(_SPECIAL.values()))
     torch.manual_seed(seed)
     model = DebertaV2Model(
         DebertaV2Config(
@@ -49,7 +52,38 @@ def save_blank_encoder(folder: Path, seed: int, backend: Tokenizer | None = None
         )
     )
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL).save_pretrained(folder)
+
+
+def save_blank_modernbert(folder: Path, seed: int, backend: Tokenizer | None = None) -> None:
+    """Write a ModernBERT: rotary positions, every third layer of global and the others of local attention.
+
+    Args:
+        folder: Where to write it.
+        seed: Of its weights.
+        backend: Its tokenizer, with BERT's special tokens, padding first; None: that of the miniature's world.
+    """
+    backend = backend or build_tokenizer(list(_SPECIAL.values()))
+    torch.manual_seed(seed)
+    model = ModernBertModel(
+        ModernBertConfig(
+            vocab_size=backend.get_vocab_size(),
+            hidden_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=192,
+            max_position_embeddings=8192,
+            global_attn_every_n_layers=3,
+            local_attention=128,
+            pad_token_id=0,
+            cls_token_id=backend.token_to_id(_SPECIAL["cls_token"]),
+            sep_token_id=backend.token_to_id(_SPECIAL["sep_token"]),
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL).save_pretrained(folder)
 
 
 def save_blank_seq2seq(folder: Path, seed: int) -> None:

@@ -27,7 +27,7 @@ from llm_blender_ray.configs.training import (
     PairSampling,
     RankerTraining,
 )
-from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder
+from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_modernbert
 from llm_blender_ray.pipelines.train.loop import IGNORED
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.pairs import sample_pairs, scored_pairs
@@ -337,6 +337,35 @@ def test_a_causal_lm_is_a_backbone_like_an_encoder(tmp_path: Path) -> None:
     before, _ = create_pairrm(str(PRESETS / "miniature" / "alder"), PairBudget(32, 16))
     changed = [not torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True)]
     assert all(changed)
+
+
+def test_a_long_context_encoder_is_trained_on_long_pairs(tmp_path: Path) -> None:
+    """ModernBERT learns from pairs of more than a thousand tokens, whose words that differ are at their ends."""
+    save_blank_modernbert(tmp_path / "backbone", seed=0)
+    filling = " ".join(WORDS * 64)
+    rows = [
+        row | {"candidates": [one | {"text": f"{filling} {one['text']}"} for one in row["candidates"]]}
+        for row in make_rows(8, 0)
+    ]
+    few = {"max_steps": 2, "batch_size": 1, "log_every": 1, "save_every": 2}
+    config = settings(
+        tmp_path,
+        tmp_path / "backbone",
+        train=write(tmp_path / "long.jsonl", rows),
+        heldout=None,
+        source_max_length=32,
+        candidate_max_length=600,
+        auxiliary=AuxiliaryLosses(),
+        optimization=few,
+    )
+    run_ranker_training(config)
+    network, tokenizer = load_pairrm(config.output)
+    source = tokenizer.encode_source("Repeat:")
+    texts = [tokenizer.encode_candidate(one["text"], len(source)) for one in rows[0]["candidates"]]
+    assert len(tokenizer.join(source, *texts)) > 1000
+    before, _ = create_pairrm(str(tmp_path / "backbone"), PairBudget(32, 600))
+    layers = zip(network.pretrained_model.parameters(), before.pretrained_model.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in layers)
 
 
 def test_auxiliary_losses_are_refused_on_a_causal_lm(tmp_path: Path) -> None:
