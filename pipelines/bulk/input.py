@@ -18,10 +18,10 @@ import ray.data
 
 from llm_blender_ray.actors.json_values import plain
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.tracker import Count, reporting_failure
 from llm_blender_ray.pipelines.rows.arrow_types import to_rows
 from llm_blender_ray.pipelines.rows.columns import deserialize_type, inspect_columns, seen_of, serialize_type
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.rows.readers import InputFile, input_files, native_schema, read_tables
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 

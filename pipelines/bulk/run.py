@@ -6,7 +6,6 @@ from llm_blender_ray.actors.prices import check_prices
 from llm_blender_ray.cluster.preflight import check_local_models, check_variables
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.keys import run_identity
 from llm_blender_ray.pipelines.bulk.manifest import Manifest
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
@@ -14,6 +13,7 @@ from llm_blender_ray.pipelines.bulk.repair import report_damaged
 from llm_blender_ray.pipelines.bulk.resume import earlier_state, finished_summary
 from llm_blender_ray.pipelines.bulk.retry import can_retry
 from llm_blender_ray.pipelines.bulk.summary import Summary
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 
 
 def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_failed: bool = False) -> Summary:

@@ -25,7 +25,6 @@ from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.costs import unpriced_stages, with_costs
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, running, translated_errors
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input
 from llm_blender_ray.pipelines.bulk.keys import result_keys, scorer_key
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions
@@ -39,6 +38,7 @@ from llm_blender_ray.pipelines.bulk.spending import RunBudget, run_budget
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, run_tracker
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.rows.layout import Layout
 from llm_blender_ray.pipelines.rows.outputs import FileRecord
 from llm_blender_ray.pipelines.rows.storage import remove_temporary_files

@@ -20,7 +20,9 @@ from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import Optimization
 from llm_blender_ray.pipelines.miniature.tokenizer import build_tokenizer, compact
 from llm_blender_ray.pipelines.miniature.world import Beliefs, Task, random_tasks
-from llm_blender_ray.pipelines.train.loop import IGNORED, Example, mask, pad, remove_checkpoints, run_trainer
+from llm_blender_ray.pipelines.train.checkpoints import Checkpoints
+from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
+from llm_blender_ray.pipelines.train.loop import remove_checkpoints, run_trainer
 
 PAD, END_OF_TURN = "<|pad|>", "<|end|>"
 _ROLES = ("system", "user", "assistant")
@@ -110,7 +112,7 @@ def train_base_llm(name: str, seed: int, output: Path, *, steps: int, batch_size
             log_every=100,
             save_every=steps,
         ),
-        output,
+        Checkpoints(output / "checkpoints"),
         title=f"base LLM {name}",
     )
     model.generation_config.max_new_tokens = MAX_ANSWER_TOKENS

@@ -59,7 +59,11 @@ def input_files(uri: str, without: Sequence[str] = ()) -> list[InputFile]:
 def read_rows(uri: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
     """Rows of a file, folder or glob one by one, as Python values of `read_tables`."""
     files = input_files(uri)
-    native = native_schema(files)
+    return read_files(files, native_schema(files), limit)
+
+
+def read_files(files: Sequence[InputFile], native: pa.Schema, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of some files of a URI, as `read_rows` has them; `native` is the schema of all its files."""
     tables = (table for file in files for table in read_tables(file, native, ROWS_PER_BLOCK))
     return islice((row for table in tables for row in _python_rows(table)), limit)
 

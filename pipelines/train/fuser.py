@@ -3,8 +3,9 @@
 The input is built as for fusion (`actors.fusers.genfuser.FuserTemplate`); the loss covers the reference alone.
 """
 
+import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,12 @@ from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, quiet
 from llm_blender_ray.configs.training import FuserTraining
-from llm_blender_ray.pipelines.train.loop import (
-    IGNORED,
-    Example,
-    is_main_process,
-    mask,
-    pad,
-    print_results,
-    run_trainer,
-)
+from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
+from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
 from llm_blender_ray.pipelines.train.model_card import write_model_card
-from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
+from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
+from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
+from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:
@@ -52,17 +48,16 @@ class FusionDataset(Dataset[Example]):
     def __init__(
         self, rows: Sequence[TrainingRow], tokenizer: LiteralTokenizer, eos_id: int, config: FuserTraining
     ) -> None:
-        """Check every row before training starts.
+        """Start.
 
         Args:
-            rows: The rows to learn from.
+            rows: The rows to learn from (`fusion_row`).
             tokenizer: The fuser's tokenizer.
             eos_id: Token id that ends a reference.
             config: Lengths, `top_k` and the metric that orders candidates.
 
         Raises:
-            BlendError: A row lacks a reference, a candidate or the score that orders them, or the tokenizer lacks
-                the separators of the input template.
+            BlendError: The tokenizer lacks the separators of the input template.
         """
         for separator in ("</s>", *(f"<extra_id_{i}>" for i in range(config.top_k))):
             try:
@@ -73,28 +68,38 @@ class FusionDataset(Dataset[Example]):
                 ) from None
         self._tokenizer = tokenizer
         self._eos_id = eos_id
-        self._output_max_length = config.output_max_length
         self._template = FuserTemplate(
             tokenizer, max_length=config.max_length, candidate_max_length=config.candidate_max_length
         )
-        self._items: list[tuple[TrainingRow, str, list[str]]] = []
-        for row in rows:
-            if row.reference is None:
-                raise BlendError(f"row {row.prompt.id}: output is missing; the fuser learns to write it")
-            if not row.texts:
-                raise BlendError(f"row {row.prompt.id}: no candidate with a text to fuse")
-            self._items.append((row, row.reference, best_first(row, config.metric)[: config.top_k]))
+        self._rows = rows
+        self._config = config
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        row, reference, texts = self._items[index]
-        output = self._tokenizer.encode(reference)[: self._output_max_length - 1]
+        row = self._rows[index]
+        texts = best_first(row, self._config.metric)[: self._config.top_k]
+        output = self._tokenizer.encode(row.reference or "")[: self._config.output_max_length - 1]
         return {
             "input_ids": self._template.build(row.prompt, texts).ids,
             "labels": [*output, self._eos_id],
         }
+
+
+def fusion_row(row: Mapping[str, Any], wanted: CandidateFilter, metric: str | None) -> TrainingRow:
+    """A row of `read_rows` as one that a fuser learns from.
+
+    Raises:
+        BlendError: It lacks a reference, a candidate or the score that orders them.
+    """
+    found = training_row(row, wanted)
+    if found.reference is None:
+        raise BlendError(f"row {found.prompt.id}: output is missing; the fuser learns to write it")
+    if not found.texts:
+        raise BlendError(f"row {found.prompt.id}: no candidate with a text to fuse")
+    best_first(found, metric)
+    return found
 
 
 def token_is_right(logits: Any, labels: Tensor) -> Tensor:
@@ -114,18 +119,39 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The model cannot be used.
     """
+    return run_training(config, prepare_fusions, train_on_fusions)
+
+
+def prepare_fusions(config: FuserTraining, preparation: Preparation) -> TrainingData:
+    """Prepare the rows that a fuser learns from or is evaluated on.
+
+    Raises:
+        BlendError: A row cannot be learnt from.
+    """
     wanted = CandidateFilter(config.candidate_models, config.decoding_methods)
-    rows = read_training_rows(config.train, None, wanted)
-    heldout_rows = read_training_rows(config.heldout, config.heldout_limit, wanted) if config.heldout else None
-    torch.manual_seed(config.optimization.seed)
-    folder = locate(config.model)
-    model = load_model(AutoModelForSeq2SeqLM, folder, device=torch.device("cpu"), dtype=torch.float32)
-    names = load_tokenizer(folder)
-    if names.eos_token_id is None or names.pad_token_id is None:
-        raise ModelLoadError(f"{folder}: its tokenizer lacks an end or a padding token")
-    tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
-    dataset = FusionDataset(rows, tokenizer, names.eos_token_id, config)
-    heldout = FusionDataset(heldout_rows, tokenizer, names.eos_token_id, config) if heldout_rows else None
+    convert = functools.partial(fusion_row, wanted=wanted, metric=config.metric)
+    key = [wanted.key(), config.metric]
+    return TrainingData(
+        train=preparation.rows("train", config.train, None, convert, key),
+        heldout=preparation.rows("heldout", config.heldout, config.heldout_limit, convert, key)
+        if config.heldout
+        else None,
+    )
+
+
+def train_on_fusions(config: FuserTraining, data: TrainingData, process: TrainingProcess) -> dict[str, float]:
+    """Train a fuser on prepared rows, in each process of a training; `run_fuser_training` has the rest."""
+    with process.started():
+        torch.manual_seed(config.optimization.seed)
+        folder = locate(config.model)
+        model = load_model(AutoModelForSeq2SeqLM, folder, device=torch.device("cpu"), dtype=torch.float32)
+        names = load_tokenizer(folder)
+        if names.eos_token_id is None or names.pad_token_id is None:
+            raise ModelLoadError(f"{folder}: its tokenizer lacks an end or a padding token")
+        tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
+        dataset = FusionDataset(data.train.rows(), tokenizer, names.eos_token_id, config)
+        heldout_rows = data.heldout.rows() if data.heldout else None
+        heldout = FusionDataset(heldout_rows, tokenizer, names.eos_token_id, config) if heldout_rows else None
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -135,24 +161,24 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
             "labels": pad([example["labels"] for example in batch], IGNORED),
         }
 
-    output = Path(config.output)
     trained, measured = run_trainer(
         model,
         dataset,
         heldout,
         collate,
         config.optimization,
-        output,
+        process.checkpoints,
         title="fuser",
         run=config,
         right_or_not=token_is_right,
     )
     if is_main_process():
-        trained.to(getattr(torch, config.dtype)).save_pretrained(output)
-        _copy_tokenizer(folder, output)
-        print_results("fuser", output, measured)
-        examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
-        write_model_card(config, output, examples=examples, measured=measured)
+        with process.result() as output:
+            trained.to(getattr(torch, config.dtype)).save_pretrained(output)
+            _copy_tokenizer(folder, output)
+            examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
+            write_model_card(config, output, examples=examples, measured=measured)
+        print_results("fuser", config.output, measured)
     return measured
 
 

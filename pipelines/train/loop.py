@@ -1,47 +1,30 @@
 """Training loop shared by all models: transformers' Trainer with this project's settings and a progress line.
 
-The Trainer provides what a run on real hardware needs (several GPUs, accumulation, mixed precision, schedules,
-checkpoints with optimizer and random state); this module decides its settings and its output.
-`torchrun --nproc-per-node N -m llm_blender_ray train ...` trains on N GPUs.
+The Trainer provides what a run on real hardware needs (accumulation, mixed precision, schedules, checkpoints with
+optimizer and random state); this module decides its settings and its output.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import accelerate  # noqa: F401 (the Trainer needs it: fail before data is read)
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.configs.training import Optimization
 from llm_blender_ray.pipelines.train.arguments import training_arguments
+from llm_blender_ray.pipelines.train.checkpoints import Checkpoints
+from llm_blender_ray.pipelines.train.examples import Collator, Examples
 from llm_blender_ray.pipelines.train.progress import ProgressLines
 from llm_blender_ray.pipelines.train.sharding import gather_weights, hollow_copy, shard
+from llm_blender_ray.pipelines.train.trainer import ExactTrainer
 
-Example = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-class Examples(Protocol):
-    """Data set of the Trainer: a list, or a sequence that makes an example on access."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
-
-
-Collator = Callable[[Sequence[Example]], dict[str, Tensor]]
-
-IGNORED = -100  # label of positions without a loss, torch's default
 
 
 class Accuracy:
@@ -73,25 +56,13 @@ class Accuracy:
         return {"accuracy": share}
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Matrix of the sequences, padded with `value` on the right."""
-    return nn.utils.rnn.pad_sequence(
-        [torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value
-    )
-
-
-def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Attention mask of `pad`: 1 for a token, 0 for padding."""
-    return pad([[1] * len(ids) for ids in sequences], 0)
-
-
 def run_trainer(
     model: _Model,
     train: Examples,
     heldout: Examples | None,
     collate: Collator,
     settings: Optimization,
-    output: Path,
+    checkpoints: Checkpoints,
     *,
     title: str,
     run: Settings | None = None,
@@ -105,7 +76,7 @@ def run_trainer(
         heldout: Examples to evaluate on; None: no evaluation.
         collate: Makes a batch of tensors of examples.
         settings: Optimizer, schedule, batch sizes, checkpoints.
-        output: Checkpoints go to `output/checkpoints`; a run resumes from the last one there.
+        checkpoints: Where checkpoints go; a run resumes from the last one there.
         title: Name of the model in progress lines.
         run: All settings of the run, by which its own checkpoints are recognised; None: `settings`.
         right_or_not: (logits, labels) of a held-out batch to 1 correct, 0 wrong, -1 not counted.
@@ -116,22 +87,24 @@ def run_trainer(
     Raises:
         BlendError: A checkpoint belongs to a run with other settings.
     """
-    checkpoints = output / "checkpoints"
+    checkpoints.check(run or settings)
     trained = hollow_copy(model) if settings.sharding else model
-    arguments = training_arguments(settings, checkpoints, evaluates=heldout is not None)
+    arguments = training_arguments(settings, checkpoints.folder, evaluates=heldout is not None)
     shard(model, settings, bf16=arguments.bf16)
-    trainer = Trainer(
+    trainer = ExactTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        checkpoints=checkpoints,
+        train=train,
         eval_dataset=heldout,
-        data_collator=collate,
+        collate=collate,
         compute_metrics=Accuracy() if right_or_not else None,
         preprocess_logits_for_metrics=right_or_not,
-        callbacks=[ProgressLines(title)],
+        callbacks=[ProgressLines(title), *checkpoints.callbacks()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints, run or settings))
+    with checkpoints.last() as last:
+        trainer.train(resume_from_checkpoint=last)
     measured = _measured(trainer, settings) if heldout else {}
     if settings.sharding:
         gather_weights(trainer, trained)
@@ -146,49 +119,12 @@ def _measured(trainer: Trainer, settings: Optimization) -> dict[str, float]:
     return measured.get(kept) or trainer.evaluate()
 
 
-def _last_checkpoint(folder: Path, settings: Settings) -> str | None:
-    """Checkpoint to resume from. Settings are stored beside them: a mix of two runs' states is neither."""
-    record = folder / "settings.json"
-    text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
-    found = _whole_checkpoint(folder)
-    before = json.loads(record.read_text()) if found and record.is_file() else None
-    now = json.loads(text)
-    if before is not None:
-        used = settings.model_dump(mode="json", exclude_defaults=True)
-        now = _without_unused(now, before, used)
-    if before is not None and (changed := describe_changes(before, now)):
-        raise BlendError(
-            f"{folder}: checkpoints of a run with other settings ({'; '.join(changed)}); remove them or choose "
-            "another output"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(text)
-    return found
-
-
-def _without_unused(now: Mapping[str, Any], before: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that an earlier version did not have, and that have their defaults."""
-    return {
-        name: _without_unused(value, before[name], used.get(name) or {})
-        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping)
-        else value
-        for name, value in now.items()
-        if name in before or name in used
-    }
-
-
-def _whole_checkpoint(folder: Path) -> str | None:
-    """The last complete checkpoint: a kill can leave half of one, where the Trainer's state is missing."""
-    found = [one for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (one / TRAINER_STATE_NAME).is_file()]
-    return str(max(found, key=lambda one: int(one.name.rpartition("-")[2]))) if found else None
-
-
 def is_main_process() -> bool:
     """Whether this process saves and prints: the only one, or torchrun's first."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def print_results(title: str, output: Path, measured: Mapping[str, float]) -> None:
+def print_results(title: str, output: str, measured: Mapping[str, float]) -> None:
     """Print the folder of the trained model and its held-out accuracy."""
     accuracy = f", held-out accuracy {measured['eval_accuracy']:.3f}" if "eval_accuracy" in measured else ""
     print(f"{title} saved in {output}{accuracy}", flush=True)

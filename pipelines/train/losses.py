@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.configs.training import AuxiliaryLosses
-from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.examples import IGNORED
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 
 

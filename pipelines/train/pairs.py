@@ -1,7 +1,7 @@
 """Pairs of a row's candidates that a ranker learns from or is measured on."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -76,9 +76,9 @@ def _chosen(
 
 
 def scored_pairs(
-    rows: Sequence[TrainingRow], metrics: Sequence[str], settings: PairSampling, seed: int
-) -> list[TrainingPair]:
-    """Sample the pairs of all rows.
+    rows: Iterable[TrainingRow], metrics: Sequence[str], settings: PairSampling, seed: int
+) -> Iterator[TrainingPair]:
+    """Sample the pairs of all rows, one row at a time.
 
     Args:
         rows: Rows with scored candidates.
@@ -86,15 +86,17 @@ def scored_pairs(
         settings: How pairs are sampled.
         seed: Decides pairs and sides.
 
+    Yields:
+        The pairs in the order of their rows.
+
     Raises:
         BlendError: A score is missing, or no two candidates of any row differ.
     """
     rng = random.Random(seed)
-    pairs = [
-        pair
-        for i, row in enumerate(rows)
-        for pair in sample_pairs(row.texts, row.scores(metrics), settings, rng, i)
-    ]
-    if not pairs:
+    found = False
+    for i, row in enumerate(rows):
+        for pair in sample_pairs(row.texts, row.scores(metrics), settings, rng, i):
+            found = True
+            yield pair
+    if not found:
         raise BlendError("no row has two candidates with different texts and different scores to learn from")
-    return pairs

@@ -3,9 +3,9 @@
 Pairs of a row's candidates, each on a random side; `losses` has what is minimized.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,22 +16,18 @@ from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, is_pairrank
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization, PairTokenizer
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import PairSampling, RankerTraining
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
+from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
 from llm_blender_ray.pipelines.train.judged_pairs import read_judged_pairs
-from llm_blender_ray.pipelines.train.loop import (
-    IGNORED,
-    Example,
-    is_main_process,
-    mask,
-    pad,
-    print_results,
-    run_trainer,
-)
+from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
-from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, read_training_rows
+from llm_blender_ray.pipelines.train.prepare import Preparation, StoredSplit, TrainingData
+from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
+from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
 
 
 class PairDataset(Dataset[Example]):
@@ -98,34 +94,52 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The backbone cannot be used.
     """
-    rows, pairs = _pairs_of(config, config.train, config.pairs)
+    return run_training(config, prepare_pairs, train_on_pairs)
+
+
+def prepare_pairs(config: RankerTraining, preparation: Preparation) -> TrainingData:
+    """Prepare rows and the pairs of them that a ranker learns from or is evaluated on.
+
+    Raises:
+        BlendError: A row cannot be learnt from.
+    """
     every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
-    heldout_rows, evaluated = (
-        _pairs_of(config, config.heldout, every_kind, config.heldout_limit) if config.heldout else ((), ())
+    return TrainingData(
+        train=_split(config, preparation, "train", config.train, config.pairs),
+        heldout=_split(config, preparation, "heldout", config.heldout, every_kind, config.heldout_limit)
+        if config.heldout
+        else None,
     )
-    loss = _loss(config, [*rows, *heldout_rows])
-    torch.manual_seed(config.optimization.seed)
-    network, tokenizer = create_pairrm(
-        config.backbone,
-        PairBudget(config.source_max_length, config.candidate_max_length),
-        n_tasks=len(config.metrics) or 1,
-        dropout=config.dropout,
-    )
-    if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
-        raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
-    if loss.of_sides and not network.pooling.scores_sides:
-        raise BlendError(
-            f"{config.backbone}: a ranker on a causal LM scores pairs, and loss: {loss.kind} scores of candidates; "
-            "set loss to instructgpt or bradley_terry, or take an encoder"
+
+
+def train_on_pairs(config: RankerTraining, data: TrainingData, process: TrainingProcess) -> dict[str, float]:
+    """Train a ranker on prepared pairs, in each process of a training; `run_ranker_training` has the rest."""
+    loss = _loss(config)
+    with process.started():
+        torch.manual_seed(config.optimization.seed)
+        network, tokenizer = create_pairrm(
+            config.backbone,
+            PairBudget(config.source_max_length, config.candidate_max_length),
+            n_tasks=len(config.metrics) or 1,
+            dropout=config.dropout,
         )
-    read = config.metrics if loss.of_scores else ()
-    dataset = PairDataset(rows, pairs, tokenizer, read)
-    heldout = PairDataset(heldout_rows, evaluated, tokenizer, read) if heldout_rows else None
-    compared = _compared(config, heldout_rows, evaluated) if heldout_rows and is_main_process() else []
-    before = None
-    if config.judgements and compared and is_pairranker(config.backbone):
-        before = measure_heldout(config.backbone, heldout_rows, compared)
-        print(f"ranker, before training: {before.line()}", flush=True)
+        if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
+            raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
+        if loss.of_sides and not network.pooling.scores_sides:
+            raise BlendError(
+                f"{config.backbone}: a ranker on a causal LM scores pairs, and loss: {loss.kind} scores of "
+                "candidates; set loss to instructgpt or bradley_terry, or take an encoder"
+            )
+        read = config.metrics if loss.of_scores else ()
+        dataset = PairDataset(data.train.rows(), data.train.pairs(), tokenizer, read)
+        heldout_rows = data.heldout.rows() if data.heldout else ()
+        evaluated = data.heldout.pairs() if data.heldout else ()
+        heldout = PairDataset(heldout_rows, evaluated, tokenizer, read) if data.heldout else None
+        compared = _compared(config, heldout_rows, evaluated) if data.heldout and is_main_process() else []
+        before = None
+        if config.judgements and compared and is_pairranker(config.backbone):
+            before = measure_heldout(config.backbone, heldout_rows, compared)
+            print(f"ranker, before training: {before.line()}", flush=True)
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -142,64 +156,82 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
             tensors["reference_ids"] = pad([example["reference_ids"] for example in batch], IGNORED)
         return tensors
 
-    output = Path(config.output)
     trained, measured = run_trainer(
         RankerLoss(network, config.auxiliary, loss),
         dataset,
         heldout,
         collate,
         config.optimization,
-        output,
+        process.checkpoints,
         title="ranker",
         run=config,
         right_or_not=pair_is_right,
     )
     if is_main_process():
-        save_pairrm(trained.network, tokenizer, output, dtype=getattr(torch, config.dtype))
-        print_results("ranker", output, measured)
-        findings = []
-        if compared:
-            result = measure_heldout(str(output), heldout_rows, compared)
-            findings.append(f"in both orders: {result.line()}")
-            if before:
-                findings.append(f"by training: {result.gain_line(before)}")
-            for finding in findings:
-                print(f"ranker, {finding}", flush=True)
-            for warning in result.warnings():
-                print(f"ranker: warning: {warning}", file=sys.stderr, flush=True)
-                findings.append(f"warning: {warning}")
-        examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
-        write_model_card(config, output, examples=examples, measured=measured, findings=findings)
+        with process.result() as folder:
+            save_pairrm(trained.network, tokenizer, folder, dtype=getattr(torch, config.dtype))
+            findings, warnings = [], []
+            if compared:
+                result = measure_heldout(str(folder), heldout_rows, compared)
+                findings.append(f"in both orders: {result.line()}")
+                if before:
+                    findings.append(f"by training: {result.gain_line(before)}")
+                warnings = [f"warning: {warning}" for warning in result.warnings()]
+            examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
+            write_model_card(config, folder, examples=examples, measured=measured, findings=[*findings, *warnings])
+        print_results("ranker", config.output, measured)
+        for finding in findings:
+            print(f"ranker, {finding}", flush=True)
+        for warning in warnings:
+            print(f"ranker: {warning}", file=sys.stderr, flush=True)
     return measured
 
 
-def _pairs_of(
-    config: RankerTraining, uri: str, sampling: PairSampling, limit: int | None = None
-) -> tuple[Sequence[TrainingRow], Sequence[TrainingPair]]:
-    """Rows and the pairs of them that a training learns from or is evaluated on."""
+def _split(
+    config: RankerTraining,
+    preparation: Preparation,
+    name: str,
+    uri: str,
+    sampling: PairSampling,
+    limit: int | None = None,
+) -> StoredSplit:
     seed = config.optimization.seed
-    if config.judgements:
-        return read_judged_pairs(uri, config.judgements, seed, limit)
-    rows = read_training_rows(uri, limit, CandidateFilter(config.candidate_models, config.decoding_methods))
-    return rows, scored_pairs(rows, config.metrics, sampling, seed)
+    if judgements := config.judgements:
+        key = [fingerprint(uri, limit), judgements.model_dump(mode="json"), seed]
+        return preparation.made(name, key, lambda: read_judged_pairs(uri, judgements, seed, limit))
+    loss, wanted = _loss(config), CandidateFilter(config.candidate_models, config.decoding_methods)
+    rows = preparation.rows(name, uri, limit, functools.partial(training_row, wanted=wanted), wanted.key())
+
+    def pairs(rows: Iterable[TrainingRow]) -> Iterator[TrainingPair]:
+        return scored_pairs(_readable(rows, loss, config.metrics), config.metrics, sampling, seed)
+
+    key = [config.metrics, loss.kind, sampling.model_dump(mode="json"), seed]
+    return preparation.with_pairs(name, rows, key, pairs)
 
 
-def _loss(config: RankerTraining, rows: Sequence[TrainingRow]) -> PairLoss:
-    """The loss of scored pairs.
-
-    Raises:
-        BlendError: A score is not what it reads.
-    """
+def _loss(config: RankerTraining) -> PairLoss:
+    """The loss of scored pairs."""
     loss = config.loss or InstructGPT()
     if not isinstance(loss, PairLoss):
         raise BlendError(f"loss: {loss.kind}: expected a subclass of PairLoss, got {type(loss).__name__}")
-    for row in rows if loss.binary_scores else ():
-        for name, score in ((name, given[name]) for given in row.metrics for name in config.metrics):
+    return loss
+
+
+def _readable(rows: Iterable[TrainingRow], loss: PairLoss, metrics: Sequence[str]) -> Iterator[TrainingRow]:
+    """The rows.
+
+    Raises:
+        BlendError: A score is not what the loss reads.
+    """
+    for row in rows:
+        for name, score in (
+            (name, given[name]) for given in row.metrics for name in metrics if loss.binary_scores and name in given
+        ):
             if score not in (0.0, 1.0):
                 raise BlendError(
                     f"row {row.prompt.id}: loss: {loss.kind} takes scores of 0 or 1, got {name}: {score}"
                 )
-    return loss
+        yield row
 
 
 def _compared(

@@ -54,6 +54,10 @@ class CandidateFilter:
     models: tuple[str, ...] | None = None
     decoding_methods: tuple[str, ...] | None = None
 
+    def key(self) -> list[Any]:
+        """The filter as a JSON value."""
+        return [self.models, self.decoding_methods]
+
     def chosen(self, row: Mapping[str, Any]) -> list[int]:
         """Indexes of the candidates to use.
 
@@ -80,7 +84,7 @@ class CandidateFilter:
 def read_training_rows(
     uri: str, limit: int | None = None, wanted: CandidateFilter | None = None
 ) -> list[TrainingRow]:
-    """Read the rows at `uri`.
+    """Read the rows at `uri` into memory; a training stores them (`prepare`).
 
     Args:
         uri: The rows.
@@ -90,13 +94,18 @@ def read_training_rows(
     Raises:
         BlendError: There are no rows, or one is malformed or has none of the wanted candidates.
     """
-    rows = [_training_row(row, wanted or CandidateFilter()) for row in read_rows(uri, limit)]
+    rows = [training_row(row, wanted or CandidateFilter()) for row in read_rows(uri, limit)]
     if not rows:
         raise BlendError(f"{uri}: no rows")
     return rows
 
 
-def _training_row(row: Mapping[str, Any], wanted: CandidateFilter) -> TrainingRow:
+def training_row(row: Mapping[str, Any], wanted: CandidateFilter) -> TrainingRow:
+    """A row of `read_rows` as one to learn from.
+
+    Raises:
+        BlendError: It is malformed, or has none of the wanted candidates.
+    """
     if row["error"] is not None:
         raise BlendError(row["error"])
     given = row["candidates"] or []

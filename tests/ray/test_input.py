@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input, rows_of_block
 from llm_blender_ray.pipelines.bulk.tracker import start_tracker
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
 

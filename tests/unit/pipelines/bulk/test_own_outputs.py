@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
 from llm_blender_ray.pipelines.bulk.own_outputs import own_outputs
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.rows.outputs import Output
 from llm_blender_ray.pipelines.rows.uris import list_files
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_blender_ray.pipelines.miniature.base_llm import build_chat_tokenizer, examples
 from llm_blender_ray.pipelines.miniature.recipe import Miniature
 from llm_blender_ray.pipelines.miniature.world import Beliefs
-from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.examples import IGNORED
 
 
 def test_a_base_llm_is_trained_on_what_the_chat_template_gives() -> None:

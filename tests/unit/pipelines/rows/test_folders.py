@@ -13,7 +13,7 @@ import pytest
 from passing import objects
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.pipelines.bulk.fingerprint import fingerprint
+from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.storage import put
 from llm_blender_ray.pipelines.rows.uris import find

@@ -19,8 +19,8 @@ from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backe
 from llm_blender_ray.configs import schema
 from llm_blender_ray.configs.training import FuserTraining
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from llm_blender_ray.pipelines.train.examples import IGNORED
 from llm_blender_ray.pipelines.train.fuser import FusionDataset, best_first, run_fuser_training, token_is_right
-from llm_blender_ray.pipelines.train.loop import IGNORED
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
 

@@ -28,7 +28,7 @@ from llm_blender_ray.configs.training import (
     RankerTraining,
 )
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_modernbert
-from llm_blender_ray.pipelines.train.loop import IGNORED
+from llm_blender_ray.pipelines.train.examples import IGNORED
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.pairs import sample_pairs, scored_pairs
 from llm_blender_ray.pipelines.train.ranker import PairDataset, run_ranker_training
@@ -150,7 +150,7 @@ def test_a_pair_is_tokenized_as_when_ranking_and_aligned_with_the_reference(back
     }
     tokenizer = pair_tokenizer(backbone)
     rows = read_training_rows(write(tmp_path / "rows.jsonl", [row]))
-    dataset = PairDataset(rows, scored_pairs(rows, ["quality"], PairSampling(), seed=0), tokenizer)
+    dataset = PairDataset(rows, list(scored_pairs(rows, ["quality"], PairSampling(), seed=0)), tokenizer)
     assert len(dataset) == 1
     example = dataset[0]
     source = tokenizer.encode_source("Name two.")
