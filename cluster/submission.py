@@ -1,8 +1,9 @@
-"""Submission of a run as a Ray job: code and resolved config are uploaded, and `blend run` runs on the cluster.
+"""Submission of a command as a Ray job: code and resolved config are uploaded, and `blend` runs on the cluster.
 
 The job imports the submitter's code, also where the cluster's image has the project installed: an uploaded
-working_dir comes first on the path. Nothing of the submitter's environment travels, so no secret does: what the
-models need (keys, AWS variables, HF_TOKEN) is in the environment of the cluster's machines.
+working_dir comes first on the path. Of the submitter's environment only the variables that are named travel
+(`job_environment`); others that models need (keys, AWS variables, HF_TOKEN) are in the environment of the cluster's
+machines.
 """
 
 import asyncio
@@ -15,24 +16,33 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import yaml
+from pydantic import BaseModel
 from ray.job_submission import JobDetails, JobStatus
 
 from llm_blender_ray.cluster.address import ClusterError
-from llm_blender_ray.cluster.job_client import JobClient, UnreachableError, connect
+from llm_blender_ray.cluster.job_client import JobClient, UnreachableError
+from llm_blender_ray.cluster.job_environment import FILE, HOOK, VARIABLE, split_environment
+from llm_blender_ray.cluster.job_paths import (
+    CONFIG,
+    PACKAGE,
+    JobPaths,
+    is_included,
+    local_paths,
+    models_in,
+    move_included,
+)
 from llm_blender_ray.cluster.notices import report_line
-from llm_blender_ray.configs.loading import PRESETS, ConfigError
-from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.configs.loading import ConfigError
 
-PACKAGE = "llm_blender_ray"
 FOLDERS = ("actors", "cluster", "configs", "pipelines")  # of the package, each a directory of its own
-CONFIG = "blend.yaml"  # in the uploaded folder
 MAX_UPLOAD_MB = 50  # models belong on a hub or on the cluster's file system
+MAX_ENVIRONMENT_BYTES = 32_768  # Linux has 131,072 for one variable, and twice as many digits are in one
 INTERRUPTED = 130  # exit code for a job that was stopped or is no longer followed; 0 means that it succeeded
 
 QUIET_S = 60.0  # without a line of the log, after which the connection counts as dead
@@ -41,45 +51,49 @@ LOST_S = 300.0  # without contact, after which following ends
 STOPPED_S = 30.0  # for a job to stop
 
 
-def submit_run(
-    config: BlendConfig, address: str, *, flags: Sequence[str] = (), wait: bool = False, name: str = "blend"
+def submit_command(
+    client: JobClient,
+    arguments: Sequence[str],
+    config: BaseModel | None,
+    paths: JobPaths,
+    *,
+    environment: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    wait: bool = False,
 ) -> int:
-    """Run `blend run` with a config as a job.
+    """Run a `blend` command as a job.
 
     The job's id goes to stdout, hints to stderr. With `wait` the job's log goes to stdout instead, and the exit
     code is the job's.
 
     Args:
-        config: With `input` and `output`; validated here, so that mistakes do not reach the cluster.
-        address: Of the cluster's dashboard.
-        flags: Of `blend run`.
+        client: Of the cluster.
+        arguments: Of `blend`, the config being `CONFIG`; checked by the caller: mistakes don't reach the cluster.
+        config: To upload; its paths are the cluster's (`config_on_cluster`).
+        paths: Those in the arguments.
+        environment: Variables that all processes of the job get, and that are shown nowhere.
+        metadata: For the list of jobs.
         wait: Whether to follow the job to its end.
-        name: For the list of jobs.
 
     Returns:
         Exit code of `blend submit`.
 
     Raises:
-        ConfigError: The cluster cannot access a path.
+        ConfigError: The upload is too large.
         ClusterError: The cluster cannot be reached.
     """
-    client = connect(address)
-    here = client.runs_here()
-    config = config.model_copy(
-        update={key: on_cluster(key, getattr(config, key), here) for key in ("input", "output")}
-    )
     job_id = f"blend-{secrets.token_hex(4)}"
-    python = sys.executable if here else "python"
+    python = sys.executable if paths.here else "python"
     with tempfile.TemporaryDirectory() as folder:
-        pack_upload(config, Path(folder))
+        pack_upload(config, Path(folder), paths.included)
         client.submit_job(
-            entrypoint=shlex.join([python, "-m", PACKAGE, "run", CONFIG, *flags]),
+            entrypoint=shlex.join([python, "-m", PACKAGE, *arguments]),
             submission_id=job_id,
-            runtime_env={"working_dir": folder},
-            metadata={"config": name, "output": config.output or ""},
+            runtime_env={"working_dir": folder, **_private_environment(environment or {}, Path(folder))},
+            metadata=dict(metadata or {}),
         )
-    if paths := local_paths(config):
-        report_line(f"paths of the cluster's machines, which must see them: {', '.join(paths)}")
+    if local := list(dict.fromkeys([*paths.local, *(local_paths(config) if config else ())])):
+        report_line(f"paths of the cluster's machines, which must see them: {', '.join(local)}")
     if wait:
         report_line(f"job {job_id} (Ctrl-C asks whether to stop it)")
         return follow(client, job_id)
@@ -89,38 +103,32 @@ def submit_run(
     return 0
 
 
-def on_cluster(setting: str, uri: str | None, here: bool) -> str | None:
-    """A URI as the job reads it.
-
-    Raises:
-        ConfigError: It depends on a folder of this machine, and the job runs on another.
-    """
-    if uri is None or "://" in uri or Path(uri).is_absolute():
-        return uri
-    if here:
-        return str(Path(uri).expanduser().absolute())
-    raise ConfigError(
-        f"{setting}: {uri}: the cluster's machines can't see this folder; give s3://..., or the absolute path of a "
-        "file system that they share"
-    )
+def _private_environment(values: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Write one share of the variables to the upload; the runtime environment with the other."""
+    if not values:
+        return {}
+    pad, share = split_environment(values)
+    if len(pad) > MAX_ENVIRONMENT_BYTES:
+        raise ConfigError(f"--env: {len(pad)} bytes in all, more than {MAX_ENVIRONMENT_BYTES}")
+    (folder / FILE).touch(mode=0o600)
+    (folder / FILE).write_bytes(pad)
+    return {"env_vars": {VARIABLE: share}, "worker_process_setup_hook": HOOK}
 
 
-def local_paths(config: BlendConfig) -> list[str]:
-    """Paths in the config that are not uploaded: rows, and model folders."""
-    uris = [uri for uri in (config.input, config.output) if uri and ("://" not in uri or uri.startswith("file://"))]
-    models = [value for value in _models(config.model_dump()) if Path(value).is_absolute()]
-    return list(dict.fromkeys(uris + [value for value in models if not _included(value)]))
-
-
-def pack_upload(config: BlendConfig, folder: Path) -> None:
+def pack_upload(config: BaseModel | None, folder: Path, models: Sequence[Path] = ()) -> None:
     """Fill an empty folder with what a job needs: the packages, the included models it uses, and its config.
+
+    Args:
+        config: Of the command, if it has one.
+        folder: The folder.
+        models: Included models that the command line names.
 
     Raises:
         ConfigError: The files are larger than MAX_UPLOAD_MB.
     """
-    data = config.model_dump(mode="json", exclude_unset=True)
+    data = config.model_dump(mode="json", exclude_unset=True) if config else {}
     data.get("ray", {}).pop("address", None)  # the job connects to its own cluster
-    used = [Path(value) for value in _models(data) if _included(value)]
+    used = [*models, *(Path(value) for value in models_in(data) if is_included(value))]
     files = dict(_files(used))
     sizes = {target: source.stat().st_size for target, source in files.items()}
     if sum(sizes.values()) > MAX_UPLOAD_MB * 1e6:
@@ -132,8 +140,10 @@ def pack_upload(config: BlendConfig, folder: Path) -> None:
     for target, source in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / target)
-    _move_included(data)
-    (folder / CONFIG).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if config is not None:
+        move_included(data)
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def follow(client: JobClient, job_id: str) -> int:
@@ -267,32 +277,3 @@ def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     assert spec and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]).resolve()
-
-
-def _included(model: str) -> bool:
-    """Whether a model is one of the project's folders."""
-    return Path(model).is_absolute() and Path(model).is_relative_to(PRESETS)
-
-
-def _items(data: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(data, Mapping):
-        return data.items()
-    return enumerate(data) if isinstance(data, list | tuple) else ()
-
-
-def _models(data: Any) -> Iterator[str]:
-    """Every `model` in a config's data."""
-    for key, value in _items(data):
-        if key == "model" and isinstance(value, str):
-            yield value
-        else:
-            yield from _models(value)
-
-
-def _move_included(data: Any) -> None:
-    """Replace paths of included models with those in the upload, in place."""
-    for key, value in _items(data):
-        if key == "model" and isinstance(value, str) and _included(value):
-            data[key] = (Path(PACKAGE) / "configs" / Path(value).relative_to(PRESETS)).as_posix()
-        else:
-            _move_included(value)

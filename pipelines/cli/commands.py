@@ -5,7 +5,6 @@ the run failed, 2 wrong use (mistakes in a config included). An error is one lin
 """
 
 import os
-import signal
 import sys
 import traceback
 from importlib.util import find_spec
@@ -53,15 +52,18 @@ from llm_blender_ray.pipelines.cli.options import (
     UsageError,
     bulk_settings,
     check_existing,
+    is_config,
     preference_settings,
     program_options,
     ranker_section,
     settings_of,
 )
+from llm_blender_ray.pipelines.cli.prepared import Prepared, works_on_cluster
 from llm_blender_ray.pipelines.cli.printing import print_lines, print_summary
 from llm_blender_ray.pipelines.cli.score import score_command
+from llm_blender_ray.pipelines.cli.submit import DO_THE_SAME_RUN, SubmitCommand, job_command, other_commands
 from llm_blender_ray.pipelines.cli.training import train_app
-from llm_blender_ray.pipelines.interruption import how_to_go_on, install, left_to_others
+from llm_blender_ray.pipelines.interruption import how_to_go_on, install
 
 app = typer.Typer(
     help="Blend the answers of many LLMs: generate, rank pairwise, fuse.",
@@ -78,6 +80,7 @@ if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, n
 
 
 @app.command()
+@works_on_cluster("run")
 def run(
     config: Config,
     input: RunInput = None,
@@ -92,16 +95,19 @@ def run(
     pair_column: PairColumns = [],  # noqa: B006 (typer copies it)
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Bulk run: read prompts, generate with every LLM, rank, fuse the best, write. Resumes where it was stopped."""
     wanted = (preferences, pairs, margin, pair_column)
     settings = bulk_settings(
         config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
     )
 
-    from llm_blender_ray.pipelines.bulk.commands import run_blend
+    def start() -> None:
+        from llm_blender_ray.pipelines.bulk.commands import run_blend
 
-    print_summary(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
+        print_summary(run_blend(settings, overwrite=overwrite, update=update, retry_failed=retry_failed))
+
+    return Prepared(start, settings)
 
 
 @app.command()
@@ -165,43 +171,7 @@ def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the ke
 
 
 @app.command()
-def submit(
-    config: Config,
-    address: Annotated[str, DASHBOARD],
-    wait: Annotated[bool, typer.Option("--wait", help="Print its log, and exit with its exit code.")] = False,
-    input: RunInput = None,
-    output: RunOutput = None,
-    limit: Limit = None,
-    overwrite: Overwrite = False,
-    update: Update = False,
-    retry_failed: RetryFailed = False,
-    preferences: PreferencesUri = None,
-    pairs: Pairs = None,
-    margin: Margin = None,
-    pair_column: PairColumns = [],  # noqa: B006 (typer copies it)
-    set_: Set = [],  # noqa: B006
-    debug: Debug = False,
-) -> None:
-    """Do the same run as a job on a Ray cluster; submitted again, it resumes where it was stopped."""
-    wanted = (preferences, pairs, margin, pair_column)
-    settings = bulk_settings(
-        config, set_, input, output, limit, wanted, overwrite=overwrite, update=update, retry_failed=retry_failed
-    )
-    given = {"--overwrite": overwrite, "--update": update, "--retry-failed": retry_failed}
-    flags = [flag for flag, on in given.items() if on]
-
-    from llm_blender_ray.cluster.submission import submit_run as submit_job
-    from llm_blender_ray.configs.environment import variables
-
-    if needed := variables(settings):
-        typer.echo(f"blend: the cluster's machines need these environment variables: {', '.join(needed)}", err=True)
-
-    with left_to_others(signal.SIGINT):  # it asks whether to stop the job
-        code = submit_job(settings, address, flags=flags, wait=wait, name=config)
-    raise typer.Exit(code)
-
-
-@app.command()
+@works_on_cluster("rank")
 def rank(
     ranker: RankerOption,
     input: Input,
@@ -227,31 +197,25 @@ def rank(
     update: Update = False,
     retry_failed: RetryFailed = False,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Rank the candidates that rows already have: with --top-k as many as must be right, else all of them."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     section = ranker_section(
         ranker, kind=kind, strategy=strategy, top_k=top_k, dtype=dtype, cache=cache, replicas=replicas
     )
-
     wanted = preference_settings(None, preferences, pairs, margin, pair_column)
 
-    from llm_blender_ray.pipelines.bulk.commands import run_rank
+    def start() -> None:
+        from llm_blender_ray.pipelines.bulk.commands import run_rank
 
-    summary = run_rank(
-        section,
-        input,
-        output,
-        matrix=matrix,
-        preferences=wanted,
-        overwrite=overwrite,
-        update=update,
-        retry_failed=retry_failed,
-    )
-    print_summary(summary)
+        existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
+        print_summary(run_rank(section, input, output, matrix=matrix, preferences=wanted, **existing))
+
+    return Prepared(start, section if is_config(ranker) else None)
 
 
 @app.command()
+@works_on_cluster("fuse")
 def fuse(
     fuser: Annotated[
         str, typer.Option(metavar="M", help="GenFuser or any seq2seq model: a local folder or hub id.")
@@ -267,17 +231,23 @@ def fuse(
     update: Update = False,
     retry_failed: RetryFailed = False,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Fuse the best candidates of ranked rows; of rows without `ranking`, the first ones."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     settings = settings_of(GenFuser, model=fuser, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
-    from llm_blender_ray.pipelines.bulk.commands import run_fuse
+    def start() -> None:
+        from llm_blender_ray.pipelines.bulk.commands import run_fuse
 
-    print_summary(run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed))
+        print_summary(
+            run_fuse(settings, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed)
+        )
+
+    return Prepared(start)
 
 
 @app.command()
+@works_on_cluster("compare")
 def compare(
     ranker: RankerOption,
     input: Input,
@@ -288,16 +258,19 @@ def compare(
     update: Update = False,
     retry_failed: RetryFailed = False,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Compare two candidates: margin (of the first over the second) and preference (0 or 1)."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     section = ranker_section(ranker, kind=kind, dtype=dtype, strategy="full")
 
-    from llm_blender_ray.pipelines.bulk.commands import run_compare
+    def start() -> None:
+        from llm_blender_ray.pipelines.bulk.commands import run_compare
 
-    print_summary(
-        run_compare(section, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed)
-    )
+        print_summary(
+            run_compare(section, input, output, overwrite=overwrite, update=update, retry_failed=retry_failed)
+        )
+
+    return Prepared(start, section if is_config(ranker) else None)
 
 
 @app.command()
@@ -328,6 +301,7 @@ def plan(
 
 
 @app.command("report")
+@works_on_cluster("report")
 def report_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     output: Annotated[
@@ -336,36 +310,60 @@ def report_command(
     metric: Metrics = [],  # noqa: B006
     order_by: OrderBy = None,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Write one HTML page of a run: quality, win matrix, comparisons, lengths, errors, time."""
     from llm_blender_ray.pipelines.quality.metrics import read_metrics
-    from llm_blender_ray.pipelines.report.page import write_report
 
-    typer.echo(write_report(uri, output, *read_metrics(metric, order_by)))
+    metrics, ordering = read_metrics(metric, order_by)
+
+    def start() -> None:
+        from llm_blender_ray.pipelines.report.page import write_report
+
+        typer.echo(write_report(uri, output, metrics, ordering))
+
+    return Prepared(start)
 
 
 @app.command("evaluate")
+@works_on_cluster("evaluate")
 def evaluate_command(
     uri: Annotated[str, typer.Argument(metavar="URI", help="Rows of a run, or rows with candidates.")],
     as_json: AsJson = False,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="Also print the first N rows as prose.")] = 0,
     metric: Metrics = [],  # noqa: B006
     order_by: OrderBy = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the JSON there; local or s3://.")
+    ] = None,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Quality against references (`output`) or given scores (`candidates[].scores`); users' votes."""
-    from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
     from llm_blender_ray.pipelines.quality.metrics import read_metrics
-    from llm_blender_ray.pipelines.report.costs import cost_of
 
     metrics, ordering = read_metrics(metric, order_by)
-    evaluate_rows(uri, as_json=as_json, examples=examples, metrics=metrics, order_by=ordering, cost_of=cost_of)
+
+    def start() -> None:
+        from llm_blender_ray.pipelines.quality.evaluation import main as evaluate_rows
+        from llm_blender_ray.pipelines.report.costs import cost_of
+
+        evaluate_rows(
+            uri,
+            as_json=as_json,
+            examples=examples,
+            metrics=metrics,
+            order_by=ordering,
+            cost_of=cost_of,
+            output=output,
+        )
+
+    return Prepared(start)
 
 
 app.command("judge")(judge_command)
 app.command("agreement")(agreement_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("score")(score_command)
+app.command("submit", cls=SubmitCommand, epilog=other_commands())(job_command("run", DO_THE_SAME_RUN))
 
 
 def main() -> None:

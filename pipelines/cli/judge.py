@@ -21,9 +21,11 @@ from llm_blender_ray.pipelines.cli.options import (
     UsageError,
     rows_settings,
 )
+from llm_blender_ray.pipelines.cli.prepared import Prepared, works_on_cluster
 from llm_blender_ray.pipelines.cli.printing import print_summary
 
 
+@works_on_cluster("judge")
 def judge_command(
     config: Config,
     input: RunInput = None,
@@ -35,25 +37,28 @@ def judge_command(
     as_json: AsJson = False,
     set_: Set = [],  # noqa: B006 (typer copies it)
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """LLM judges compare the answers of rows pairwise. Resumes where it was stopped; prints each judge's biases."""
     from llm_blender_ray.configs.judges import JudgeConfig
 
     existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
     settings = rows_settings(config, JudgeConfig, set_, input, output, limit, **existing)
 
-    from rich.console import Console
+    def start() -> None:
+        from rich.console import Console
 
-    from llm_blender_ray.pipelines.bulk.judge import run_judge
-    from llm_blender_ray.pipelines.quality.judge_bias import bias_table
+        from llm_blender_ray.pipelines.bulk.judge import run_judge
+        from llm_blender_ray.pipelines.quality.judge_bias import bias_table
 
-    summary = run_judge(settings, **existing)
-    reports = summary.manifest.judges
-    if as_json:
-        typer.echo(json.dumps(reports, indent=2))
-    elif reports:
-        Console().print(bias_table(reports))
-    print_summary(summary)
+        summary = run_judge(settings, **existing)
+        reports = summary.manifest.judges
+        if as_json:
+            typer.echo(json.dumps(reports, indent=2))
+        elif reports:
+            Console().print(bias_table(reports))
+        print_summary(summary)
+
+    return Prepared(start, settings)
 
 
 def plan_judging(

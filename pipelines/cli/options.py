@@ -229,10 +229,15 @@ def _option(path: tuple[int | str, ...]) -> str:
 _RANKER_OPTIONS = ("kind", "strategy", "top_k", "dtype", "cache", "replicas")
 
 
+def is_config(ranker: str) -> bool:
+    """Whether `--ranker` names a config, and no model."""
+    return ranker.endswith((".yaml", ".yml"))
+
+
 def ranker_section(given: str, **options: object) -> RankerSection:
     """The ranker that `--ranker` names, with the other options, and what it may cost where that is a config."""
     options = {name: value for name, value in options.items() if value is not None}
-    if given.endswith((".yaml", ".yml")):
+    if is_config(given):
         overrides = [f"ranker.{name}={json.dumps(value)}" for name, value in options.items()]
         return load(given, RankerSection, overrides)
     return settings_of(RankerSection, ranker={"model": given, **options})

@@ -14,9 +14,11 @@ from llm_blender_ray.pipelines.cli.options import (
     UsageError,
     check_existing,
 )
+from llm_blender_ray.pipelines.cli.prepared import Prepared, works_on_cluster
 from llm_blender_ray.pipelines.cli.printing import print_summary
 
 
+@works_on_cluster("score")
 def score_command(
     input: Input,
     output: OutputPath,
@@ -35,7 +37,7 @@ def score_command(
     update: Update = False,
     retry_failed: RetryFailed = False,
     debug: Debug = False,
-) -> None:
+) -> Prepared:
     """Score candidates and fused answers by references: candidates[].scores, which `blend train ranker` reads."""
     check_existing(overwrite=overwrite, update=update, retry_failed=retry_failed)
     from llm_blender_ray.pipelines.quality.metrics import read_named_metrics
@@ -44,7 +46,10 @@ def score_command(
     if not metrics:
         raise UsageError("no metric: give --metric, for example --metric rouge_l")
 
-    from llm_blender_ray.pipelines.bulk.score import run_score
+    def start() -> None:
+        from llm_blender_ray.pipelines.bulk.score import run_score
 
-    existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
-    print_summary(run_score(metrics, input, output, references=references, **existing))
+        existing = {"overwrite": overwrite, "update": update, "retry_failed": retry_failed}
+        print_summary(run_score(metrics, input, output, references=references, **existing))
+
+    return Prepared(start)

@@ -37,6 +37,7 @@ from llm_blender_ray.pipelines.quality.tally import Tally, corrected_differences
 from llm_blender_ray.pipelines.quality.votes import Votes, name_of
 from llm_blender_ray.pipelines.quality.votes import table as table_of_votes
 from llm_blender_ray.pipelines.rows.readers import read_rows
+from llm_blender_ray.pipelines.rows.storage import put
 from llm_blender_ray.pipelines.rows.user_columns import references_of
 
 LINES = {
@@ -229,6 +230,7 @@ def main(
     metrics: Sequence[Metric] | None = None,
     order_by: Metric | None = None,
     cost_of: Callable[[str], RunCost | None] = lambda _: None,
+    output: str | None = None,
 ) -> None:
     """Print the report of a URI's rows.
 
@@ -239,12 +241,19 @@ def main(
         metrics: See `Quality`.
         order_by: See `Quality`.
         cost_of: Cost of the run that wrote the rows of a URI; None: unknown, or nothing is billed.
+        output: File for the report as JSON, too; local or in S3.
+
+    Raises:
+        BlendError: The rows can't be read, or the file can't be written.
     """
     report = evaluate_uri(uri, metrics=metrics, order_by=order_by)
     cost = cost_of(uri)
     report |= {"cost": asdict(cost)} if cost else {}
+    text = json.dumps(report, indent=2)
+    if output is not None:
+        put(output, f"{text}\n".encode())
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(text)
         return
     console = Console()
     console.print(render(report))

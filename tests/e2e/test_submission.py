@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import pty
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,27 +15,25 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
 from aiohttp import web
+from endpoint_server import EndpointServer, completion, in_a_thread
 from ray.job_submission import JobStatus
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster import submission
 from llm_blender_ray.cluster.address import ClusterError
 from llm_blender_ray.cluster.job_client import JobClient, connect
-from llm_blender_ray.cluster.submission import (
-    CONFIG,
-    follow,
-    local_paths,
-    on_cluster,
-    pack_upload,
-)
-from llm_blender_ray.configs.loading import PRESETS, ConfigError, load
+from llm_blender_ray.cluster.job_paths import CONFIG, local_paths, on_cluster
+from llm_blender_ray.cluster.submission import follow, pack_upload
+from llm_blender_ray.configs.loading import PRESETS, ConfigError, load, load_mapping
 from llm_blender_ray.configs.schema import BlendConfig
+from llm_blender_ray.configs.training import RankerTraining
 
 TOKEN = "a-token-of-more-than-enough-characters-for-ray"
 KUBERAY = Path(submission.__file__).parent / "kuberay"
@@ -62,7 +61,8 @@ cluster = Cluster(
 )
 for num_cpus in (2, 1):
     cluster.add_node(**node(num_cpus, num_cpus=num_cpus))
-print("dashboard", cluster.head_node.address_info["webui_url"], flush=True)
+head = cluster.head_node
+print("dashboard", head.address_info["webui_url"], head.get_session_dir_path(), flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -70,7 +70,8 @@ cluster.shutdown()
 FOLLOW = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llm_blender_ray.cluster.submission import connect, follow
+from llm_blender_ray.cluster.job_client import connect
+from llm_blender_ray.cluster.submission import follow
 client = connect(sys.argv[1])
 print("following", flush=True)
 sys.exit(follow(client, sys.argv[2]))
@@ -95,9 +96,22 @@ def blend(*arguments: str, **token: str) -> subprocess.CompletedProcess:
 
 @dataclass
 class Jobs:
-    """The cluster's job server, as any HTTP client sees it."""
+    """The cluster's job server, as any HTTP client sees it; and what all its nodes write on this machine's disk."""
 
     url: str
+    session: Path
+
+    def written(self, text: str) -> set[str]:
+        """Files of the session that contain a text."""
+        files = (file for file in self.session.rglob("*") if file.is_file())
+        return {str(file.relative_to(self.session)) for file in files if text.encode() in file.read_bytes()}
+
+    def shown(self) -> str:
+        """What Ray shows of jobs, and of the processes of all jobs."""
+        lists = ("actors", "tasks", "workers", "runtime_envs")
+        return "\n".join(
+            self._get(path).text for path in ("/api/jobs/", *(f"/api/v0/{one}?detail=true" for one in lists))
+        )
 
     def ids(self) -> set[str]:
         return {job["submission_id"] for job in self._get("/api/jobs/").json()}
@@ -135,7 +149,8 @@ def jobs() -> Iterator[Jobs]:
     try:
         assert nodes.stdout
         lines = (line for line in nodes.stdout if line.startswith("dashboard "))
-        yield Jobs(f"http://{next(lines).split()[1]}")
+        _, dashboard, session = next(lines).split()
+        yield Jobs(f"http://{dashboard}", Path(session))
     finally:
         nodes.communicate()
 
@@ -168,6 +183,44 @@ def test_a_run_is_the_same_as_a_job(jobs: Jobs, config: Path, tmp_path: Path) ->
         assert row["fused"] and row["error"] is None
     assert "3 rows" in done.stdout  # the job's log
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_named_variable_reaches_every_node_and_is_shown_nowhere(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint of a judge is called by an actor, and the head of this cluster runs none."""
+    key = f"sk-{secrets.token_hex(16)}"
+    monkeypatch.setenv("BLEND_TEST_KEY", key)
+    rows = [{"instruction": "Hi", "candidates": [{"model": name, "text": name} for name in ("a", "b")]}] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    async def verdict(body: dict[str, Any]) -> dict[str, Any]:
+        return completion("[[A]]")
+
+    with in_a_thread(EndpointServer(answer=verdict)) as server:
+        llm = {
+            "name": "j",
+            "engine": "endpoint",
+            "model": "m",
+            "base_url": server.url,
+            "api_key_env": "BLEND_TEST_KEY",
+        }
+        (tmp_path / "judge.yaml").write_text(yaml.safe_dump({"ranker": {"kind": "judge", "llm": llm}}))
+        done = blend(
+            *("submit", "--address", jobs.url, "--wait", "--env", "BLEND_TEST_KEY", "rank"),
+            *("--ranker", str(tmp_path / "judge.yaml"), "--input", str(tmp_path / "rows.jsonl")),
+            *("--output", str(tmp_path / "ranked.jsonl"), "--strategy", "full"),
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranked = [json.loads(line) for line in (tmp_path / "ranked.jsonl").read_text().splitlines()]
+    assert len(ranked) == 2 and all(row["scores"] and row["error"] is None for row in ranked)
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {key}"}
+    assert "environment variable" not in done.stderr  # nothing is asked of the cluster's machines
+    assert "environment.share" in {Path(name).name for name in jobs.written("")}  # so the disks were searched
+    shown = jobs.shown()
+    assert "BLEND_ENVIRONMENT_SHARE" in shown and "blend.yaml" in shown
+    assert key not in shown + done.stdout + done.stderr
+    assert not jobs.written(key)
 
 
 def test_the_rayjobs_command_runs_and_its_failure_is_told(jobs: Jobs, config: Path, tmp_path: Path) -> None:
@@ -363,6 +416,22 @@ def test_the_uploaded_config_is_the_one_that_was_checked(tmp_path: Path) -> None
     )
     given["ray"]["address"] = None
     assert json.loads(uploaded.model_dump_json()) == given
+
+
+def test_a_training_config_travels_with_its_included_backbone(tmp_path: Path) -> None:
+    settings = {
+        "train": "s3://rows/train/",
+        "output": "s3://models/mine/",
+        "backbone": "miniature/ranker",
+        "metrics": ["gpt4"],
+        "optimization": {"learning_rate": 1e-4},
+    }
+    config = load_mapping(settings, RankerTraining, name="mine.yaml")
+    pack_upload(config, tmp_path)
+    uploaded = load(tmp_path / CONFIG, RankerTraining)
+    assert uploaded.backbone == str(tmp_path / "llm_blender_ray" / "configs" / "miniature" / "ranker")
+    assert (Path(uploaded.backbone) / "config.json").is_file()
+    assert uploaded == config.model_copy(update={"backbone": uploaded.backbone})
 
 
 def test_a_hub_config_uploads_code_alone(tmp_path: Path) -> None:

@@ -281,8 +281,10 @@ Prompt 7: p
   Reference: 1) a 2) b
 """
     )
-    main(str(tmp_path / "run.jsonl"), as_json=True)
-    assert json.loads(capsys.readouterr().out) == evaluate_uri(str(tmp_path / "run.jsonl"))
+    main(str(tmp_path / "run.jsonl"), as_json=True, output=str(tmp_path / "made" / "quality.json"))
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == evaluate_uri(str(tmp_path / "run.jsonl"))
+    assert (tmp_path / "made" / "quality.json").read_text() == printed
 
 
 def test_an_exact_match_that_is_0_for_all_orders_nothing() -> None:
