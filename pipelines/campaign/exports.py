@@ -126,7 +126,7 @@ def argilla_records(store: CampaignStore) -> Iterator[Record]:
         )
         yield {
             "id": f"{prompt.id}/{item}",
-            "fields": {"prompt": "\n".join(prompt.turns()), "response_a": left, "response_b": right},
+            "fields": {"prompt": "\n".join(filter(None, prompt.texts())), "response_a": left, "response_b": right},
             "metadata": {
                 "model_a": votes[0].names[0],
                 "model_b": votes[0].names[1],

@@ -8,7 +8,13 @@ from typing import Any
 
 from llm_blender_ray.pipelines.campaign.records import StoredItem
 from llm_blender_ray.pipelines.campaign.store import CampaignStore, add_event
-from llm_blender_ray.pipelines.quality.judgements import ARENA_WINNERS, PEOPLE, Preferred, read_judgements
+from llm_blender_ray.pipelines.quality.judgements import (
+    ARENA_WINNERS,
+    PEOPLE,
+    Preferred,
+    contestant_of,
+    read_judgements,
+)
 from llm_blender_ray.pipelines.quality.votes import side_text
 from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.rows.user_columns import column
@@ -103,10 +109,14 @@ def _votes(
         return
     for one in read_judgements(row):
         texts = tuple(side_text(row, side) for side in one.sides)
-        for item in by_id[str(row["id"])]:
-            known = tuple(side_text(rows[item.prompt], side) for side in item.sides)
-            if known in (texts, texts[::-1]):
-                yield _GivenVote(item, known != texts, one.judge, one.preferred, one.reply, one.at)
-                break
-        else:
+        known = {
+            item: tuple(side_text(rows[item.prompt], side) for side in item.sides) for item in by_id[str(row["id"])]
+        }
+        same = [item for item, of_item in known.items() if of_item in (texts, texts[::-1])]
+        if not same:
             yield None
+            continue
+        # Models may share a text: of several items the one of the same contestants, or else of the same sides.
+        contestants = {contestant_of(row, side) for side in one.sides}
+        item = min(same, key=lambda item: (set(item.names) != contestants, set(item.sides) != set(one.sides)))
+        yield _GivenVote(item, known[item] != texts, one.judge, one.preferred, one.reply, one.at)

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -53,10 +54,10 @@ class CampaignStatus:
         """The status as plain data."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """The status as a table to print with rich."""
-        title = f"{self.title}: {self.votes} of {self.wanted} votes, {self.items} items complete"
-        shown = Table(title=Text(title), title_justify="left")
+    def render(self) -> Group:
+        """The status as a line and a table to print with rich."""
+        title = f"{self.title}: {self.votes:,} of {self.wanted:,} votes, {self.items:,} items complete"
+        shown = Table()
         shown.add_column("annotator", no_wrap=True)
         for heading in ("votes", "skipped", "undone", "open"):
             shown.add_column(heading, justify="right")
@@ -64,7 +65,7 @@ class CampaignStatus:
         for name, one in self.annotators.items():
             counts = (str(number) for number in (one.votes, one.skipped, one.undone, one.open))
             shown.add_row(Text(name), *counts, one.last or "")
-        return shown
+        return Group(Text(title), shown)
 
 
 def campaign_status(folder: str) -> CampaignStatus:

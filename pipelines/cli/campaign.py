@@ -136,7 +136,7 @@ def status_command(folder: Folder, as_json: AsJson = False, debug: Debug = False
     if as_json:
         typer.echo(json.dumps(status.report(), indent=2))
     else:
-        Console().print(status.table())
+        Console().print(status.render())
 
 
 @campaign_app.command("results")

@@ -91,7 +91,7 @@ OrderBy = Annotated[
     typer.Option(
         metavar="M",
         help="The metric that orders the systems, computed if --metric does not name it. Default: the first that "
-        "tells answers apart.",
+        "differs between answers.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

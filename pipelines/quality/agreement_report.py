@@ -73,9 +73,12 @@ def measure_agreement(
         of the slices, where a statistic is {"equal", "weighted"}.
 
     Raises:
-        BlendError: There are no two raters of the same pair of answers, or a wanted rater is none.
+        BlendError: There are no two raters of the same pair of answers, a wanted rater is none, or no row has a
+            value in a column to slice by.
     """
     rated = RatedPrompts(default_metrics() if metrics is None else metrics, slice_by).add_all(rows)
+    if rated.unknown and rated.rows > rated.errors:
+        raise BlendError(f"--by {rated.unknown[0]}: no row has a value in this column")
     prompts = list(chain.from_iterable(rated.slices.values()))
     found = raters_of(prompts)
     names = _wanted(found, raters)

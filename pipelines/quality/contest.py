@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_blender_ray.actors.errors import BlendError
+from llm_blender_ray.actors.records import digest, read_prompt
 from llm_blender_ray.pipelines.quality.answer_scores import given_fused_scores, given_scores, score_answers
 from llm_blender_ray.pipelines.quality.bradley_terry import STRENGTH_RESAMPLES, Control
 from llm_blender_ray.pipelines.quality.judgements import Outcome, Preferred, read_judgements, read_outcomes
 from llm_blender_ray.pipelines.quality.metrics import Metric
 from llm_blender_ray.pipelines.quality.outcome_table import OutcomeRecorder, OutcomeTable
 from llm_blender_ray.pipelines.quality.rankings import JudgedRow, answers_of, implied_judgements, systems_of
-from llm_blender_ray.pipelines.quality.votes import FUSED, Side
+from llm_blender_ray.pipelines.quality.votes import FUSED, Side, side_text
 from llm_blender_ray.pipelines.rows.user_columns import column, references_of
 
 REFERENCE = "reference"  # contestant of a score that is the probability to beat the row's `output`
@@ -54,14 +55,26 @@ class LeaderboardOptions:
 
 
 class Contest:
-    """Judgements and scores of rows, as a leaderboard needs them."""
+    """Judgements and scores of rows, as a leaderboard needs them.
+
+    Rows with the same prompt and the same values of the sliced columns are one prompt, whatever their ids, as in
+    `quality.raters`: two judges may have a file each, and votes a row each. Rows of one prompt with the same
+    answers and ranking are one row.
+
+    Attributes:
+        judges: Number of judgements that count, by judge.
+        all_judges: The judges of all rows, also those that the options leave out.
+    """
 
     def __init__(self, options: LeaderboardOptions = LeaderboardOptions()) -> None:
         self.options = options
         self.rows: list[JudgedRow] = []
         self.judges: Counter[str] = Counter()
+        self.all_judges: dict[str, None] = {}
         self.found = self.errors = 0
         self.signs: dict[str, int] = {}
+        self._prompts: dict[tuple[tuple[str, ...], bytes], int] = {}
+        self._known: dict[tuple[Any, ...], int] = {}  # rows by prompt, answers and ranking
         self._outcomes = OutcomeRecorder(with_style=bool(options.controls))
         self._given: set[str] = set()
         metrics = options.columns if options.metric is None else (*options.columns, options.metric)
@@ -110,7 +123,9 @@ class Contest:
     def _take(self, row: Mapping[str, Any], scores: dict[str, dict[Side, float]]) -> None:
         options, source = self.options, self.source
         if source is None:
-            judgements = [one for one in read_judgements(row) if not options.judges or one.judge in options.judges]
+            judgements = read_judgements(row)
+            self.all_judges |= dict.fromkeys(one.judge for one in judgements)
+            judgements = [one for one in judgements if not options.judges or one.judge in options.judges]
         else:
             judgements = implied_judgements(source, scores.get(source, {}), self.signs.get(source, 1))
         if not judgements and not scores.get(source or "") and not (options.paper and scores):
@@ -118,15 +133,28 @@ class Contest:
         self.judges.update(one.judge for one in judgements)
         given = {name: column(row, name) for name in options.slice_by}
         self._unknown = [name for name in self._unknown if given[name] is None]
-        at, values = len(self.rows), tuple(map(str, given.values()))
+        values = tuple(map(str, given.values()))
+        prompt = self._prompts.setdefault((values, digest(read_prompt(row))), len(self._prompts))
         chosen = row["ranking"][0] if row["ranking"] else None
-        self.rows.append(JudgedRow(answers_of(row), judgements, chosen, scores, values))
+        judged = JudgedRow(answers_of(row), judgements, chosen, scores, values, prompt)
         if options.baseline == REFERENCE:
-            outcomes = self._against_reference(row, self.rows[-1], source)
+            outcomes = self._against_reference(row, judged, source)
         else:
             outcomes = read_outcomes([row], read=lambda _: judgements)
         for one in outcomes:
-            self._outcomes.add(at, one)
+            self._outcomes.add(prompt, one)
+        texts = (side_text(row, side) for side in judged.names)
+        at = self._known.setdefault((prompt, chosen, *judged.names.items(), *texts), len(self.rows))
+        if at == len(self.rows):
+            self.rows.append(judged)
+        else:
+            known = self.rows[at]
+            self.rows[at] = replace(
+                known,
+                judgements=[*known.judgements, *judgements],
+                scores={**known.scores, **scores},
+                count=known.count + 1,
+            )
 
     def _against_reference(self, row: Mapping[str, Any], judged: JudgedRow, score: str | None) -> Iterator[Outcome]:
         references = references_of(row)

@@ -309,7 +309,7 @@ def _table(title: str, metrics: Mapping[str, Mapping[str, Any]], order_by: str) 
     if len(metrics) > 1:
         notes.append(f"mean rank and best are by {metric_label(order_by)}")
     if leading["pairwise"] is not None:
-        notes.append(f"the ranker tells {leading['pairwise']:.1%} of pairs of different quality apart")
+        notes.append(f"the ranker orders {leading['pairwise']:.1%} of pairs of different quality right")
     order = ["blend", "ranker", *models]
     return Group(
         WideTable(f"{title} ({leading['rows']} rows)", [label for label, _ in lines], columns),

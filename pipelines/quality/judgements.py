@@ -214,7 +214,7 @@ def read_outcomes(
         first = row["ranking"][0] if row["ranking"] else None
         for one in read(row):
             texts = [side_text(row, side) or "" for side in one.sides]
-            names = [_contestant(row, side) for side in one.sides]
+            names = [contestant_of(row, side) for side in one.sides]
             as_ranker = [
                 RANKER_CONTESTANT if side == first else name for side, name in zip(one.sides, names, strict=True)
             ]
@@ -223,5 +223,6 @@ def read_outcomes(
                     yield Outcome(str(row["id"]), one.judge, left, right, one.preferred, texts[0], texts[1], values)
 
 
-def _contestant(row: Mapping[str, Any], side: Side) -> str:
+def contestant_of(row: Mapping[str, Any], side: Side) -> str:
+    """Contestant that an answer of a row of `read_rows` is of."""
     return BLEND_CONTESTANT if side == FUSED else name_of(row["candidates"][side], int(side))

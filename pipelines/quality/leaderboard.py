@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.quality.bradley_terry import (
     ELO_MEAN,
     ELO_SCALE,
@@ -46,10 +47,18 @@ _EXCHANGES = 200  # permutations for each comparison made, so that p-values surv
 
 
 def leaderboard_of(uris: Sequence[str], options: LeaderboardOptions) -> dict[str, Any]:
-    """`leaderboard` of the rows of files, folders or globs; shows progress."""
+    """`leaderboard` of the rows of files, folders or globs; shows progress.
+
+    Raises:
+        BlendError: There is nothing to compare, or a named judge has no judgements.
+    """
     contest = Contest(options)
     for row in with_progress((row for uri in uris for row in read_rows(uri)), "leaderboard"):
         contest.add(row)
+    contest.finish()
+    for name in options.judges:
+        if contest.all_judges and name not in contest.all_judges:
+            raise BlendError(f"--judge {name}: expected one of {', '.join(contest.all_judges)}")
     return leaderboard(contest)
 
 
@@ -61,11 +70,11 @@ def leaderboard(contest: Contest) -> dict[str, Any]:
 
     Returns:
         Plain data, ready for JSON: {"source", "judges", "rows", "errors", "comparisons", "baseline", "table",
-        "slices"}. A table is {"rows", "columns", "systems", "differences", "without_strength", "effects"}; `slices`
-        has one for each value of the columns to slice by. A system is {"place", "strength", "controlled", "means"}:
-        its place is 1 + the number of systems that are better after correction, a strength is {"log_odds", "low",
-        "high", "elo", "elo_low", "elo_high"} or None, with a baseline also the win rate that it implies, and a mean
-        is `Mean.report`.
+        "slices"}. A table is {"rows", "prompts", "columns", "systems", "differences", "without_strength",
+        "effects"}; `slices` has one for each value of the columns to slice by. A system is {"place",
+        "strength", "controlled", "means"}: its place is 1 + the number of systems that are better after
+        correction, a strength is {"log_odds", "low", "high", "elo", "elo_low", "elo_high"} or None, with a
+        baseline also the win rate that it implies, and a mean is `Mean.report`.
 
     Raises:
         BlendError: There is nothing to compare.
@@ -83,7 +92,7 @@ def leaderboard(contest: Contest) -> dict[str, Any]:
     return {
         "source": contest.source,
         "judges": dict(contest.judges.most_common()) if contest.source is None else {},
-        "rows": len(contest.rows),
+        "rows": sum(row.count for row in contest.rows),
         "errors": contest.errors,
         "comparisons": sum(contest.judges.values()),
         "baseline": contest.options.baseline,
@@ -103,7 +112,9 @@ class _Table:
         self._contest, self._rows = contest, [contest.rows[at] for at in group]
         self._contestants = systems_of(self._rows)
         self._source = WIN_RATE if options.baseline == REFERENCE else contest.source  # column of the differences
-        own = outcomes if len(group) == len(contest.rows) else outcomes.take(np.isin(outcomes.prompts, group))
+        self._prompts = sorted({row.prompt for row in self._rows})
+        whole = len(group) == len(contest.rows)
+        own = outcomes if whole else outcomes.take(np.isin(outcomes.prompts, self._prompts))
         drawn = {"resamples": options.resamples, "seed": options.seed}
         self.strengths = fit_strengths(own, **drawn) if len(own) else None
         self._controlled: dict[Control, Strengths] = {
@@ -122,25 +133,32 @@ class _Table:
         options, source = self._contest.options, self._source
         oracles = sorted({name for row in self._rows for name in row.scores}) if options.paper else []
         systems = [*self._contestants, *[RANDOM_CHOICE] * options.paper, *map(oracle_of, oracles)]
-        found: dict[str, dict[str, list[float]]] = {}
-        by_source = np.full((len(self._rows), len(self._contestants)), np.nan)
-        for at, row in enumerate(self._rows):
+        found: dict[str, dict[str, dict[int, list[float]]]] = {}  # values of a prompt's rows
+        for row in self._rows:
             sides = row.systems(self._contest.signs) if options.paper else row.contestants()
             for key, values in self._values_of(row).items():
-                means = found.setdefault(key, {name: [] for name in systems})
-                for place, name in enumerate(systems):
+                of_key = found.setdefault(key, {name: {} for name in systems})
+                for name in systems:
                     known = [values[side] for side in sides.get(name, ()) if side in values]
                     if known:
-                        mean = sum(known) / len(known)
-                        means[name].append(mean)
-                        if key == source and place < len(self._contestants):
-                            by_source[at, place] = mean * self._contest.signs.get(key, 1)
+                        of_key[name].setdefault(row.prompt, []).append(sum(known) / len(known))
         own = {(AT_LEAST_COLUMN.format(name), name) for name in options.at_least} | {(WIN_RATE, options.baseline)}
-        means_of = {
-            key: {name: Mean.of(values) for name, values in means.items() if values and (key, name) not in own}
-            for key, means in found.items()
+        by_prompt = {
+            key: {
+                name: {prompt: sum(values) / len(values) for prompt, values in of_name.items()}
+                for name, of_name in of_key.items()
+            }
+            for key, of_key in found.items()
         }
-        return means_of, by_source if source is not None else None
+        means_of = {
+            key: {name: Mean.of([*one.values()]) for name, one in of_key.items() if one and (key, name) not in own}
+            for key, of_key in by_prompt.items()
+        }
+        if source is None:
+            return means_of, None
+        of_source = [by_prompt.get(source, {}).get(name, {}) for name in self._contestants]
+        values_P_S = [[one.get(prompt, math.nan) for one in of_source] for prompt in self._prompts]
+        return means_of, self._contest.signs.get(source, 1) * np.array(values_P_S)
 
     def _values_of(self, row: JudgedRow) -> dict[str, Mapping[Side, float]]:
         """Each column's value for each answer of a row."""
@@ -176,7 +194,8 @@ class _Table:
             for name in names
         }
         return {
-            "rows": len(self._rows),
+            "rows": sum(row.count for row in self._rows),
+            "prompts": len(self._prompts),
             "columns": list(self._means),
             "systems": dict(sorted(systems.items(), key=lambda item: self._order(*item))),
             "differences": [one.report() for one in differences],

@@ -129,7 +129,8 @@ def leaderboard_columns(table: Mapping[str, Any], baseline: str | None) -> dict[
 
 def _wide_table(title: str, table: Mapping[str, Any], report: Mapping[str, Any]) -> WideTable:
     columns = leaderboard_columns(table, report["baseline"])
-    return WideTable(f"{title} ({table['rows']:,} rows)", list(table["systems"]), list(columns.items()))
+    prompts = f", {table['prompts']:,} prompts" if table["prompts"] != table["rows"] else ""
+    return WideTable(f"{title} ({table['rows']:,} rows{prompts})", list(table["systems"]), list(columns.items()))
 
 
 def _heading(key: str, baseline: str | None) -> str:

@@ -27,7 +27,7 @@ class OutcomeTable:
 
     Attributes:
         names: The contestants.
-        prompts: Index of each outcome's row, the unit that bootstraps draw.
+        prompts: Index of each outcome's prompt, the unit that bootstraps draw.
         left: Index of a contestant in `names`.
         right: The other one's.
         shares: Share of a win that is left's: 1, 0, a half for ties, or a probability.
@@ -77,7 +77,7 @@ class OutcomeRecorder:
         self._styles: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
     def add(self, prompt: int, outcome: Outcome) -> None:
-        """Add an outcome of the row with this index."""
+        """Add an outcome of the prompt with this index."""
         left, right = (self._names.setdefault(name, len(self._names)) for name in (outcome.left, outcome.right))
         self._outcomes.append((prompt, left, right, outcome.left_wins))
         if self._with_style:

@@ -42,6 +42,8 @@ class JudgedRow:
         chosen: The ranker's first candidate.
         scores: For each score or metric, its value for the answers that have one.
         slice: Values of the columns that results are sliced by.
+        prompt: Index of its prompt, the unit that means and bootstraps are over.
+        count: Number of given rows that it is made of.
     """
 
     names: Mapping[Side, str]
@@ -49,6 +51,8 @@ class JudgedRow:
     chosen: Side | None = None
     scores: Mapping[str, Mapping[Side, float]] = field(default_factory=dict)
     slice: tuple[str, ...] = ()
+    prompt: int = 0
+    count: int = 1
 
     def contestants(self) -> dict[str, list[Side]]:
         """Answers of each model, of the blend and of the ranker's choice."""

@@ -126,6 +126,7 @@ class RatedPrompts:
         slices: Prompts by the values of the sliced columns, in the rows' order.
         rows: Number of rows.
         errors: Number of rows with an error, which are left out.
+        unknown: Columns to slice by of which no row has a value.
     """
 
     def __init__(self, metrics: Sequence[Metric] = (), slice_by: Sequence[str] = ()) -> None:
@@ -138,6 +139,7 @@ class RatedPrompts:
         self.slices: dict[_Slice, list[RatedPrompt]] = {}
         self._metrics = metrics
         self._slice_by = slice_by
+        self.unknown = list(slice_by)
         self._prompts: dict[tuple[_Slice, bytes], RatedPrompt] = {}
         self.rows = self.errors = 0
 
@@ -159,7 +161,9 @@ class RatedPrompts:
         return self
 
     def _add(self, row: Mapping[str, Any]) -> tuple[RatedPrompt, dict[Side, int]]:
-        values = tuple(str(column(row, name)) for name in self._slice_by)
+        given = {name: column(row, name) for name in self._slice_by}
+        self.unknown = [name for name in self.unknown if given[name] is None]
+        values = tuple(map(str, given.values()))
         key = (values, digest(read_prompt(row)))
         if key not in self._prompts:
             self._prompts[key] = RatedPrompt()

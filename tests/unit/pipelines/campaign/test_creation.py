@@ -100,7 +100,7 @@ def test_the_command_line(tmp_path: Path, blend_here: InProcess) -> None:
     assert "ben: http://127.0.0.1:8000/#blend-" in invited.stdout
     assert set(campaign_status(str(folder)).annotators) == {"ann", "ben"}
     shown = blend_here("campaign", "status", folder)
-    assert "0 of 4 votes" in shown.stdout and "ben" in shown.stdout
+    assert "0 of 4 votes, 0 items complete" in shown.stdout.splitlines()[0] and "ben" in shown.stdout
     assert "no campaign is there" in blend_here("campaign", "status", tmp_path, code=1).stderr
     wrong = blend_here(
         "campaign", "create", rows, "--output", tmp_path / "b", "--pairs", "all", "--items", "2", code=2

@@ -1,5 +1,6 @@
 """Votes as files and back: rows, TRL preferences, battles, Argilla records."""
 
+import json
 import uuid
 from pathlib import Path
 
@@ -133,6 +134,36 @@ def test_votes_of_a_file_are_added_once(store: CampaignStore, tmp_path: Path, sh
              for made in (store, other)]  # fmt: skip
     assert facts[0] == facts[1]
     assert Assignments(other).last_answered("ann") is None, "what was imported can't be undone on the page"
+
+
+def test_argilla_shows_instruction_and_input_on_lines_of_their_own(tmp_path: Path) -> None:
+    row = {**run_rows(1)[0], "instruction": "Answer.", "input": "1 + 1?"}
+    file = write_lines(tmp_path / "rows.jsonl", [row])
+    store = create_campaign([file], str(tmp_path / "campaign"), CampaignSettings(overlap=1)).store
+    prefer(store, "ann", "birch")
+    export_campaign(str(store.folder), "argilla", str(tmp_path / "out.json"))
+    (record,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert record["fields"]["prompt"] == "Answer.\n1 + 1?"
+
+
+@pytest.mark.parametrize("shape", ["rows", "arena"])
+def test_votes_come_back_to_the_item_that_they_were_on_where_models_share_a_text(
+    tmp_path: Path, shape: str
+) -> None:
+    rows = run_rows(1)
+    rows[0]["candidates"][2]["text"] = rows[0]["candidates"][0]["text"]  # cedar answers as alder does
+    settings = CampaignSettings(pairs="all", overlap=1)
+    store = create_campaign(
+        [write_lines(tmp_path / "rows.jsonl", rows)], str(tmp_path / "campaign"), settings
+    ).store
+    assert len(store.items()) == 2, "alder or cedar against birch"
+    prefer(store, "ann", "birch")
+    file = str(tmp_path / "out.jsonl")
+    export_campaign(str(store.folder), shape, file)  # type: ignore[arg-type]
+    assert import_votes(str(store.folder), file) == ImportCount(known=2)
+    rows[0]["candidates"].reverse()  # the same answers in another order
+    rows[0]["judgements"] = [{"judge": "eve", "left": at, "right": 1, "preferred": "tie"} for at in (0, 2)]
+    assert import_votes(str(store.folder), write_lines(tmp_path / "votes.jsonl", rows)) == ImportCount(added=2)
 
 
 def test_votes_on_other_answers_are_counted_as_unknown(tmp_path: Path) -> None:

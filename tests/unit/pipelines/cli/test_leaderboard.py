@@ -28,11 +28,12 @@ def test_tables_and_json_have_the_same_numbers(rows: str) -> None:
     shown = CliRunner().invoke(app, ["leaderboard", rows, rows, "--baseline", "a"])
     assert shown.exit_code == 0, shown.output
     assert "12 rows, 0 with an error, 12 judgements (cmp_results 12)" in shown.stdout
-    assert "66.7 ± 27.9%" in shown.stdout  # two thirds; 1.96 x sqrt((2/9) / 11) x 100
+    assert "All rows (12 rows, 6 prompts)" in shown.stdout
+    assert "66.7 ± 41.3%" in shown.stdout  # two thirds; 1.96 x sqrt((2/9) / 5) x 100: a prompt counts once
     printed = CliRunner().invoke(app, ["leaderboard", rows, rows, "--baseline", "a", "--json"])
     win_rate = json.loads(printed.stdout)["table"]["systems"]["b"]["means"]["win_rate"]
-    assert (win_rate["mean"], win_rate["count"]) == (pytest.approx(2 / 3), 12)
-    assert win_rate["ci95_half_width"] == pytest.approx(1.96 * (2 / 9 / 11) ** 0.5)
+    assert (win_rate["mean"], win_rate["count"]) == (pytest.approx(2 / 3), 6)
+    assert win_rate["ci95_half_width"] == pytest.approx(1.96 * (2 / 9 / 5) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,11 @@ def test_fewer_than_two_raters_are_one_clear_line() -> None:
     assert str(caught.value).endswith("raters: judge:j")
 
 
+def test_a_column_that_no_row_has_is_one_clear_line() -> None:
+    with pytest.raises(BlendError, match=r"^--by topic: no row has a value in this column$"):
+        measure_agreement(CHAT, slice_by=["subset", "topic"])
+
+
 def test_json_is_the_report_of_all_files(tmp_path, capsys) -> None:
     """Two judges of one run, in a file each."""
     for judge, verdict in (("j", "left"), ("k", "right")):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.quality.contest import REFERENCE, Contest, LeaderboardOptions
-from llm_blender_ray.pipelines.quality.leaderboard import leaderboard
+from llm_blender_ray.pipelines.quality.leaderboard import leaderboard, leaderboard_of
 from llm_blender_ray.pipelines.quality.leaderboard_tables import render_leaderboard
 from llm_blender_ray.pipelines.quality.metrics import read_metric
 from llm_blender_ray.pipelines.rows.schema import read_row
@@ -19,12 +19,12 @@ from llm_blender_ray.pipelines.rows.schema import read_row
 def row(id, texts, **columns):
     """A row with an answer of each model."""
     candidates = [{"model": name, "text": text} for name, text in texts.items()]
-    return read_row({"id": id, "instruction": "p", "candidates": candidates, **columns}, "test")
+    return read_row({"id": id, "instruction": f"p {id}", "candidates": candidates, **columns}, "test")
 
 
 def scored(id, values, **columns):
     candidates = [{"model": name, "text": "t", "scores": {"x": value}} for name, value in values.items()]
-    return read_row({"id": id, "instruction": "p", "candidates": candidates, **columns}, "test")
+    return read_row({"id": id, "instruction": f"p {id}", "candidates": candidates, **columns}, "test")
 
 
 def report(rows, **options):
@@ -54,15 +54,10 @@ def judged(id, left, right, preferred, judge="j", **columns):
 def test_every_column_of_a_judged_row() -> None:
     comparisons = {"a,b": "A is better", "a,c": "Same good", "b,c": "B is better"}
     verdicts = [{"judge": "j", "left": "fused", "right": side, "preferred": "left"} for side in range(3)]
-    one = row(
-        "r",
-        {"a": "A", "b": "B", "c": "C"},
-        cmp_results=comparisons,
-        judgements=verdicts,
-        fused="F",
-        ranking=[2, 0, 1],
+    columns = {"cmp_results": comparisons, "judgements": verdicts, "fused": "F", "ranking": [2, 0, 1]}
+    found = report(
+        [row(id, {"a": "A", "b": "B", "c": "C"}, **columns) for id in "rs"], baseline="c", at_least=("a",), top_k=2
     )
-    found = report([one, one], baseline="c", at_least=("a",), top_k=2)
     table = found["table"]
     assert found["judges"] == {"j": 6, "cmp_results": 6}
     # points: blend 3, a 1 + 0 - 1 = 0, c 0 + 1 - 1 = 0, b -1 - 1 - 1 = -3; the ranker chose c
@@ -122,22 +117,18 @@ def test_each_value_of_a_column_has_its_table_and_counts_in_the_correction() -> 
 
 
 def test_the_papers_table_has_random_choice_and_an_oracle_for_each_metric() -> None:
-    one = read_row(
-        {
-            "id": "r",
-            "instruction": "p",
-            "output": "one two three four",
-            "candidates": [
-                {"model": "a", "text": "one two three four", "scores": {"x": 0.25}},
-                {"model": "b", "text": "none", "scores": {"x": 0.75}},
-            ],
-            "fused": "one two three four",
-            "ranking": [0, 1],
-            "cmp_results": {"a,b": "A is better"},
-        },
-        "test",
-    )
-    table = report([one, one], columns=(read_metric("rouge_l"),), paper=True, at_least=("b",))["table"]
+    one = {
+        "output": "one two three four",
+        "candidates": [
+            {"model": "a", "text": "one two three four", "scores": {"x": 0.25}},
+            {"model": "b", "text": "none", "scores": {"x": 0.75}},
+        ],
+        "fused": "one two three four",
+        "ranking": [0, 1],
+        "cmp_results": {"a,b": "A is better"},
+    }
+    rows = [read_row({"id": id, "instruction": f"p {id}", **one}, "test") for id in "rs"]
+    table = report(rows, columns=(read_metric("rouge_l"),), paper=True, at_least=("b",))["table"]
     assert table["columns"] == ["rouge_l", "x", "win_rate", "gpt_rank", "at_least b", "top_3"]
     everyone = {"a": 1, "b": 0, "ranker": 1, "blend": 1, "random choice": 0.5}
     assert means(table, "rouge_l") == everyone | {"oracle by rouge_l": 1, "oracle by x": 0}
@@ -167,6 +158,42 @@ def test_a_metric_of_which_lower_is_better_ranks_the_other_way(monkeypatch) -> N
     assert list(table["systems"]) == ["a", "b"]
     assert means(table, "gpt_rank") == {"a": 1, "b": 2}
     assert table["differences"][0]["value"] == 1
+
+
+def test_rows_of_one_prompt_are_one_prompt() -> None:
+    """Two judges give the same figures in a file each and in one; other answers to a prompt are more rows of it."""
+    sides = [("a", "b"), ("b", "a"), ("a", "b"), ("b", "c"), ("a", "c"), ("c", "a")]
+    one = [judged(str(at), *pair, "left", judge="one") for at, pair in enumerate(sides)]
+    two = [judged(str(at), *pair, "right", judge="two") for at, pair in enumerate(reversed(sides))]
+    given = [(json.loads(row["extra"])["judgements"], row) for row in one]
+    both = [
+        {**row, "extra": json.dumps({"judgements": [*of_one, *json.loads(other["extra"])["judgements"]]})}
+        for (of_one, row), other in zip(given, two, strict=True)
+    ]
+    apart, together = report(one + two), report(both)
+    assert (apart["rows"], apart["table"]["rows"], apart["table"]["prompts"]) == (12, 12, 6)
+    assert apart["table"]["systems"] == together["table"]["systems"]
+    assert apart["table"]["differences"] == together["table"]["differences"]
+    twice, once = report(one + one)["table"], report(one)["table"]
+    assert twice["systems"]["a"]["means"] == once["systems"]["a"]["means"]
+
+    answered = [row(str(at), {"a": "right" if at % 2 else "wrong"}, output="right") for at in range(6)]
+    others = [
+        {**row(str(at), {"b": "right", "c": "wrong"}, output="right"), "id": f"other {at}"} for at in range(6)
+    ]
+    table = report(answered + others, metric=read_metric("exact"))["table"]
+    assert (table["prompts"], means(table, "exact")) == (6, {"a": 0.5, "b": 1, "c": 0})
+    assert [(one["first"], one["second"], one["value"]) for one in table["differences"]] == [
+        ("a", "b", -0.5), ("a", "c", 0.5), ("b", "c", 1)]  # fmt: skip
+
+
+def test_a_judge_without_judgements_is_named(tmp_path) -> None:
+    one = {"prompt": "p", "candidates": [{"model": name, "text": name} for name in "ab"]}
+    judgement = {"judge": "j", "left": 0, "right": 1, "preferred": "left"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**one, "judgements": [judgement], "cmp_results": {"a,b": "Same bad"}}))
+    with pytest.raises(BlendError, match=r"^--judge who: expected one of j, cmp_results$"):
+        leaderboard_of([str(file)], LeaderboardOptions(judges=("j", "who")))
 
 
 def test_judges_are_chosen_by_name() -> None:

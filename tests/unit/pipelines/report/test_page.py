@@ -340,7 +340,7 @@ def test_judgements_are_a_section_with_the_numbers_of_evaluate(tmp_path: Path) -
     lines = [
         {
             "id": str(at),
-            "instruction": "p",
+            "instruction": f"p {at}",
             "candidates": [{"model": name, "text": name} for name in "abc"],
             "cmp_results": {
                 "a,b": "A is better" if at % 5 else "B is better",
