@@ -25,6 +25,7 @@ class DecodingRequest:
     beam: int  # which of a beam search's answers, from 0, the best
     reasoning: ReasoningTokens | None  # reads the answer's reasoning
     followed: bool
+    adapter: int | None = None  # number of its adapter; None: the model alone
     abandoned: bool = False  # its caller is gone: stop decoding it
     done: bool = False  # the completion is in the queue
     sent: str = ""  # the pieces put so far
@@ -86,7 +87,7 @@ class DecodedAnswer:
             recorder: The one among them that records log-probabilities.
         """
         self.ids, self.processors = request.ids.copy(), processors or LogitsProcessorList()
-        self._recorder = recorder
+        self.adapter, self._recorder = request.adapter, recorder
         self.request, self._detokenizer, self._ends = request, detokenizer, ends
         self._stop, self._min_tokens = request.sampling.stop, request.sampling.min_tokens
         follows = request.followed or self._stop

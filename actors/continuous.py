@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_blender_ray.actors.adapters import rows_adapters
 from llm_blender_ray.actors.batching import padded, token_mask
 
 # Tokens that are best prefilled at once, padding included: the other rows' next token waits for them.
@@ -31,11 +32,13 @@ class Row(Protocol):
 
     Attributes:
         ids: Ids of the prompt and of the answer so far, at least one.
+        adapter: Number of its adapter (`adapters.with_adapters`); None: the model alone.
         processors: Turn its logits into scores whose argmax is the next token. They belong to this row and see its
             ids without padding.
     """
 
     ids: list[int]
+    adapter: int | None
     processors: LogitsProcessorList
 
     @property
@@ -126,7 +129,7 @@ class RunningBatch:
         ids_B_T = padded(ids, self._pad_id, device=self._model.device, side="left")
         step = _Step(rows, [ids_B_T.shape[1] - len(row) for row in ids], until)
         return self._model.generate(
-            ids_B_T,
+            input_ids=ids_B_T,
             attention_mask=token_mask(ids, device=self._model.device, side="left"),
             past_key_values=cache,
             max_new_tokens=max(row.tokens_left for row in rows),
@@ -134,6 +137,7 @@ class RunningBatch:
             logits_processor=LogitsProcessorList([_RowProcessors(step)]),
             stopping_criteria=StoppingCriteriaList([step]),
             return_dict_in_generate=True,
+            **rows_adapters(self._model, [row.adapter for row in rows]),
         ).past_key_values
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from llm_blender_ray.actors.adapters import rows_adapters
 from llm_blender_ray.actors.answers import DecodedAnswer, DecodingRequest
 from llm_blender_ray.actors.batching import padded, token_mask
 from llm_blender_ray.actors.continuous import PREFILL_TOKENS, RunningBatch, UnjoinableCacheError, can_join
@@ -73,7 +74,11 @@ class BatchDecoder:
         self._thread: threading.Thread | None = None  # only once it is needed: it keeps the model in memory
 
     async def complete(
-        self, ids: list[int], sampling: Sampling, reasoning: ReasoningTokens | None = None
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        reasoning: ReasoningTokens | None = None,
+        adapter: int | None = None,
     ) -> Completion:
         """Answer a prompt of token ids. Cancelling the call stops the work.
 
@@ -81,12 +86,13 @@ class BatchDecoder:
             ids: The prompt.
             sampling: The settings.
             reasoning: Reads and bounds the reasoning in the answer; None: there is none.
+            adapter: Number of the adapter that answers (`adapters.with_adapters`); None: the model alone.
 
         Raises:
             GenerationError: There is no answer.
             PromptError: The model has no embedding for one of the ids, or no token for one of `logit_bias`.
         """
-        request = self._submit(ids, sampling, sampling.seed, reasoning, followed=False)
+        request = self._submit(ids, sampling, sampling.seed, reasoning, adapter, followed=False)
         try:
             completion = await request.next()
         finally:
@@ -95,7 +101,11 @@ class BatchDecoder:
         return completion
 
     async def stream(
-        self, ids: list[int], sampling: Sampling, reasoning: ReasoningTokens | None = None
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        reasoning: ReasoningTokens | None = None,
+        adapter: int | None = None,
     ) -> AsyncGenerator[str | Completion, None]:
         """Stream the same answer: non-empty pieces of its text as they are certain, then the completion.
 
@@ -106,7 +116,7 @@ class BatchDecoder:
         """
         # A seed in any case: should its batch have to be decoded again, the answer continues as it began.
         seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
-        request = self._submit(ids, sampling, seed, reasoning, followed=True)
+        request = self._submit(ids, sampling, seed, reasoning, adapter, followed=True)
         try:
             item: str | Completion = ""
             while not isinstance(item, Completion):
@@ -144,6 +154,7 @@ class BatchDecoder:
         sampling: Sampling,
         seed: int | None,
         reasoning: ReasoningTokens | None,
+        adapter: int | None,
         *,
         followed: bool,
     ) -> DecodingRequest:
@@ -154,7 +165,7 @@ class BatchDecoder:
                 f"logit_bias: the model has {self._vocabulary} tokens, so none {max(sampling.logit_bias)}"
             )
         beam = sampling.beam if isinstance(sampling, BeamSampling) else 0
-        request = DecodingRequest(ids, sampling.shared(), seed, beam, reasoning, followed)
+        request = DecodingRequest(ids, sampling.shared(), seed, beam, reasoning, followed, adapter)
         with self._changed:
             if self._closed:
                 raise GenerationError("the model is closed")
@@ -306,11 +317,11 @@ class BatchDecoder:
         """Decode B requests together, and put each answer into its queue."""
         answers = [DecodedAnswer(request, self._detokenizer, self._ends) for request in batch]
         sampling = batch[0].sampling
-        prompts, rows = [request.ids for request in batch], list(range(len(batch)))
+        prompts, rows = [(request.ids, request.adapter) for request in batch], list(range(len(batch)))
         if sampling.num_beams > 1:  # one search of a prompt gives all its answers
-            distinct = list({tuple(ids): ids for ids in prompts}.values())
-            prompts, rows = distinct, [distinct.index(ids) for ids in prompts]
-        ids_B_L, mask_B_L = self._inputs(prompts)
+            distinct = list({(tuple(ids), adapter): (ids, adapter) for ids, adapter in prompts}.values())
+            prompts, rows = distinct, [distinct.index(prompt) for prompt in prompts]
+        ids_B_L, mask_B_L = self._inputs([ids for ids, _ in prompts])
         start = 1 if self._seq2seq else ids_B_L.shape[1]
         processors, recorder = self._processors(batch, start)
         if sampling.thinking_token_budget is not None:
@@ -318,7 +329,7 @@ class BatchDecoder:
         beams = max(request.beam for request in batch) + 1
         listener = _Deserted(batch) if sampling.num_beams > 1 else _Reading(answers, recorder)
         output_BxN_T = self._model.generate(
-            ids_B_L,
+            input_ids=ids_B_L,
             attention_mask=mask_B_L,
             max_new_tokens=sampling.max_tokens,
             num_beams=sampling.num_beams,
@@ -327,6 +338,7 @@ class BatchDecoder:
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([listener]),
             return_dict_in_generate=False,
+            **rows_adapters(self._model, [adapter for _, adapter in prompts]),
         )
         found = output_BxN_T[:, start:].tolist()
         for at, answer in zip(rows, answers, strict=True):

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from llm_blender_ray.actors.budget import BudgetError, charge_to
-from llm_blender_ray.actors.engines import Completion, ReasoningDelta, load_engine
+from llm_blender_ray.actors.engines import Completion, Engine, ReasoningDelta, load_engine, load_shared_engine
 from llm_blender_ray.actors.errors import (
     BLANK,
     GenerationError,
@@ -30,8 +30,12 @@ _log = logging.getLogger(__name__)
 class Generator:
     """A base LLM with its own system prompt and sampling settings."""
 
-    def __init__(self, model: ModelSettings) -> None:
+    def __init__(self, model: ModelSettings, shared: Engine | None = None) -> None:
         """Load the model: seconds to minutes.
+
+        Args:
+            model: Settings of the LLM.
+            shared: See `engines.load_engine`.
 
         Raises:
             ModelLoadError: The model can't be used.
@@ -41,7 +45,7 @@ class Generator:
         self._system_prompt = model.system_prompt
         self._sampling = model.sampling
         self._include_reasoning = model.include_reasoning
-        self._engine = load_engine(model)
+        self._engine = load_engine(model, shared)
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         """Answer a prompt. Concurrent calls are batched by the engine.
@@ -134,6 +138,19 @@ class Generator:
     async def close(self) -> None:
         """Free the model."""
         await self._engine.close()
+
+
+def load_generators(model: ModelSettings) -> dict[str, Generator]:
+    """Load a model of a config, and with it all base LLMs that share its engine.
+
+    Returns:
+        Each LLM by its name.
+
+    Raises:
+        ModelLoadError: The model or one of its adapters can't be used.
+    """
+    shared = load_shared_engine(model)
+    return {member.name: Generator(member, shared) for member in model.members}
 
 
 def _on_demand(completion: Completion, *, include_reasoning: bool) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".tiktoken", ".py", ".safetensors", ".bin", ".gguf"})
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter
 SAMPLE_BYTES = 4096
 SAMPLES = 64  # of a file, evenly spaced; of safetensors also the beginning of every tensor
 _MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
@@ -25,7 +26,7 @@ def model_digest(model: str | Path) -> str | None:
     """Make a digest of a model's files: their names, sizes and samples of their bytes.
 
     Args:
-        model: Local folder, local file, or hub id.
+        model: Local folder, of a model or an adapter, local file, or hub id.
 
     Returns:
         16 hexadecimal digits; None without a local model of that path, as for a hub id.
@@ -34,7 +35,7 @@ def model_digest(model: str | Path) -> str | None:
         OSError: A file cannot be read.
     """
     path = Path(model).expanduser()
-    if not (path.is_file() or (path / "config.json").is_file()):
+    if not (path.is_file() or any((path / name).is_file() for name in _CONFIGS)):
         return None
     files = [path] if path.is_file() else sorted(_files(path))
     digest = hashlib.blake2b(digest_size=8)

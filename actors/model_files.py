@@ -23,7 +23,7 @@ PICKLED = "pytorch_model.bin"
 WEIGHTS_INDEX = f"{SAFETENSORS}.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(\.\w+)")
 _LFS_POINTER = b"version https://git-lfs"
-_COPY = "copy or download it again"
+COPY = "copy or download it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> WeightFiles:
         if files := _files(folder, whole, pattern):
             return WeightFiles(tuple(folder / name for name in sorted(files)), whole == SAFETENSORS)
     raise ModelLoadError(
-        f"{folder}: no weights in it: no model.safetensors, pytorch_model.bin, or shards of one; {_COPY}"
+        f"{folder}: no weights in it: no model.safetensors, pytorch_model.bin, or shards of one; {COPY}"
     )
 
 
@@ -70,7 +70,7 @@ def _files(folder: Path, whole: str, pattern: str) -> set[str]:
     if index.is_file():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ModelLoadError(f"{index}: expected a weight_map of tensors to files; {_COPY}")
+            raise ModelLoadError(f"{index}: expected a weight_map of tensors to files; {COPY}")
         return set(shards.values())
     names = {file.name for file in folder.glob(pattern)}
     return names | {sibling for name in names for sibling in _siblings(name)}
@@ -97,25 +97,35 @@ def check_folder(folder: Path) -> None:
     weights = weight_files(folder)
     for file in weights.files:
         if not file.is_file():
-            raise ModelLoadError(f"{folder}: weights are missing: no {file.name}; {_COPY}")
-        _check_not_pointer(file)
-        (_check_safetensors if weights.safetensors else _check_pickle)(file)
+            raise ModelLoadError(f"{folder}: weights are missing: no {file.name}; {COPY}")
+        check_not_pointer(file)
+        (check_safetensors if weights.safetensors else _check_pickle)(file)
 
 
-def _check_not_pointer(file: Path) -> None:
+def check_not_pointer(file: Path) -> None:
+    """Check that a file is itself there, and no pointer of Git LFS to it.
+
+    Raises:
+        ModelLoadError: It is one.
+    """
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise ModelLoadError(f"{file}: only a Git LFS pointer, not the weights; run git lfs pull")
 
 
-def _check_safetensors(file: Path) -> None:
+def check_safetensors(file: Path) -> None:
+    """Check that the header of a safetensors file can be read.
+
+    Raises:
+        ModelLoadError: It can't.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt"):
+        with safe_open(file, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise ModelLoadError(f"{file}: can't be read as safetensors ({one_line(error)}); {_COPY}") from error
+        raise ModelLoadError(f"{file}: can't be read as safetensors ({one_line(error)}); {COPY}") from error
 
 
 def _check_pickle(file: Path) -> None:
@@ -152,7 +162,7 @@ def read_pickle(file: Path, *, device: str = "cpu", mapped: bool = False) -> dic
             ) from error
         reason = "no pickle of tensors" if isinstance(error, UnpicklingError) else text.partition(". ")[0][:120]
         raise ModelLoadError(
-            f"{file}: can't be read as PyTorch weights ({reason or 'it ends too early'}); {_COPY}"
+            f"{file}: can't be read as PyTorch weights ({reason or 'it ends too early'}); {COPY}"
         ) from error
     if not isinstance(weights, dict):
         raise ModelLoadError(f"{file}: expected tensors by name, got {type(weights).__name__}")
@@ -194,10 +204,10 @@ def check_gguf(file: Path) -> None:
     Raises:
         ModelLoadError: It isn't, or the package `gguf` is missing.
     """
-    _check_not_pointer(file)
+    check_not_pointer(file)
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise ModelLoadError(f"{file}: no GGUF file, whatever its name; {_COPY}")
+            raise ModelLoadError(f"{file}: no GGUF file, whatever its name; {COPY}")
     if importlib.util.find_spec("gguf") is None:
         raise ModelLoadError(f"{file}: reading GGUF needs the package gguf; pip install gguf")
 
@@ -214,8 +224,8 @@ def _other_contents(folder: Path) -> str:
         settings = read_json(folder / "adapter_config.json")
         kind, base = settings.get("peft_type", "PEFT"), settings.get("base_model_name_or_path") or "another model"
         return (
-            f"a {kind} adapter of {base}, not a model; merge it into that one (peft's merge_and_unload), and give "
-            "the merged folder"
+            f"a {kind} adapter of {base}, not a model; give that one as model, and this folder as its adapter, or "
+            "among its adapters"
         )
     if (folder / "model_index.json").is_file():
         return "a diffusion pipeline, not a language model"

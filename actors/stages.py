@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from llm_blender_ray.actors.engines import Engine
 from llm_blender_ray.actors.errors import BLANK, one_line, usage_of_error
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.generator import Generator
@@ -32,13 +33,17 @@ class Generate:
 
     results_version: ClassVar[int] = 1  # raise it when equal rows get other candidates, or other columns of them
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, shared: Engine | None = None) -> None:
         """Load the model.
+
+        Args:
+            settings: Settings of the LLM.
+            shared: See `engines.load_engine`.
 
         Raises:
             ModelLoadError: The LLM can't be used.
         """
-        self._generator = Generator(settings)
+        self._generator = Generator(settings, shared)
         self._samples = settings.samples
 
     async def __call__(self, blends: Sequence[Blend]) -> list[Blend]:

@@ -46,7 +46,9 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model
 _NOT_DOWNLOADED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]  # the same weights once more
 
 
-def locate(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def locate(
+    model: str, revision: str | None = None, *, weights: bool = True, pickled: str = "pytorch_model*.bin"
+) -> Path:
     """Find the folder of a model: a local folder itself, or the hub's snapshot of it, downloaded on first use.
 
     Pickled weights (`pytorch_model*.bin`) are downloaded only when the model has no safetensors.
@@ -55,6 +57,7 @@ def locate(model: str, revision: str | None = None, *, weights: bool = True) -> 
         model: Local folder or hub id.
         revision: Of the hub's repository.
         weights: Whether to download weights; without, only config and tokenizer.
+        pickled: Pattern of the names of pickled weights.
 
     Returns:
         The local folder.
@@ -68,7 +71,7 @@ def locate(model: str, revision: str | None = None, *, weights: bool = True) -> 
     with _as_hub_error(model, revision):
         folder = _download(model, revision, [*_DESCRIBING, *(["*.safetensors"] if weights else [])])
         if weights and not any(folder.glob("*.safetensors")):
-            folder = _download(model, revision, [*_DESCRIBING, "pytorch_model*.bin"])
+            folder = _download(model, revision, [*_DESCRIBING, pickled])
         return folder
 
 

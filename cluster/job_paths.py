@@ -19,7 +19,7 @@ CONFIG = "blend.yaml"  # in the uploaded folder
 URIS = ("input", "output", "train", "heldout")  # settings of configs that name rows and outputs
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseModel)
-_MODEL_SETTINGS = ("model", "backbone")
+_MODEL_SETTINGS = ("model", "backbone", "path")  # `path` is an adapter's
 _MODEL_OF_METRIC = re.compile(r"(?<=[:,]model=)[^,]+")
 
 

@@ -118,6 +118,12 @@ class Placement:
         return [gpu | (first if at == 0 else {}) for at in range(sum(self.node_gpus))]
 
     @property
+    def parts(self) -> "tuple[Placement, ...]":
+        """Placement of each part that the actors run, by its own name and settings: several share an engine."""
+        parts = self.settings.named_parts(self.name)
+        return tuple(replace(self, name=name, settings=settings) for name, settings in parts.items())
+
+    @property
     def node_shape(self) -> str:
         """Nodes of one replica and its GPUs on them, for people; empty where one node holds it."""
         if not self.node_gpus:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from llm_blender_ray.actors.adapter_files import check_adapter, other_base
 from llm_blender_ray.actors.model_kinds import check_loadable
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of
 from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.configs.environment import missing_variables
-from llm_blender_ray.configs.parts import PartSettings
+from llm_blender_ray.configs.parts import PartSettings, is_path
 from llm_blender_ray.configs.schema import RayCluster
 
 
@@ -31,7 +32,7 @@ def check_variables(settings: RayCluster, *parts: BaseModel) -> None:
 
 
 def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:
-    """Check that local models are of kinds that their parts load. Weights are read later, by the actors.
+    """Check that local models and adapters are of kinds that their parts load. The actors read weights, later.
 
     Args:
         settings: Which Ray. The machines of a cluster have disks of their own, so there nothing is checked.
@@ -43,5 +44,12 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
     if address_of(settings) != LOCAL_ADDRESS:
         return
     for weights in (part.model_settings.weights for part in parts):
-        if weights is not None and weights.is_path:
-            check_loadable(Path(weights.model).expanduser(), weights.formats)
+        if weights is None:
+            continue
+        model = Path(weights.model).expanduser()
+        if weights.is_path:
+            check_loadable(model, weights.formats)
+        for folder in (Path(one.path).expanduser() for one in weights.adapters if is_path(one.path)):
+            check_adapter(folder, weights.formats, model if model.is_dir() else None)
+            if named := other_base(folder, weights.model):
+                report_line(f"{folder}: an adapter of {named}, applied to {weights.model}")

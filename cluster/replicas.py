@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -69,11 +70,15 @@ def _check(tasks: Sequence[Any]) -> None:
 
 
 def _check_there(weights: Sequence[Weights], where: str = "") -> None:
-    from llm_blender_ray.actors.weights import check_weights  # torch, which the driver does not need
+    # torch, which the driver does not need
+    from llm_blender_ray.actors.adapters import locate_adapter
+    from llm_blender_ray.actors.weights import check_weights
 
     for one in weights:
         try:
             check_weights(one.model, one.revision)
+            for adapter in one.adapters:
+                locate_adapter(adapter, one.formats, Path(one.model).expanduser())
         except ModelLoadError as error:
             raise ModelLoadError(f"{error}{where}") from error
 

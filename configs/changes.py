@@ -89,8 +89,8 @@ def _of_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 def _changed_model(old: Any, new: Any) -> bool:
     """Whether a part has another model, so that its weights are another's."""
-    changed = {path.rpartition(".")[2] for path, _, _ in _changed(old, new)}
-    return not changed.isdisjoint({"model", "revision", *_TAGS, ""})
+    changed = {name for path, _, _ in _changed(old, new) for name in path.split(".")}
+    return not changed.isdisjoint({"model", "revision", "adapter", *_TAGS, ""})
 
 
 def _changed(old: Any, new: Any, path: str = "") -> Iterator[_Change]:

@@ -1,11 +1,14 @@
-"""Request settings of endpoints: what differs between services with OpenAI's API."""
+"""Settings of endpoints: OpenAI-compatible HTTP services, and what differs between their requests."""
 
 import re
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from llm_blender_ray.configs.breaker import BreakerSettings
+from llm_blender_ray.configs.llms import BaseLLM
+from llm_blender_ray.configs.sampling import OPTIONS
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY, Settings
 
 # Fields of a request that are written of the sampling field of the same name.
@@ -86,6 +89,58 @@ class RequestSettings(Settings):
             if problem := header_problem(text):
                 raise ValueError(f"{name}: {problem}")
         return value
+
+
+class EndpointModel(BaseLLM, RequestSettings):
+    """Settings of an OpenAI-compatible HTTP endpoint."""
+
+    implementation: ClassVar[str] = "llm_blender_ray.actors.engines.guarded_engine:load_endpoint"
+    sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS) - {"num_beams"}
+    without_adapters: ClassVar[str] = "its server has them; name each as the `model` of a model of its own"
+    default_cpus: ClassVar[float] = 0.0
+
+    engine: Literal["endpoint"]
+    base_url: str
+    api_key_env: Annotated[str | None, RUNTIME_ONLY] = None  # environment variable that holds the key
+    timeout_s: Annotated[float, Field(gt=0), RUNTIME_ONLY] = 120.0  # one attempt, connect to last byte
+    max_retries: Annotated[int, Field(ge=0), RUNTIME_ONLY] = 5
+    max_in_flight: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 16  # requests at a time, per actor
+    # request token counts of streams (`stream_options`), which a few servers refuse
+    stream_usage: Annotated[bool, RUNTIME_ONLY] = True
+    # in bulk runs; None: every prompt is sent, however many fail
+    breaker: Annotated[BreakerSettings | None, RUNTIME_ONLY] = BreakerSettings()
+
+    @property
+    def width(self) -> int:
+        """See `ModelPart`."""
+        return self.max_in_flight
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^/@]+(/.*)?", value):  # not shown: it may have a password in it
+            raise ValueError("expected http://HOST/PATH or https://HOST/PATH, without user and password")
+        return value
+
+    @model_validator(mode="after")
+    def _limits_can_be_divided(self) -> Self:
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, name)
+            if limit is None:
+                continue
+            if "replicas" not in self.model_fields_set and (self.num_gpus or self.resources):
+                raise ValueError(f"{name}: set replicas, the number of actors that the limit is divided among")
+            if limit < self.replicas.max:
+                raise ValueError(f"{name}: {limit} is less than one for each of the {self.replicas.max} replicas")
+        return self
+
+    def per_actor(self, limit: int | None) -> int | None:
+        """One actor's share of a limit of all actors, also of those that an autoscaler may add; None: no limit."""
+        return None if limit is None else limit // self.replicas.max
+
+    def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
+        """See `PartSettings`. The gateway has a circuit breaker for each part, so the endpoint needs none."""
+        return self.model_copy(update={"max_retries": min(self.max_retries, max_retries), "breaker": None})
 
 
 def header_problem(value: str) -> str | None:

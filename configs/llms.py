@@ -1,22 +1,21 @@
 """Settings of base LLMs, one class per engine, and the registry of engines."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from llm_blender_ray.configs import templates
-from llm_blender_ray.configs.breaker import BreakerSettings
-from llm_blender_ray.configs.endpoint import RequestSettings
+from llm_blender_ray.configs.adapters import Adapter, AdapterMember
 from llm_blender_ray.configs.engine_args import engine_args_problem
-from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, WeightsPart
+from llm_blender_ray.configs.parts import ModelPart, PartSettings, Stage, TorchPart, Weights, WeightsPart
 from llm_blender_ray.configs.reasoning import AUTO, FAMILIES
 from llm_blender_ray.configs.registry import OneOf, Registry, RegistryError
 from llm_blender_ray.configs.sampling import OPTIONS, Sampling
 from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
-from llm_blender_ray.configs.weight_formats import TRANSFORMERS, VLLM, WeightFormats
+from llm_blender_ray.configs.weight_formats import ANY_FORMAT, TRANSFORMERS, VLLM, WeightFormats
 
 MAX_ERROR_RATE = 0.5  # of rows
 _ENGINES = "llm_blender_ray.actors.engines"
@@ -28,10 +27,12 @@ class BaseLLM(ModelPart):
     Attributes:
         sampling_options: Those of `sampling.OPTIONS` that the engine makes use of. It makes use of all other fields
             of `Sampling` in any case.
+        without_adapters: Why the engine has no adapters, where its `weight_formats` name none.
     """
 
     stage: ClassVar[Stage] = "generate"
     sampling_options: ClassVar[frozenset[str]] = frozenset()
+    without_adapters: ClassVar[str] = "it loads no adapters"
 
     name: Annotated[str, Field(min_length=1)]
     engine: str
@@ -47,6 +48,14 @@ class BaseLLM(ModelPart):
     keep_reasoning: bool = False
     # of the rows asked; more: a run's exit code is 1
     max_error_rate: Annotated[float, Field(ge=0, le=1), RUNTIME_ONLY] = MAX_ERROR_RATE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_adapt(cls, value: Any) -> Any:
+        given = [name for name in ("adapter", "adapters") if isinstance(value, Mapping) and value.get(name)]
+        if given and getattr(cls, "weight_formats", ANY_FORMAT).adapters is None:
+            raise ValueError(f"engine {_engine(cls)} has no {given[0]}: {cls.without_adapters}")
+        return value
 
     @field_validator("reasoning_parser")
     @classmethod
@@ -102,6 +111,15 @@ class BaseLLM(ModelPart):
         return (*reasoning, "logprobs") if self.sampling.logprobs is not None else reasoning
 
     @property
+    def members(self) -> "tuple[BaseLLM, ...]":
+        """Base LLMs that an engine of these settings answers as: this one, or those of its adapters."""
+        return (self,)
+
+    def named_parts(self, name: str) -> Mapping[str, PartSettings]:
+        """See `PartSettings`."""
+        return {member.name: member for member in self.members}
+
+    @property
     def label(self) -> str:
         """See `PartSettings`."""
         return f"{self.engine} {self.model}"
@@ -127,6 +145,60 @@ class LocalLLM(WeightsPart, BaseLLM):
     trust_remote_code: bool = False
     # a .jinja file, a template, or the name of one (configs/templates.py); None: the tokenizer's own
     chat_template: str | None = None
+    # LoRA weights of this LLM: a path, or {path, revision}
+    adapter: Annotated[Adapter | None, OMIT_DEFAULT] = None
+    # further members of the blend that share this engine and its weights, by name
+    adapters: Annotated[dict[Annotated[str, Field(min_length=1)], AdapterMember], OMIT_DEFAULT] = Field(
+        default_factory=dict
+    )
+    include_base: Annotated[bool, OMIT_DEFAULT] = True  # whether the model without adapters is a member, too
+
+    @model_validator(mode="after")
+    def _members_are_valid(self) -> Self:
+        if self.adapters and self.adapter is not None:
+            raise ValueError("adapter: the model has adapters; name it among them")
+        if not self.adapters and not self.include_base:
+            raise ValueError("include_base: without adapters the model is the only member")
+        for name, adapter in self.adapters.items():
+            try:
+                self._member(name, adapter)
+            except ValidationError as error:
+                mistake = error.errors()[0]
+                why = mistake["ctx"]["error"] if mistake["type"] == "value_error" else mistake["msg"]
+                path = ".".join(["adapters", name, *map(str, mistake["loc"])])
+                raise ValueError(f"{path}: {why}") from error
+        return self
+
+    @property
+    def members(self) -> tuple[Self, ...]:
+        """See `BaseLLM`."""
+        if not self.adapters:
+            return (self,)
+        own = [self._member(self.name)] if self.include_base else []
+        return (*own, *(self._member(name, adapter) for name, adapter in self.adapters.items()))
+
+    def _member(self, name: str, adapter: AdapterMember | None = None) -> Self:
+        """Settings of one member, as if it had an engine of its own."""
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"adapters", "include_base"}}
+        changes = adapter.changes(self.sampling) if adapter else {}
+        return type(self).model_validate({**given, **changes, "name": name})
+
+    @property
+    def loaded_adapters(self) -> tuple[Adapter, ...]:
+        """Adapters that an engine of these settings loads, each once."""
+        return tuple(dict.fromkeys(one.adapter for one in self.members if one.adapter is not None))
+
+    @property
+    def weights(self) -> Weights:
+        """See `ModelPart`."""
+        return Weights(self.model, self.revision, self.weight_formats, self.loaded_adapters)
+
+    @property
+    def label(self) -> str:
+        """See `PartSettings`."""
+        if self.adapters:
+            return f"{super().label} as {', '.join(member.name for member in self.members)}"
+        return super().label if self.adapter is None else f"{super().label} with {self.adapter.path}"
 
     @field_validator("chat_template")
     @classmethod
@@ -198,6 +270,14 @@ class VLLMModel(LocalLLM):
             )
         return self
 
+    @property
+    def weights(self) -> Weights:
+        """See `ModelPart`. A `max_lora_rank` of the engine bounds its adapters."""
+        found, rank = super().weights, self.engine_args.get("max_lora_rank")
+        if not isinstance(rank, int) or VLLM.adapters is None:
+            return found
+        return found._replace(formats=replace(VLLM, adapters=replace(VLLM.adapters, max_rank=rank)))
+
     @classmethod
     def sampling_problem(cls, sampling: Sampling) -> tuple[str, str] | None:
         """See `BaseLLM`. vLLM's beam search scores with the plain log-probabilities."""
@@ -228,61 +308,11 @@ class TransformersModel(TorchPart, LocalLLM):
         return self.max_batch_size
 
 
-class EndpointModel(BaseLLM, RequestSettings):
-    """Settings of an OpenAI-compatible HTTP endpoint."""
-
-    implementation: ClassVar[str] = f"{_ENGINES}.guarded_engine:load_endpoint"
-    sampling_options: ClassVar[frozenset[str]] = frozenset(OPTIONS) - {"num_beams"}
-    default_cpus: ClassVar[float] = 0.0
-
-    engine: Literal["endpoint"]
-    base_url: str
-    api_key_env: Annotated[str | None, RUNTIME_ONLY] = None  # environment variable that holds the key
-    timeout_s: Annotated[float, Field(gt=0), RUNTIME_ONLY] = 120.0  # one attempt, connect to last byte
-    max_retries: Annotated[int, Field(ge=0), RUNTIME_ONLY] = 5
-    max_in_flight: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 16  # requests at a time, per actor
-    # request token counts of streams (`stream_options`), which a few servers refuse
-    stream_usage: Annotated[bool, RUNTIME_ONLY] = True
-    # in bulk runs; None: every prompt is sent, however many fail
-    breaker: Annotated[BreakerSettings | None, RUNTIME_ONLY] = BreakerSettings()
-
-    @property
-    def width(self) -> int:
-        """See `ModelPart`."""
-        return self.max_in_flight
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_url(cls, value: str) -> str:
-        if not re.fullmatch(r"https?://[^/@]+(/.*)?", value):  # not shown: it may have a password in it
-            raise ValueError("expected http://HOST/PATH or https://HOST/PATH, without user and password")
-        return value
-
-    @model_validator(mode="after")
-    def _limits_can_be_divided(self) -> Self:
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            limit = getattr(self, name)
-            if limit is None:
-                continue
-            if "replicas" not in self.model_fields_set and (self.num_gpus or self.resources):
-                raise ValueError(f"{name}: set replicas, the number of actors that the limit is divided among")
-            if limit < self.replicas.max:
-                raise ValueError(f"{name}: {limit} is less than one for each of the {self.replicas.max} replicas")
-        return self
-
-    def per_actor(self, limit: int | None) -> int | None:
-        """One actor's share of a limit of all actors, also of those that an autoscaler may add; None: no limit."""
-        return None if limit is None else limit // self.replicas.max
-
-    def for_service(self, max_retries: int, max_prompt_tokens: int | None = None) -> Self:
-        """See `PartSettings`. The gateway has a circuit breaker for each part, so the endpoint needs none."""
-        return self.model_copy(update={"max_retries": min(self.max_retries, max_retries), "breaker": None})
-
-
 class EchoModel(BaseLLM):
     """Settings of an engine without an LLM: the answer is the prompt. For trials of a config or a pipeline."""
 
     implementation: ClassVar[str] = f"{_ENGINES}.echo_engine:load_echo"
+    without_adapters: ClassVar[str] = "it has no weights"
     default_cpus: ClassVar[float] = 0.0
 
     engine: Literal["echo"]
@@ -317,7 +347,7 @@ ENGINES: Registry[type[BaseLLM]] = Registry(
     {
         "vllm": f"{__name__}:VLLMModel",
         "transformers": f"{__name__}:TransformersModel",
-        "endpoint": f"{__name__}:EndpointModel",
+        "endpoint": "llm_blender_ray.configs.endpoint:EndpointModel",
         "echo": f"{__name__}:EchoModel",
     },
 )
@@ -332,6 +362,8 @@ class LLMPart(PartSettings):
     @field_validator("llm")
     @classmethod
     def _one_sample(cls, value: BaseLLM) -> BaseLLM:
+        if value.members != (value,):
+            raise ValueError("one LLM is used; adapters is for base LLMs, and adapter names the LLM's own")
         if value.samples > 1:
             raise ValueError("one answer is used; samples is for base LLMs")
         return value

@@ -109,12 +109,27 @@ def _resolve_folders(data: Any, base: Path) -> None:
     for key, value in items:
         if key in ("model", "backbone") and isinstance(value, str) and _is_model(base / value):
             data[key] = str((base / value).resolve())
+        elif key == "adapter":
+            data[key] = _resolved_adapter(value, base)
+        elif key == "adapters" and isinstance(value, dict):
+            data[key] = {name: _resolved_adapter(adapter, base) for name, adapter in value.items()}
         elif key == "chat_template" and isinstance(value, str):
             data[key] = read_if_file(value, base)
         elif key == "rubric" and isinstance(value, str):
             data[key] = read_rubric_file(value, base)
         else:
             _resolve_folders(value, base)
+
+
+def _resolved_adapter(value: Any, base: Path) -> Any:
+    """An adapter, a path or a mapping with one, with its folder resolved."""
+    if isinstance(value, str):
+        return str((base / value).resolve()) if (base / value).is_dir() else value
+    return {**value, "path": _resolved_adapter(value["path"], base)} if _has_path(value) else value
+
+
+def _has_path(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
 def _is_model(path: Path) -> bool:

@@ -6,11 +6,13 @@ a built-in one by a line in `llms.ENGINES`, `rankers.RANKERS` or `fusers.FUSERS`
 point.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
+from llm_blender_ray.configs.adapters import Adapter
 from llm_blender_ray.configs.registry import import_object
 from llm_blender_ray.configs.resources import Resources
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
@@ -26,17 +28,23 @@ DeviceName = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|npu|hpu|mlu
 
 
 class Weights(NamedTuple):
-    """Weights that an actor loads: a local folder or a hub id, its revision, and the formats that it reads."""
+    """Weights that an actor loads: a local folder or hub id, its revision, the formats that it reads, adapters."""
 
     model: str
     revision: str | None
     formats: WeightFormats = ANY_FORMAT
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def is_path(self) -> bool:
         """Whether they are a folder or file of this machine or, by an absolute path, of others."""
-        path = Path(self.model).expanduser()
-        return path.is_absolute() or path.exists()
+        return is_path(self.model)
+
+
+def is_path(model: str) -> bool:
+    """Whether a model or adapter is a folder or file of this machine or, by an absolute path, of others."""
+    path = Path(model).expanduser()
+    return path.is_absolute() or path.exists()
 
 
 class PartSettings(Settings):
@@ -80,6 +88,17 @@ class PartSettings(Settings):
     def prompted_llm(self) -> "BaseLLM | None":
         """The LLM that the part prompts: a base LLM itself, or the LLM of a judge or fuser."""
         return None
+
+    def named_parts(self, name: str) -> "Mapping[str, PartSettings]":
+        """Parts that the actors of these settings run: this one, or the base LLMs that share their engine.
+
+        Args:
+            name: Name of the actors' placement.
+
+        Returns:
+            Settings of each part by its name.
+        """
+        return {name: self}
 
     @property
     def deterministic(self) -> bool:

@@ -205,7 +205,7 @@ class BeamSampling(Sampling):
 
 
 class SamplingOverrides(Settings):
-    """Sampling fields of one request to the service; None leaves the model's own."""
+    """Sampling fields of one request to the service, or of an adapter; None leaves the model's own."""
 
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None

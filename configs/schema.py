@@ -8,13 +8,13 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from llm_blender_ray.configs.endpoint import EndpointModel
 from llm_blender_ray.configs.formats import FormatName
 from llm_blender_ray.configs.fusers import FuserSettings, GenFuser, LLMFuser
 from llm_blender_ray.configs.llms import (
     MAX_ERROR_RATE,
     BaseLLM,
     EchoModel,
-    EndpointModel,
     LocalLLM,
     ModelSettings,
     TransformersModel,
@@ -125,6 +125,11 @@ class BlendConfig(Settings):
     ray: RayCluster = RayCluster()
 
     @property
+    def members(self) -> tuple[BaseLLM, ...]:
+        """Settings of all base LLMs, in the order of their candidates: each model, and those of its adapters."""
+        return tuple(member for model in self.models for member in model.members)
+
+    @property
     def placing_ranker(self) -> RankerSettings:
         """The ranker with `top_k` filled in: as many places must be right as the fuser takes."""
         taken = self.fuser.top_k if self.fuser else 1
@@ -133,15 +138,16 @@ class BlendConfig(Settings):
     @property
     def parts(self) -> dict[str, PartSettings]:
         """All parts of the blend by the names of their placements, in the order of their stages."""
-        parts: dict[str, PartSettings] = {model.name: model for model in self.models}
+        parts: dict[str, PartSettings] = {member.name: member for member in self.members}
         parts["ranker"] = self.placing_ranker
         return parts | ({"fuser": self.fuser} if self.fuser else {})
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        names = [model.name for model in self.models]
-        check_distinct("models", names)
-        if taken := sorted(RESERVED_NAMES & set(names)):
+        names = [member.name for member in self.members]
+        left_out = [model.name for model in self.models if not model.named_parts("").get(model.name)]
+        check_distinct("models", [*names, *left_out])  # an engine has its model's name, be that a member or not
+        if taken := sorted(RESERVED_NAMES & {*names, *left_out}):
             raise ValueError(f"models: a base LLM can't be called {taken[0]}; that is another part of the blend")
         if unknown := sorted(set(self.prices) - {"ranker", "fuser", *names}):
             raise ValueError(f"prices.{unknown[0]} is neither a model's name nor ranker nor fuser")

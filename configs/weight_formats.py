@@ -7,6 +7,19 @@ GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFormats:
+    """LoRA adapters that a loader reads beside a model's weights.
+
+    Attributes:
+        max_rank: Highest rank; None: any.
+        refused: Keys of adapter_config.json that must have no value, with what each is.
+    """
+
+    max_rank: int | None = None
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class WeightFormats:
     """What the loader of a part reads beside float weights of text models.
 
@@ -17,6 +30,7 @@ class WeightFormats:
         multimodal: Values of `model_type` that it loads although they also read images or sounds; None: any.
         generates: Whether the model has to write text.
         gguf: Whether it reads GGUF files.
+        adapters: LoRA adapters that it reads; None: it reads none.
     """
 
     reader: str = ""
@@ -25,9 +39,19 @@ class WeightFormats:
     multimodal: frozenset[str] | None = None
     generates: bool = False
     gguf: bool = False
+    adapters: AdapterFormats | None = None
 
 
 ANY_FORMAT = WeightFormats()
+
+# Of peft's kinds of LoRA those that change the model's own weights, or that no batch of several adapters can have.
+_UNSHARED = {
+    "use_dora": "DoRA",
+    "alora_invocation_tokens": "an activated LoRA",
+    "layer_replication": "repeated layers",
+    "trainable_token_indices": "trained tokens",
+    "modules_to_save": "whole modules",
+}
 
 # The quantizers of transformers 5 (`transformers.quantizers.auto`). Methods without a module run anywhere: fp8,
 # mxfp8 and mxfp4 are dequantized where the device has no kernels for them.
@@ -67,10 +91,20 @@ TRANSFORMERS = WeightFormats(
     ),
     generates=True,
     gguf=True,
+    adapters=AdapterFormats(refused=_UNSHARED),
 )
 # Which others it reads differs by version and platform: vLLM itself decides.
 VLLM = WeightFormats(
     reader="engine: vllm",
     refused=frozenset({"aqlm", "eetq", "exl2", "exl3", "higgs", "quanto", "spqr", "vptq"}),
     generates=True,
+    adapters=AdapterFormats(
+        max_rank=512,
+        refused={
+            **_UNSHARED,
+            "lora_bias": "biases",
+            "use_bdlora": "BD-LoRA",
+            "use_qalora": "QALoRA",
+        },
+    ),
 )

@@ -28,6 +28,7 @@ from llm_blender_ray.cluster.plan import make_plan
 from llm_blender_ray.configs.judges import JudgeConfig
 from llm_blender_ray.configs.loading import PRESETS, load
 from llm_blender_ray.configs.registry import OneOf
+from llm_blender_ray.configs.sampling import Sampling, SamplingOverrides
 from llm_blender_ray.configs.schema import BlendConfig, LocalLLM
 from llm_blender_ray.configs.settings import RUNTIME_ONLY, Settings
 from llm_blender_ray.configs.training import FuserTraining, RankerTraining
@@ -232,6 +233,10 @@ def meanings_of(schema: type[BaseModel]) -> dict[str, str]:
 
     A comment is the one on the field's own lines, or else on lines of its own directly above them.
     """
+    if schema is SamplingOverrides:  # the same fields
+        return {
+            name: text for name, text in meanings_of(Sampling).items() if name in SamplingOverrides.model_fields
+        }
     own = _own_fields(schema)
     written = yaml.safe_load((ROOT / "docs" / "meanings.yaml").read_text(encoding="utf-8"))
     meanings = {name: written[name] for name in own if name in written}

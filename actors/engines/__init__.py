@@ -7,10 +7,11 @@ exception.
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.actors.usage import TokenUsage
+from llm_blender_ray.configs.adapters import Adapter
 from llm_blender_ray.configs.reasoning import AUTO
 from llm_blender_ray.configs.schema import LocalLLM, ModelSettings, Sampling
 
@@ -94,11 +95,37 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(model: ModelSettings) -> Engine:
+class AdaptingEngine(Engine, Protocol):
+    """An engine of one model and of its adapters, each of which answers as another LLM."""
+
+    async def generate(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Completion:
+        """Answer with one of the adapters that the settings name; None: without any."""
+        ...
+
+    def stream(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """Stream the same answer."""
+        ...
+
+
+def load_shared_engine(model: ModelSettings) -> Engine | None:
+    """Load the engine that the members of a model of a config share; None where there is one member.
+
+    Raises:
+        ModelLoadError: The model or one of its adapters can't be used.
+    """
+    return None if len(model.members) == 1 else model.load()
+
+
+def load_engine(model: ModelSettings, shared: Engine | None = None) -> Engine:
     """Load the engine of a base LLM: seconds to minutes.
 
     Args:
         model: The settings of the LLM.
+        shared: Engine that the LLM shares with others, as their settings loaded it; None: it gets its own.
 
     Returns:
         The engine. It separates reasoning from its answers, unless the settings keep it in them.
@@ -106,10 +133,14 @@ def load_engine(model: ModelSettings) -> Engine:
     Raises:
         ModelLoadError: The LLM cannot be used.
     """
+    from llm_blender_ray.actors.engines.adapted_engine import AdaptedEngine
     from llm_blender_ray.actors.engines.fitting_engine import FittingEngine
     from llm_blender_ray.actors.engines.reasoning import AnswersOnly
 
-    engine = FittingEngine(model.load(), model.sampling.max_tokens)
+    loaded: Any = shared or model.load()
+    if isinstance(model, LocalLLM) and model.adapter is not None:
+        loaded = AdaptedEngine(loaded, model.adapter)
+    engine = FittingEngine(loaded, model.sampling.max_tokens)
     if model.keep_reasoning:
         return engine
     named = model.reasoning_parser != AUTO

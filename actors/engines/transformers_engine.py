@@ -7,6 +7,7 @@ from dataclasses import replace
 import transformers
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from llm_blender_ray.actors.adapters import locate_adapter, with_adapters
 from llm_blender_ray.actors.decoding import BatchDecoder
 from llm_blender_ray.actors.detokenization import Detokenizer
 from llm_blender_ray.actors.dtypes import resolve_dtype
@@ -16,6 +17,7 @@ from llm_blender_ray.actors.engines.model_defaults import model_defaults
 from llm_blender_ray.actors.engines.reasoning_tokens import ReasoningTokens
 from llm_blender_ray.actors.records import Message
 from llm_blender_ray.actors.weights import load_config, load_model, locate, resolve_device
+from llm_blender_ray.configs.adapters import Adapter
 from llm_blender_ray.configs.schema import Sampling, TransformersModel
 
 
@@ -25,6 +27,7 @@ class TransformersEngine:
     def __init__(self, model: TransformersModel) -> None:
         device = resolve_device(model.device)
         folder = locate(model.model, model.revision)
+        adapters = [locate_adapter(one, model.weight_formats, folder) for one in model.loaded_adapters]
         trust = model.trust_remote_code
         config = load_config(folder, trust_remote_code=trust)
         self._seq2seq: bool = config.is_encoder_decoder
@@ -47,8 +50,9 @@ class TransformersEngine:
         self._model.generation_config = _special_tokens(
             self._model.generation_config, self._tokenizer, self._chat.token_ids(model.sampling.stop)
         )
+        self._adapters = {adapter: number for number, adapter in enumerate(model.loaded_adapters)}
         self._decoder = BatchDecoder(
-            self._model,
+            with_adapters(self._model, adapters),
             Detokenizer(self._chat.decoder(), self._tokenizer.get_vocab(), self._chat.token_text),
             name=f"decode {model.name}",
             pad_id=self._model.generation_config.pad_token_id,
@@ -56,23 +60,31 @@ class TransformersEngine:
             smaller="max_model_len or max_tokens",
         )
 
-    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
-        """See `actors.engines.Engine`."""
+    async def generate(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Completion:
+        """See `actors.engines.AdaptingEngine`."""
         sampling = sampling.with_defaults(self._defaults)
         prompt = self._prompt(messages, sampling)
-        completion = await self._decoder.complete(prompt.ids, sampling, self._reasoning(prompt, sampling))
+        reasoning, number = self._reasoning(prompt, sampling), self._number(adapter)
+        completion = await self._decoder.complete(prompt.ids, sampling, reasoning, number)
         return replace(completion, text=prompt.opened + completion.text)
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        """See `actors.engines.Engine`."""
+    async def stream(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """See `actors.engines.AdaptingEngine`."""
         sampling = sampling.with_defaults(self._defaults)
         prompt = self._prompt(messages, sampling)
         if prompt.opened:
             yield prompt.opened
-        reasoning = self._reasoning(prompt, sampling)
-        async with aclosing(self._decoder.stream(prompt.ids, sampling, reasoning)) as pieces:
+        reasoning, number = self._reasoning(prompt, sampling), self._number(adapter)
+        async with aclosing(self._decoder.stream(prompt.ids, sampling, reasoning, number)) as pieces:
             async for piece in pieces:
                 yield piece if isinstance(piece, str) else replace(piece, text=prompt.opened + piece.text)
+
+    def _number(self, adapter: Adapter | None) -> int | None:
+        return None if adapter is None else self._adapters[adapter]
 
     def _reasoning(self, prompt: ChatPrompt, sampling: Sampling) -> ReasoningTokens:
         return self._chat.reasoning_tokens(self._parser, prompt.opened, sampling.thinking_token_budget)

@@ -23,6 +23,7 @@ from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece, ReasoningDelta, chat
 from llm_blender_ray.actors.engines.chat import ChatPrompt, ChatTokenizer
 from llm_blender_ray.actors.engines.model_defaults import model_defaults
+from llm_blender_ray.actors.engines.vllm_adapters import VLLMAdapters
 from llm_blender_ray.actors.engines.vllm_arguments import installed_arguments
 from llm_blender_ray.actors.engines.vllm_executor import over_nodes, parallel_arguments, weights_arguments
 from llm_blender_ray.actors.engines.vllm_reasoning import load_parser, reasoning_config
@@ -31,6 +32,7 @@ from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoad
 from llm_blender_ray.actors.model_files import check_folder
 from llm_blender_ray.actors.records import FinishReason, Message, TokenLogprob
 from llm_blender_ray.actors.weights import locate
+from llm_blender_ray.configs.adapters import Adapter
 from llm_blender_ray.configs.engine_args import argument_problem
 from llm_blender_ray.configs.sampling import MAX_LOGPROBS
 from llm_blender_ray.configs.schema import Sampling, VLLMModel
@@ -60,6 +62,7 @@ class VLLMEngine:
             )
         folder = locate(model.model, model.revision)
         check_folder(folder)
+        self._adapters = VLLMAdapters(model, folder)
         self._chat = ChatTokenizer.load(folder, model)
         self._reasoning_parser = model.reasoning_parser
 
@@ -75,7 +78,8 @@ class VLLMEngine:
                 f"{model.name}: the installed vLLM can't be imported: {one_line(error)}"
             ) from error
 
-        if problem := argument_problem(model.engine_args, installed_arguments()["arguments"]):
+        known = installed_arguments()["arguments"]
+        if problem := argument_problem(model.engine_args, known):
             raise ModelLoadError(f"{model.name}: engine_args: {problem}")
         self._parser = None if model.keep_reasoning else load_parser(model.reasoning_parser, self._chat.tokenizer)
         bounding = reasoning_config(self._chat.reasoning_format(model.reasoning_parser), self._chat.tokenizer)
@@ -100,6 +104,7 @@ class VLLMEngine:
                 "max_logprobs": max(MAX_LOGPROBS, 2 * model.sampling.num_beams),
                 **model.engine_args,
                 **weights_arguments(model, folder),
+                **self._adapters.arguments(model.engine_args, known["max_lora_rank"]["enum"], on_cpu=on_cpu),
                 "tokenizer": _decoding_tokenizer(self._chat.tokenizer, folder, Path(own)),
                 "dtype": str(resolve_dtype(model.dtype, _CPU)).removeprefix("torch.") if on_cpu else model.dtype,
                 "reasoning_config": bounding,
@@ -131,10 +136,12 @@ class VLLMEngine:
         self._stop = model.sampling.stop
         self._request_ids = map(str, itertools.count())
 
-    async def generate(self, messages: list[Message], sampling: Sampling) -> Completion:
-        """See `actors.engines.Engine`."""
+    async def generate(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Completion:
+        """See `actors.engines.AdaptingEngine`."""
         prompt = self._prompt(messages, sampling)
-        async with aclosing(self._outputs(prompt.ids, sampling, stream=False)) as outputs:
+        async with aclosing(self._outputs(prompt.ids, sampling, adapter, stream=False)) as outputs:
             answer, cached = await anext(outputs)
         logprobs = self._logprobs(answer, sampling) if sampling.logprobs is not None else None
         reasoning, text, thought = None, prompt.opened + answer.text, self._count(prompt, answer.token_ids)
@@ -151,8 +158,10 @@ class VLLMEngine:
             cached_prompt_tokens=cached,
         )
 
-    async def stream(self, messages: list[Message], sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        """See `actors.engines.Engine`. Pieces are what vLLM's own detokenizer lets go of."""
+    async def stream(
+        self, messages: list[Message], sampling: Sampling, adapter: Adapter | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """See `actors.engines.AdaptingEngine`. Pieces are what vLLM's own detokenizer lets go of."""
         prompt = self._prompt(messages, sampling)
         parsed = self._parser.answer(prompt.ids) if self._parser else None
         opened = "" if parsed else prompt.opened
@@ -162,7 +171,7 @@ class VLLMEngine:
         cached: int | None = None
         if opened:
             yield opened
-        async with aclosing(self._outputs(prompt.ids, sampling, stream=True)) as outputs:
+        async with aclosing(self._outputs(prompt.ids, sampling, adapter, stream=True)) as outputs:
             async for answer, found in outputs:
                 cached = found
                 ids += answer.token_ids
@@ -200,7 +209,7 @@ class VLLMEngine:
         return prompt
 
     async def _outputs(
-        self, prompt_ids: list[int], sampling: Sampling, *, stream: bool
+        self, prompt_ids: list[int], sampling: Sampling, adapter: Adapter | None, *, stream: bool
     ) -> AsyncGenerator[tuple["CompletionOutput", int | None], None]:
         """Outputs of the answer, all of it at the end or what is new each time, with the prompt's cached tokens."""
         if self._llm is None:
@@ -211,11 +220,11 @@ class VLLMEngine:
 
         sampling = sampling.with_defaults(self._defaults)
         skip_special_tokens = not (self._chat.marks_reasoning or self._parser)
-        request_id = next(self._request_ids)
+        request_id, lora = next(self._request_ids), await self._adapters.request(self._llm, adapter)
         try:
             if sampling.num_beams > 1:
                 best = await beam_search(
-                    self._llm, prompt_ids, sampling, request_id, skip_special_tokens=skip_special_tokens
+                    self._llm, prompt_ids, sampling, request_id, lora, skip_special_tokens=skip_special_tokens
                 )
                 yield best, None
                 return
@@ -226,7 +235,7 @@ class VLLMEngine:
                 thinking_token_budget=sampling.thinking_token_budget if self._bounds_reasoning else None,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             )
-            outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id)
+            outputs = self._llm.generate(tokens_input(prompt_ids), params, request_id, lora_request=lora)
             async with aclosing(outputs):  # closed at once when cancelled: vLLM then aborts the request
                 async for output in outputs:
                     yield output.outputs[0], output.num_cached_tokens

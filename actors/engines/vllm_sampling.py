@@ -9,6 +9,7 @@ from llm_blender_ray.configs.sampling import BeamSampling, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -44,7 +45,13 @@ def sampling_params(sampling: Sampling, **more: Any) -> "SamplingParams":
 
 
 async def beam_search(
-    llm: "AsyncLLM", prompt_ids: list[int], sampling: Sampling, request_id: str, *, skip_special_tokens: bool
+    llm: "AsyncLLM",
+    prompt_ids: list[int],
+    sampling: Sampling,
+    request_id: str,
+    lora: "LoRARequest | None" = None,
+    *,
+    skip_special_tokens: bool,
 ) -> "CompletionOutput":
     """Answer by the beam search of vLLM's own server, a step of the engine for each token.
 
@@ -53,6 +60,7 @@ async def beam_search(
         prompt_ids: The prompt.
         sampling: With `num_beams`; a `BeamSampling` gets another beam than the best.
         request_id: Any that is not in use.
+        lora: Adapter that answers; None: the model alone.
         skip_special_tokens: Leave them out of the text.
 
     Returns:
@@ -66,7 +74,7 @@ async def beam_search(
     search.engine_client, search.renderer = llm, llm.renderer
     params = BeamSearchParams(beam_width=sampling.num_beams, max_tokens=sampling.max_tokens, temperature=0.0)
     params.skip_special_tokens = skip_special_tokens
-    (output,) = [found async for found in search.beam_search(tokens_input(prompt_ids), request_id, params)]
+    (output,) = [found async for found in search.beam_search(tokens_input(prompt_ids), request_id, params, lora)]
     answers = output.outputs
     answer: CompletionOutput = answers[
         min(sampling.beam if isinstance(sampling, BeamSampling) else 0, len(answers) - 1)

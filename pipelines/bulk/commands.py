@@ -55,13 +55,13 @@ def run_blend(config: BlendConfig, **existing: bool) -> Summary:
             *(COST_COLUMNS if config.row_costs else ()),
         ),
         identity={
-            "models": {model.name: deciding(model) for model in config.models},
-            "order": [model.name for model in config.models],
+            "models": {member.name: deciding(member) for member in config.members},
+            "order": [member.name for member in config.members],
             "ranker": deciding(config.placing_ranker),
             "fuser": deciding(config.fuser) if config.fuser else None,
             **_written(config),
         },
-        llms=tuple(model.name for model in config.models),
+        llms=tuple(member.name for member in config.members),
         preferences=config.preferences,
         finish=None if config.fuser else with_best,
     )

@@ -196,7 +196,7 @@ def _assumed(config: BlendConfig, part: PartSettings, whole: _Sizes, answer_toke
     llm = part.prompted_llm
     assert llm is not None  # it is billed by tokens
     system = len((llm.system_prompt or "").encode())
-    answers = [length(model) for model in config.models for _ in range(model.samples)]
+    answers = [length(model) for model in config.members for _ in range(model.samples)]
     mean_answer = sum(answers) / len(answers)
     match part:
         case Judge():

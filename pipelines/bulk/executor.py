@@ -24,7 +24,7 @@ from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, I
 from llm_blender_ray.pipelines.bulk.deduplication import copy_results, representatives
 from llm_blender_ray.pipelines.bulk.retry import Todo
 from llm_blender_ray.pipelines.bulk.spending import RunBudget
-from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec, pools
 from llm_blender_ray.pipelines.bulk.tracker import Count
 from llm_blender_ray.pipelines.bulk.worker import Worker
 
@@ -34,22 +34,29 @@ ELSEWHERE = 256  # most results of an earlier input to search; every actor reads
 _ROWS_PER_SLOT = 8
 
 
-def actor_count(step: StageSpec, blocks: int) -> int:
-    """Number of actors for so many blocks: none without a block, since a model takes long to load."""
-    return min(step.placement.replicas, max(blocks, 1))
-
-
-def calls_at_once(step: StageSpec, rows_per_block: float) -> int:
-    """Blocks that one actor of a step runs concurrently.
+def actor_count(steps: Sequence[StageSpec], todo: Todo) -> int:
+    """Number of actors of a pool: none without a block, since a model takes long to load.
 
     Args:
-        step: The step.
+        steps: The pool's.
+        todo: Blocks of each step.
+    """
+    blocks = set[str]().union(*(todo[step.name] for step in steps))
+    return min(steps[0].actors.replicas, max(len(blocks), 1))
+
+
+def calls_at_once(steps: Sequence[StageSpec], rows_per_block: float) -> int:
+    """Blocks that one actor of a pool runs concurrently.
+
+    Args:
+        steps: The pool's.
         rows_per_block: Mean over the blocks.
     """
-    llm = step.placement.settings
-    if not isinstance(llm, BaseLLM):
+    llms = [step.placement.settings for step in steps]
+    answers = sum(llm.samples for llm in llms if isinstance(llm, BaseLLM))
+    if not answers:
         return 2  # the next block already waits
-    return max(2, min(64, round(_ROWS_PER_SLOT * llm.width / llm.samples / rows_per_block)))
+    return max(2, min(64, round(_ROWS_PER_SLOT * steps[0].actors.model.width / answers / rows_per_block)))
 
 
 def run_wave(
@@ -127,25 +134,25 @@ def _stream(
     mean = index.rows / len(index.blocks)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     with placement_groups() as options_of:
-        for step in steps:
-            actors = actor_count(step, len(todo[step.name]))
+        for pool in pools(steps):
+            actors, placement = actor_count(pool, todo), pool[0].actors
             dataset = dataset.map_batches(
                 Worker,
                 fn_constructor_args=(
-                    step,
+                    pool,
                     work,
                     store,
                     index.fingerprint,
                     tracker,
-                    _elsewhere(store, index, step),
-                    budget.meter(step.price) if budget else None,
+                    {step.name: _elsewhere(store, index, step) for step in pool},
+                    budget.meter(pool[0].price) if budget else None,  # endpoints share none
                 ),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=calls_at_once(step, mean)),
+                compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=calls_at_once(pool, mean)),
                 udf_modifying_row_count=False,
-                ray_remote_args_fn=options_of(step.placement, actors),
-                **step.placement.ray_options(),
+                ray_remote_args_fn=options_of(placement, actors),
+                **placement.ray_options(),
             )  # Ray Data restarts dead actors and their tasks without limit; `isolation` limits the deaths
         for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass

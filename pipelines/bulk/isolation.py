@@ -99,7 +99,9 @@ class AsyncLedger(Protocol):
 class Isolation(Generic[RowT]):
     """Runs blocks of rows in this process, and isolates the rows on which an earlier process died."""
 
-    def __init__(self, stage: str, actor: str, ledger: AsyncLedger, fail: Callable[[RowT], RowT]) -> None:
+    def __init__(
+        self, stage: str, actor: str, ledger: AsyncLedger, fail: Callable[[RowT], RowT], gate: "Gate | None" = None
+    ) -> None:
         """Isolate the rows of one actor.
 
         Args:
@@ -107,9 +109,10 @@ class Isolation(Generic[RowT]):
             actor: Name of this process, another one after a restart.
             ledger: Shared by all actors of the stage.
             fail: Gives a row on which the process dies its error.
+            gate: That of all stages of this process; None: this is the only one.
         """
         self._stage, self._actor, self._ledger, self._fail = stage, actor, ledger, fail
-        self._gate = Gate()
+        self._gate = gate or Gate()
 
     async def run(
         self, block: str, rows: Sequence[RowT], work: Callable[[Sequence[RowT]], Awaitable[list[RowT]]]

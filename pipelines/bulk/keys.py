@@ -42,10 +42,13 @@ def _weights_digest(part: PartSettings) -> str | None:
     weights = part.model_settings.weights
     if weights is None:
         return None
-    try:
-        return model_digest(weights.model)
-    except OSError as error:
-        raise BlendError(f"{weights.model}: cannot be read: {one_line(error)}") from error
+    digests = []
+    for path in (weights.model, *(adapter.path for adapter in weights.adapters)):
+        try:
+            digests.append(model_digest(path))
+        except OSError as error:
+            raise BlendError(f"{path}: cannot be read: {one_line(error)}") from error
+    return digests[0] if len(digests) == 1 or not any(digests) else settings_digest(digests)
 
 
 def result_keys(

@@ -15,7 +15,7 @@ from llm_blender_ray.actors.usage import USAGE_FIELDS
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.costs import row_costs
 from llm_blender_ray.pipelines.bulk.manifest import StageRecord
-from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec, pools
 from llm_blender_ray.pipelines.bulk.tracker import reporting_failure
 from llm_blender_ray.pipelines.quality.error_kinds import kind_of
 from llm_blender_ray.pipelines.rows.schema import ROW_SCHEMA
@@ -85,6 +85,7 @@ class Account:
             work: All steps.
             waves: Wave of each stage, from 1.
         """
+        seconds = self._seconds(work)
         return tuple(
             StageRecord(
                 name=step.name,
@@ -92,7 +93,7 @@ class Account:
                 runs=step.placement.settings.label,
                 wave=waves[step.name],
                 replicas=step.placement.replicas,
-                seconds=round(sum(map(covered_seconds, self.spans.get(step.name, {}).values())), 3),
+                seconds=round(seconds[step.name], 3),
                 errors=dict(self.failures[step.name].most_common()),
                 max_error_rate=step.max_error_rate,
                 scorer=getattr(step.placement.settings, "kind", None) if step.kind == "rank" else None,
@@ -100,6 +101,18 @@ class Account:
             )
             for step in work.steps
         )
+
+    def _seconds(self, work: StageGraph) -> dict[str, float]:
+        """Busy time of each stage, summed over actors; stages with the same actors divide theirs by their own."""
+        seconds: dict[str, float] = {}
+        for pool in pools(work.steps):
+            spans = [self.spans.get(step.name, {}) for step in pool]
+            own = [sum(map(covered_seconds, one.values())) for one in spans]
+            actors = {actor for one in spans for actor in one}
+            busy = sum(covered_seconds([span for one in spans for span in one.get(actor, ())]) for actor in actors)
+            total = sum(own) or 1.0
+            seconds |= {step.name: busy * one / total for step, one in zip(pool, own, strict=True)}
+        return seconds
 
 
 def _not_uncounted(step: StageSpec) -> dict[str, int]:

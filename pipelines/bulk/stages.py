@@ -8,7 +8,7 @@ A result belongs to one place in the input: what is sampled for a block is no ot
 results are made once and copied (`pipelines.bulk.deduplication`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,13 @@ class StageSpec:
     """One stage of a run.
 
     Attributes:
+        placement: Of the part, by its name.
         key: Folder of its results.
         older: Folders of other rankings of the same rows.
         previous: Folder of its results before the config was changed (`--update`).
         scorer: Of a ranker, the key of its scores of two answers (`keys.scorer_key`).
         price: Price of its LLM's tokens; None for no or an unknown one.
+        shared: Placement of the actors that it shares with other base LLMs; None: they are its own.
     """
 
     placement: Placement
@@ -47,6 +49,12 @@ class StageSpec:
     previous: str | None = None
     scorer: str = ""
     price: TokenPrice | None = None
+    shared: Placement | None = None
+
+    @property
+    def actors(self) -> Placement:
+        """Placement of its actors."""
+        return self.shared or self.placement
 
     @property
     def name(self) -> str:
@@ -173,6 +181,14 @@ class StageGraph:
             for i, row in enumerate(given)
         ]
         return _with(table, "candidates", pa.array(rows, CANDIDATES_TYPE)).drop_columns(names)
+
+
+def pools(steps: Iterable[StageSpec]) -> list[list[StageSpec]]:
+    """Group steps by the actors that run them, in their order."""
+    found: dict[str, list[StageSpec]] = {}
+    for step in steps:
+        found.setdefault(step.actors.name, []).append(step)
+    return list(found.values())
 
 
 def is_independent(kind: Stage) -> bool:

@@ -35,7 +35,7 @@ from llm_blender_ray.pipelines.bulk.repair import repair_store
 from llm_blender_ray.pipelines.bulk.resume import EarlierState, attempt_record, kept_results, listed_changes
 from llm_blender_ray.pipelines.bulk.retry import to_do
 from llm_blender_ray.pipelines.bulk.spending import RunBudget, run_budget
-from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec, pools
 from llm_blender_ray.pipelines.bulk.summary import Summary
 from llm_blender_ray.pipelines.bulk.tracker import Snapshot, run_tracker
 from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
@@ -140,7 +140,7 @@ def _through(
     """Run all incomplete blocks through all waves."""
     for number, wave in enumerate(waves, 1):
         todo = to_do(store, index, work, wave)
-        stages = [PlannedStage(step.name, actor_count(step, len(todo[step.name]))) for step in wave]
+        stages = [PlannedStage(step.name, actor_count(steps, todo)) for steps in pools(wave) for step in steps]
         title = f"wave {number} of {len(waves)}" if len(waves) > 1 else run.command
         with display_progress(functools.partial(_look, tracker), stages, total=index.rows, title=title):
             run_wave(store, index, work, wave, todo, tracker, budget)
@@ -227,7 +227,7 @@ def _work(
     keys = result_keys(run.parts, weights, run.llms, getattr(run.prepare, "__name__", ""))
     there = store.stages()
 
-    def step(placement: Placement) -> StageSpec:
+    def step(placement: Placement, pool: Placement) -> StageSpec:
         kind = placement.settings.stage
         price = token_price(placement.name, placement.settings, run.prices)
         key = f"{kind}-{_slug(placement.name)}-{keys[placement.name]}"
@@ -237,9 +237,10 @@ def _work(
         previous = was if was != key else record.get("previous", {}).get(placement.name)
         if versions_before.get(kind) != run.identity["stage_versions"][kind]:
             previous = None  # its columns may have changed
-        return StageSpec(placement, key, tuple(others), previous, scorer, price)
+        shared = pool if len(pool.parts) > 1 else None
+        return StageSpec(placement, key, tuple(others), previous, scorer, price, shared)
 
-    waves = [[step(placement) for placement in wave] for wave in plan.waves]
+    waves = [[step(placement, pool) for pool in wave for placement in pool.parts] for wave in plan.waves]
     steps = tuple(one for wave in waves for one in wave)
     return StageGraph(steps, run.llms, run.prepare, run.finish, attempt), waves
 

@@ -1,5 +1,7 @@
 """One actor of a stage: Ray Data calls it with the name of a block, and it saves the stage's result of that block.
 
+Base LLMs that share an engine are the stages of one actor, which runs a block by all of them at the same time.
+
 The stage catches what a row does to its model; `isolation` handles what a row does to the process.
 """
 
@@ -10,7 +12,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.records import Blend
 from llm_blender_ray.cluster.placement_groups import own_gpus
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Result
-from llm_blender_ray.pipelines.bulk.isolation import Isolation
+from llm_blender_ray.pipelines.bulk.isolation import Gate, Isolation
 from llm_blender_ray.pipelines.bulk.reuse import Reuse
 from llm_blender_ray.pipelines.bulk.row_stages import ROW_STAGES
 from llm_blender_ray.pipelines.bulk.stages import STAGES, StageGraph, StageSpec
@@ -37,61 +39,89 @@ class StageError(BlendError):
 
 
 class Worker:
-    """One actor of one stage: loads the model, skips blocks that are done, runs and saves the others."""
+    """One actor of one pool: loads its model, skips blocks that are done, runs and saves the others."""
 
     def __init__(
         self,
-        step: StageSpec,
+        steps: Sequence[StageSpec],
         work: StageGraph,
         store: CheckpointStore,
         fingerprint: str,
         tracker: Any,
-        elsewhere: Sequence[str] = (),
+        elsewhere: Mapping[str, Sequence[str]] = {},
         meter: CallMeter | None = None,
     ) -> None:
         """Load the model.
 
         Args:
-            step: The stage.
+            steps: The stage, or those of the base LLMs that share an engine.
             work: All stages.
             store: Where rows and results are.
             fingerprint: Of the input.
             tracker: Handle of the run's `RunTracker`.
-            elsewhere: Names of results of blocks that an earlier input had and this one does not.
+            elsewhere: By stage, names of results of blocks that an earlier input had and this one does not.
             meter: Reserves the calls of its endpoint in the run's budget.
 
         Raises:
             BlendError: The model cannot be used. The tracker has the error, too.
         """
-        self._step, self._work, self._store, self._fingerprint = step, work, store, fingerprint
-        self._tracker = tracker
-        self._actor = uuid.uuid4().hex[:8]
-        self._reuse = Reuse(step, store, elsewhere, work.attempt)
-        self._isolation = Isolation(step.name, self._actor, RemoteLedger(tracker), self._fail)
+        self._pool, self._tracker, self._actor = steps[0].actors, tracker, uuid.uuid4().hex[:8]
         with reporting_failure(tracker), metering(meter), own_gpus():
-            self._stage = self._load()
-        tracker.loaded.remote(step.name)
+            stages = self._load(steps)
+        gate = Gate()
+        self._runners = [
+            _Runner(step, stage, work, store, fingerprint, tracker, elsewhere.get(step.name, ()), self._actor, gate)
+            for step, stage in zip(steps, stages, strict=True)
+        ]
+        for step in steps:
+            tracker.loaded.remote(step.name)
 
-    def _load(self) -> Any:
+    def _load(self, steps: Sequence[StageSpec]) -> list[Any]:
         loading = ("loading", ray.get_runtime_context().get_actor_id())  # the same after a restart
-        died = ray.get(self._tracker.begin.remote(self._step.name, loading, self._actor)).died
+        died = ray.get(self._tracker.begin.remote(self._pool.name, loading, self._actor)).died
         if died >= MAX_LOAD_DEATHS:  # Ray restarts it without limit
             raise BlendError(
-                f"{self._step.name}: its process died {died} times while it loaded the model; most often the "
+                f"{self._pool.name}: its process died {died} times while it loaded the model; most often the "
                 "machine has too little memory for it (num_cpus, num_gpus and replicas set how many share one)"
             )
-        stage = STAGES[self._step.kind](self._step.placement.settings)
-        self._tracker.end.remote(self._step.name, loading, survived=False)
-        return stage
+        engine = [self._pool.settings.load()] if steps[0].shared else []
+        stages = [STAGES[step.kind](step.placement.settings, *engine) for step in steps]
+        self._tracker.end.remote(self._pool.name, loading, survived=False)
+        return stages
 
     async def __call__(self, row: pa.Table) -> pa.Table:
-        """Run the stage on one block: its `file`, the `name` of its results, and the `steps` that must run."""
+        """Run the stages on one block: its `file`, the `name` of its results, and the `steps` that must run."""
         with reporting_failure(self._tracker):
             (block,) = row.to_pylist()
-            if self._step.name in block["steps"]:
-                count = await self._through(block["file"], block["name"])
-                self._tracker.add.remote(self._step.name, count)
+            await asyncio.gather(*(one.run(block) for one in self._runners if one.name in block["steps"]))
             return row
+
+
+class _Runner:
+    """One stage in its actor: runs blocks, and saves their results."""
+
+    def __init__(
+        self,
+        step: StageSpec,
+        stage: Any,
+        work: StageGraph,
+        store: CheckpointStore,
+        fingerprint: str,
+        tracker: Any,
+        elsewhere: Sequence[str],
+        actor: str,
+        gate: Gate,
+    ) -> None:
+        self.name = step.name
+        self._step, self._stage, self._work, self._store, self._fingerprint = step, stage, work, store, fingerprint
+        self._tracker, self._actor = tracker, actor
+        self._reuse = Reuse(step, store, elsewhere, work.attempt)
+        self._isolation = Isolation(step.name, actor, RemoteLedger(tracker), self._fail, gate)
+
+    async def run(self, block: Mapping[str, Any]) -> None:
+        """Run the stage on one block, and report what it did."""
+        count = await self._through(block["file"], block["name"])
+        self._tracker.add.remote(self.name, count)
 
     async def _through(self, file: str, block: str) -> Count:
         earlier = await asyncio.to_thread(self._store.result, self._step.key, block)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Self
 
 from llm_blender_ray.actors.fusers import Fuser, load_fuser
-from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.generator import load_generators
 from llm_blender_ray.actors.ranker import Ranker, blanks_last
 from llm_blender_ray.actors.records import Blend, Candidate, Prompt, Ranking
 from llm_blender_ray.configs.online import online
@@ -37,7 +37,7 @@ class Blender(Parts):
             ModelLoadError: A model can't be used.
         """
         config = online(config)
-        members = [Generator(model) for model in config.models]
+        members = [one for model in config.models for one in load_generators(model).values()]
         ranker = Ranker(config.placing_ranker)
         fuser: Fuser | None = load_fuser(config.fuser) if config.fuser else None
         return cls(members, ranker, fuser, top_k=config.fuser.top_k if config.fuser else 1)

@@ -68,7 +68,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
                 config = running.enter_context(_logged(config, stdout, stderr)) if local else config
                 running.enter_context(session(config.ray, log_to_driver=True))
                 running.enter_context(_deployed(config, host, port, local))
-            models = f"blend, blend-best and {len(config.models)} models"
+            models = f"blend, blend-best and {len(config.members)} models"
             who = "with API keys" if keys else "without API keys: this machine only"
             url = f"http://{bracketed(host)}:{port}"
             report_line(f"serving {models} at {url} ({who})")

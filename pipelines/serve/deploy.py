@@ -53,7 +53,7 @@ def deploy_service(config: BlendConfig, address: str, host: str, port: int, *, w
         if status == "DEPLOY_FAILED":
             raise BlendError(f"not deployed: {_reason(there)}")
         time.sleep(POLL_S)
-    report_line(f"serving blend, blend-best and {len(config.models)} models at port {port} of the cluster's nodes")
+    report_line(f"serving blend, blend-best and {len(config.members)} models at port {port} of the cluster's nodes")
 
 
 def _reason(application: dict[str, Any]) -> str:

@@ -74,13 +74,17 @@ class _Gateway:
         serving = config.serve
         self._serving, self._file = serving, file
         self._budgeted = config.budget.bounds_requests
-        self._models = {model.name: model for model in config.models}
+        self._models = {member.name: member for member in config.members}
         self._prices = PriceList.of(config.parts, config.prices)
         keys = Keys.load(serving.keys_file, os.environ)
         self._access = Access(keys, serving.requests_per_minute, origins=serving.allowed_origins)
         handles = {model.name: handle for model, handle in zip(config.models, members, strict=True)}
         self._blender = Blender(
-            [RemoteMember(model.name, model.samples, handles[model.name]) for model in config.models],
+            [
+                RemoteMember(one.name, one.samples, handles[model.name], shared=len(model.members) > 1)
+                for model in config.models
+                for one in model.members
+            ],
             RemoteRanker(config.placing_ranker, ranker),
             RemoteFuser(fuser) if fuser else None,
             top_k=config.fuser.top_k if config.fuser else 1,
@@ -254,7 +258,7 @@ def build(
     serving = config.serve
     bill = _bills(config, local=listen is not None)
     members = [
-        _part(MemberReplica, by_name[model.name], serving.scaling, rolling, bill=bill(model.name))
+        _part(MemberReplica, by_name[model.name], serving.scaling, rolling, bill=bill(model.members[0].name))
         for model in config.models
     ]
     # a gateway has one call at a time for each replica: the average number of calls is the share of time at work

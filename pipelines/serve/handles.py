@@ -38,20 +38,28 @@ class PartError(BlendError):
 class RemoteMember:
     """See `pipelines.online.protocols.Member`."""
 
-    def __init__(self, name: str, samples: int, handle: DeploymentHandle) -> None:
+    def __init__(self, name: str, samples: int, handle: DeploymentHandle, *, shared: bool = False) -> None:
+        """Call a base LLM.
+
+        Args:
+            name: Its name.
+            samples: Number of its answers to each prompt.
+            handle: Its deployment.
+            shared: Whether other members are in the same deployment, which is then told the name.
+        """
         self.name, self.samples = name, samples
-        self._handle = handle
+        self._handle, self._named = handle, (name,) if shared else ()
 
     async def answer(self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None) -> Candidate:
         """See `pipelines.online.protocols.Member`."""
-        candidate: Candidate = await call(self._handle.answer, prompt, sample, change)
+        candidate: Candidate = await call(self._handle.answer, prompt, sample, change, *self._named)
         return candidate
 
     def stream(
         self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None
     ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
         """See `pipelines.online.protocols.Member`."""
-        return _text_stream(self._handle, prompt, sample, change)
+        return _text_stream(self._handle, prompt, sample, change, *self._named)
 
 
 class RemoteFuser:

@@ -1,22 +1,24 @@
 """Replicas of the parts of a blend: the bulk path's plain classes as Ray Serve runs them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from llm_blender_ray.actors.engines import ReasoningDelta
 from llm_blender_ray.actors.engines.call_meter import CallMeter, metering
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.fusers import load_fuser
-from llm_blender_ray.actors.generator import Generator
+from llm_blender_ray.actors.generator import Generator, load_generators
 from llm_blender_ray.actors.prices import TokenPrice
-from llm_blender_ray.actors.records import Matchup
+from llm_blender_ray.actors.records import Candidate, Matchup, Prompt
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.placement_groups import own_gpus
 from llm_blender_ray.cluster.replicas import ScorerActor
 from llm_blender_ray.cluster.versions import version_of
 from llm_blender_ray.configs.parts import PartSettings
-from llm_blender_ray.configs.schema import RankerSettings
+from llm_blender_ray.configs.schema import ModelSettings, RankerSettings, SamplingOverrides
 from llm_blender_ray.pipelines.serve.budgets import RequestBudget
-from llm_blender_ray.pipelines.serve.handles import RemoteServiceLedger
+from llm_blender_ray.pipelines.serve.handles import REMOVED, RemoteServiceLedger
 
 
 def _meter(ledger: Any, price: TokenPrice | None) -> CallMeter | None:
@@ -51,10 +53,49 @@ class PartReplica:
         return getattr(self._part, name)
 
 
-class MemberReplica(PartReplica):
-    """One base LLM; see `pipelines.online.protocols.Member`."""
+class Generators:
+    """Base LLMs that share an engine, or one; see `pipelines.online.protocols.Member`."""
 
-    _load = Generator
+    def __init__(self, model: ModelSettings) -> None:
+        """Load the model: seconds to minutes.
+
+        Raises:
+            ModelLoadError: The model or one of its adapters can't be used.
+        """
+        self._by_name = load_generators(model)
+
+    async def answer(
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None, name: str | None = None
+    ) -> Candidate:
+        """Answer as one of the LLMs; it needs no name where there is one."""
+        return await self._named(name).answer(prompt, sample, change)
+
+    async def stream(
+        self, prompt: Prompt, sample: int = 0, change: SamplingOverrides | None = None, name: str | None = None
+    ) -> AsyncGenerator[str | ReasoningDelta | Candidate, None]:
+        """Stream the same answer."""
+        async with aclosing(self._named(name).stream(prompt, sample, change)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _named(self, name: str | None) -> Generator:
+        if name is None:
+            (found,) = self._by_name.values()
+            return found
+        if name not in self._by_name:  # asked by a gateway with another config, in an update
+            raise BlendError(REMOVED)
+        return self._by_name[name]
+
+    async def check_health(self) -> None:
+        """Raise BlendError when the engine can't answer any more."""
+        for generator in self._by_name.values():
+            await generator.check_health()
+
+
+class MemberReplica(PartReplica):
+    """The base LLMs of one engine."""
+
+    _load = Generators
 
 
 class FuserReplica(PartReplica):

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from endpoint_server import EndpointServer, hang
 from serving import event_loop
+from tiny_models import save_adapter
 
 from llm_blender_ray.actors.records import Message, Prompt
 from llm_blender_ray.cluster.processes import free_port
@@ -31,7 +32,7 @@ from llm_blender_ray.pipelines.online.blender import Blender
 from llm_blender_ray.pipelines.online.protocols import BlendRequest
 from llm_blender_ray.pipelines.rows.readers import read_rows
 
-LLMS = 3  # of the miniature: each is a process with torch
+LLMS = 3  # two of the miniature, each a process with torch, and an adapter of the second one
 LAST_IDS = [f"last-{at}" for at in range(20)]  # of requests right before the end
 SERVED = re.compile(r"blend: serving .* at (http://\S+) ")
 
@@ -114,9 +115,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(endpoint: EndpointServer, port: int, folder: Path) -> Iterator[Service]:
     config = yaml.safe_load((PRESETS / "demo.yaml").read_text())
-    config["models"] = config["models"][:LLMS]
+    config["models"] = config["models"][:2]
     for part in (*config["models"], config["ranker"], config["fuser"]):
         part["model"] = str(PRESETS / part["model"])
+    adapter = save_adapter(Path(config["models"][1]["model"]), folder / "adapter", 1, lora_alpha=8)
+    config["models"][1]["adapters"] = {"birch-law": str(adapter)}
     config["models"].append(
         {"name": "mute", "engine": "endpoint", "model": "m", "base_url": endpoint.url, "timeout_s": 600}
     )
@@ -168,9 +171,9 @@ def test_it_says_where_it_listens_and_to_whom(service: Service, port: int) -> No
     assert [httpx.get(url, timeout=60).status_code for url in (own, rays)] == [200, 200]
 
 
-def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
-    config = load(PRESETS / "demo.yaml", BlendConfig, ["fuser.num_beams=1"])
-    reference = Blender.local(config.model_copy(update={"models": config.models[:LLMS]}))
+def test_answers_are_those_of_the_reference(client: openai.OpenAI, folder: Path) -> None:
+    config = load(folder / "blend.yaml", BlendConfig)
+    reference = Blender.local(config.model_copy(update={"models": config.models[:-1]}))
 
     async def expected(text: str) -> Any:
         return await reference.outcome(BlendRequest(Prompt("p", messages=(Message(role="user", content=text),))))
@@ -189,7 +192,18 @@ def test_answers_are_those_of_the_reference(client: openai.OpenAI) -> None:
         assert answer.blend["degraded"] == [f"mute: not waited for: {LLMS} others had answered"]
 
 
-@pytest.mark.parametrize("model", ["blend", "blend-best", "alder"])
+def test_an_adapter_is_a_model_by_its_name(client: openai.OpenAI, service: Service) -> None:
+    text = prompts(1)[0]
+    names = ["alder", "birch", "birch-law"]
+    assert [one.id for one in client.models.list()] == ["blend", "blend-best", *names, "mute"]
+    own = [asked(client, text, model=name).choices[0].message.content for name in names]
+    whole = asked(client, text, extra_body={"blend": True})
+    assert own == [candidate["text"] for candidate in whole.blend["candidates"][:LLMS]]
+    assert own[1] != own[2]
+    assert service.replicas("birch") and not service.replicas("birch-law")  # one engine
+
+
+@pytest.mark.parametrize("model", ["blend", "blend-best", "birch-law"])
 def test_a_stream_is_the_same_answer(client: openai.OpenAI, model: str) -> None:
     text = prompts(1)[0]
     whole = asked(client, text, model=model).choices[0].message.content

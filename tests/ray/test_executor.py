@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_models import save_adapter
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.given_candidates import read_candidates
@@ -56,15 +57,36 @@ def mixed(prompts: list[dict], tmp_path: Path) -> Path:
     return file
 
 
+def with_adapters(config: BlendConfig, folder: Path) -> BlendConfig:
+    """The last model with an adapter that draws twice, and one that has another prompt."""
+    *others, last = config.models
+    adapters = {
+        "birch-code": {
+            "path": str(save_adapter(Path(last.model), folder / "code", lora_alpha=8)),
+            "sampling": {"temperature": 0.7, "seed": 3},
+            "samples": 2,
+        },
+        "birch-law": {
+            "path": str(save_adapter(Path(last.model), folder / "law", 1, lora_alpha=8)),
+            "system_prompt": "Be strict.",
+        },
+    }
+    models = [*(one.model_dump() for one in others), last.model_dump() | {"adapters": adapters}]
+    return BlendConfig.model_validate(config.model_dump() | {"models": models})
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(("with_fuser", "rows_per_block"), [(True, 4), (False, 64)])
 def test_bulk_gives_what_the_reference_gives(
     mixed: Path, tmp_path: Path, with_fuser: bool, rows_per_block: int
 ) -> None:
-    """In two blocks, and in one, for which there is one ranker only."""
+    """In two blocks, and in one, for which there is one ranker only; there with adapters of the second LLM."""
     output = tmp_path / "out.jsonl"
     settings = ["matrix=true", "ranker.replicas=2", f"rows_per_block={rows_per_block}"]
     config = demo(*settings, *([] if with_fuser else ["fuser="]))
+    names = ["alder", "birch"]
+    if not with_fuser:
+        config, names = with_adapters(config, tmp_path), [*names, "birch-code", "birch-code", "birch-law"]
     config = config.model_copy(update={"input": str(mixed), "output": str(output), "max_error_rate": 0.5})
     summary = run_blend(config)
     given = [json.loads(line) if line.startswith('{"') else {} for line in mixed.read_text().splitlines()]
@@ -72,6 +94,9 @@ def test_bulk_gives_what_the_reference_gives(
     written = summary.manifest.output
     assert (written.rows, written.errors) == (8, 3)
     assert [row["error"] is not None for row in rows] == [False, True, False, False, False, True, False, True]
+    stages = {stage.name: stage for stage in summary.manifest.stages}
+    assert stages.keys() == {*names, "ranker"} | ({"fuser"} if with_fuser else set())
+    assert all(stages[name].rows == 8 and stages[name].asked == (5 - (name == "alder") * 2) for name in names)
     reference = Blender.local(config)
     for row, source in zip(rows, given, strict=True):
         if row["error"] is not None:
@@ -92,10 +117,10 @@ def test_bulk_gives_what_the_reference_gives(
             assert ours == pytest.approx(theirs, abs=1e-4)
     by_id = {row["id"]: row for row in rows}
     assert rows[0]["tag"] == {"deep": [1, "x"]}
-    assert [c["model"] for c in by_id[given[2]["id"]]["candidates"]] == ["alder", "birch"]  # not generated again
+    assert [c["model"] for c in by_id[given[2]["id"]]["candidates"]] == names  # not generated again
     assert by_id[given[2]["id"]]["candidates"][0]["text"] == "1) given 2) answer"
     assert by_id[given[2]["id"]]["candidates"][0]["scores"] == {"s": 0.5}
-    assert len(by_id[given[6]["id"]]["candidates"]) == 3
+    assert len(by_id[given[6]["id"]]["candidates"]) == 1 + len(names)
     assert by_id["as-prompt"]["fused"] == by_id["as-chat"]["fused"]
 
 

@@ -40,7 +40,7 @@ def through(stage: type, store: CheckpointStore, tracker: Any) -> list[dict[str,
     store.save_rows("input", FILE, pa.Table.from_pylist(rows, schema=ROW_SCHEMA))
     dataset = ray.data.from_items([{"file": FILE, "name": NAME, "steps": ["stage"]}]).map_batches(
         Of,
-        fn_constructor_args=(step, work, store, "input", tracker),
+        fn_constructor_args=([step], work, store, "input", tracker),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=1),

@@ -14,6 +14,7 @@ import torch
 from paths import GOLDEN
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     DebertaV2Config,
@@ -144,6 +145,38 @@ def save_chat_model(
     torch.set_num_threads(threads)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, seed: int = 0, **settings: object) -> Path:
+    """A LoRA adapter of a causal LM, with random weights that change its answers.
+
+    Args:
+        base: Folder of the model.
+        folder: Where to write it.
+        seed: Of its weights.
+        **settings: Of peft's `LoraConfig`.
+
+    Returns:
+        The folder.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    given = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **given)
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def save_merged(base: Path, adapter: Path, folder: Path) -> Path:
+    """The model that peft makes of a causal LM and an adapter: what the adapter's answers have to equal."""
+    from peft import PeftModel
+
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)
     return folder
 
 

@@ -34,7 +34,7 @@ CHECKOUT_ONLY = ("pipelines.bench", "pipelines.miniature")  # not in the wheel
 # Function-level imports that close a circle between modules, each with its reason.
 LISTED_CIRCLES = {
     frozenset(
-        f"actors.engines{module}" for module in ("", ".fitting_engine", ".reasoning", ".wrapper")
+        f"actors.engines{module}" for module in ("", ".adapted_engine", ".fitting_engine", ".reasoning", ".wrapper")
     ): "`load_engine`, beside the protocol, wraps an engine in classes that implement the protocol",
 }
 

@@ -99,10 +99,10 @@ def batches(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     lengths: list[list[int]] = []
     generate = model.generate
 
-    def counting(ids_B_L: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+    def counting(*, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         if options.get("past_key_values") is None:
             lengths.append(attention_mask.sum(dim=1).tolist())
-        return generate(ids_B_L, attention_mask=attention_mask, **options)
+        return generate(attention_mask=attention_mask, **options)
 
     monkeypatch.setattr(model, "generate", counting)
     return lengths
@@ -248,9 +248,9 @@ def test_streams_of_a_batch_that_breaks_go_on_where_they_were(
     prompts = ids_of(causal, "a fox", "numbers", "past of go")
     generate, written = model.generate, []
 
-    def recording(ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        output = generate(ids, **options)
-        written.append(detokenizer(tokenizer).text(output[0, ids.shape[1] :].tolist()))
+    def recording(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = generate(input_ids, **options)
+        written.append(detokenizer(tokenizer).text(output[0, input_ids.shape[1] :].tolist()))
         return output
 
     monkeypatch.setattr(model, "generate", recording)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_blender_ray.cluster.job_paths import JobPaths, config_on_cluster
+from llm_blender_ray.cluster.job_paths import JobPaths, config_on_cluster, local_paths
 from llm_blender_ray.configs.loading import PRESETS, ConfigError, load, load_mapping
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.configs.training import RankerTraining
@@ -60,3 +60,10 @@ def test_a_config_s_rows_and_outputs_are_the_cluster_s(tmp_path: Path, monkeypat
         config_on_cluster(training, here=False)
     moved_training = config_on_cluster(training, here=True)
     assert moved_training == training.model_copy(update={"heldout": str(tmp_path / "heldout.jsonl")})
+
+
+def test_local_adapters_are_named_as_models_are() -> None:
+    adapters = {"legal": "/adapters/legal", "code": {"path": "org/code"}}
+    model = {"name": "m", "engine": "vllm", "model": "/models/m", "adapters": adapters}
+    config = BlendConfig.model_validate({"models": [model], "ranker": {"kind": "echo"}})
+    assert local_paths(config) == ["/models/m", "/adapters/legal"]

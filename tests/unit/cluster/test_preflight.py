@@ -25,7 +25,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             {"adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'},
-            r"a LORA adapter of org/base, not a model; merge it into that one \(peft's merge_and_unload\)",
+            "a LORA adapter of org/base, not a model; give that one as model, and this folder as its adapter, or",
         ),
         ({"adapter_config.json": "{}"}, "a PEFT adapter of another model"),
         ({"model_index.json": "{}", "unet/config.json": "{}"}, "a diffusion pipeline, not a language model$"),
@@ -81,3 +81,27 @@ def test_every_part_is_looked_at(settings: dict[str, Any]) -> None:
 def test_hub_ids_and_other_machines_disks_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     check_local_models(RayCluster(), config("org/model").parts.values())
     check_local_models(RayCluster(address="10.0.0.1:6379"), config("/nowhere/model").parts.values())
+
+
+def test_adapters_are_looked_at_and_another_base_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model on the hub, too, and of a judge."""
+    settings = '{"peft_type": "LORA", "r": 8, "base_model_name_or_path": "org/%s"}'
+    for name, base in (("legal", "model"), ("code", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(settings % base)
+        (tmp_path / name / "adapter_model.bin").write_text("weights")
+    models = [{"name": "a", "engine": "vllm", "model": "org/model", "adapters": {"x": str(tmp_path / "legal")}}]
+    models[0]["adapters"]["y"] = str(tmp_path / "code")  # type: ignore[index]
+    given = config("org/model", models=models)
+    check_local_models(RayCluster(), given.parts.values())
+    assert capsys.readouterr().err == f"blend: {tmp_path}/code: an adapter of org/other, applied to org/model\n"
+    (tmp_path / "code" / "adapter_model.bin").unlink()
+    judge = {"kind": "judge", "llm": models[0] | {"adapters": {}, "adapter": str(tmp_path / "code")}}
+    for bad in (given, config("org/model", ranker=judge)):
+        with pytest.raises(ModelLoadError, match=f"^{tmp_path}/code: no weights in it"):
+            check_local_models(RayCluster(), bad.parts.values())
+    missing = config("org/model", models=[models[0] | {"adapters": {"x": "/nowhere/x"}}])
+    with pytest.raises(ModelLoadError, match=r"^/nowhere/x: no such folder$"):
+        check_local_models(RayCluster(), missing.parts.values())

@@ -18,13 +18,15 @@ import torch
 from endings import followed
 from paths import ROOT
 from safetensors.torch import load_file
-from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_chat_model
+from tiny_models import CHAT_TEMPLATE, FACTS, make_tokenizer, save_adapter, save_chat_model, save_merged
 
 from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.engines.adapted_engine import AdaptedEngine
 from llm_blender_ray.actors.engines.transformers_engine import TransformersEngine
 from llm_blender_ray.actors.engines.vllm_executor import placement_group_gpus
 from llm_blender_ray.actors.errors import BlendError, GenerationError, ModelLoadError, PromptError
 from llm_blender_ray.actors.records import Message
+from llm_blender_ray.configs.adapters import Adapter, AdapterMember
 from llm_blender_ray.configs.schema import Sampling, TransformersModel, VLLMModel
 
 pytestmark = [
@@ -72,10 +74,34 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def vllm(folder: Path, runner: asyncio.Runner) -> Iterator[Engine]:
+def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two of the model, of other ranks and for other layers; the second one's weights are a pickle."""
+    into = tmp_path_factory.mktemp("adapters")
+    made = {
+        "legal": save_adapter(folder, into / "legal"),
+        "code": save_adapter(folder, into / "code", 1, r=9, target_modules="all-linear", use_rslora=True),
+    }
+    weights = made["code"] / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    return made
+
+
+@pytest.fixture(scope="module")
+def vllm(folder: Path, adapters: dict[str, Path], runner: asyncio.Runner) -> Iterator[Engine]:
+    """An engine with adapters: most tests ask the model alone."""
     from llm_blender_ray.actors.engines.vllm_engine import VLLMEngine
 
-    engine = VLLMEngine(VLLMModel(name="v", engine="vllm", model=str(folder), sampling=GREEDY, engine_args=OPTIONS))
+    engine = VLLMEngine(
+        VLLMModel(
+            name="v",
+            engine="vllm",
+            model=str(folder),
+            sampling=GREEDY,
+            engine_args=OPTIONS,
+            adapters={name: AdapterMember(path=str(path)) for name, path in adapters.items()},
+        )
+    )
     yield engine
     runner.run(engine.close())
 
@@ -107,6 +133,34 @@ async def answers(engine: Engine, questions: list[list[Message]], sampling: Samp
 def test_greedy_answers_equal_transformers(vllm: Engine, local: Engine, runner: asyncio.Runner) -> None:
     """Text, finish reason and token counts, in float32; also of prompts that spell special tokens."""
     assert runner.run(answers(vllm, chats(), GREEDY)) == runner.run(answers(local, chats(), GREEDY))
+
+
+def test_adapters_in_one_batch_answer_as_each_merged_into_the_model(
+    vllm: Engine,
+    local: Engine,
+    folder: Path,
+    adapters: dict[str, Path],
+    runner: asyncio.Runner,
+    tmp_path: Path,
+) -> None:
+    """The model itself among them, and the answers alone."""
+    questions, expected = chats()[::8], {}
+    for name, path in adapters.items():
+        merged = str(save_merged(folder, path, tmp_path / name))
+        engine = TransformersEngine(TransformersModel(name=name, engine="transformers", model=merged, device="cpu"))
+        expected[name] = runner.run(answers(engine, questions, GREEDY))
+        runner.run(engine.close())
+    expected["v"] = runner.run(answers(local, questions, GREEDY))
+    members = {name: AdaptedEngine(vllm, Adapter(path=str(path))) for name, path in adapters.items()} | {"v": vllm}
+
+    async def mixed() -> list[list[Completion]]:
+        return await asyncio.gather(*(answers(members[name], questions, GREEDY) for name in expected))
+
+    assert dict(zip(expected, runner.run(mixed()), strict=True)) == expected
+    assert len({tuple(one.text for one in given) for given in expected.values()}) == 3
+    for name, engine in members.items():
+        assert runner.run(engine.generate(questions[0], GREEDY)) == expected[name][0]
+        assert runner.run(followed(engine.stream(questions[1], GREEDY)))[-1] == expected[name][1]
 
 
 def test_drafts_and_shared_prefixes_change_no_answer(

@@ -13,7 +13,7 @@ from llm_blender_ray.cluster.placement import Capacity, place
 from llm_blender_ray.configs.schema import EchoModel, PairRanker, TransformersModel
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index, Result
 from llm_blender_ray.pipelines.bulk.executor import actor_count, calls_at_once, reason, run_wave
-from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
+from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec, pools
 from llm_blender_ray.pipelines.bulk.tracker import Count
 
 RANKER = StageSpec(place("ranker", PairRanker(model="r"), Capacity.machine(8)), "rank-ranker")
@@ -27,7 +27,8 @@ def llm(**more: Any) -> StageSpec:
 @pytest.mark.parametrize(("blocks", "expected"), [(0, 1), (1, 1), (3, 3), (9, 4)])
 def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int) -> None:
     settings = EchoModel.model_validate({"engine": "echo", "name": "m", "model": "m", "num_cpus": 1, "replicas": 4})
-    assert actor_count(StageSpec(place("m", settings, Capacity.machine(8)), "generate-m"), blocks) == expected
+    step = StageSpec(place("m", settings, Capacity.machine(8)), "generate-m")
+    assert actor_count([step], {"m": {str(i) for i in range(blocks)}}) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,23 @@ def test_no_actor_is_started_that_would_find_no_block(blocks: int, expected: int
 def test_an_llm_has_blocks_enough_to_fill_its_batches(
     step: StageSpec, rows_per_block: float, expected: int
 ) -> None:
-    assert calls_at_once(step, rows_per_block) == expected
+    assert calls_at_once([step], rows_per_block) == expected
+
+
+def test_llms_of_one_engine_have_one_pool() -> None:
+    settings = {
+        "engine": "transformers",
+        "name": "m",
+        "model": "m",
+        "adapters": {"a": "p", "b": "q"},
+        "replicas": 3,
+    }
+    placement = place("m", TransformersModel.model_validate(settings), Capacity.machine(8))
+    steps = [StageSpec(part, part.name, shared=placement) for part in placement.parts]
+    assert [step.name for step in steps] == ["m", "a", "b"]
+    assert pools([*steps, RANKER]) == [steps, [RANKER]]
+    assert actor_count(steps, {"m": set(), "a": {"1"}, "b": {"1", "2"}}) == 2  # by all their blocks
+    assert calls_at_once(steps, 8) == 11  # a third of what one LLM has
 
 
 @dataclass

@@ -126,6 +126,37 @@ def test_a_process_that_dies_whatever_it_does_ends_the_run(size: int) -> None:
     assert machine.deaths == MAX_DEATHS + 1
 
 
+def test_stages_of_one_process_are_alone_together() -> None:
+    """A block on which a process died runs while no other stage does, which could be to blame as well."""
+
+    async def scene() -> list[str]:
+        ledger, gate, events, leave = LocalLedger(), Gate(), [], asyncio.Event()
+        await ledger.begin("one", "0", "dead")
+
+        async def first(rows: Sequence[int]) -> list[int]:
+            events.append("one")
+            return list(rows)
+
+        async def second(rows: Sequence[int]) -> list[int]:
+            events.append("two begins")
+            await leave.wait()
+            events.append("two ends")
+            return list(rows)
+
+        one, two = (Isolation[int](name, "alive", ledger, lambda row: -row, gate) for name in ("one", "two"))
+        running = asyncio.create_task(two.run("0", [1], second))
+        while not events:
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(one.run("0", [1], first))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        leave.set()
+        await asyncio.gather(running, waiting)
+        return events
+
+    assert asyncio.run(scene()) == ["two begins", "two ends", "one"]
+
+
 class TestLedger:
     def test_an_actor_dies_once_whatever_it_had_begun(self) -> None:
         ledger = Ledger()

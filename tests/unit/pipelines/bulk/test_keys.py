@@ -10,7 +10,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.actors.stages import Generate, Rank
 from llm_blender_ray.configs.changes import describe_changes
 from llm_blender_ray.configs.parts import PartSettings
-from llm_blender_ray.configs.schema import EchoModel, GenFuser, Judge, PairRanker, TransformersModel
+from llm_blender_ray.configs.schema import BlendConfig, EchoModel, GenFuser, Judge, PairRanker, TransformersModel
 from llm_blender_ray.pipelines.bulk import keys
 from llm_blender_ray.pipelines.bulk.keys import result_keys, run_identity, scorer_key
 
@@ -134,3 +134,28 @@ def test_a_folder_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(keys, "model_digest", refused)
     with pytest.raises(BlendError, match=r"^org/fuser: cannot be read: .*Permission denied"):
         run_identity({}, {"fuser": GenFuser(model="org/fuser")})
+
+
+def test_an_adapter_has_keys_of_its_own_weights(tmp_path: Path) -> None:
+    """Weights that were replaced in place change its answers and what is made of them, and nothing of the base."""
+    for folder, config in (
+        ("base", "config.json"),
+        ("legal", "adapter_config.json"),
+        ("code", "adapter_config.json"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / config).write_text("{}")
+    adapters = {name: str(tmp_path / name) for name in ("legal", "code")}
+
+    def keys_with(**more: Any) -> dict[str, str]:
+        model = {"name": "base", "engine": "transformers", "model": str(tmp_path / "base"), **more}
+        config = BlendConfig.model_validate({"models": [model], "ranker": {"kind": "echo"}})
+        return keys_of(dict(config.parts), tuple(member.name for member in config.members))
+
+    alone, before = keys_with(), keys_with(adapters=adapters)
+    assert before["base"] == alone["base"] and len({*before.values()}) == 4
+    assert keys_with(adapters={"legal": adapters["legal"]})["legal"] == before["legal"]
+    (tmp_path / "legal" / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert changed(before, keys_with(adapters=adapters)) == {"legal", "ranker"}
+    drawn = adapters | {"code": {"path": adapters["code"], "sampling": {"temperature": 1}}}
+    assert changed(keys_with(adapters=adapters), keys_with(adapters=drawn)) == {"code", "ranker"}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_blender_ray.cluster.placement import Capacity, place
-from llm_blender_ray.configs.schema import EchoModel, PairRanker
+from llm_blender_ray.configs.schema import EchoModel, PairRanker, VLLMModel
 from llm_blender_ray.pipelines.bulk.checkpoints import Block
 from llm_blender_ray.pipelines.bulk.output import ROWS_PER_PIECE, Account, covered_seconds, grouped
 from llm_blender_ray.pipelines.bulk.stages import StageGraph, StageSpec
@@ -60,3 +60,17 @@ def test_pieces_add_up_to_the_records_of_stages() -> None:
     assert one.seconds == 3 + 1 + 2  # actor x from 0 to 3 and from 10 to 11, actor y from 0 to 2
     assert (one.wave, one.scorer, ranker.wave, ranker.scorer) == (1, None, 2, "pairranker")
     assert (ranker.rows, ranker.failed, ranker.seconds) == (0, 0, 0)
+
+
+def test_llms_with_the_same_actors_divide_their_time() -> None:
+    """An actor runs a block by all of them at once: together they took the time that it was at work."""
+    settings = {"name": "base", "engine": "vllm", "model": "m", "adapters": {"legal": "p"}, "num_gpus": 1}
+    pool = place("base", VLLMModel.model_validate(settings), Capacity.machine(4, 1))
+    steps = tuple(StageSpec(part, part.name, shared=pool) for part in pool.parts)
+    account = Account()
+    for name, ended in (("base", 9.0), ("legal", 3.0)):
+        one = {"rows": 4, "actor": "x", "started": 0.0, "ended": ended}
+        account.add({"rows": 4, "errors": 0, "kinds": {}, "bad": {}, "stages": [[name, one]]})
+    base, legal = account.stages(StageGraph(steps), {"base": 1, "legal": 1})
+    assert (base.seconds, legal.seconds) == (9 * 9 / 12, 9 * 3 / 12)
+    assert (base.runs, legal.runs) == ("vllm m", "vllm m with p")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_blender_ray.cluster.placement import Capacity, Node, place
-from llm_blender_ray.configs.schema import EchoModel, TransformersModel, VLLMModel
-from llm_blender_ray.pipelines.bulk.planning import bare_prompts, node_lines
+from llm_blender_ray.configs.schema import BlendConfig, EchoModel, TransformersModel, VLLMModel
+from llm_blender_ray.pipelines.bulk.planning import bare_prompts, node_lines, show_plan
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_what_replicas_expect_of_several_nodes_is_told(tmp_path: Path) -> None:
         f"m: one replica takes 3 nodes, 2 + 2 + 1 GPU; {tmp_path} must be at"
     )
     assert line("/mnt/m", 1, 3).startswith("m: one replica takes 2 nodes, 2 + 1 GPU; /mnt/m must be at this path")
+
+
+def test_a_model_and_its_adapters_are_one_line_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """One set of weights on one GPU, and the names of all that it answers as."""
+    model = {"name": "base", "engine": "vllm", "model": "org/m", "adapters": {"legal": "org/l", "code": "org/c"}}
+    config = BlendConfig.model_validate({"models": [model], "ranker": {"kind": "echo"}, "ray": {"num_cpus": 2}})
+    show_plan(config, 1)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "org/m" in line]
+    assert " ".join(line.split()) == "base vllm org/m as base, legal, code 1 0 1"
+    assert "Everything fits at once." in lines
