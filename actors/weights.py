@@ -27,7 +27,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
 from llm_blender_ray.actors.model_files import (
@@ -186,6 +192,7 @@ def load_model(
     dtype: torch.dtype | Literal["auto"],
     trust_remote_code: bool = False,
     unused: Sequence[str] = (),
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode, from safetensors or else from pickled weights, whose code never runs.
 
@@ -196,6 +203,7 @@ def load_model(
         dtype: Of its weights; "auto" for the checkpoint's own.
         trust_remote_code: Whether Python code of the folder may run.
         unused: Prefixes of tensors that are not used, which a checkpoint may lack.
+        quantization: How linear layers are quantized while they are loaded; `dtype` is that of the rest.
 
     Returns:
         The model.
@@ -214,11 +222,13 @@ def load_model(
         source, options = folder, {"use_safetensors": weight_files(folder).safetensors, "weights_only": True}
         if trust_remote_code:  # model classes don't take it
             options["trust_remote_code"] = True
+    if quantization is not None:
+        options["quantization_config"] = quantization
     with _as_load_error(folder, "model"), silent:
         model, info = auto_class.from_pretrained(
             source,
             dtype=dtype,
-            device_map={"": device} if device.type != "cpu" else None,
+            device_map={"": device} if device.type != "cpu" or quantization else None,
             ignore_mismatched_sizes=True,  # reported below, with the missing ones
             output_loading_info=True,
             **options,

@@ -5,9 +5,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from llm_blender_ray.configs.llms import LLMPart
+from llm_blender_ray.configs.lora import Quantization
 from llm_blender_ray.configs.parts import PartSettings, Stage, TorchPart
 from llm_blender_ray.configs.registry import OneOf, Registry
-from llm_blender_ray.configs.settings import RUNTIME_ONLY
+from llm_blender_ray.configs.settings import OMIT_DEFAULT, RUNTIME_ONLY
 
 _FUSERS = "llm_blender_ray.actors.fusers"
 
@@ -32,6 +33,9 @@ class GenFuser(TorchPart, BaseFuser):
     max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
     candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
     max_batch_size: Annotated[int, Field(ge=1), RUNTIME_ONLY] = 16  # inputs decoded together
+    quantization: Annotated[Quantization | None, OMIT_DEFAULT] = (
+        None  # of the weights, while loading (bitsandbytes)
+    )
 
     @property
     def label(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llm_blender_ray.configs.lora import LoraTraining
 from llm_blender_ray.configs.losses import PairwiseLoss
 from llm_blender_ray.configs.settings import Settings
 
@@ -61,6 +62,13 @@ class TrainingRun(Settings):
     output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
     optimization: Optimization
+    lora: LoraTraining | None = None  # train an adapter; None: all weights
+
+    @model_validator(mode="after")
+    def _quantized_is_whole(self) -> Self:
+        if self.lora and self.lora.quantization and self.optimization.sharding:
+            raise ValueError("lora.quantization and optimization.sharding exclude each other; set one of them")
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:

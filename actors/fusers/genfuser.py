@@ -20,10 +20,12 @@ from llm_blender_ray.actors.dtypes import resolve_dtype
 from llm_blender_ray.actors.engines import Completion, Piece
 from llm_blender_ray.actors.errors import ModelLoadError, PromptError
 from llm_blender_ray.actors.fusers import require_text, skip_leading_blanks
+from llm_blender_ray.actors.merged_adapters import load_merged
+from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.truncation import keep_ends, keep_last_turn
-from llm_blender_ray.actors.weights import load_config, load_model, load_tokenizer, locate, resolve_device
+from llm_blender_ray.actors.weights import load_config, load_tokenizer, locate, resolve_device
 from llm_blender_ray.configs.schema import GenFuser, Sampling, SamplingOverrides
 
 END_OF_SEQUENCE = "</s>"
@@ -152,7 +154,10 @@ class GenFuserModel:
         device = resolve_device(settings.device)
         own = load_config(folder).dtype
         dtype = resolve_dtype(settings.dtype, device, own, without_bfloat16=torch.float32)  # T5 overflows float16
-        self._model = load_model(AutoModelForSeq2SeqLM, folder, device=device, dtype=dtype)
+        quantization = bitsandbytes_config(settings.quantization, dtype)
+        self._model = load_merged(
+            AutoModelForSeq2SeqLM, folder, device=device, dtype=dtype, quantization=quantization
+        )
         self._tokenizer = LiteralTokenizer(load_tokenizer_backend(folder))
         for token in (END_OF_SEQUENCE, candidate_marker(settings.top_k - 1)):
             if token not in self._tokenizer:

@@ -16,15 +16,19 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
-from transformers import AutoModel, PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerFast
 
-from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.merged_adapters import is_adapter, locate_adapted, merge_adapter
 from llm_blender_ray.actors.model_files import read_json
 from llm_blender_ray.actors.pairrm.backbones import Backbone, EncoderBackbone, registered_backbones
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
-from llm_blender_ray.actors.weights import load_config, load_model, load_tensors, locate
+from llm_blender_ray.actors.weights import load_config, load_model, load_tensors, locate, resolve_device
+
+_HEAD = "head.safetensors"  # of a ranker whose backbone's changes are kept as an adapter
 
 
 class _Config(BaseModel):
@@ -74,6 +78,8 @@ def load_pairrm(
         raise ModelLoadError(f"{folder}: no config.json in it; give a folder or hub id of a PairRanker checkpoint")
     settings = read_json(folder / "config.json")
     kind = _backbone_of_ranker(settings)
+    if is_adapter(folder):
+        return _load_adapted(folder, settings, source_max_length, candidate_max_length)
     if "ranker_type" in settings:
         original = _read(_OriginalConfig, settings, folder)
         inside = folder / original.model_name
@@ -103,8 +109,35 @@ def load_pairrm(
     return network.eval(), tokenizer
 
 
+def _load_adapted(
+    folder: Path, settings: dict[str, Any], source_max_length: int | None, candidate_max_length: int | None
+) -> tuple[PairRMNetwork, PairTokenization]:
+    """`load_pairrm` of an adapter that `save_adapted_pairrm` has written."""
+    checkpoint = _read(_HFConfig, settings, folder)
+    network, tokenizer = create_pairrm(
+        str(locate_adapted(folder)),
+        PairBudget(
+            source_max_length or checkpoint.source_maxlength,
+            candidate_max_length or checkpoint.candidate_maxlength,
+        ),
+        n_tasks=checkpoint.n_tasks,
+        dropout=checkpoint.drop_out,
+    )
+    network.pretrained_model = merge_adapter(network.pretrained_model, folder)
+    try:
+        network.head_layer.load_state_dict(load_file(folder / _HEAD))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelLoadError(f"{folder / _HEAD}: can't load the head: {one_line(error)}") from error
+    return network.eval(), tokenizer
+
+
 def create_pairrm(
-    backbone: str, budget: PairBudget, *, n_tasks: int = 1, dropout: float = 0.05
+    backbone: str,
+    budget: PairBudget,
+    *,
+    n_tasks: int = 1,
+    dropout: float = 0.05,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> tuple[PairRMNetwork, PairTokenization]:
     """A ranker to train.
 
@@ -114,6 +147,7 @@ def create_pairrm(
         budget: Token budgets of the ranker.
         n_tasks: Outputs of the head, one for each metric.
         dropout: Of the head.
+        quantization: Of the weights of an encoder or a causal LM, while they are loaded.
 
     Raises:
         ModelLoadError: The backbone can't be used, or its head has another number of outputs.
@@ -121,6 +155,8 @@ def create_pairrm(
     folder = locate(backbone)
     settings = _settings(folder)
     if _is_ranker(settings):
+        if quantization is not None:
+            raise ModelLoadError(f"{backbone}: a PairRanker is not quantized; start from an encoder or a causal LM")
         network, tokenizer = load_pairrm(
             str(folder),
             source_max_length=budget.source_max_length,
@@ -133,7 +169,8 @@ def create_pairrm(
             )
         network.set_dropout(dropout)
         return network, tokenizer
-    model = load_model(AutoModel, folder, device=torch.device("cpu"), dtype=torch.float32)
+    device = resolve_device("auto") if quantization else torch.device("cpu")
+    model = load_model(AutoModel, folder, device=device, dtype=torch.float32, quantization=quantization)
     architectures = settings.get("architectures") or ()
     kind = next(kind for kind in registered_backbones() if kind.fits(architectures))
     return kind.assemble(model, folder, budget, n_tasks=n_tasks, dropout=dropout)
@@ -193,6 +230,20 @@ def save_pairrm(
     """Write the Hugging Face layout (as `llm-blender/PairRM-hf`, with the token budgets added)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _save_config(network, tokenizer, folder, dtype)
+    save_weights(network, folder, dtype)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_adapted_pairrm(network: PairRMNetwork, tokenizer: PairTokenization, folder: Path) -> None:
+    """Write all of a ranker but its backbone's weights, into a folder that holds an adapter of the backbone."""
+    _save_config(network, tokenizer, folder, torch.float32)
+    head = {name: tensor.detach().float().contiguous() for name, tensor in network.head_layer.state_dict().items()}
+    save_file(head, folder / _HEAD, metadata={"format": "pt"})
+    save_tokenizer(tokenizer, folder)
+
+
+def _save_config(network: PairRMNetwork, tokenizer: PairTokenization, folder: Path, dtype: torch.dtype) -> None:
     config = network.pretrained_model.config.to_dict() | {
         "dtype": str(dtype).removeprefix("torch."),
         "n_tasks": network.n_tasks,
@@ -202,9 +253,8 @@ def save_pairrm(
         **tokenizer.config_fields,
     }
     config.pop("_name_or_path", None)  # where it was trained from is a path of that machine
+    config.pop("quantization_config", None)  # of a training
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_weights(network, folder, dtype)
-    save_tokenizer(tokenizer, folder)
 
 
 def save_weights(network: PairRMNetwork, folder: Path, dtype: torch.dtype) -> None:

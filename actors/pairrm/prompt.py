@@ -54,6 +54,11 @@ class PromptPairTokenizer:
         """See `tokenization.PairTokenization`."""
         return {"architectures": [CAUSAL_ARCHITECTURE]}
 
+    @property
+    def marker_ids(self) -> Sequence[int]:
+        """See `tokenization.PairTokenization`."""
+        return ()
+
     def encode_source(self, *turns: str) -> list[int]:
         """See `tokenization.PairTokenization`."""
         room = max(0, self.budget.source_max_length - len(self._source) - 1)

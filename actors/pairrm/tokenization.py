@@ -7,6 +7,7 @@ half of what the source leaves free. The original takes the longest source of a 
 score depends on its neighbours; here the row alone decides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -48,6 +49,11 @@ class PairTokenization(Protocol):
     @property
     def config_fields(self) -> dict[str, Any]:
         """Fields of a ranker's config.json that the tokenization decides, its architecture among them."""
+        ...
+
+    @property
+    def marker_ids(self) -> Sequence[int]:
+        """Token ids that a pair has and no backbone was trained on."""
         ...
 
     def encode_source(self, *turns: str) -> list[int]:
@@ -101,6 +107,11 @@ class PairTokenizer:
             "cand2_prefix_id": self.right_id,
             "cand_prefix_id": self.candidate_id,
         }
+
+    @property
+    def marker_ids(self) -> Sequence[int]:
+        """See PairTokenization."""
+        return (self.source_id, self.left_id, self.right_id)
 
     def _encode(self, marker: str, text: str) -> list[int]:
         return self._literal.encode(self._literal.mark(marker) + text.replace(self.sep, " "))

@@ -39,7 +39,7 @@ def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool)
         warmup_steps=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=_bf16(settings),
+        bf16=uses_bf16(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=settings.seed,
         logging_steps=settings.log_every,
@@ -61,7 +61,8 @@ def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool)
     )
 
 
-def _bf16(settings: Optimization) -> bool:
+def uses_bf16(settings: Optimization) -> bool:
+    """Whether a training multiplies in bfloat16."""
     if settings.bf16 == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return settings.bf16

@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
+from llm_blender_ray.actors.merged_adapters import load_merged, merge_adapter
+from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
-from llm_blender_ray.actors.weights import load_model, load_tokenizer, locate, quiet
+from llm_blender_ray.actors.weights import load_tokenizer, locate, quiet, resolve_device
 from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.pipelines.train.arguments import uses_bf16
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
+from llm_blender_ray.pipelines.train.lora import add_lora, merge_trained, save_adapter
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
 from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
@@ -144,7 +148,7 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
     with process.started():
         torch.manual_seed(config.optimization.seed)
         folder = locate(config.model)
-        model = load_model(AutoModelForSeq2SeqLM, folder, device=torch.device("cpu"), dtype=torch.float32)
+        model = _load(config, folder)
         names = load_tokenizer(folder)
         if names.eos_token_id is None or names.pad_token_id is None:
             raise ModelLoadError(f"{folder}: its tokenizer lacks an end or a padding token")
@@ -152,6 +156,8 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
         dataset = FusionDataset(data.train.rows(), tokenizer, names.eos_token_id, config)
         heldout_rows = data.heldout.rows() if data.heldout else None
         heldout = FusionDataset(heldout_rows, tokenizer, names.eos_token_id, config) if heldout_rows else None
+        if config.lora:
+            model = add_lora(model, config.model, config.lora)
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -174,12 +180,43 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
     )
     if is_main_process():
         with process.result() as output:
-            trained.to(getattr(torch, config.dtype)).save_pretrained(output)
+            _save(config, trained, output)
             _copy_tokenizer(folder, output)
             examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
             write_model_card(config, output, examples=examples, measured=measured)
         print_results("fuser", config.output, measured)
     return measured
+
+
+def _load(config: FuserTraining, folder: Path) -> Any:
+    """The model to train."""
+    quantized = config.lora.quantization if config.lora else None
+    return load_merged(
+        AutoModelForSeq2SeqLM,
+        folder,
+        device=resolve_device("auto") if quantized else torch.device("cpu"),
+        dtype=torch.float32,
+        quantization=bitsandbytes_config(
+            quantized, torch.bfloat16 if uses_bf16(config.optimization) else torch.float32
+        ),
+    )
+
+
+def _save(config: FuserTraining, model: Any, folder: Path) -> None:
+    """Write the result: a whole model, or an adapter."""
+    if config.lora and not config.lora.merge:
+        save_adapter(model, folder)
+        return
+    if config.lora:
+
+        def merge_saved(adapter: Path) -> PreTrainedModel:
+            whole = load_merged(
+                AutoModelForSeq2SeqLM, locate(config.model), device=torch.device("cpu"), dtype=torch.float32
+            )
+            return merge_adapter(whole, adapter)
+
+        model = merge_trained(model, config.lora, merge_saved)
+    model.to(getattr(torch, config.dtype)).save_pretrained(folder)
 
 
 def _copy_tokenizer(source: Path, output: Path) -> None:

@@ -6,21 +6,32 @@ Pairs of a row's candidates, each on a random side; `losses` has what is minimiz
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from llm_blender_ray.actors.errors import BlendError
-from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, is_pairranker, save_pairrm
+from llm_blender_ray.actors.merged_adapters import merge_adapter
+from llm_blender_ray.actors.pairrm.checkpoints import (
+    create_pairrm,
+    is_pairranker,
+    save_adapted_pairrm,
+    save_pairrm,
+)
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization, PairTokenizer
+from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import PairSampling, RankerTraining
 from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
+from llm_blender_ray.pipelines.train.arguments import uses_bf16
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
 from llm_blender_ray.pipelines.train.judged_pairs import read_judged_pairs
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
+from llm_blender_ray.pipelines.train.lora import add_lora, drop_frozen_weights, merge_trained, save_adapter
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
@@ -117,12 +128,7 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
     loss = _loss(config)
     with process.started():
         torch.manual_seed(config.optimization.seed)
-        network, tokenizer = create_pairrm(
-            config.backbone,
-            PairBudget(config.source_max_length, config.candidate_max_length),
-            n_tasks=len(config.metrics) or 1,
-            dropout=config.dropout,
-        )
+        network, tokenizer = _create(config)
         if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
             raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
         if loss.of_sides and not network.pooling.scores_sides:
@@ -140,6 +146,9 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
         if config.judgements and compared and is_pairranker(config.backbone):
             before = measure_heldout(config.backbone, heldout_rows, compared)
             print(f"ranker, before training: {before.line()}", flush=True)
+        model = RankerLoss(network, config.auxiliary, loss)
+        if config.lora:
+            _add_lora(config, model, tokenizer)
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -157,7 +166,7 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
         return tensors
 
     trained, measured = run_trainer(
-        RankerLoss(network, config.auxiliary, loss),
+        model,
         dataset,
         heldout,
         collate,
@@ -169,7 +178,7 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
     )
     if is_main_process():
         with process.result() as folder:
-            save_pairrm(trained.network, tokenizer, folder, dtype=getattr(torch, config.dtype))
+            _save(config, trained.network, tokenizer, folder)
             findings, warnings = [], []
             if compared:
                 result = measure_heldout(str(folder), heldout_rows, compared)
@@ -185,6 +194,43 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
         for warning in warnings:
             print(f"ranker: {warning}", file=sys.stderr, flush=True)
     return measured
+
+
+def _create(config: RankerTraining, *, quantized: bool = True) -> tuple[PairRMNetwork, PairTokenization]:
+    """The ranker to train."""
+    bits = config.lora.quantization if config.lora and quantized else None
+    return create_pairrm(
+        config.backbone,
+        PairBudget(config.source_max_length, config.candidate_max_length),
+        n_tasks=len(config.metrics) or 1,
+        dropout=config.dropout,
+        quantization=bitsandbytes_config(bits, torch.bfloat16 if uses_bf16(config.optimization) else torch.float32),
+    )
+
+
+def _add_lora(config: RankerTraining, model: RankerLoss, tokenizer: PairTokenization) -> None:
+    """Put an adapter into the backbone."""
+    assert config.lora is not None
+    network = model.network
+    new = () if is_pairranker(config.backbone) else tokenizer.marker_ids
+    network.pretrained_model = add_lora(network.pretrained_model, config.backbone, config.lora, tokens=new)
+    if not config.optimization.sharding:
+        drop_frozen_weights(model)
+
+
+def _save(config: RankerTraining, network: PairRMNetwork, tokenizer: PairTokenization, folder: Path) -> None:
+    """Write the result: a whole ranker, or an adapter."""
+    if config.lora and not config.lora.merge:
+        save_adapter(network.pretrained_model, folder)
+        save_adapted_pairrm(network, tokenizer, folder)
+        return
+    if config.lora:
+        network.pretrained_model = merge_trained(
+            network.pretrained_model,
+            config.lora,
+            lambda adapter: merge_adapter(_create(config, quantized=False)[0].pretrained_model, adapter),
+        )
+    save_pairrm(network, tokenizer, folder, dtype=getattr(torch, config.dtype))
 
 
 def _split(

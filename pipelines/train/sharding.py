@@ -110,7 +110,10 @@ def sharding_units(model: nn.Module) -> list[nn.Module]:
         for part in model.modules()
         if isinstance(part, PreTrainedModel)
     }
-    return [*layers, *(one for one in embeddings.values() if uses[id(one.weight)] == 1)]
+    return [
+        *layers,
+        *(one for one in embeddings.values() if all(uses[id(weight)] == 1 for weight in one.parameters())),
+    ]
 
 
 def hollow_copy(model: _Model) -> _Model:
