@@ -21,6 +21,7 @@ from llm_blender_ray.configs.schema import BlendConfig, GenFuser
 from llm_blender_ray.pipelines.cli.agreement import agreement_command
 from llm_blender_ray.pipelines.cli.bench import bench_app
 from llm_blender_ray.pipelines.cli.campaign import campaign_app
+from llm_blender_ray.pipelines.cli.dataset import dataset_app
 from llm_blender_ray.pipelines.cli.export import export_app
 from llm_blender_ray.pipelines.cli.judge import judge_command, names_judges, plan_judging
 from llm_blender_ray.pipelines.cli.leaderboard import leaderboard_command
@@ -74,6 +75,7 @@ app = typer.Typer(
 app.callback()(program_options)
 app.add_typer(train_app, name="train")
 app.add_typer(export_app, name="export")
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(campaign_app, name="campaign")
 if find_spec("llm_blender_ray.pipelines.bench") is not None:  # in a checkout, not in the wheel
     app.add_typer(bench_app, name="bench")

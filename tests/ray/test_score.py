@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from commands import InProcess
+from instruction_sources import save_sources
 from paths import GOLDEN
 
 from llm_blender_ray.configs.loading import PRESETS
@@ -20,12 +21,15 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_from_prompts_to_a_ranker(tmp_path: Path, blend_here: InProcess) -> None:
+def test_from_instruction_data_to_a_ranker(tmp_path: Path, blend_here: InProcess) -> None:
     prompts, ran, scored = (tmp_path / f"{name}.jsonl" for name in ("prompts", "ran", "scored"))
-    words = ("acorn", "badge", "candle", "desert")
-    rows = [
-        {"id": f"r{i}", "prompt": f"{one} of my garden", "output": [f"{one} of"]} for i, one in enumerate(words)
-    ]
+    sizes = ("--train", 4, "--val", 1, "--test", 1, "--tokenizer", GOLDEN / "checkpoints" / "backbone")
+    output = ("--output", tmp_path / "data", "--max-length", 512)
+    built = blend_here("dataset", "mixinstruct", *save_sources(tmp_path / "sources", 8), *output, *sizes)
+    assert "train 4, val 1, test 1 rows" in built.stderr
+    rows = rows_of(tmp_path / "data" / "train.jsonl")
+    for row in rows[:3]:
+        row["output"] = [row["output"], row["instruction"] + row["input"]]  # several references
     del rows[3]["output"]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{bad\n")
     config = tmp_path / "config.json"

@@ -22,6 +22,7 @@ from llm_blender_ray.configs.metrics import MetricModel
 from llm_blender_ray.configs.rankers import RANKERS
 from llm_blender_ray.configs.schema import BlendConfig
 from llm_blender_ray.pipelines.cli.commands import app
+from llm_blender_ray.pipelines.datasets.sources import SOURCES
 from llm_blender_ray.pipelines.quality.metrics import METRICS, metric_class
 
 PAGES = [
@@ -127,7 +128,7 @@ def test_names_occur_in_the_source(page: Path) -> None:
 @pages
 def test_modules_exist(page: Path) -> None:
     """Modules, names in them, and entry point groups of registries."""
-    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS, FORMATS, METRICS, LOSSES)}
+    groups = {registry._group for registry in (ENGINES, RANKERS, FUSERS, FORMATS, METRICS, LOSSES, SOURCES)}
     for module, name in re.findall(r"\b(llm_blender_ray(?:\.\w+)*)(?::(\w+))?", page.read_text(encoding="utf-8")):
         if module in groups:
             continue

@@ -21,7 +21,7 @@ LAYERS = (
     ("pipelines.interruption",),
     ("pipelines.rows",),
     ("pipelines.quality", "pipelines.llm_blender"),
-    ("pipelines.online", "pipelines.train"),
+    ("pipelines.online", "pipelines.train", "pipelines.datasets"),
     ("pipelines.bulk", "pipelines.serve", "pipelines.miniature"),
     ("pipelines.report", "pipelines.campaign"),
     ("pipelines.bench",),

@@ -1,0 +1,1 @@
+"""Training data from published instruction data sets: `blend dataset mixinstruct`."""
