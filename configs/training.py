@@ -13,6 +13,13 @@ from llm_blender_ray.configs.losses import PairwiseLoss
 from llm_blender_ray.configs.settings import Settings
 
 
+class EarlyStopping(Settings):
+    """End of a training whose held-out figure (`select_by`) no longer improves."""
+
+    patience: Annotated[int, Field(ge=1)] = 3  # evaluations without an improvement
+    threshold: Annotated[float, Field(ge=0)] = 0.0  # least difference that is one
+
+
 class Optimization(Settings):
     """Optimizer settings, the same for every model. A step is one update of the weights."""
 
@@ -34,7 +41,9 @@ class Optimization(Settings):
     evaluate_every: Annotated[int, Field(ge=1)] = 500  # steps; held-out rows are read then and at the end
     save_every: Annotated[int, Field(ge=1)] = 500  # steps
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    result: Literal["last", "best"] = "last"  # which weights: the last, or those of the least held-out loss
+    result: Literal["last", "best"] = "last"  # which weights: the last, or those with the best held-out figure
+    select_by: Literal["loss", "accuracy", "dev_score"] = "loss"
+    early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
     def _best_is_saved(self) -> Self:
@@ -61,6 +70,9 @@ class TrainingRun(Settings):
     )
     output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
+    on_failure: Literal["warn", "fail"] = (
+        "warn"  # signs of a failed training: last lines, or exit 1 without a result
+    )
     optimization: Optimization
     lora: LoraTraining | None = None  # train an adapter; None: all weights
 
@@ -72,8 +84,11 @@ class TrainingRun(Settings):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        if self.optimization.result == "best" and self.heldout is None:
-            raise ValueError("optimization.result: best needs heldout rows")
+        if self.heldout is None:
+            if self.optimization.result == "best":
+                raise ValueError("optimization.result: best needs heldout rows")
+            if self.optimization.early_stopping:
+                raise ValueError("optimization.early_stopping needs heldout rows")
         return self
 
 
@@ -138,7 +153,16 @@ class RankerTraining(TrainingRun):
             raise ValueError("loss is of scored candidates; judgements have the cross-entropy of their shares")
         if self.judgements and (self.candidate_models or self.decoding_methods):
             raise ValueError("candidate_models and decoding_methods choose scored candidates, not judgements")
+        if self.judgements and self.optimization.select_by == "dev_score":
+            raise ValueError("optimization.select_by: dev_score is of scored candidates, not of judgements")
         return self
+
+
+class GenerationSettings(Settings):
+    """Answers that a fuser writes on held-out rows at every evaluation and at the end, decoded greedily."""
+
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rouge_l",)
+    rows: Annotated[int, Field(ge=1)] = 64
 
 
 class FuserTraining(TrainingRun):
@@ -150,9 +174,19 @@ class FuserTraining(TrainingRun):
     max_length: Annotated[int, Field(ge=8)] = 1024  # tokens of the whole input
     candidate_max_length: Annotated[int, Field(ge=1)] = 128  # tokens of one candidate
     output_max_length: Annotated[int, Field(ge=2)] = 128  # tokens of the reference, its end included
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    generation: GenerationSettings | None = None
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> Self:
         if self.candidate_max_length > self.max_length:
             raise ValueError(f"max_length ({self.max_length}) is shorter than one candidate's")
+        if self.optimization.select_by == "dev_score":
+            raise ValueError("optimization.select_by: dev_score is of rankers, expected loss or accuracy")
+        if self.generation and self.heldout is None:
+            raise ValueError("generation needs heldout rows")
+        if self.generation and self.optimization.sharding:
+            raise ValueError(
+                "generation is not possible while the model is sharded; unset it, or optimization.sharding"
+            )
         return self

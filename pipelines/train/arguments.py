@@ -13,13 +13,16 @@ from llm_blender_ray.pipelines.train.sharding import sharding_arguments
 OPTIMIZERS = {"adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}  # AdamW is the Trainer's own choice
 
 
-def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool) -> TrainingArguments:
+def training_arguments(
+    settings: Optimization, folder: Path, *, evaluates: bool, label_smoothing: float = 0.0
+) -> TrainingArguments:
     """Arguments of the Trainer.
 
     Args:
         settings: Optimizer, schedule, batch sizes, checkpoints.
         folder: Of the checkpoints.
         evaluates: Whether there are held-out examples.
+        label_smoothing: Share of each label's target that all tokens share.
 
     Raises:
         BlendError: The settings need a package that is missing, or more processes.
@@ -48,7 +51,11 @@ def training_arguments(settings: Optimization, folder: Path, *, evaluates: bool)
         save_steps=settings.save_every,
         save_total_limit=settings.keep_checkpoints,
         load_best_model_at_end=settings.result == "best",
-        metric_for_best_model="eval_loss",
+        metric_for_best_model=f"eval_{settings.select_by}",
+        greater_is_better=settings.select_by != "loss",
+        restore_callback_states_from_checkpoint=settings.early_stopping is not None,
+        label_smoothing_factor=label_smoothing,
+        logging_nan_inf_filter=False,  # `failures.LossWatch` ends such a training
         batch_eval_metrics=True,
         remove_unused_columns=False,
         label_names=["labels"],

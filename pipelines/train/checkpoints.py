@@ -61,7 +61,8 @@ def check_settings(folder: str, settings: Settings, *, found: bool) -> None:
     Raises:
         BlendError: They belong to a run with other settings.
     """
-    text = settings.model_dump_json(exclude={"output"})  # a folder may be moved
+    # a folder may be moved, and `on_failure` changes no step
+    text = settings.model_dump_json(exclude={"output", "on_failure"})
     record = f"{folder}/{_RECORD}"
     given = storage.get(record) if found else None
     if given is not None:

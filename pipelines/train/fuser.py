@@ -21,14 +21,19 @@ from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_tokenizer, locate, quiet, resolve_device
 from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.pipelines.quality.metrics import Metric, read_named_metrics
 from llm_blender_ray.pipelines.train.arguments import uses_bf16
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
+from llm_blender_ray.pipelines.train.failures import LossWatch, check_finite, find_leak, print_warnings, refuse
+from llm_blender_ray.pipelines.train.generation import GenerationCallback, HeldoutGeneration, generation_warnings
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
 from llm_blender_ray.pipelines.train.lora import add_lora, merge_trained, save_adapter
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
 from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
+
+FEW_ANSWERS, FEW_TOKENS = 8, 32  # written after a training without `generation`, to see whether there is text
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:
@@ -135,12 +140,11 @@ def prepare_fusions(config: FuserTraining, preparation: Preparation) -> Training
     wanted = CandidateFilter(config.candidate_models, config.decoding_methods)
     convert = functools.partial(fusion_row, wanted=wanted, metric=config.metric)
     key = [wanted.key(), config.metric]
-    return TrainingData(
-        train=preparation.rows("train", config.train, None, convert, key),
-        heldout=preparation.rows("heldout", config.heldout, config.heldout_limit, convert, key)
-        if config.heldout
-        else None,
-    )
+    train = preparation.rows("train", config.train, None, convert, key)
+    if not config.heldout:
+        return TrainingData(train, None)
+    heldout = preparation.rows("heldout", config.heldout, config.heldout_limit, convert, key)
+    return TrainingData(train, heldout, find_leak("fuser", train.rows(), heldout.rows(), config.on_failure))
 
 
 def train_on_fusions(config: FuserTraining, data: TrainingData, process: TrainingProcess) -> dict[str, float]:
@@ -158,15 +162,19 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
         heldout = FusionDataset(heldout_rows, tokenizer, names.eos_token_id, config) if heldout_rows else None
         if config.lora:
             model = add_lora(model, config.model, config.lora)
+        metrics = read_named_metrics(config.generation.metrics) if config.generation else {}
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
-        return {
-            "input_ids": pad(ids, names.pad_token_id),
-            "attention_mask": mask(ids),
-            "labels": pad([example["labels"] for example in batch], IGNORED),
-        }
+        labels = pad([example["labels"] for example in batch], IGNORED)
+        tensors = {"input_ids": pad(ids, names.pad_token_id), "attention_mask": mask(ids), "labels": labels}
+        if config.label_smoothing:  # the Trainer computes the loss then, and gives the model no labels
+            tensors["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+        return tensors
 
+    watch = LossWatch("fuser")
+    generation = _generation(config, heldout, heldout_rows, tokenizer, names.pad_token_id, metrics)
+    writes = [GenerationCallback("fuser", generation)] if generation and config.generation else []
     trained, measured = run_trainer(
         model,
         dataset,
@@ -177,14 +185,25 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
         title="fuser",
         run=config,
         right_or_not=token_is_right,
+        callbacks=[watch, *writes],
+        label_smoothing=config.label_smoothing,
     )
     if is_main_process():
+        check_finite("fuser", trained)
+        answers = generation.answers(trained) if generation else []
+        warnings = watch.warnings() + ([data.leak] if data.leak else []) + generation_warnings(answers)
+        if generation and writes:
+            measured |= {f"generated_{name}": score for name, score in generation.scores(answers).items()}
+        if config.on_failure == "fail":
+            refuse("fuser", warnings)
         with process.result() as output:
             _save(config, trained, output)
             _copy_tokenizer(folder, output)
             examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
-            write_model_card(config, output, examples=examples, measured=measured)
+            findings = [f"warning: {warning}" for warning in warnings]
+            write_model_card(config, output, examples=examples, measured=measured, findings=findings)
         print_results("fuser", config.output, measured)
+        print_warnings("fuser", warnings)
     return measured
 
 
@@ -217,6 +236,30 @@ def _save(config: FuserTraining, model: Any, folder: Path) -> None:
 
         model = merge_trained(model, config.lora, merge_saved)
     model.to(getattr(torch, config.dtype)).save_pretrained(folder)
+
+
+def _generation(
+    config: FuserTraining,
+    heldout: FusionDataset | None,
+    rows: Sequence[TrainingRow] | None,
+    tokenizer: LiteralTokenizer,
+    pad_id: int,
+    metrics: Mapping[str, Metric],
+) -> HeldoutGeneration | None:
+    """What the fuser writes answers to: the rows of the settings, or a few for signs of failure."""
+    if heldout is None or rows is None:
+        return None
+    count = min(len(heldout), config.generation.rows if config.generation else FEW_ANSWERS)
+    longest = config.output_max_length
+    return HeldoutGeneration(
+        inputs=[heldout[i]["input_ids"] for i in range(count)],
+        references=[rows[i].reference or "" for i in range(count)],
+        decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+        pad_id=pad_id,
+        max_new_tokens=longest if config.generation else min(longest, FEW_TOKENS),
+        batch_size=config.optimization.batch_size,
+        metrics=metrics,
+    )
 
 
 def _copy_tokenizer(source: Path, output: Path) -> None:

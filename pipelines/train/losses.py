@@ -7,6 +7,7 @@ Shape suffixes: B pairs, L tokens, H hidden, T tasks (metrics), V vocabulary.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,5 +89,6 @@ class RankerLoss(nn.Module):
 
 
 def pair_is_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the ranker prefers the candidate with the higher mean score, else 0; B."""
-    return ((logits > 0) == (labels.mean(dim=-1) > 0)).int()
+    """1 where the ranker prefers the candidate with the higher mean score, else 0; -1 for equal ones; B."""
+    lead_B = labels.mean(dim=-1)
+    return torch.where(lead_B == 0, -1, ((logits > 0) == (lead_B > 0)).int())

@@ -87,10 +87,17 @@ class StoredSplit:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Prepared data of a training; `heldout` is None where nothing is measured."""
+    """Prepared data of a training.
+
+    Attributes:
+        train: To learn from.
+        heldout: To measure on; None: nothing is measured.
+        leak: Text about prompts that are in both (`failures.shared_prompts`).
+    """
 
     train: StoredSplit
     heldout: StoredSplit | None
+    leak: str | None = None
 
 
 class Preparation:

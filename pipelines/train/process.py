@@ -4,6 +4,7 @@ A training function is the same in both; what differs is where checkpoints and r
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -41,8 +42,14 @@ class OnlyProcess:
 
     @contextlib.contextmanager
     def result(self) -> Iterator[Path]:
-        """See base class."""
-        yield self._output
+        """See base class. A block that fails leaves the output as it was."""
+        self._output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._output, prefix=".result-") as scratch:
+            folder = Path(scratch) / self._output.resolve().name
+            folder.mkdir()
+            yield folder
+            for file in sorted(folder.iterdir()):
+                file.replace(self._output / file.name)
 
     def started(self) -> contextlib.AbstractContextManager[None]:
         """See base class."""

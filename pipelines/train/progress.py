@@ -2,12 +2,28 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
+
+
+def choices_text(measured: Mapping[str, float]) -> list[str]:
+    """Figures of an evaluation with `dev_score.ChoiceMetrics`: the dev score, and its parts by metric."""
+    if "eval_dev_score" not in measured:
+        return []
+    metrics = [key.removesuffix("/selected").removeprefix("eval_") for key in measured if key.endswith("/selected")]
+
+    def figures(metric: str) -> str:
+        selected, oracle, random, gain = (
+            measured[f"eval_{metric}/{name}"] for name in ("selected", "oracle", "random", "gain")
+        )
+        return f"{metric}: selected {selected:.4g}, oracle {oracle:.4g}, random {random:.4g}, gain {gain:+.2g}"
+
+    return [f"dev score {measured['eval_dev_score']:.4g}", *map(figures, metrics)]
 
 
 class ProgressLines(TrainerCallback):
@@ -69,7 +85,8 @@ class ProgressLines(TrainerCallback):
         """See base class."""
         if metrics and "eval_accuracy" in metrics:
             self._heldout = f"  held-out accuracy {metrics['eval_accuracy']:.3f}"
-            self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}")
+            choices = "".join(f"  {one}" for one in choices_text(metrics))
+            self._line(state, f"held-out loss {metrics['eval_loss']:.3f}{self._heldout}{choices}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """See base class."""

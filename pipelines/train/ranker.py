@@ -4,7 +4,6 @@ Pairs of a row's candidates, each on a random side; `losses` has what is minimiz
 """
 
 import functools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +26,9 @@ from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import PairSampling, RankerTraining
 from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
 from llm_blender_ray.pipelines.train.arguments import uses_bf16
+from llm_blender_ray.pipelines.train.dev_score import ChoiceMetrics, full_pairs, logits_only
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
+from llm_blender_ray.pipelines.train.failures import LossWatch, check_finite, find_leak, print_warnings, refuse
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
 from llm_blender_ray.pipelines.train.judged_pairs import read_judged_pairs
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
@@ -114,13 +115,14 @@ def prepare_pairs(config: RankerTraining, preparation: Preparation) -> TrainingD
     Raises:
         BlendError: A row cannot be learnt from.
     """
+    train = _split(config, preparation, "train", config.train, config.pairs)
+    if not config.heldout:
+        return TrainingData(train, None)
+    chooses = config.optimization.select_by == "dev_score"
     every_kind = PairSampling(sampling="all_pair", per_row=config.pairs.per_row)  # easy and hard pairs alike
-    return TrainingData(
-        train=_split(config, preparation, "train", config.train, config.pairs),
-        heldout=_split(config, preparation, "heldout", config.heldout, every_kind, config.heldout_limit)
-        if config.heldout
-        else None,
-    )
+    sampling = None if chooses else every_kind
+    heldout = _split(config, preparation, "heldout", config.heldout, sampling, config.heldout_limit)
+    return TrainingData(train, heldout, find_leak("ranker", train.rows(), heldout.rows(), config.on_failure))
 
 
 def train_on_pairs(config: RankerTraining, data: TrainingData, process: TrainingProcess) -> dict[str, float]:
@@ -129,6 +131,7 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
     with process.started():
         torch.manual_seed(config.optimization.seed)
         network, tokenizer = _create(config)
+        chooses = config.optimization.select_by == "dev_score" and data.heldout is not None
         if config.auxiliary.wanted and not isinstance(tokenizer, PairTokenizer):
             raise BlendError(f"{config.backbone}: auxiliary losses need an encoder; set both weights to 0")
         if loss.of_sides and not network.pooling.scores_sides:
@@ -165,6 +168,7 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
             tensors["reference_ids"] = pad([example["reference_ids"] for example in batch], IGNORED)
         return tensors
 
+    watch = LossWatch("ranker")
     trained, measured = run_trainer(
         model,
         dataset,
@@ -174,25 +178,31 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
         process.checkpoints,
         title="ranker",
         run=config,
-        right_or_not=pair_is_right,
+        right_or_not=logits_only if chooses else pair_is_right,
+        metrics=ChoiceMetrics(heldout_rows, evaluated, config.metrics) if chooses else None,
+        callbacks=[watch],
     )
     if is_main_process():
+        check_finite("ranker", trained.network)
         with process.result() as folder:
             _save(config, trained.network, tokenizer, folder)
-            findings, warnings = [], []
+            findings: list[str] = []
+            warnings = watch.warnings() + ([data.leak] if data.leak else [])
             if compared:
                 result = measure_heldout(str(folder), heldout_rows, compared)
                 findings.append(f"in both orders: {result.line()}")
                 if before:
                     findings.append(f"by training: {result.gain_line(before)}")
-                warnings = [f"warning: {warning}" for warning in result.warnings()]
+                warnings += result.warnings()
+            if config.on_failure == "fail":
+                refuse("ranker", warnings)
             examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
-            write_model_card(config, folder, examples=examples, measured=measured, findings=[*findings, *warnings])
+            told = [*findings, *(f"warning: {warning}" for warning in warnings)]
+            write_model_card(config, folder, examples=examples, measured=measured, findings=told)
         print_results("ranker", config.output, measured)
         for finding in findings:
             print(f"ranker, {finding}", flush=True)
-        for warning in warnings:
-            print(f"ranker: {warning}", file=sys.stderr, flush=True)
+        print_warnings("ranker", warnings)
     return measured
 
 
@@ -238,9 +248,10 @@ def _split(
     preparation: Preparation,
     name: str,
     uri: str,
-    sampling: PairSampling,
+    sampling: PairSampling | None,
     limit: int | None = None,
 ) -> StoredSplit:
+    """A split with the pairs of a sampling; None: all pairs in both orders."""
     seed = config.optimization.seed
     if judgements := config.judgements:
         key = [fingerprint(uri, limit), judgements.model_dump(mode="json"), seed]
@@ -249,9 +260,12 @@ def _split(
     rows = preparation.rows(name, uri, limit, functools.partial(training_row, wanted=wanted), wanted.key())
 
     def pairs(rows: Iterable[TrainingRow]) -> Iterator[TrainingPair]:
-        return scored_pairs(_readable(rows, loss, config.metrics), config.metrics, sampling, seed)
+        readable = _readable(rows, loss, config.metrics)
+        if sampling is None:
+            return full_pairs(readable, config.metrics)
+        return scored_pairs(readable, config.metrics, sampling, seed)
 
-    key = [config.metrics, loss.kind, sampling.model_dump(mode="json"), seed]
+    key = [config.metrics, loss.kind, sampling and sampling.model_dump(mode="json"), seed]
     return preparation.with_pairs(name, rows, key, pairs)
 
 

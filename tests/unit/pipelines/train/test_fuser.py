@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from training_rows import WORDS, short, write, write_once
+from transformers import AutoModelForSeq2SeqLM
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.fusers.genfuser import GenFuserModel
 from llm_blender_ray.actors.records import Prompt
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.configs import schema
-from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.configs.training import FuserTraining, GenerationSettings
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_seq2seq
+from llm_blender_ray.pipelines.quality.metrics import METRICS
 from llm_blender_ray.pipelines.train.examples import IGNORED
+from llm_blender_ray.pipelines.train.failures import FailedTrainingError
 from llm_blender_ray.pipelines.train.fuser import FusionDataset, best_first, run_fuser_training, token_is_right
 from llm_blender_ray.pipelines.train.rows import read_training_rows
 
@@ -116,6 +120,65 @@ def test_training_learns_saves_and_resumes_to_the_same_weights(
     resumed = load_file(stopped / "model.safetensors")
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights.items())
+
+
+def test_answers_are_written_and_measured_while_training(
+    blank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Metrics of greedy answers at each evaluation and of the saved model, which `blend fuse` writes too."""
+    generation = GenerationSettings(metrics=("exact", "rouge_l"), rows=5)
+    steps = {"max_steps": 20, "evaluate_every": 10, "save_every": 10}
+    config = settings(tmp_path, blank, generation=generation, label_smoothing=0.1, optimization=steps)
+    measured = run_fuser_training(config)
+    told = capsys.readouterr()
+    assert len(re.findall(r"step \d0/20  written for 5 held-out rows: exact [01]\.\d+, rouge_l \d", told.err)) >= 2
+    assert f"generated rouge_l {measured['generated_rouge_l']:.3f}" in told.out
+    rows = read_training_rows(str(config.heldout), 5)
+    fuser = GenFuserModel(
+        schema.GenFuser(model=config.output, device="cpu", num_beams=1, max_length=128, candidate_max_length=16)
+    )
+    answers = fuser.fuse_all([(row.prompt, row.texts) for row in rows], max_new_tokens=16)
+    scores = METRICS.get("rouge_l")().score([[row.reference or ""] for row in rows], answers)
+    assert measured["generated_rouge_l"] == pytest.approx(sum(scores) / 5)
+
+
+def test_label_smoothing_is_of_the_cross_entropy(blank: Path, tmp_path: Path) -> None:
+    """The first logged loss is torch's smoothed cross-entropy of the untrained model."""
+    few = {"max_steps": 1, "log_every": 1, "save_every": 1, "batch_size": 6}
+    train = write(tmp_path / "few.jsonl", make_rows(6, 1))
+    config = settings(tmp_path, blank, train=train, heldout=None, label_smoothing=0.3, optimization=few)
+    run_fuser_training(config)
+    state = json.loads((tmp_path / "fuser" / "checkpoints" / "checkpoint-1" / "trainer_state.json").read_text())
+    (logged,) = [line["loss"] for line in state["log_history"] if "loss" in line]
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(blank).eval()
+    tokenizer = LiteralTokenizer(load_tokenizer_backend(blank))
+    dataset = FusionDataset(read_training_rows(train), tokenizer, tokenizer.id_of("</s>"), config)
+    logits, labels = [], []
+    for example in dataset:
+        ids, expected = (torch.tensor([example[name]]) for name in ("input_ids", "labels"))
+        with torch.no_grad():
+            logits.append(model(input_ids=ids, labels=expected).logits[0])
+        labels.append(expected[0])
+    smoothed = torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(labels), label_smoothing=0.3)
+    assert logged == pytest.approx(smoothed.item(), rel=1e-3)
+
+
+def test_a_fuser_without_text_and_a_leak_are_told(
+    blank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reference of nothing teaches to write nothing; with `fail` there is no result."""
+    rows = [row | {"output": " "} for row in make_rows(12, 1)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    changes: dict[str, Any] = {"train": path, "heldout": path, "heldout_limit": 4}
+    steps = {"max_steps": 20, "learning_rate": 3e-3}
+    run_fuser_training(settings(tmp_path, blank, **changes, optimization=steps))
+    told = capsys.readouterr().err
+    assert "fuser: warning: empty output: 4 of 4 answers" in told
+    assert told.count("fuser: warning: leak: the prompts of 4 of 4 held-out rows") == 2
+    with pytest.raises(FailedTrainingError, match="fuser: failed: leak"):
+        run_fuser_training(settings(tmp_path, blank, **changes, output=str(tmp_path / "other"), on_failure="fail"))
+    assert not (tmp_path / "other" / "config.json").exists()
 
 
 def test_rows_and_models_that_cannot_be_used_are_one_clear_line(blank: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from llm_blender_ray.configs.training import (
 )
 from llm_blender_ray.pipelines.miniature.blank import save_blank_encoder, save_blank_modernbert
 from llm_blender_ray.pipelines.train.examples import IGNORED
+from llm_blender_ray.pipelines.train.failures import FailedTrainingError
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.pairs import sample_pairs, scored_pairs
 from llm_blender_ray.pipelines.train.ranker import PairDataset, run_ranker_training
@@ -288,8 +289,8 @@ def test_loss_of_judged_pairs_is_the_weighted_cross_entropy_of_their_shares(back
 
 
 def test_accuracy_counts_the_preferred_side() -> None:
-    labels = torch.tensor([[0.5], [-0.5], [0.5]])
-    assert pair_is_right(torch.tensor([1.0, -2.0, -0.1]), labels).tolist() == [1, 1, 0]
+    labels = torch.tensor([[0.5], [-0.5], [0.5], [0.0]])
+    assert pair_is_right(torch.tensor([1.0, -2.0, -0.1, 1.0]), labels).tolist() == [1, 1, 0, -1]
 
 
 def test_training_learns_saves_and_resumes_to_the_same_weights(
@@ -413,6 +414,88 @@ def test_the_best_checkpoint_can_be_kept(backbone: Path, tmp_path: Path) -> None
     state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [line["eval_loss"] for line in state["log_history"] if "eval_loss" in line]
     assert measured["eval_loss"] == pytest.approx(min(losses))
+
+
+def test_the_checkpoint_that_chooses_best_can_be_kept(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the score of the chosen candidates, which the destroyed ranker of the last step does not choose by."""
+    destroying = {
+        "learning_rate": 0.5,
+        "schedule": "constant",
+        "max_steps": 3,
+        "evaluate_every": 1,
+        "save_every": 1,
+        "keep_checkpoints": 3,
+        "result": "best",
+        "select_by": "dev_score",
+    }
+    heldout = write(tmp_path / "few.jsonl", make_rows(12, 3))
+    measured = run_ranker_training(settings(tmp_path, backbone, heldout=heldout, optimization=destroying))
+    state = json.loads((tmp_path / "ranker" / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
+    scores = [line["eval_dev_score"] for line in state["log_history"] if "eval_loss" in line]
+    assert len(scores) == 3
+    assert measured["eval_dev_score"] == max(scores) == state["best_metric"]
+    assert measured["eval_quality/oracle"] == 1.0
+    assert measured["eval_quality/random"] == 0.5
+    assert measured["eval_quality/gain"] == pytest.approx(measured["eval_quality/selected"] - 0.5)
+    told = capsys.readouterr()
+    assert re.search(
+        r"step 1/3  held-out loss .* dev score [\d.]+  quality: selected [\d.]+, oracle 1, ran", told.err
+    )
+    assert f"dev score {measured['eval_dev_score']:.4g}" in told.out
+
+
+def test_a_training_ends_early_without_improvement(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = {
+        "learning_rate": 1e-9,  # nothing improves by a tenth
+        "early_stopping": {"patience": 2, "threshold": 0.1},
+        "select_by": "accuracy",
+        "evaluate_every": 1,
+        "max_steps": 9,
+    }
+    run_ranker_training(settings(tmp_path, backbone, heldout_limit=4, optimization=stopping))
+    assert "ranker: stopped early at step 3/9" in capsys.readouterr().err
+
+
+def test_a_failed_training_says_so_and_leaves_a_good_output(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At chance with a learning rate near 0, a leak, and a loss that is not a number."""
+    still: dict[str, Any] = {"max_steps": 1, "save_every": 1, "evaluate_every": 1, "learning_rate": 1e-9}
+    output = tmp_path / "ranker"
+    output.mkdir()
+    (output / "config.json").write_text("of an earlier training")
+    others = write(tmp_path / "others.jsonl", [row | {"instruction": "Say:"} for row in make_rows(12, 2)])
+    with pytest.raises(
+        FailedTrainingError, match=r"ranker: failed: .*at chance on held-out pairs.*nothing is saved"
+    ):
+        run_ranker_training(settings(tmp_path, backbone, heldout=others, optimization=still, on_failure="fail"))
+    assert (output / "config.json").read_text() == "of an earlier training"
+    assert {file.name for file in output.iterdir()} <= {"config.json", "checkpoints", "data"}
+    shutil.rmtree(output / "checkpoints")
+
+    train = str(tmp_path / "train.jsonl")
+    with pytest.raises(
+        FailedTrainingError, match=r"leak: the prompts of 400 of 400 held-out rows are in the training"
+    ):
+        run_ranker_training(settings(tmp_path, backbone, heldout=train, optimization=still, on_failure="fail"))
+    capsys.readouterr()
+
+    run_ranker_training(settings(tmp_path, backbone, heldout=train, heldout_limit=3, optimization=still))
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert told[0].startswith("ranker: warning: leak: the prompts of 3 of 3 held-out rows")  # before training too
+    assert told[0] in told[1:]
+    assert load_pairrm(str(output))
+    shutil.rmtree(output / "checkpoints")
+
+    weights = (output / "model.safetensors").read_bytes()
+    exploding = {"max_steps": 4, "log_every": 1, "learning_rate": 1e38, "schedule": "constant"}
+    with pytest.raises(FailedTrainingError, match=r"ranker: diverged: .*nothing is saved"):
+        run_ranker_training(settings(tmp_path, backbone, optimization=exploding))
+    assert (output / "model.safetensors").read_bytes() == weights
 
 
 def test_rows_that_teach_nothing_are_one_clear_line(backbone: Path, tmp_path: Path) -> None:
