@@ -38,7 +38,7 @@ def create_command(
         typer.Option(
             metavar="P",
             help="design (default): --items pairs, every two contestants equally often; active: --items pairs, "
-            "each the one that tells most after the votes so far; all: every pair of every prompt.",
+            "each the one that is most informative after the votes so far; all: every pair of every prompt.",
         ),
     ] = "design",
     items: Annotated[
@@ -47,7 +47,9 @@ def create_command(
     overlap: Annotated[int, typer.Option(min=1, metavar="K", help="Annotators who compare each pair.")] = 1,
     gold: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Rows whose `judgements` are right: shown to everyone, to know them."),
+        typer.Option(
+            metavar="URI", help="Rows with right `judgements`: shown to every annotator, to measure them."
+        ),
     ] = None,
     gold_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="One in N items is a gold one, on average.")
