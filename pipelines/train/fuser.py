@@ -191,7 +191,8 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
     if is_main_process():
         check_finite("fuser", trained)
         answers = generation.answers(trained) if generation else []
-        warnings = watch.warnings() + ([data.leak] if data.leak else []) + generation_warnings(answers)
+        warnings = watch.warnings() + ([data.leak] if data.leak else [])
+        warnings += generation_warnings(answers, generation.references) if generation else []
         if generation and writes:
             measured |= {f"generated_{name}": score for name, score in generation.scores(answers).items()}
         if config.on_failure == "fail":

@@ -64,31 +64,27 @@ class HeldoutGeneration:
         }
 
 
-def generation_warnings(answers: Sequence[str]) -> list[str]:
+def generation_warnings(answers: Sequence[str], references: Sequence[str]) -> list[str]:
     """What makes a fuser useless: no text, or the same one whatever it reads.
 
     Args:
         answers: To different inputs.
+        references: The reference of each.
     """
     empty = sum(not answer.strip() for answer in answers)
     if 2 * empty > len(answers):
         return [f"empty output: {empty} of {len(answers)} answers to held-out rows have no text"]
-    if len(answers) >= TOO_FEW and len(set(answers)) == 1:
+    if len(answers) >= TOO_FEW and len(set(answers)) == 1 < len(set(references)):
         return [f"constant: the answers to {len(answers)} held-out rows are all {answers[0][:60]!r}"]
     return []
 
 
 class GenerationCallback(TrainerCallback):
-    """Writes and measures answers at each evaluation, in the first process.
-
-    Attributes:
-        scores: Those of the last evaluation.
-    """
+    """Writes and measures answers at each evaluation, in the first process."""
 
     def __init__(self, title: str, generation: HeldoutGeneration) -> None:
         self._title = title
         self._generation = generation
-        self.scores: dict[str, float] = {}
 
     def on_evaluate(
         self,
@@ -101,11 +97,11 @@ class GenerationCallback(TrainerCallback):
         """Measure (transformers' hook)."""
         if not state.is_world_process_zero:
             return
-        self.scores = self._generation.scores(self._generation.answers(model))
-        shown = ", ".join(f"{name} {score:.3f}" for name, score in self.scores.items())
+        scores = self._generation.scores(self._generation.answers(model))
+        shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
         rows = len(self._generation.inputs)
         state.log_history.append(
-            {"step": state.global_step, **{f"generated_{name}": x for name, x in self.scores.items()}}
+            {"step": state.global_step, **{f"generated_{name}": score for name, score in scores.items()}}
         )
         print(
             f"{self._title}: step {state.global_step}/{state.max_steps}  written for {rows} held-out rows: {shown}",
