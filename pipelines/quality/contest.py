@@ -74,7 +74,7 @@ class Contest:
         self.found = self.errors = 0
         self.signs: dict[str, int] = {}
         self._prompts: dict[tuple[tuple[str, ...], bytes], int] = {}
-        self._known: dict[tuple[Any, ...], int] = {}  # rows by prompt, answers and ranking
+        self._known: dict[tuple[int, Side | None, bytes], int] = {}  # rows by prompt, ranking and answers
         self._outcomes = OutcomeRecorder(with_style=bool(options.controls))
         self._given: set[str] = set()
         metrics = options.columns if options.metric is None else (*options.columns, options.metric)
@@ -134,7 +134,8 @@ class Contest:
         given = {name: column(row, name) for name in options.slice_by}
         self._unknown = [name for name in self._unknown if given[name] is None]
         values = tuple(map(str, given.values()))
-        prompt = self._prompts.setdefault((values, digest(read_prompt(row))), len(self._prompts))
+        given_prompt = read_prompt(row)
+        prompt = self._prompts.setdefault((values, digest(given_prompt)), len(self._prompts))
         chosen = row["ranking"][0] if row["ranking"] else None
         judged = JudgedRow(answers_of(row), judgements, chosen, scores, values, prompt)
         if options.baseline == REFERENCE:
@@ -143,8 +144,10 @@ class Contest:
             outcomes = read_outcomes([row], read=lambda _: judgements)
         for one in outcomes:
             self._outcomes.add(prompt, one)
-        texts = (side_text(row, side) for side in judged.names)
-        at = self._known.setdefault((prompt, chosen, *judged.names.items(), *texts), len(self.rows))
+        texts = (side_text(row, side) or "" for side in judged.names)
+        sides = map(str, judged.names)
+        answers = digest(given_prompt, *sides, *judged.names.values(), *texts)  # not the texts, for memory
+        at = self._known.setdefault((prompt, chosen, answers), len(self.rows))
         if at == len(self.rows):
             self.rows.append(judged)
         else:
