@@ -88,7 +88,7 @@ def _problem(config: Mapping[str, Any], formats: AdapterFormats, reader: str) ->
     for key, what in formats.refused.items():
         if config.get(key):
             return f"it has {what} ({key}), which {reader} can't apply; {_MERGE}"
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         return f"it replaces biases of the model (bias: {config['bias']}), which others share; {_MERGE}"
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
@@ -116,6 +116,9 @@ def _misfit(file: Path, base: Path) -> str | None:
     weights = weight_files(base)
     if not weights.safetensors or not all(one.is_file() for one in weights.files):
         return None
+    for one in weights.files:
+        check_not_pointer(one)
+        check_safetensors(one)
     shapes = {name: shape for one in weights.files for name, shape in _shapes(one).items()}
     layers = [int(match[1]) for name in shapes if (match := _LAYER.search(name))]
     for name, shape in _shapes(file).items():

@@ -32,14 +32,16 @@ from published_llm import (
     token_id,
     tokens_of,
 )
+from tiny_models import save_adapter
 
-from llm_blender_ray.actors.engines import Completion, Engine, load_engine
+from llm_blender_ray.actors.engines import Completion, Engine, load_engine, load_shared_engine
 from llm_blender_ray.actors.engines.wrapper import EngineWrapper
 from llm_blender_ray.actors.errors import PromptError
 from llm_blender_ray.actors.fusers import load_fuser
 from llm_blender_ray.actors.ranker import Ranker
 from llm_blender_ray.actors.records import Candidate, Prompt, Ranking
 from llm_blender_ray.cluster.processes import free_port
+from llm_blender_ray.configs.adapters import AdapterMember
 from llm_blender_ray.configs.fusers import LLMFuser
 from llm_blender_ray.configs.rankers import Judge
 from llm_blender_ray.configs.schema import Sampling, TransformersModel, VLLMModel
@@ -72,15 +74,46 @@ def runner() -> Iterator[asyncio.Runner]:
         ),
     ],
 )
-def engine(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Engine]:
-    settings = {"name": "smol", "model": str(folder()), "dtype": "float32"}
-    made = load_engine(
+def members(
+    request: pytest.FixtureRequest, runner: asyncio.Runner, adapters: dict[str, Path]
+) -> Iterator[dict[str, Engine]]:
+    """The model and its adapters, which share an engine."""
+    named = {name: AdapterMember(path=str(path)) for name, path in adapters.items()}
+    settings = {"name": "smol", "model": str(folder()), "dtype": "float32", "adapters": named}
+    model = (
         TransformersModel(engine="transformers", device="cpu", **settings)
         if request.param == "transformers"
         else VLLMModel(engine="vllm", max_model_len=2048, **settings)
     )
-    yield made
-    runner.run(made.close())
+    shared = load_shared_engine(model)
+    assert shared is not None
+    yield {member.name: load_engine(member, shared) for member in model.members}
+    runner.run(shared.close())
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters with random weights, of other ranks and layers."""
+    into = tmp_path_factory.mktemp("adapters")
+    return {
+        "legal": save_adapter(folder(), into / "legal", lora_alpha=8),
+        "code": save_adapter(folder(), into / "code", 1, r=12, lora_alpha=8, target_modules="all-linear"),
+    }
+
+
+@pytest.fixture(scope="module")
+def engine(members: dict[str, Engine]) -> Engine:
+    return members["smol"]
+
+
+def test_adapters_in_one_batch_answer_as_each_merged_into_the_model(
+    members: dict[str, Engine], adapters: dict[str, Path], runner: asyncio.Runner
+) -> None:
+    asked_of = [(member, name) for member in members for name in ("list", "fact")]
+    expected = [greedy_answer(name, TOKENS, adapters.get(member)) for member, name in asked_of]
+    answers = runner.run(together(*(members[member].generate(CHATS[name], greedy()) for member, name in asked_of)))
+    assert list(map(numbers, answers)) == expected
+    assert len({text for text, *_ in expected[::2]}) == len(members)  # each changes the list
 
 
 def test_its_gguf_file_answers_as_the_folder_made_of_it(runner: asyncio.Runner) -> None:

@@ -114,10 +114,20 @@ def token_id(text: str) -> int:
     return int(token)
 
 
+@functools.lru_cache(maxsize=1)  # 0.5 GB each
+def _merged(adapter: Path) -> Any:
+    """The model with an adapter merged into it."""
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+
+
 @functools.cache
-def greedy_answer(name: str, max_tokens: int) -> tuple[str, str, int]:
+def greedy_answer(name: str, max_tokens: int, adapter: Path | None = None) -> tuple[str, str, int]:
     """Greedy answer to one of `CHATS` by transformers' `generate`, alone: text, finish reason, new tokens."""
     tokenizer, model = _reference()
+    model = _merged(adapter) if adapter else model
     encoded = _encoded(CHATS[name])
     with torch.inference_mode():
         ids = model.generate(**encoded, max_new_tokens=max_tokens, do_sample=False)[

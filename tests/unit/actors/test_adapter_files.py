@@ -1,6 +1,7 @@
 """Folders of adapters that can't be applied to a model are named, by their headers alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,14 @@ def test_an_adapter_of_a_model_of_another_shape_is_named(base: Path, tmp_path: P
         check_adapter(adapter, VLLM, shallow)
     deep = changed(base, tmp_path / "deep", num_hidden_layers=3)
     check_adapter(adapter, VLLM, deep)  # nothing in its files contradicts that
+
+
+def test_a_damaged_model_is_named_itself(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(base, tmp_path / "adapter")
+    broken = shutil.copytree(base, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(ModelLoadError, match=r"/broken/model\.safetensors: can't be read as safetensors"):
+        check_adapter(adapter, VLLM, broken)
 
 
 def test_the_name_of_another_base_is_told(base: Path, tmp_path: Path) -> None:
