@@ -33,8 +33,8 @@ def test_bulk_run_on_vllm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         "max_model_len": 128,
         "sampling": local.sampling.model_dump(),
     }
-    data = config.model_dump() | {"models": [vllm, local.model_dump()], "output": str(tmp_path / "out.jsonl")}
-    run_blend(BlendConfig.model_validate(data))
+    parts = {"models": [vllm, local.model_dump()], "ranker": {"kind": "echo"}, "fuser": None}
+    run_blend(BlendConfig.model_validate(config.model_dump() | parts | {"output": str(tmp_path / "out.jsonl")}))
     assert "on-vllm x2" in capfd.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 40

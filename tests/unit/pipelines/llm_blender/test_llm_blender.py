@@ -416,7 +416,8 @@ class TestSampling:
             Blender().n_generate(None, None, ["q"], sampling_mode="beam")
 
     @pytest.mark.vllm
-    @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # vLLM's own import
+    # vLLM's own
+    @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.dist:FutureWarning")
     @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM isn't installed (make test-vllm)")
     def test_on_vllm(self, chooser: Blender, tokenizer: Any) -> None:
         import vllm
