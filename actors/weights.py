@@ -17,15 +17,6 @@ from typing import Any, Literal
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors.torch import load_file
 from transformers import (
     BitsAndBytesConfig,
@@ -46,6 +37,7 @@ from llm_blender_ray.actors.model_files import (
     weight_files,
 )
 from llm_blender_ray.actors.vocabularies import published
+from llm_blender_ray.actors.weight_checks import hub_errors
 
 _DESCRIBING = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "vocab.json", "vocab.txt")
@@ -74,7 +66,7 @@ def locate(
     folder = Path(model).expanduser()
     if folder.is_dir() or is_gguf(folder):
         return folder
-    with _as_hub_error(model, revision):
+    with hub_errors(model, revision):
         folder = _download(model, revision, [*_DESCRIBING, *(["*.safetensors"] if weights else [])])
         if weights and not any(folder.glob("*.safetensors")):
             folder = _download(model, revision, [*_DESCRIBING, pickled])
@@ -87,53 +79,6 @@ def _download(model: str, revision: str | None, patterns: Sequence[str]) -> Path
             model, revision=revision, allow_patterns=list(patterns), ignore_patterns=_NOT_DOWNLOADED
         )
     )
-
-
-def check_weights(model: str, revision: str | None = None) -> None:
-    """Check that a local folder's weights are there and whole, or that the hub has the model.
-
-    Of a model on the hub only config.json is fetched, so it is quick at any size.
-
-    Args:
-        model: Local folder or hub id.
-        revision: Of the hub's repository.
-
-    Raises:
-        ModelLoadError: When it isn't there, or a file is missing or broken.
-    """
-    folder = Path(model).expanduser()
-    if is_gguf(folder):
-        check_gguf(folder)
-        return
-    if folder.is_dir():
-        check_folder(folder)
-        return
-    with _as_hub_error(model, revision):
-        huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
-
-
-@contextlib.contextmanager
-def _as_hub_error(model: str, revision: str | None) -> Iterator[None]:
-    """Turn errors of the hub in the block into a ModelLoadError of one line."""
-    try:
-        yield
-    except HFValidationError as error:  # not of the form "owner/name": a path was meant
-        raise ModelLoadError(f"{model}: no such folder") from error
-    except GatedRepoError as error:
-        raise ModelLoadError(f"{model}: request access on its hub page, and set HF_TOKEN to your token") from error
-    except RepositoryNotFoundError as error:
-        raise ModelLoadError(
-            f"{model}: neither a local folder nor on the hub (for a private one, set HF_TOKEN)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelLoadError(f"{model}: the hub has no revision {revision!r} of it") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ModelLoadError(
-            f"{model}: no such local folder, not in the hub's cache, and the hub can't be reached; "
-            "give a local folder, or check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelLoadError(f"{model}: the download failed: {one_line(error)}") from error
 
 
 def resolve_device(name: str) -> torch.device:

@@ -70,13 +70,13 @@ def _check(tasks: Sequence[Any]) -> None:
 
 
 def _check_there(weights: Sequence[Weights], where: str = "") -> None:
-    # torch, which the driver does not need
-    from llm_blender_ray.actors.adapters import locate_adapter
-    from llm_blender_ray.actors.weights import check_weights
+    from llm_blender_ray.actors.weight_checks import check_weights  # the hub's client, which the driver needs not
 
     for one in weights:
         try:
             check_weights(one.model, one.revision)
+            if one.adapters:
+                from llm_blender_ray.actors.adapters import locate_adapter  # torch and transformers
             for adapter in one.adapters:
                 locate_adapter(adapter, one.formats, Path(one.model).expanduser())
         except ModelLoadError as error:

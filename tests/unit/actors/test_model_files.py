@@ -14,7 +14,8 @@ from tiny_models import save_plain_model
 
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.model_files import check_folder, has_chat_template, weight_files
-from llm_blender_ray.actors.weights import check_weights, load_model, load_tensors, locate
+from llm_blender_ray.actors.weight_checks import check_weights
+from llm_blender_ray.actors.weights import load_model, load_tensors, locate
 
 CPU = torch.device("cpu")
 Save = Callable[[dict[str, torch.Tensor], Path], None]

@@ -1,0 +1,71 @@
+"""Whether a model's weights are there, without loading anything: needs neither torch nor transformers."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from llm_blender_ray.actors.errors import ModelLoadError, one_line
+from llm_blender_ray.actors.model_files import check_folder, check_gguf, is_gguf
+
+
+def check_weights(model: str, revision: str | None = None) -> None:
+    """Check that a local folder's weights are there and whole, or that the hub has the model.
+
+    Of a model on the hub only config.json is fetched, so it is quick at any size.
+
+    Args:
+        model: Local folder or hub id.
+        revision: Of the hub's repository.
+
+    Raises:
+        ModelLoadError: When it isn't there, or a file is missing or broken.
+    """
+    folder = Path(model).expanduser()
+    if is_gguf(folder):
+        check_gguf(folder)
+        return
+    if folder.is_dir():
+        check_folder(folder)
+        return
+    with hub_errors(model, revision):
+        huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
+
+
+@contextlib.contextmanager
+def hub_errors(model: str, revision: str | None) -> Iterator[None]:
+    """Turn errors of the hub in the block into a ModelLoadError of one line.
+
+    Args:
+        model: Hub id.
+        revision: Of the hub's repository.
+    """
+    try:
+        yield
+    except HFValidationError as error:  # not of the form "owner/name": a path was meant
+        raise ModelLoadError(f"{model}: no such folder") from error
+    except GatedRepoError as error:
+        raise ModelLoadError(f"{model}: request access on its hub page, and set HF_TOKEN to your token") from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(
+            f"{model}: neither a local folder nor on the hub (for a private one, set HF_TOKEN)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelLoadError(f"{model}: the hub has no revision {revision!r} of it") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelLoadError(
+            f"{model}: no such local folder, not in the hub's cache, and the hub can't be reached; "
+            "give a local folder, or check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelLoadError(f"{model}: the download failed: {one_line(error)}") from error
