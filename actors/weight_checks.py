@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,6 +18,8 @@ from huggingface_hub.errors import (
 
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
 from llm_blender_ray.actors.model_files import check_folder, check_gguf, is_gguf
+
+HUB_REQUEST_S = 10.0
 
 
 def check_weights(model: str, revision: str | None = None) -> None:
@@ -42,6 +45,21 @@ def check_weights(model: str, revision: str | None = None) -> None:
         huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
 
 
+def check_on_hub(model: str, revision: str | None = None) -> None:
+    """Check that the hub or its cache on this machine has a model: one request, without a download's retries.
+
+    Args:
+        model: Its id.
+        revision: Of its repository.
+
+    Raises:
+        ModelLoadError: It isn't there, or can't be asked for.
+    """
+    with hub_errors(model, revision):
+        if not isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision), str):
+            huggingface_hub.model_info(model, revision=revision, timeout=HUB_REQUEST_S)
+
+
 @contextlib.contextmanager
 def hub_errors(model: str, revision: str | None) -> Iterator[None]:
     """Turn errors of the hub in the block into a ModelLoadError of one line.
@@ -62,7 +80,7 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise ModelLoadError(f"{model}: the hub has no revision {revision!r} of it") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError) as error:
         raise ModelLoadError(
             f"{model}: no such local folder, not in the hub's cache, and the hub can't be reached; "
             "give a local folder, or check the network, HF_ENDPOINT and HF_HUB_OFFLINE"

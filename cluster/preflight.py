@@ -56,3 +56,20 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
                 told.add(f"{folder}: an adapter of {named}, applied to {weights.model}")
     for line in sorted(told):
         report_line(line)
+
+
+def check_hub_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:
+    """Check that the hub has the models that are no folders of this machine: a mistyped folder looks like one, too.
+
+    Args:
+        settings: Which Ray. The machines of a cluster may reach another hub, and look for themselves.
+        parts: Parts whose models are to be loaded.
+
+    Raises:
+        ModelLoadError: One isn't there, or its name can't be one of a hub.
+    """
+    found = [part.model_settings.weights for part in parts if address_of(settings) == LOCAL_ADDRESS]
+    for model, revision in dict.fromkeys((one.model, one.revision) for one in found if one and not one.is_path):
+        from llm_blender_ray.actors.weight_checks import check_on_hub  # half a second, for hub models alone
+
+        check_on_hub(model, revision)

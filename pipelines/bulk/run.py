@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llm_blender_ray.actors.prices import check_prices
-from llm_blender_ray.cluster.preflight import check_local_models, check_variables
+from llm_blender_ray.cluster.preflight import check_hub_models, check_local_models, check_variables
 from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore
 from llm_blender_ray.pipelines.bulk.description import Run
 from llm_blender_ray.pipelines.bulk.keys import run_identity
@@ -49,6 +49,7 @@ def execute(run: Run, *, overwrite: bool = False, update: bool = False, retry_fa
             return replace(done, nothing_failed=True)
     check_variables(run.cluster, *run.parts.values())
     check_local_models(run.cluster, run.parts.values())
+    check_hub_models(run.cluster, run.parts.values())
     if run.usd is not None:
         check_prices(run.parts, run.prices)
     if state.there:

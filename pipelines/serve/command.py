@@ -18,7 +18,7 @@ from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, address_of, bracketed
 from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.cluster.plan import place_together
-from llm_blender_ray.cluster.preflight import check_local_models, check_variables
+from llm_blender_ray.cluster.preflight import check_hub_models, check_local_models, check_variables
 from llm_blender_ray.configs.extras import require
 from llm_blender_ray.configs.loading import ConfigError
 from llm_blender_ray.configs.online import online
@@ -50,6 +50,7 @@ def serve_blend(config: BlendConfig, host: str, port: int) -> None:
     local = address_of(config.ray) == LOCAL_ADDRESS
     check_variables(config.ray, config)
     check_local_models(config.ray, config.parts.values())
+    check_hub_models(config.ray, config.parts.values())
     check_budget(config)
     spending_file(config, local=local)
     if local:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llm_blender_ray.actors.errors import ModelLoadError
-from llm_blender_ray.cluster.preflight import check_local_models
+from llm_blender_ray.cluster.preflight import check_hub_models, check_local_models
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster, VLLMModel
 
 
@@ -105,3 +105,20 @@ def test_adapters_are_looked_at_and_another_base_is_a_line(
     missing = config("org/model", models=[models[0] | {"adapters": {"x": "/nowhere/x"}}])
     with pytest.raises(ModelLoadError, match=r"^/nowhere/x: no such folder$"):
         check_local_models(RayCluster(), missing.parts.values())
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelLoadError, match=r"^mistyped: no such local folder, not in the hub's cache, and "):
+        check_hub_models(RayCluster(), config("mistyped").parts.values())
+    with pytest.raises(ModelLoadError, match=r"^a/b/c: no such folder$"):
+        check_hub_models(RayCluster(), config("a/b/c").parts.values())
+    check_hub_models(RayCluster(address="10.0.0.1:6379"), config("mistyped").parts.values())
+    snapshot = tmp_path / "cache" / "models--org--model" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    check_hub_models(RayCluster(), config("org/model").parts.values())
+    check_hub_models(RayCluster(), config(tmp_path).parts.values())  # a folder, which another check reads
