@@ -165,6 +165,13 @@ class GenerationSettings(Settings):
     rows: Annotated[int, Field(ge=1)] = 64
 
 
+class Counterfactuals(Settings):
+    """Values swapped in reference and candidates alike, so that a fuser does not answer from memory."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the values that can be swapped
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class FuserTraining(TrainingRun):
     """Settings of training a GenFuser on rows with candidates and a reference `output`."""
 
@@ -176,6 +183,7 @@ class FuserTraining(TrainingRun):
     output_max_length: Annotated[int, Field(ge=2)] = 128  # tokens of the reference, its end included
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     generation: GenerationSettings | None = None
+    counterfactual: Counterfactuals | None = None  # swap values of the rows to learn from; None: rows as they are
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> Self:

@@ -5,7 +5,8 @@ The input is built as for fusion (`actors.fusers.genfuser.FuserTemplate`); the l
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from llm_blender_ray.actors.merged_adapters import load_merged, merge_adapter
 from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_tokenizer, locate, quiet, resolve_device
-from llm_blender_ray.configs.training import FuserTraining
+from llm_blender_ray.configs.training import Counterfactuals, FuserTraining
 from llm_blender_ray.pipelines.quality.metrics import Metric, read_named_metrics
+from llm_blender_ray.pipelines.rows.readers import read_rows
 from llm_blender_ray.pipelines.train.arguments import uses_bf16
+from llm_blender_ray.pipelines.train.counterfactual import counterfactual_row
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.failures import LossWatch, check_finite, find_leak, print_warnings, refuse
 from llm_blender_ray.pipelines.train.generation import GenerationCallback, HeldoutGeneration, generation_warnings
@@ -34,6 +37,7 @@ from llm_blender_ray.pipelines.train.process import TrainingProcess, run_trainin
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
 
 FEW_ANSWERS, FEW_TOKENS = 8, 32  # written after a training without `generation`, to see whether there is text
+COUNTED_ROWS = 1000  # for the rows with values to swap
 
 
 def best_first(row: TrainingRow, metric: str | None) -> list[str]:
@@ -96,8 +100,19 @@ class FusionDataset(Dataset[Example]):
         }
 
 
-def fusion_row(row: Mapping[str, Any], wanted: CandidateFilter, metric: str | None) -> TrainingRow:
+def fusion_row(
+    row: Mapping[str, Any],
+    wanted: CandidateFilter,
+    metric: str | None,
+    counterfactual: Counterfactuals | None = None,
+) -> TrainingRow:
     """A row of `read_rows` as one that a fuser learns from.
+
+    Args:
+        row: The row.
+        wanted: Which candidates.
+        metric: Orders them.
+        counterfactual: Which values are swapped; None: none.
 
     Raises:
         BlendError: It lacks a reference, a candidate or the score that orders them.
@@ -108,7 +123,7 @@ def fusion_row(row: Mapping[str, Any], wanted: CandidateFilter, metric: str | No
     if not found.texts:
         raise BlendError(f"row {found.prompt.id}: no candidate with a text to fuse")
     best_first(found, metric)
-    return found
+    return counterfactual_row(found, counterfactual) if counterfactual else found
 
 
 def token_is_right(logits: Any, labels: Tensor) -> Tensor:
@@ -139,12 +154,34 @@ def prepare_fusions(config: FuserTraining, preparation: Preparation) -> Training
     """
     wanted = CandidateFilter(config.candidate_models, config.decoding_methods)
     convert = functools.partial(fusion_row, wanted=wanted, metric=config.metric)
-    key = [wanted.key(), config.metric]
-    train = preparation.rows("train", config.train, None, convert, key)
+    key: list[Any] = [wanted.key(), config.metric]
+    learn, learn_key = convert, key
+    if config.counterfactual:
+        learn = functools.partial(convert, counterfactual=config.counterfactual)
+        learn_key = [*key, config.counterfactual.model_dump()]
+        _count_counterfactual(config, convert)
+    train = preparation.rows("train", config.train, None, learn, learn_key)
     if not config.heldout:
         return TrainingData(train, None)
     heldout = preparation.rows("heldout", config.heldout, config.heldout_limit, convert, key)
     return TrainingData(train, heldout, find_leak("fuser", train.rows(), heldout.rows(), config.on_failure))
+
+
+def _count_counterfactual(config: FuserTraining, convert: Callable[..., TrainingRow]) -> None:
+    """Print how many of the first rows have values that can be swapped.
+
+    Raises:
+        BlendError: None has.
+    """
+    first = list(read_rows(config.train, COUNTED_ROWS))
+    every = Counterfactuals(share=1.0)
+    able = sum(convert(row) != convert(row, counterfactual=every) for row in first)
+    if not able:
+        raise BlendError(
+            f"counterfactual: no value to swap in the first {len(first):,} rows: no candidate has another number "
+            "or name in the place of one of the reference, nor, in a short reference, another word"
+        )
+    print(f"fuser: values to swap in {able:,} of the first {len(first):,} rows", file=sys.stderr, flush=True)
 
 
 def train_on_fusions(config: FuserTraining, data: TrainingData, process: TrainingProcess) -> dict[str, float]:
