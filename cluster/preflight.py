@@ -1,7 +1,7 @@
 """Checks on this machine before Ray starts: what would fail an hour later, in a second."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,6 +10,7 @@ from llm_blender_ray.actors.adapter_files import check_adapter, other_base
 from llm_blender_ray.actors.model_kinds import check_loadable
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of
 from llm_blender_ray.cluster.notices import report_line
+from llm_blender_ray.cluster.placement import Capacity, PlanError
 from llm_blender_ray.configs.environment import missing_variables
 from llm_blender_ray.configs.parts import PartSettings, is_path
 from llm_blender_ray.configs.schema import RayCluster
@@ -73,3 +74,29 @@ def check_hub_models(settings: RayCluster, parts: Iterable[PartSettings]) -> Non
         from llm_blender_ray.actors.weight_checks import check_on_hub  # half a second, for hub models alone
 
         check_on_hub(model, revision)
+
+
+def check_workers(count: int, amounts: Mapping[str, float], accelerator_type: str | None, have: Capacity) -> None:
+    """Check that a cluster has room for workers; Ray waits for it without end.
+
+    Args:
+        count: Number of workers.
+        amounts: Resources of one, by Ray's names.
+        accelerator_type: Type of its GPUs; None: any.
+        have: The cluster.
+
+    Raises:
+        PlanError: It has not.
+    """
+    wanted = {name: amount for name, amount in amounts.items() if amount}
+    nodes = [node for node in have.nodes if accelerator_type in (None, node.accelerator)]
+    room = sum(
+        min((int(node.amounts().get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()), default=count)
+        for node in nodes
+    )
+    if room < count:
+        what = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        kind = f" on {accelerator_type}" if accelerator_type else ""
+        raise PlanError(
+            f"scaling.workers: the cluster has room for {room} of {count} workers with {what} each{kind}"
+        )

@@ -13,6 +13,7 @@ import secrets
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,27 @@ def without_ray_output() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         sys.stderr = python
+
+
+@contextlib.contextmanager
+def running(settings: RayCluster) -> Iterator[None]:
+    """Ray and Ray Data configured for a run: only this project reports errors."""
+    from ray.data import DataContext  # takes a second, and not every session has data
+
+    debugging = "BLEND_DEBUG" in os.environ
+    quiet = contextlib.nullcontext() if debugging else without_ray_output()
+    with quiet, session(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on tuning
+        # until Ray Data has another way to a placement group for each actor (2.64 is to remove this one)
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = int(settings.stall_timeout_s)
+        for handler in logging.getLogger("ray.data").handlers:
+            if not debugging and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+        yield
 
 
 def capacity(settings: RayCluster) -> Capacity:

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from llm_blender_ray.configs.lora import LoraTraining
 from llm_blender_ray.configs.losses import PairwiseLoss
+from llm_blender_ray.configs.scaling import TrainingScaling
+from llm_blender_ray.configs.schema import RayCluster
 from llm_blender_ray.configs.settings import Settings
 
 
@@ -68,13 +70,15 @@ class TrainingRun(Settings):
     decoding_methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = (
         None  # candidates with these `decoding_method`s; None: all
     )
-    output: Annotated[str, Field(min_length=1)]  # local folder: the model, and `checkpoints/` to resume from
+    output: Annotated[str, Field(min_length=1)]  # folder or `s3://`: the model, and `checkpoints/` to resume from
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the saved weights
     on_failure: Literal["warn", "fail"] = (
         "warn"  # signs of a failed training: last lines, or exit 1 without a result
     )
     optimization: Optimization
     lora: LoraTraining | None = None  # train an adapter; None: all weights
+    scaling: TrainingScaling | None = None  # workers on Ray; None: this process trains, without Ray
+    ray: RayCluster = RayCluster()  # of the workers
 
     @model_validator(mode="after")
     def _quantized_is_whole(self) -> Self:

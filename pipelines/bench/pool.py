@@ -23,11 +23,10 @@ from llm_blender_ray.actors.records import Matchup
 from llm_blender_ray.actors.scorers import Score, Traits
 from llm_blender_ray.cluster.placement import Placement, place
 from llm_blender_ray.cluster.replicas import RayReplica, ranker_pool
-from llm_blender_ray.cluster.session import capacity
+from llm_blender_ray.cluster.session import capacity, running
 from llm_blender_ray.configs.schema import RankerSettings, RayCluster, Replicas
 from llm_blender_ray.configs.strategies import Full
 from llm_blender_ray.pipelines.bench.rank import read_workload
-from llm_blender_ray.pipelines.bulk.executor import running
 
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 PROCESSES = 2  # that simulate replicas, which only wait

@@ -4,22 +4,17 @@ A wave is one chain of actor pools. Every stage stores its result of a block at 
 wave, also of a resumed run, reads only the blocks that lack something.
 """
 
-import contextlib
-import logging
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.cluster.placement_groups import placement_groups
-from llm_blender_ray.cluster.session import session, without_ray_output
-from llm_blender_ray.configs.schema import BaseLLM, RayCluster
+from llm_blender_ray.configs.schema import BaseLLM
 from llm_blender_ray.pipelines.bulk.checkpoints import Block, CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.deduplication import copy_results, representatives
 from llm_blender_ray.pipelines.bulk.retry import Todo
@@ -156,25 +151,6 @@ def _stream(
             )  # Ray Data restarts dead actors and their tasks without limit; `isolation` limits the deaths
         for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass
-
-
-@contextmanager
-def running(settings: RayCluster) -> Iterator[None]:
-    """Ray and Ray Data configured for a run: only this project reports errors."""
-    debugging = "BLEND_DEBUG" in os.environ
-    quiet = contextlib.nullcontext() if debugging else without_ray_output()
-    with quiet, session(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"ray\.data")  # advice on tuning
-        # until Ray Data has another way to a placement group for each actor (2.64 is to remove this one)
-        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_no_progress_timeout_s = int(settings.stall_timeout_s)
-        for handler in logging.getLogger("ray.data").handlers:
-            if not debugging and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.CRITICAL + 1)
-        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from llm_blender_ray.cluster.notices import report_line
 from llm_blender_ray.cluster.placement import Placement
 from llm_blender_ray.cluster.plan import Plan
 from llm_blender_ray.cluster.replicas import check_all_weights, check_node_weights
-from llm_blender_ray.cluster.session import capacity
+from llm_blender_ray.cluster.session import capacity, running
 from llm_blender_ray.configs.identity import deciding, settings_digest
 from llm_blender_ray.configs.llms import BaseLLM
 from llm_blender_ray.configs.preferences import Preferences
@@ -24,7 +24,7 @@ from llm_blender_ray.pipelines.bulk.checkpoints import CheckpointStore, Index
 from llm_blender_ray.pipelines.bulk.checksums import DamagedError
 from llm_blender_ray.pipelines.bulk.costs import unpriced_stages, with_costs
 from llm_blender_ray.pipelines.bulk.description import Run
-from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, running, translated_errors
+from llm_blender_ray.pipelines.bulk.executor import actor_count, reason, run_wave, translated_errors
 from llm_blender_ray.pipelines.bulk.input import READ, begins_with, read_input
 from llm_blender_ray.pipelines.bulk.keys import result_keys, scorer_key
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, versions

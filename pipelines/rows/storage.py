@@ -48,6 +48,42 @@ def put(uri: str, data: bytes) -> None:
                 fs.pipe_file(path, data)
 
 
+def upload(folder: Path, uri: str, last: str = "") -> None:
+    """Copy the files in a local folder, and in folders in it, to another place.
+
+    Args:
+        folder: The folder.
+        uri: Where its content goes.
+        last: Name of the file to copy last: with it, the copy is complete.
+
+    Raises:
+        BlendError: The storage fails.
+    """
+    fs, path = filesystem(uri)
+    files = sorted((one for one in folder.rglob("*") if one.is_file()), key=lambda one: (one.name == last, one))
+    with translate_errors(uri, "write it"), translate_write_errors(uri):
+        for file in files:
+            target = f"{path}/{file.relative_to(folder).as_posix()}"
+            if is_local(fs):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            fs.put_file(str(file), target)
+
+
+def fetch_folder(uri: str, folder: Path) -> None:
+    """Copy the files in a folder, and in folders in it, to a local one.
+
+    Raises:
+        BlendError: The storage fails.
+    """
+    fs, path = filesystem(uri)
+    with translate_errors(uri, "read it"):
+        fs.invalidate_cache()
+        for file in fs.find(path):
+            target = folder / file.removeprefix(path).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(file, str(target))
+
+
 def names(uri: str) -> set[str]:
     """Names of the files and folders in one folder; none if it does not exist.
 

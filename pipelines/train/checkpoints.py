@@ -6,15 +6,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from pydantic.main import IncEx
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.configs.changes import describe_changes
+from llm_blender_ray.configs.scaling import TrainingScaling
 from llm_blender_ray.configs.settings import Settings
 from llm_blender_ray.pipelines.rows import storage
 
+# Settings that change no step: a folder may be moved, and a run resume on other machines.
+_ELSEWHERE: Mapping[str, bool | IncEx] = {
+    "output": True,
+    "on_failure": True,
+    "ray": True,
+    "scaling": {*TrainingScaling.model_fields} - {"workers"},
+}
 _RECORD = "settings.json"  # beside the checkpoints: the settings that they belong to
 
 
@@ -50,6 +60,73 @@ class Checkpoints:
         return []
 
 
+class UploadedCheckpoints(Checkpoints):
+    """Checkpoints that the Trainer writes on this machine, and that are copied to an object store."""
+
+    def __init__(self, uri: str, folder: Path, keep: int) -> None:
+        """Start.
+
+        Args:
+            uri: Folder in the object store.
+            folder: Folder of this machine.
+            keep: The last ones to keep there, beside the best.
+        """
+        super().__init__(folder)
+        self._uri = uri
+        self._keep = keep
+
+    def check(self, settings: Settings) -> None:
+        """See base class."""
+        check_settings(self._uri, settings, found=bool(self._whole()))
+
+    @contextlib.contextmanager
+    def last(self) -> Iterator[str | None]:
+        """See base class."""
+        whole = self._whole()
+        yield self.fetched(whole[-1]) if whole else None
+
+    def fetched(self, name: str) -> str:
+        """See base class."""
+        if not (self.folder / name / TRAINER_STATE_NAME).is_file():
+            storage.fetch_folder(f"{self._uri}/{name}", self.folder / name)
+        return str(self.folder / name)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """See base class."""
+        return [_Upload(self)]
+
+    def saved(self, name: str, best: str | None) -> None:
+        """Copy one, then remove those that are not kept.
+
+        Args:
+            name: The one that the Trainer has saved.
+            best: Name of the best so far.
+        """
+        storage.upload(self.folder / name, f"{self._uri}/{name}", last=TRAINER_STATE_NAME)
+        for old in checkpoint_names(storage.names(self._uri))[: -self._keep]:
+            if old != best:
+                storage.remove(f"{self._uri}/{old}")
+
+    def _whole(self) -> list[str]:
+        """Names of the complete ones, by step; the Trainer's state is copied last."""
+        found = checkpoint_names(storage.names(self._uri))
+        return [name for name in found if TRAINER_STATE_NAME in storage.names(f"{self._uri}/{name}")]
+
+
+class _Upload(TrainerCallback):
+    """Copies every saved checkpoint, in the first process."""
+
+    def __init__(self, checkpoints: UploadedCheckpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """See base class."""
+        if state.is_world_process_zero:
+            best = state.best_model_checkpoint
+            name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self._checkpoints.saved(name, Path(best).name if best else None)
+
+
 def check_settings(folder: str, settings: Settings, *, found: bool) -> None:
     """Check a folder of checkpoints, and store the settings there: a mix of two runs' states is neither.
 
@@ -61,8 +138,7 @@ def check_settings(folder: str, settings: Settings, *, found: bool) -> None:
     Raises:
         BlendError: They belong to a run with other settings.
     """
-    # a folder may be moved, and `on_failure` changes no step
-    text = settings.model_dump_json(exclude={"output", "on_failure"})
+    text = settings.model_dump_json(exclude=_ELSEWHERE)
     record = f"{folder}/{_RECORD}"
     given = storage.get(record) if found else None
     if given is not None:

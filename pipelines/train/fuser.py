@@ -33,8 +33,9 @@ from llm_blender_ray.pipelines.train.loop import is_main_process, print_results,
 from llm_blender_ray.pipelines.train.lora import add_lora, merge_trained, save_adapter
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
-from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
+from llm_blender_ray.pipelines.train.process import TrainingProcess
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
+from llm_blender_ray.pipelines.train.run import run_training
 
 FEW_ANSWERS, FEW_TOKENS = 8, 32  # written after a training without `generation`, to see whether there is text
 COUNTED_ROWS = 1000  # for the rows with values to swap
@@ -143,7 +144,7 @@ def run_fuser_training(config: FuserTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The model cannot be used.
     """
-    return run_training(config, prepare_fusions, train_on_fusions)
+    return run_training(config, prepare_fusions, train_on_fusions, title="fuser")
 
 
 def prepare_fusions(config: FuserTraining, preparation: Preparation) -> TrainingData:

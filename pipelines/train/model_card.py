@@ -81,9 +81,8 @@ def model_card(
     measures = [f"- {label}: {value}" for label, value in figures.items()] + [f"- {line}" for line in findings]
     option = "--ranker" if ranker else "--fuser"
     command = f"blend {'rank' if ranker else 'fuse'} {option} {name} --input rows.jsonl --output out.jsonl"
-    settings = yaml.safe_dump(
-        _public_settings(config.model_dump(mode="json", exclude={"output"})), sort_keys=False, allow_unicode=True
-    )
+    public = _public_settings(config.model_dump(mode="json", exclude={"output", "ray", "scaling"}))
+    settings = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
     text = f"""# {name}
 
 {what} trained from `{_public(base)}` by `blend train {"ranker" if ranker else "fuser"}`.

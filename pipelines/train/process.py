@@ -5,15 +5,13 @@ A training function is the same in both; what differs is where checkpoints and r
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from llm_blender_ray.configs.training import TrainingRun
-from llm_blender_ray.pipelines.train.checkpoints import Checkpoints
-from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
-
-_Run = TypeVar("_Run", bound=TrainingRun)
+from llm_blender_ray.pipelines.rows.storage import upload
+from llm_blender_ray.pipelines.rows.uris import filesystem, is_local
+from llm_blender_ray.pipelines.train.checkpoints import Checkpoints, UploadedCheckpoints
 
 
 class TrainingProcess(Protocol):
@@ -33,49 +31,57 @@ class TrainingProcess(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def result_folder(output: str) -> Iterator[Path]:
+    """Folder of this machine whose content is at the output after the block.
+
+    A block that fails leaves the output as it was.
+
+    Raises:
+        BlendError: The storage fails.
+    """
+    fs, path = filesystem(output)
+    target = Path(path) if is_local(fs) else None
+    if target:
+        target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".result-") as scratch:
+        folder = Path(scratch) / PurePosixPath(path).name  # a model card has the name
+        folder.mkdir()
+        yield folder
+        if target is None:
+            upload(folder, output)
+            return
+        for file in sorted(folder.iterdir()):
+            file.replace(target / file.name)
+
+
 class OnlyProcess:
     """The process of a training that runs here."""
 
-    def __init__(self, output: str) -> None:
-        self._output = Path(output)
-        self.checkpoints = Checkpoints(self._output / "checkpoints")
+    def __init__(self, output: str, checkpoints: Checkpoints) -> None:
+        self._output = output
+        self.checkpoints = checkpoints
 
-    @contextlib.contextmanager
-    def result(self) -> Iterator[Path]:
-        """See base class. A block that fails leaves the output as it was."""
-        self._output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._output, prefix=".result-") as scratch:
-            folder = Path(scratch) / self._output.resolve().name
-            folder.mkdir()
-            yield folder
-            for file in sorted(folder.iterdir()):
-                file.replace(self._output / file.name)
+    def result(self) -> contextlib.AbstractContextManager[Path]:
+        """See base class."""
+        return result_folder(self._output)
 
     def started(self) -> contextlib.AbstractContextManager[None]:
         """See base class."""
         return contextlib.nullcontext()
 
 
-Prepare = Callable[[_Run, Preparation], TrainingData]
-Train = Callable[[_Run, TrainingData, TrainingProcess], dict[str, float]]
-
-
-def run_training(config: _Run, prepare: Prepare[_Run], train: Train[_Run]) -> dict[str, float]:
-    """Prepare the data and train, here or on Ray.
+@contextlib.contextmanager
+def only_process(output: str, keep: int) -> Iterator[OnlyProcess]:
+    """The process of a training that runs here.
 
     Args:
-        config: The settings.
-        prepare: Stores the data.
-        train: Trains on it, in each process.
-
-    Returns:
-        What `train` returned in the first process.
-
-    Raises:
-        BlendError: The data cannot be learnt from, or the training failed.
+        output: Of the training.
+        keep: Checkpoints to keep.
     """
-    preparation = Preparation(config.output)
-    data = prepare(config, preparation)
-    measured = train(config, data, OnlyProcess(config.output))
-    preparation.remove()
-    return measured
+    if is_local(filesystem(output)[0]):
+        yield OnlyProcess(output, Checkpoints(Path(output) / "checkpoints"))
+        return
+    with tempfile.TemporaryDirectory(prefix="blend-train-") as folder:
+        uri = f"{output.rstrip('/')}/checkpoints"
+        yield OnlyProcess(output, UploadedCheckpoints(uri, Path(folder), keep))

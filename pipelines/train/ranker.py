@@ -38,8 +38,9 @@ from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
 from llm_blender_ray.pipelines.train.pairs import TrainingPair, scored_pairs
 from llm_blender_ray.pipelines.train.prepare import Preparation, StoredSplit, TrainingData
-from llm_blender_ray.pipelines.train.process import TrainingProcess, run_training
+from llm_blender_ray.pipelines.train.process import TrainingProcess
 from llm_blender_ray.pipelines.train.rows import CandidateFilter, TrainingRow, training_row
+from llm_blender_ray.pipelines.train.run import run_training
 
 
 class PairDataset(Dataset[Example]):
@@ -106,7 +107,7 @@ def run_ranker_training(config: RankerTraining) -> dict[str, float]:
         BlendError: A row cannot be learnt from.
         ModelLoadError: The backbone cannot be used.
     """
-    return run_training(config, prepare_pairs, train_on_pairs)
+    return run_training(config, prepare_pairs, train_on_pairs, title="ranker")
 
 
 def prepare_pairs(config: RankerTraining, preparation: Preparation) -> TrainingData:

@@ -40,7 +40,7 @@ def sharding_arguments(settings: Optimization) -> dict[str, Any]:
     if "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized():
         raise BlendError(
             f"optimization.sharding: {settings.sharding} divides a training among workers, and this is one "
-            "process; start it by torchrun --nproc-per-node N -m llm_blender_ray train ..."
+            "process; set scaling.workers"
         )
     if settings.sharding == "fsdp":
         return {"fsdp": True, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "NO_WRAP"}}

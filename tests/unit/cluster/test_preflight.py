@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llm_blender_ray.actors.errors import ModelLoadError
-from llm_blender_ray.cluster.preflight import check_hub_models, check_local_models
+from llm_blender_ray.cluster.placement import Capacity, Node, PlanError
+from llm_blender_ray.cluster.preflight import check_hub_models, check_local_models, check_workers
 from llm_blender_ray.configs.schema import BlendConfig, RayCluster, VLLMModel
 
 
@@ -122,3 +123,17 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_named(monkeypatch: pytest.Mo
     (snapshot.parents[1] / "refs" / "main").write_text("0123")
     check_hub_models(RayCluster(), config("org/model").parts.values())
     check_hub_models(RayCluster(), config(tmp_path).parts.values())  # a folder, which another check reads
+
+
+def test_workers_without_room_are_refused() -> None:
+    """A worker is on one node, so what two nodes have together is no room."""
+    have = Capacity((Node(3, 1, {"fast": 1}, "H100"), Node(3, 1, {}, "L4"), Node(1)))
+    check_workers(7, {"CPU": 1, "GPU": 0}, None, have)
+    check_workers(2, {"CPU": 1, "GPU": 1}, None, have)
+    check_workers(1, {"CPU": 1, "GPU": 1}, "L4", have)
+    with pytest.raises(PlanError, match="room for 2 of 3 workers with 2 CPU each"):
+        check_workers(3, {"CPU": 2, "GPU": 0}, None, have)
+    with pytest.raises(PlanError, match="room for 1 of 2 workers with 1 CPU, 1 GPU each on H100"):
+        check_workers(2, {"CPU": 1, "GPU": 1}, "H100", have)
+    with pytest.raises(PlanError, match="room for 1 of 2 workers with 1 CPU, 1 fast each"):
+        check_workers(2, {"CPU": 1, "fast": 1}, None, have)
