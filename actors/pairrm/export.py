@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
+from llm_blender_ray.actors.merged_adapters import is_adapter
 from llm_blender_ray.actors.model_files import read_json
 from llm_blender_ray.actors.pairrm.checkpoints import load_pairrm, save_pairrm, save_tokenizer, save_weights
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
@@ -91,7 +92,9 @@ def _check_layout(model: str, layout: RankerLayout, network: PairRMNetwork, toke
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The type of all stored weights; float32, which holds every value of the others, if they differ."""
+    """The type of all stored weights; float32, which holds the values of all, if they differ or are merged."""
+    if is_adapter(folder):
+        return torch.float32
     found = {tensor.dtype for tensor in load_tensors(folder).values()}
     return found.pop() if len(found) == 1 else torch.float32
 

@@ -11,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
-from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm, save_pairrm
+from llm_blender_ray.actors.pairrm.checkpoints import create_pairrm, load_pairrm, save_adapted_pairrm, save_pairrm
 from llm_blender_ray.actors.pairrm.export import export_pairrm
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget
 from llm_blender_ray.actors.records import Matchup, Prompt
 from llm_blender_ray.actors.scorers.pairwise import PairwiseScorer
+from llm_blender_ray.configs.lora import LoraTraining
 from llm_blender_ray.configs.rankers import RankerLayout
 from llm_blender_ray.configs.schema import PairRanker
+from llm_blender_ray.pipelines.train.lora import add_lora, save_adapter
 
 CHECKPOINTS = GOLDEN / "checkpoints"
 LLM = str(ROOT / "configs" / "miniature" / "alder")
@@ -79,6 +81,20 @@ def test_a_trained_ranker_with_several_outputs_goes_both_ways_in_its_own_type(tm
         (tmp_path / "ranker" / "config.json").read_text()
     )
     assert (tmp_path / "again" / "README.md").read_text() == "its card"
+
+
+def test_a_kept_adapter_is_merged(tmp_path: Path) -> None:
+    network, tokenizer = load_pairrm(str(CHECKPOINTS / "PairRM-hf"))
+    adapted = add_lora(network.pretrained_model, str(CHECKPOINTS / "PairRM-hf"), LoraTraining(rank=2))
+    torch.manual_seed(0)
+    for name, tensor in adapted.named_parameters():
+        if "lora_B" in name:  # zero in a new adapter
+            tensor.data.normal_()
+    folder = tmp_path / "adapter"
+    save_adapter(adapted, folder)
+    save_adapted_pairrm(network, tokenizer, folder)
+    export_pairrm(str(folder), "pairrm-hf", tmp_path / "out")
+    assert logits(tmp_path / "out") == logits(folder) != logits(CHECKPOINTS / "PairRM-hf")
 
 
 class TestWhatALayoutCannotHold:
