@@ -28,13 +28,20 @@ class VLLMAdapters:
             folder: Folder of its model.
 
         Raises:
-            ModelLoadError: One is missing, or can't be applied to that model.
+            ModelLoadError: One is missing, or can't be applied to that model, or not on several nodes.
         """
         self._name = model.name
         weights = model.weights
         self._folders = {one: locate_adapter(one, weights.formats, folder) for one in weights.adapters}
-        self._over_nodes = over_nodes(model)
-        self._loaded: dict[Adapter, LoRARequest] = {}
+        # the processes on other nodes read the hub's cache of their own
+        self._paths = {one: one.path if over_nodes(model) else str(path) for one, path in self._folders.items()}
+        pinned = [one.path for one, path in self._folders.items() if one.revision and self._paths[one] != str(path)]
+        if pinned:
+            raise ModelLoadError(
+                f"{model.name}: {pinned[0]}: on several nodes vLLM reads no revision of an adapter; give a folder "
+                "that all nodes have"
+            )
+        self._loaded: set[Adapter] = set()
         self._loading = asyncio.Lock()
 
     def arguments(self, given: Mapping[str, Any], ranks: Sequence[int], *, on_cpu: bool) -> dict[str, Any]:
@@ -80,14 +87,14 @@ class VLLMAdapters:
             return None
         from vllm.lora.request import LoRARequest
 
+        path = self._paths[adapter]
+        # a number of its own: vLLM may have loaded it under that for a caller that is gone
+        request = LoRARequest(path, list(self._paths).index(adapter) + 1, path)
         async with self._loading:
             if adapter not in self._loaded:
-                # the processes on other nodes have caches of their own
-                path = adapter.path if self._over_nodes else str(self._folders[adapter])
-                request = LoRARequest(path, len(self._loaded) + 1, path)
                 try:
                     await llm.add_lora(request)
                 except Exception as error:  # vLLM passes on what its worker raises as such
                     raise GenerationError(f"vLLM can't load the adapter {path}: {one_line(error)}") from error
-                self._loaded[adapter] = request
-        return self._loaded[adapter]
+                self._loaded.add(adapter)
+        return request

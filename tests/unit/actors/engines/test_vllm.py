@@ -163,6 +163,36 @@ def test_adapters_in_one_batch_answer_as_each_merged_into_the_model(
         assert runner.run(followed(engine.stream(questions[1], GREEDY)))[-1] == expected[name][1]
 
 
+def test_an_adapter_s_number_is_never_another_s(folder: Path, adapters: dict[str, Path]) -> None:
+    """vLLM goes on loading an adapter whose caller is gone, under its number."""
+    from llm_blender_ray.actors.engines.vllm_adapters import VLLMAdapters
+
+    class Loading:
+        loaded: list[tuple[int, str]] = []  # noqa: RUF012
+
+        async def add_lora(self, request: Any) -> bool:
+            self.loaded.append((request.lora_int_id, request.lora_path))
+            if len(self.loaded) == 1:
+                await asyncio.Event().wait()  # its caller is cancelled meanwhile
+            return True
+
+    async def main() -> None:
+        named = {name: AdapterMember(path=str(path)) for name, path in adapters.items()}
+        loads = VLLMAdapters(VLLMModel(name="v", engine="vllm", model=str(folder), adapters=named), folder)
+        llm: Any = Loading()
+        legal, code = (Adapter(path=str(path)) for path in adapters.values())
+        first = asyncio.create_task(loads.request(llm, legal))
+        while not llm.loaded:
+            await asyncio.sleep(0)
+        first.cancel()
+        numbers = [(await loads.request(llm, one)).lora_int_id for one in (code, legal, code)]  # type: ignore[union-attr]
+        assert numbers == [2, 1, 2] and len(llm.loaded) == 3  # the cancelled one once more
+        assert len({*llm.loaded}) == 2
+        assert await loads.request(llm, None) is None
+
+    asyncio.run(main())
+
+
 def test_drafts_and_shared_prefixes_change_no_answer(
     vllm: Engine, local: Engine, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
