@@ -144,7 +144,7 @@ def test_adapters_in_one_batch_answer_as_each_merged_into_the_model(
     tmp_path: Path,
 ) -> None:
     """The model itself among them, and the answers alone."""
-    questions, expected = chats()[::8], {}
+    questions, expected = chats()[::12], {}
     for name, path in adapters.items():
         merged = str(save_merged(folder, path, tmp_path / name))
         engine = TransformersEngine(TransformersModel(name=name, engine="transformers", model=merged, device="cpu"))
