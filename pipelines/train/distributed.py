@@ -144,9 +144,10 @@ class _ReportSaved(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """See base class."""
         folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-        losses = [log["eval_loss"] for log in state.log_history if "eval_loss" in log]
+        figure = str(args.metric_for_best_model)
+        found = [log[figure] for log in state.log_history if figure in log]
         ray.train.report(
-            {"step": state.global_step, **({"eval_loss": losses[-1]} if losses else {})},
+            {"step": state.global_step, **({figure: found[-1]} if found else {})},
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_dir_name=folder.name,
             delete_local_checkpoint_after_upload=True,
@@ -323,11 +324,11 @@ def _amounts(scaling: TrainingScaling, have: Capacity) -> dict[str, float]:
 
 def _kept(config: TrainingRun) -> CheckpointConfig:
     """The last checkpoints, and the best where it is the result."""
-    best = config.optimization.result == "best"
+    settings = config.optimization
     return CheckpointConfig(
-        num_to_keep=config.optimization.keep_checkpoints,
-        checkpoint_score_attribute="eval_loss" if best else None,
-        checkpoint_score_order="min" if best else "max",
+        num_to_keep=settings.keep_checkpoints,
+        checkpoint_score_attribute=f"eval_{settings.select_by}" if settings.result == "best" else None,
+        checkpoint_score_order="min" if settings.select_by == "loss" else "max",
     )
 
 

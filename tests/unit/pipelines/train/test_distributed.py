@@ -9,6 +9,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.cluster.placement import Capacity
 from llm_blender_ray.configs.scaling import TrainingScaling
+from llm_blender_ray.configs.training import RankerTraining
 from llm_blender_ray.pipelines.train import distributed
 
 LOST = RuntimeError("[/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
@@ -59,3 +60,29 @@ def test_workers_take_gpus_where_the_cluster_has_some() -> None:
     assert distributed._amounts(scaling, Capacity.machine(4, 2))["GPU"] == 1
     none = TrainingScaling(gpus_per_worker=0)
     assert distributed._amounts(none, Capacity.machine(4, 2))["GPU"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, (None, "min")),
+        ({"result": "best"}, ("eval_loss", "min")),
+        ({"result": "best", "select_by": "accuracy"}, ("eval_accuracy", "max")),
+    ],
+)
+def test_the_best_checkpoint_is_kept_by_the_figure_that_selects_it(
+    changes: dict[str, str], kept: tuple[str | None, str]
+) -> None:
+    config = RankerTraining.model_validate(
+        {
+            "backbone": "b",
+            "train": "t",
+            "heldout": "h",
+            "output": "o",
+            "metrics": ["m"],
+            "optimization": {"learning_rate": 1, "keep_checkpoints": 3, **changes},
+        }
+    )
+    found = distributed._kept(config)
+    assert found.num_to_keep == 3
+    assert (found.checkpoint_score_attribute, found.checkpoint_score_order) == kept
