@@ -34,7 +34,7 @@ def read_objects(uri: str) -> Iterator[dict[str, Any] | None]:
                     yield from _of_parquet(file)
                 case ".json" if _is_list(file):
                     yield from _of_list(file)
-                case ".json" | ".jsonl":
+                case ".json" | ".jsonl" | ".ndjson":
                     yield from _of_lines(file)
                 case ending:
                     raise BlendError(f"{file}: expected .jsonl, .json or .parquet, not {ending}")
