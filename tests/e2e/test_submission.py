@@ -4,6 +4,7 @@ What has a token is a process of its own: Ray reads its token once a process, an
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -102,9 +103,14 @@ class Jobs:
     session: Path
 
     def written(self, text: str) -> set[str]:
-        """Files of the session that contain a text."""
-        files = (file for file in self.session.rglob("*") if file.is_file())
-        return {str(file.relative_to(self.session)) for file in files if text.encode() in file.read_bytes()}
+        """Files of the session that contain a text; one that Ray removes meanwhile contains none."""
+        found = set()
+        for folder, _, names in os.walk(self.session):
+            for file in (Path(folder) / name for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    if file.is_file() and text.encode() in file.read_bytes():
+                        found.add(str(file.relative_to(self.session)))
+        return found
 
     def shown(self) -> str:
         """What Ray shows of jobs, and of the processes of all jobs."""
