@@ -82,17 +82,22 @@ def test_help_needs_neither_torch_nor_ray() -> None:
         (["fuse", "--fuser", "x", "--input", "i", "--output", "o", "--top-k", "0"], "--top-k"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_2(args: list, told: str) -> None:
-    done = blend(*args, code=2)
+def test_wrong_use_is_one_line_and_exit_2(args: list, told: str, blend_here: InProcess) -> None:
+    done = blend_here(*args, code=2)
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not done.stdout
 
 
-def test_config_mistakes_are_a_line_each(tmp_path: Path) -> None:
+def test_a_process_ends_with_the_code_of_its_command() -> None:
+    done = blend("run", "none.yaml", code=2)
+    assert done.stderr.startswith("blend: none.yaml: can't be read") and not done.stdout
+
+
+def test_config_mistakes_are_a_line_each(tmp_path: Path, blend_here: InProcess) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("models: [{name: a, engine: endpoint}]\nranker: {modle: x}\n")
-    lines = blend("plan", config, code=2).stderr.splitlines()
+    lines = blend_here("plan", config, code=2).stderr.splitlines()
     assert [line.split(": ", 2)[2] for line in lines] == [
         "models.0.model: required, but missing",
         "models.0.base_url: required, but missing",
@@ -183,9 +188,9 @@ def test_rank_with_a_strategy_a_cache_and_a_config(tmp_path: Path, blend_here: I
         compared = sum(logit is not None for line in row["logits"] for logit in line)
         assert row["error"] is None and row["comparisons"] == compared < n * (n - 1)
         assert [row["scores"][i] for i in row["ranking"]] == sorted(row["scores"], reverse=True)
-    knockout = ("--strategy", "knockout:orders=both", "--replicas", 2)
-    blend_here("rank", "--ranker", RANKER, "--output", tmp_path / "2.jsonl", "--top-k", 1, *knockout, *common)
-    blend_here("rank", "--ranker", RANKER, "--output", tmp_path / "3.jsonl", "--top-k", 1, *knockout, *common)
+    knockout = ("--ranker", RANKER, "--top-k", 1, "--strategy", "knockout:orders=both", *common)
+    blend_here("rank", "--output", tmp_path / "2.jsonl", "--replicas", 2, *knockout)
+    blend_here("rank", "--output", tmp_path / "3.jsonl", "--replicas", 1, *knockout)
     second, third = read_rows(tmp_path / "2.jsonl"), read_rows(tmp_path / "3.jsonl")
     assert all(row["error"] is None for row in second)
     assert [row["comparisons"] for row in third] == [0] * len(given)

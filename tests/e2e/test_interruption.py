@@ -192,7 +192,7 @@ class Running:
 
     def __init__(self, folder: Path) -> None:
         source, config = folder / "in.jsonl", folder / "c.yaml"
-        source.write_text("".join(json.dumps({"id": str(i), "prompt": f"p {i}"}) + "\n" for i in range(20000)))
+        source.write_text("".join(json.dumps({"id": str(i), "prompt": f"p {i}"}) + "\n" for i in range(8000)))
         settings = {
             "models": [{"name": "one", "engine": "echo", "model": "none"}],
             "ranker": {"kind": "echo"},
