@@ -33,6 +33,14 @@ _FEWEST = 10  # verdicts for a slope
 _Clusters = Mapping[str, Sequence[float]]  # values of each row
 
 
+BIAS_COLUMNS = ("verdicts", "same twice", "left", "own", "longer", "slope")
+BIAS_CAPTION = (
+    "%, with 95% intervals. same twice: pairs with one verdict in both orders; left: of their decided verdicts; "
+    "own: rate of own answers less other judges'; longer: rate of longer answers; slope: of the log-odds, for each "
+    "doubling of the ratio of lengths"
+)
+
+
 def judge_bias(
     outcomes: Iterable[Outcome], families: Mapping[str, Collection[str]] | None = None
 ) -> list[dict[str, Any]]:
@@ -193,17 +201,24 @@ def _moments(clusters: _Clusters) -> tuple[float, float, int]:
 
 
 def bias_table(reports: Sequence[Mapping[str, Any]]) -> Table:
-    """What `judge_bias` returns as a table to print with rich: shares in per cent, with 95% intervals."""
-    shown = Table(title="Judges", title_justify="left")
+    """What `judge_bias` returns as a table to print with rich."""
+    shown = Table(title="Judges", title_justify="left", caption=BIAS_CAPTION)
     shown.add_column("", no_wrap=True)
-    for heading in ("verdicts", "same twice", "left", "own", "longer", "slope"):
+    for heading in BIAS_COLUMNS:
         shown.add_column(heading, justify="right")
+    for name, *cells in bias_lines(reports):
+        shown.add_row(Text(name), *cells)
+    return shown
+
+
+def bias_lines(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """What `judge_bias` returns as each judge's name and cells of `BIAS_COLUMNS`."""
+    found: list[tuple[str, ...]] = []
     for one in reports:
         position, own, length = one["position"], one["self_preference"], one["length"]
         more = own and own["difference"]
         slope = length and length["slope"]
-        shown.add_row(
-            Text(one["judge"]),
+        cells = (
             f"{one['verdicts']:,}",
             _percent(position and position["consistent"]),
             _percent(position and position["left"]),
@@ -211,12 +226,8 @@ def bias_table(reports: Sequence[Mapping[str, Any]]) -> Table:
             _percent(length and length["longer"]),
             _with_interval(slope["per_doubling"], slope["interval"], sign=True, digits=2) if slope else "",
         )
-    shown.caption = (
-        "%, with 95% intervals. same twice: pairs with one verdict in both orders; left: of their decided "
-        "verdicts; own: rate of own answers less other judges'; longer: rate of longer answers; "
-        "slope: of the log-odds, for each doubling of the ratio of lengths"
-    )
-    return shown
+        found.append((one["judge"], *cells))
+    return found
 
 
 def _percent(share: Mapping[str, Any] | None) -> str:

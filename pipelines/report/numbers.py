@@ -16,6 +16,7 @@ from typing import Any, Self
 from llm_blender_ray.pipelines.quality.contest import Contest
 from llm_blender_ray.pipelines.quality.error_kinds import ErrorKinds
 from llm_blender_ray.pipelines.quality.evaluation import Quality, name_of
+from llm_blender_ray.pipelines.quality.judgements import Outcome, read_llm_judgements, read_outcomes
 from llm_blender_ray.pipelines.quality.means import Mean
 from llm_blender_ray.pipelines.quality.metrics import Metric
 
@@ -146,6 +147,7 @@ class Numbers:
         by_chance: The same share if length did not matter.
         longer_above: Share of pairs in which the longer answer is ranked above.
         contest: Judgements of all rows.
+        by_llms: Outcomes of LLM judges in `judgements`.
     """
 
     rows: int = 0
@@ -167,6 +169,7 @@ class Numbers:
     sample: Sample = field(default_factory=Sample)
     examples: list[dict[str, Any]] = field(default_factory=list)
     contest: Contest = field(default_factory=Contest)
+    by_llms: list[Outcome] = field(default_factory=list)
 
     def share_above(self, one: str, other: str) -> float | None:
         """Share of the rows that rank both in which `one` is above `other`; None if there are none."""
@@ -278,6 +281,7 @@ def count(
         key = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")
         numbers.add(row)
         numbers.contest.add(row)
+        numbers.by_llms += read_outcomes([row], read=read_llm_judgements)
         sampling.add(row, key)
         if row["error"] is None and row["candidates"] and (len(examples) < EXAMPLES or key < examples[-1][0]):
             examples = sorted([*examples, (key, dict(row))], key=lambda item: item[0])[:EXAMPLES]

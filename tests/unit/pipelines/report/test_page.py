@@ -11,6 +11,7 @@ import pytest
 from llm_blender_ray.actors.errors import BlendError
 from llm_blender_ray.pipelines.bulk.manifest import InputRecord, Manifest, OutputRecord, StageRecord
 from llm_blender_ray.pipelines.quality.evaluation import evaluate_uri, main
+from llm_blender_ray.pipelines.quality.judge_bias import bias_lines
 from llm_blender_ray.pipelines.quality.metrics import read_metric
 from llm_blender_ray.pipelines.report.costs import cost_of, manifest_of
 from llm_blender_ray.pipelines.report.numbers import count
@@ -359,3 +360,23 @@ def test_judgements_are_a_section_with_the_numbers_of_evaluate(tmp_path: Path) -
     assert {one["better"] for one in table["differences"]} == {"a", None}
     assert "a is better than b." in text and "b is better" not in text and "c is better" not in text
     assert "No quality" not in text
+
+
+def test_biases_of_llm_judges_are_those_of_evaluate(tmp_path: Path) -> None:
+    lines = [
+        {
+            "id": str(at),
+            "instruction": f"p {at}",
+            "candidates": [{"model": name, "text": name * size} for name, size in (("a", 1), ("b", 2))],
+            "judgements": [
+                {"judge": "gpt", "left": left, "right": 1 - left, "preferred": "left" if at % 3 else "tie"}
+                for left in (0, 1)
+            ],
+        }
+        for at in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = checked(Path(write_report(str(tmp_path / "rows.jsonl"), None)).read_text()).text
+    (gpt,) = bias_lines(evaluate_uri(str(tmp_path / "rows.jsonl"))["judges"])
+    assert gpt[:2] == ("gpt", "24") and gpt[2].startswith("33.3 ["), "the ties agree in both orders"
+    assert " ".join(cell for cell in gpt if cell) in " ".join(text.split())
