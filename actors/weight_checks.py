@@ -45,18 +45,19 @@ def check_weights(model: str, revision: str | None = None) -> None:
         huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
 
 
-def check_on_hub(model: str, revision: str | None = None) -> None:
+def check_on_hub(model: str, revision: str | None = None, config: str = "config.json") -> None:
     """Check that the hub or its cache on this machine has a model: one request, without a download's retries.
 
     Args:
-        model: Its id.
+        model: Its id, or an adapter's.
         revision: Of its repository.
+        config: Name of the file that describes it.
 
     Raises:
         ModelLoadError: It isn't there, or can't be asked for.
     """
     with hub_errors(model, revision):
-        if not isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision), str):
+        if not isinstance(huggingface_hub.try_to_load_from_cache(model, config, revision=revision), str):
             huggingface_hub.model_info(model, revision=revision, timeout=HUB_REQUEST_S)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from llm_blender_ray.actors.adapter_files import check_adapter, other_base
+from llm_blender_ray.actors.adapter_files import ADAPTER_CONFIG, check_adapter, other_base
 from llm_blender_ray.actors.model_kinds import check_loadable
 from llm_blender_ray.cluster.address import LOCAL_ADDRESS, ClusterError, address_of
 from llm_blender_ray.cluster.notices import report_line
@@ -60,7 +60,7 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
 
 
 def check_hub_models(settings: RayCluster, parts: Iterable[PartSettings]) -> None:
-    """Check that the hub has the models that are no folders of this machine: a mistyped folder looks like one, too.
+    """Check that the hub has models and adapters that are no folders here: a mistyped folder looks like one, too.
 
     Args:
         settings: Which Ray. The machines of a cluster may reach another hub, and look for themselves.
@@ -70,10 +70,13 @@ def check_hub_models(settings: RayCluster, parts: Iterable[PartSettings]) -> Non
         ModelLoadError: One isn't there, or its name can't be one of a hub.
     """
     found = [part.model_settings.weights for part in parts if address_of(settings) == LOCAL_ADDRESS]
-    for model, revision in dict.fromkeys((one.model, one.revision) for one in found if one and not one.is_path):
-        from llm_blender_ray.actors.weight_checks import check_on_hub  # half a second, for hub models alone
+    asked = [(one.model, one.revision, "config.json") for one in found if one]
+    asked += [(a.path, a.revision, ADAPTER_CONFIG) for one in found if one for a in one.adapters]
+    for model, revision, config in dict.fromkeys(asked):
+        if not is_path(model):
+            from llm_blender_ray.actors.weight_checks import check_on_hub  # half a second, for hub models alone
 
-        check_on_hub(model, revision)
+            check_on_hub(model, revision, config)
 
 
 def check_workers(count: int, amounts: Mapping[str, float], accelerator_type: str | None, have: Capacity) -> None:

@@ -123,6 +123,10 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_named(monkeypatch: pytest.Mo
     (snapshot.parents[1] / "refs" / "main").write_text("0123")
     check_hub_models(RayCluster(), config("org/model").parts.values())
     check_hub_models(RayCluster(), config(tmp_path).parts.values())  # a folder, which another check reads
+    with_adapter = {"name": "a", "engine": "vllm", "model": "org/model"}
+    for adapters in ({"adapter": "legla"}, {"adapters": {"legal": "legla"}}):
+        with pytest.raises(ModelLoadError, match=r"^legla: no such local folder, not in the hub's cache"):
+            check_hub_models(RayCluster(), config("", models=[with_adapter | adapters]).parts.values())
 
 
 def test_workers_without_room_are_refused() -> None:
