@@ -203,9 +203,9 @@ def test_penalties_are_transformers_own_and_openai_s(engine: Engine, runner: asy
         (expected,) = searched_answers(name, TOKENS, repetition_penalty=1.4)
         penalised = penalised_answer(name, TOKENS, 0.6, 0.4)
         assert expected != greedy_answer(name, TOKENS)
-        calls = (engine.generate(CHATS[other], repetition) for other in ("long", "fact", name))
+        calls = (engine.generate(CHATS[other], repetition) for other in ("system and turns", "fact", name))
         assert numbers(runner.run(together(*calls))[-1]) == expected
-        calls = (engine.generate(CHATS[other], others) for other in ("long", "fact", name))
+        calls = (engine.generate(CHATS[other], others) for other in ("system and turns", "fact", name))
         assert runner.run(together(*calls))[-1].text == penalised
 
 

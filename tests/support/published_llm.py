@@ -84,15 +84,17 @@ def searched_answers(name: str, max_tokens: int, **options: Any) -> list[tuple[s
 def penalised_answer(name: str, max_tokens: int, presence: float, frequency: float) -> str:
     """Greedy answer under OpenAI's penalties, step by step by their formula."""
     tokenizer, model = _reference()
-    prompt, answer = _encoded(CHATS[name])["input_ids"], []
+    tokens, cache, answer = _encoded(CHATS[name])["input_ids"], None, []
     for _ in range(max_tokens):
         with torch.no_grad():
-            logits = model(torch.cat([prompt, torch.tensor([answer], dtype=torch.long)], 1)).logits[0, -1].clone()
+            output = model(tokens, past_key_values=cache, use_cache=True)
+        logits, cache = output.logits[0, -1].clone(), output.past_key_values
         for token in set(answer):
             logits[token] -= presence + frequency * answer.count(token)
         answer.append(int(logits.argmax()))
         if answer[-1] == tokenizer.eos_token_id:
             break
+        tokens = torch.tensor([answer[-1:]])
     return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
