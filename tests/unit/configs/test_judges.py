@@ -24,6 +24,12 @@ def config(**settings: Any) -> JudgeConfig:
     return load_mapping({"judges": [JUDGE]} | settings, JudgeConfig, name="c")
 
 
+@pytest.mark.parametrize("name", ["design", "baseline"])
+def test_the_example_takes_another_design_or_a_baseline_from_the_command_line(name: str) -> None:
+    example = load(Path(__file__).parents[3] / "configs/judge.yaml", JudgeConfig, [f"pairs.{name}=sparse"])
+    assert example.pairs.baseline == ("sparse" if name == "baseline" else None)
+
+
 @pytest.mark.parametrize("name", rubric_names())
 def test_included_rubrics_show_both_answers_between_fences(name: str) -> None:
     rubric = config(rubric=name).rubric
