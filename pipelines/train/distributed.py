@@ -220,11 +220,12 @@ def train_on_ray(
     Raises:
         BlendError: The cluster has no room, the data cannot be learnt from, or the training failed.
     """
-    streams: dict[str, IO[str]] = {"stdout": sys.stdout, "stderr": sys.stderr}
+    stdout = sys.stdout  # within the block it is replaced, as is what `sys.stderr` has been before
     fs, path = filesystem(config.output)
     output = path if is_local(fs) else config.output.rstrip("/")
     checkpoints = f"{output}/checkpoints"
     with running(config.ray), _environment(_RAY_TRAIN):
+        streams: dict[str, IO[str]] = {"stdout": stdout, "stderr": sys.stderr}
         amounts = _amounts(scaling, have := capacity(config.ray))
         check_workers(scaling.workers, amounts, scaling.accelerator_type, have)
         check_settings(checkpoints, config, found=bool(checkpoint_names(storage.names(checkpoints))))
