@@ -11,6 +11,7 @@ Weights are safetensors; a checkpoint that has only `pytorch_model*.bin` (early 
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -173,6 +174,29 @@ def create_pairrm(
     model = load_model(AutoModel, folder, device=device, dtype=torch.float32, quantization=quantization)
     architectures = settings.get("architectures") or ()
     kind = next(kind for kind in registered_backbones() if kind.fits(architectures))
+    return kind.assemble(model, folder, budget, n_tasks=n_tasks, dropout=dropout)
+
+
+def outline_pairrm(
+    backbone: str, budget: PairBudget, *, n_tasks: int = 1, dropout: float = 0.05
+) -> tuple[PairRMNetwork, PairTokenization]:
+    """`create_pairrm` with random weights: config and tokenizer alone are read.
+
+    Raises:
+        ModelLoadError: They can't be used.
+    """
+    folder = locate(backbone, weights=False)
+    settings = _settings(folder)
+    if "ranker_type" in settings:
+        original = _read(_OriginalConfig, settings, folder).model_name
+        folder = (folder / original).resolve() if (folder / original).is_dir() else locate(original, weights=False)
+        settings = _settings(folder)
+    kinds = registered_backbones()
+    kind = _backbone_of_ranker(settings) or next(
+        kind for kind in kinds if kind.fits(settings.get("architectures") or ())
+    )
+    model = AutoModel.from_config(load_config(folder), dtype=torch.float32)
+    model.resize_token_embeddings = partial(model.resize_token_embeddings, mean_resizing=False)  # reads no weights
     return kind.assemble(model, folder, budget, n_tasks=n_tasks, dropout=dropout)
 
 

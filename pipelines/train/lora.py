@@ -51,9 +51,12 @@ def add_lora(model: PreTrainedModel, name: str, settings: LoraTraining, *, token
     if settings.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise BlendError(f"lora.target_modules: {one_line(error)}") from error
+    path = Path(name).expanduser()
+    adapted.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.is_dir() else name
+    return adapted
 
 
 def drop_frozen_weights(model: nn.Module) -> None:
