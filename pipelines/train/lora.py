@@ -44,9 +44,6 @@ def add_lora(model: PreTrainedModel, name: str, settings: LoraTraining, *, token
         target_modules=targets if isinstance(targets, str) else list(targets),
         trainable_token_indices={embedding: list(tokens)} if tokens else None,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "FEATURE_EXTRACTION",
-        base_model_name_or_path=str(Path(name).expanduser().resolve())
-        if Path(name).expanduser().is_dir()
-        else name,
     )
     if settings.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
