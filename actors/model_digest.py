@@ -25,6 +25,8 @@ _NEVER_LOADED = re.compile(r"\.|__pycache__$|checkpoint-\d+$")  # subfolders: ca
 def model_digest(model: str | Path) -> str | None:
     """Make a digest of a model's files: their names, sizes and samples of their bytes.
 
+    Of a kept adapter (`actors.merged_adapters`) they are those of its model, too.
+
     Args:
         model: Local folder, of a model or an adapter, local file, or hub id.
 
@@ -37,12 +39,35 @@ def model_digest(model: str | Path) -> str | None:
     path = Path(model).expanduser()
     if not (path.is_file() or any((path / name).is_file() for name in _CONFIGS)):
         return None
-    files = [path] if path.is_file() else sorted(_files(path))
     digest = hashlib.blake2b(digest_size=8)
-    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        for file, sampled in zip(files, pool.map(_sampled, files), strict=True):
-            digest.update(json.dumps([str(file.relative_to(path)), sampled]).encode())
+    for folder in _loaded(path):
+        files = [folder] if folder.is_file() else sorted(_files(folder))
+        with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+            for file, sampled in zip(files, pool.map(_sampled, files), strict=True):
+                digest.update(json.dumps([str(file.relative_to(folder)), sampled]).encode())
     return digest.hexdigest()
+
+
+def _loaded(path: Path) -> list[Path]:
+    """A model and the local models that are loaded below it."""
+    found: list[Path] = []
+    below: Path | None = path
+    while below is not None and below not in found:
+        found.append(below)
+        below = _adapted(below)
+    return found
+
+
+def _adapted(folder: Path) -> Path | None:
+    """The local model that is loaded below an adapter: that of a folder with the configs of both."""
+    if not all((folder / name).is_file() for name in _CONFIGS):
+        return None
+    try:
+        base = json.loads((folder / _CONFIGS[1]).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):  # loading reports it
+        return None
+    found = Path(base).expanduser() if isinstance(base, str) and base else None
+    return found if found is not None and (found / _CONFIGS[0]).is_file() else None
 
 
 def _files(folder: Path) -> Iterable[Path]:

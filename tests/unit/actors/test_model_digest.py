@@ -85,3 +85,34 @@ def test_what_is_no_local_model_has_none(tmp_path: Path) -> None:
     assert model_digest("llm-blender/PairRM") is None
     assert model_digest(tmp_path / "missing") is None
     assert model_digest(tmp_path) is None
+
+
+def test_an_adapter_that_loads_as_a_model_counts_with_the_model_below_it(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    alone = model_digest(kept)  # beside a model that the config names, whatever the adapter says
+    (kept / "config.json").write_text("{}")
+    before = model_digest(kept)
+    (folder / "config.json").write_text(json.dumps({"model_type": "other"}))
+    assert model_digest(kept) != before
+    (kept / "config.json").unlink()
+    assert model_digest(kept) == alone
+
+
+@pytest.mark.parametrize("named", ['{"base_model_name_or_path": "some/hub-id"}', '{"r": 8}', "[]", "{"])
+def test_an_adapter_whose_model_is_not_here_counts_alone(folder: Path, named: str) -> None:
+    (folder / "adapter_config.json").write_text(named)
+    before = model_digest(folder)
+    assert before is not None
+    assert model_digest(folder) == before
+
+
+def test_adapters_of_one_another_have_a_digest(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / other)})
+        )
+    assert model_digest(tmp_path / "a")
