@@ -229,7 +229,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     if is_gguf(folder):
         check_gguf(folder)
         with _as_load_error(folder, "tokenizer"):
-            return transformers.AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
+            if tokenizer.bos_token is not None and _begins_with_bos(folder):
+                tokenizer.add_bos_token = True  # transformers 5.19 leaves it out
+            return tokenizer
     if not any((folder / name).is_file() for name in (*_VOCABULARIES, "tokenizer_config.json")):
         raise ModelLoadError(
             f"{folder}: no tokenizer in it; save the model's tokenizer there (tokenizer.save_pretrained)"
@@ -260,6 +263,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
             model_max_length=tokenizer.model_max_length,
             **options,
         )
+
+
+def _begins_with_bos(file: Path) -> bool:
+    """Whether bare prompts of a GGUF model begin with BOS: as the file says, else as in llama.cpp."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    if (said := fields.get("tokenizer.ggml.add_bos_token")) is not None:
+        return bool(said.contents())
+    kind = fields.get("tokenizer.ggml.model")
+    return kind is not None and kind.contents() == "llama"  # SentencePiece's
 
 
 def weights_digest(model: torch.nn.Module, *others: object) -> str:

@@ -10,10 +10,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import save_plain_model
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llm_blender_ray.actors import weights
+from llm_blender_ray.actors.engines.chat import ChatTokenizer
 from llm_blender_ray.actors.errors import ModelLoadError
 from llm_blender_ray.actors.model_files import WEIGHTS_INDEX
+from llm_blender_ray.actors.records import Message
 
 CPU = torch.device("cpu")
 
@@ -113,3 +116,38 @@ def test_loading_leaves_transformers_log_level_alone(good: Path) -> None:
     before = transformers.utils.logging.get_verbosity()
     load(good)
     assert transformers.utils.logging.get_verbosity() == before
+
+
+def save_gguf_tokenizer(file: Path, kind: str, bos: bool | None) -> None:
+    """Save a GGUF file of a tokenizer of bytes, without weights; `bos` is what it says of BOS."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(file, "llama")
+    tokens = ["<s>", "</s>", "hi", *bytes_to_unicode().values()]
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_merges(["h i"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "bos", "begins"),
+    [("gpt2", True, True), ("gpt2", False, False), ("gpt2", None, False), ("llama", None, True)],
+)
+def test_a_bare_prompt_of_a_gguf_file_begins_with_bos_where_the_file_says_so(
+    tmp_path: Path, kind: str, bos: bool | None, begins: bool
+) -> None:
+    save_gguf_tokenizer(tmp_path / "model.gguf", kind, bos)
+    tokenizer = weights.load_tokenizer(tmp_path / "model.gguf")
+    chat = [Message(role="user", content="hi")]
+    assert ChatTokenizer(tokenizer).encode(chat) == ([0, 2] if begins else [2])
+    template = "{{ bos_token }}{{ messages[0].content }}"  # which writes it itself
+    assert ChatTokenizer(tokenizer, template).encode(chat) == [0, 2]
