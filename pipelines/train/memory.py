@@ -9,6 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -188,6 +189,16 @@ def frozen_linears(model: nn.Module) -> list[nn.Linear]:
     return [part for part in adapted if isinstance(part, nn.Linear)]
 
 
+class _PeakTracker(MemTracker):
+    """Looks for the peak of the whole model: that of each module after each operation takes minutes."""
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        for device, sizes in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < sizes["Total"]:
+                self._peak_mem[device] = sizes["Total"]
+                self._peak_mem_snap[device] = dict(sizes)
+
+
 def _peak(trained: TrainedModel) -> Mapping[str, int]:
     """Bytes by kind at the peak of the second step, when the optimizer has its states."""
     model, settings = trained.model.train(), trained.settings
@@ -197,7 +208,7 @@ def _peak(trained: TrainedModel) -> Mapping[str, int]:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     optimizer = _optimizer(settings, own)
-    tracker = MemTracker()
+    tracker = _PeakTracker()
     tracker.track_external(model, optimizer, *batch.values())
     with tracker:
         for _ in range(2):

@@ -78,12 +78,18 @@ def served(app: ASGIApp, limits: Limits = Limits(), **options: Any) -> Iterator[
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # asyncio sets TCP_NODELAY on such only
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)  # who connects before the server runs waits for it
-        serving = asyncio.run_coroutine_threadsafe(server.serve([listener]), event_loop())
+        serving = asyncio.run_coroutine_threadsafe(_serve(server, listener), event_loop())
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             serving.result(timeout=60)
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until the server and the requests that it has cancelled have ended."""
+    await server.serve([listener])
+    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
 
 
 @functools.cache
