@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from llm_blender_ray.actors.errors import ModelLoadError
-from llm_blender_ray.actors.model_files import COPY, check_not_pointer, check_safetensors, read_json, weight_files
+from llm_blender_ray.actors.model_files import (
+    ADAPTER_CONFIG,
+    COPY,
+    check_not_pointer,
+    check_safetensors,
+    read_json,
+    weight_files,
+)
 from llm_blender_ray.configs.weight_formats import AdapterFormats, WeightFormats
 
-ADAPTER_CONFIG = "adapter_config.json"
 # Values of init_lora_weights that only say how training began; the others change the model's own weights.
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _MERGE = "merge it into the model (peft's merge_and_unload), and give the merged folder as a model of its own"

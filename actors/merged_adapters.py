@@ -12,17 +12,16 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from llm_blender_ray.actors.errors import ModelLoadError, one_line
-from llm_blender_ray.actors.model_files import read_json
+from llm_blender_ray.actors.model_files import ADAPTER_CONFIG, read_json
 from llm_blender_ray.actors.weights import load_model, locate, quiet
 from llm_blender_ray.configs.extras import is_installed
 
-_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter of another model."""
-    return (folder / _CONFIG).is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def adapted_model(folder: Path) -> str:
@@ -31,9 +30,9 @@ def adapted_model(folder: Path) -> str:
     Raises:
         ModelLoadError: Its config does not name one.
     """
-    name = read_json(folder / _CONFIG).get("base_model_name_or_path")
+    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise ModelLoadError(f"{folder / _CONFIG}: base_model_name_or_path is missing")
+        raise ModelLoadError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing")
     return name
 
 
@@ -47,7 +46,7 @@ def locate_adapted(folder: Path) -> Path:
         return locate(adapted_model(folder))
     except ModelLoadError as error:
         raise ModelLoadError(
-            f"{folder}: an adapter, and its model is missing: {error}; name it in {_CONFIG}, or train with "
+            f"{folder}: an adapter, and its model is missing: {error}; name it in {ADAPTER_CONFIG}, or train with "
             "lora.merge: true"
         ) from error
 

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from llm_blender_ray.actors.model_files import ADAPTER_CONFIG
+
 SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".tiktoken", ".py", ".safetensors", ".bin", ".gguf"})
-_CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter
+_CONFIGS = ("config.json", ADAPTER_CONFIG)  # of a model, of an adapter
 SAMPLE_BYTES = 4096
 SAMPLES = 64  # of a file, evenly spaced; of safetensors also the beginning of every tensor
 _MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself

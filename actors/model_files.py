@@ -20,6 +20,7 @@ from llm_blender_ray.configs.weight_formats import GGUF_SUFFIX
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS_INDEX = f"{SAFETENSORS}.index.json"
 _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(\.\w+)")
 _LFS_POINTER = b"version https://git-lfs"
@@ -220,8 +221,8 @@ _GGUF = (
 
 def _other_contents(folder: Path) -> str:
     """What a folder without a config.json holds, and the cure."""
-    if (folder / "adapter_config.json").is_file():
-        settings = read_json(folder / "adapter_config.json")
+    if (folder / ADAPTER_CONFIG).is_file():
+        settings = read_json(folder / ADAPTER_CONFIG)
         kind, base = settings.get("peft_type", "PEFT"), settings.get("base_model_name_or_path") or "another model"
         return (
             f"a {kind} adapter of {base}, not a model; give that one as model, and this folder as its adapter, or "

@@ -138,7 +138,7 @@ def _stopping(settings: Optimization) -> list[TrainerCallback]:
 
 
 def is_main_process() -> bool:
-    """Whether this process saves and prints: the only one, or torchrun's first."""
+    """Whether this process saves and prints: the only one, or the first of several."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tiny_models import save_adapter, save_plain_model
 
-from llm_blender_ray.actors.adapter_files import ADAPTER_CONFIG, adapter_rank, check_adapter, other_base
+from llm_blender_ray.actors.adapter_files import adapter_rank, check_adapter, other_base
 from llm_blender_ray.actors.errors import ModelLoadError
+from llm_blender_ray.actors.model_files import ADAPTER_CONFIG
 from llm_blender_ray.configs.weight_formats import TRANSFORMERS, VLLM, WeightFormats
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
