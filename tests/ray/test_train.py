@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in (("train", 37), ("heldout", 10)):
         rows = [
             {
-                "instruction": f"Say {WORDS[i % 8]}.",
+                "instruction": f"Say {WORDS[i % 8]} ({name}).",
                 "candidates": [
                     {"model": model, "text": f"{word} {i}", "scores": {"quality": score}}
                     for model, word, score in (("a", WORDS[i % 8], 1.0), ("b", WORDS[(i + 3) % 8], 0.0))
@@ -96,10 +96,10 @@ def losses(output: Path) -> list[float]:
 
 
 def test_two_workers_of_which_one_dies_make_the_steps_of_one_process(
-    folder: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+    folder: Path, ray_session: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = run_ranker_training(settings(folder, "one"))
-    capsys.readouterr()
+    capfd.readouterr()
     config = settings(
         folder,
         "two",
@@ -117,10 +117,10 @@ def test_two_workers_of_which_one_dies_make_the_steps_of_one_process(
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=0)  # AdamW magnifies tiny gradients' rounding
 
-    printed = capsys.readouterr()
+    printed = capfd.readouterr()
     assert "ranker saved in" in printed.out
     assert "held-out accuracy" in printed.out
-    assert printed.err.startswith("ranker: 8 examples a step (2 workers x batch_size 4 x accumulation 1)\n")
+    assert "ranker: 8 examples a step (2 workers x batch_size 4 x accumulation 1)\n" in printed.err
     assert re.search(r"ranker: worker \d.*; restart 1 of 3 from the last checkpoint\n", printed.err)
     assert printed.err.count("step 1/10") == 1  # it resumed
     assert "step 10/10" in printed.err
