@@ -113,7 +113,7 @@ def _rank(config: Mapping[str, Any]) -> int:
 
 
 def _misfit(file: Path, base: Path) -> str | None:
-    """How an adapter's weights differ from the shape of a model's; None where nothing can be told.
+    """How an adapter's weights differ from the shape of a model's; None where nothing is known.
 
     Modules are looked up by their names in the model's files. Quantized weights have other shapes.
     """

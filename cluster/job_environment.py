@@ -1,4 +1,4 @@
-"""Environment variables that a job gets from its submitter, as two shares of which neither alone tells a value.
+"""Environment variables that a job gets from its submitter, as two shares of which one alone reveals nothing.
 
 Ray shows the runtime environment of a job, `env_vars` included, in `ray job list`, the dashboard and its logs, and
 nodes keep a job's upload on their disks after its end. So one share is a file of the upload, random bytes, and the

@@ -44,7 +44,7 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
     """
     if address_of(settings) != LOCAL_ADDRESS:
         return
-    told: set[str] = set()
+    warnings: set[str] = set()
     for weights in (part.model_settings.weights for part in parts):
         if weights is None:
             continue
@@ -54,8 +54,8 @@ def check_local_models(settings: RayCluster, parts: Iterable[PartSettings]) -> N
         for folder in (Path(one.path).expanduser() for one in weights.adapters if is_path(one.path)):
             check_adapter(folder, weights.formats, model if model.is_dir() else None)
             if named := other_base(folder, weights.model):
-                told.add(f"{folder}: an adapter of {named}, applied to {weights.model}")
-    for line in sorted(told):
+                warnings.add(f"{folder}: an adapter of {named}, applied to {weights.model}")
+    for line in sorted(warnings):
         report_line(line)
 
 

@@ -32,7 +32,7 @@ class SplitSizes:
     test: int | None = None
 
     def of(self, rows: int) -> tuple[int, int, int]:
-        """Sizes of train, val and test with so many rows left.
+        """Sizes of train, val and test with that number of rows left.
 
         Raises:
             BlendError: They are too few for a size that was given, or for one row a split.

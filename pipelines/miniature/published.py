@@ -129,7 +129,7 @@ def fetch_llm(name: str, output: Path) -> Path:
         The model's folder.
 
     Raises:
-        BlendError: It can't be downloaded, isn't the file that it was, or has terms that nobody accepted here.
+        BlendError: It can't be downloaded, isn't the file that it was, or has terms that were not accepted here.
     """
     bos = PUBLISHED[name].begins_with_bos
     return _fetch_folder(

@@ -45,7 +45,7 @@ class RemoteMember:
             name: Its name.
             samples: Number of its answers to each prompt.
             handle: Its deployment.
-            shared: Whether other members are in the same deployment, which is then told the name.
+            shared: Whether other members are in the same deployment, which then needs the name.
         """
         self.name, self.samples = name, samples
         self._handle, self._named = handle, (name,) if shared else ()

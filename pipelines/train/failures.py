@@ -57,7 +57,7 @@ class LossWatch(TrainerCallback):
         self.losses = [(log["step"], float(log["loss"])) for log in state.log_history if "loss" in log]
 
     def warnings(self) -> list[str]:
-        """What the losses tell of the training."""
+        """Warnings about the losses of the training."""
         sign = rising_loss(self.losses)
         return [sign] if sign else []
 

@@ -55,7 +55,7 @@ def read_judged_pairs(
     """
     prompts: dict[bytes, _JudgedPrompt] = {}
     count = 0
-    for count, row in enumerate(read_rows(uri, limit), 1):  # noqa: B007 (it is told below)
+    for count, row in enumerate(read_rows(uri, limit), 1):  # noqa: B007 (used in the message below)
         if row["error"] is not None:
             raise BlendError(row["error"])
         prompt, weight = read_prompt(row), _row_weight(row, settings.weight_column)

@@ -198,8 +198,8 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
             if config.on_failure == "fail":
                 refuse("ranker", warnings)
             examples = {"train": len(dataset), "heldout": len(heldout) if heldout else 0}
-            told = [*findings, *(f"warning: {warning}" for warning in warnings)]
-            write_model_card(config, folder, examples=examples, measured=measured, findings=told)
+            lines = [*findings, *(f"warning: {warning}" for warning in warnings)]
+            write_model_card(config, folder, examples=examples, measured=measured, findings=lines)
         print_results("ranker", config.output, measured)
         for finding in findings:
             print(f"ranker, {finding}", flush=True)

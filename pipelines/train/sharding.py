@@ -93,7 +93,7 @@ def shard(model: nn.Module, settings: Optimization, *, bf16: bool) -> None:
     fully_shard(model, **options)
     empty = (one._local_tensor for one in model.parameters() if isinstance(one, DTensor))
     for number, part in enumerate(part for part in empty if not part.numel()):
-        # accelerate tells parameters apart by their addresses, and the shards of a short one may be empty
+        # accelerate distinguishes parameters by their addresses, and the shards of a short one may be empty
         part.data_ptr = partial(int, -1 - number)  # type: ignore[method-assign]
 
 
