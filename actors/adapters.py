@@ -1,6 +1,5 @@
 """LoRA adapters beside the weights of one model: found, checked, and applied by peft, each to its own rows."""
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from llm_blender_ray.actors.errors import ModelLoadError, one_line
 from llm_blender_ray.actors.model_files import read_pickle
 from llm_blender_ray.actors.weights import locate, quiet
 from llm_blender_ray.configs.adapters import Adapter
+from llm_blender_ray.configs.extras import is_installed
 from llm_blender_ray.configs.weight_formats import WeightFormats
 
 BASE = "__base__"  # peft's name for a row without an adapter
@@ -49,7 +49,7 @@ def with_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Any:
     Raises:
         ModelLoadError: The weights of one are not those that its settings describe, or peft is missing.
     """
-    if folders and importlib.util.find_spec("peft") is None:
+    if folders and not is_installed("peft"):
         raise ModelLoadError("adapters under engine: transformers need the package peft; pip install peft")
     adapted: Any = model
     for number, folder in enumerate(folders):

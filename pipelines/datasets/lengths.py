@@ -1,4 +1,4 @@
-"""CountTokens of texts in tokens."""
+"""Numbers of tokens of texts."""
 
 from collections.abc import Callable, Sequence
 

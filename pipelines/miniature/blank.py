@@ -9,6 +9,7 @@ from transformers import (
     DebertaV2Model,
     ModernBertConfig,
     ModernBertModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
@@ -51,8 +52,7 @@ def save_blank_encoder(folder: Path, seed: int, backend: Tokenizer | None = None
             pad_token_id=0,
         )
     )
-    model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL).save_pretrained(folder)
+    _save_encoder(model, backend, folder)
 
 
 def save_blank_modernbert(folder: Path, seed: int, backend: Tokenizer | None = None) -> None:
@@ -82,6 +82,10 @@ def save_blank_modernbert(folder: Path, seed: int, backend: Tokenizer | None = N
             eos_token_id=None,
         )
     )
+    _save_encoder(model, backend, folder)
+
+
+def _save_encoder(model: PreTrainedModel, backend: Tokenizer, folder: Path) -> None:
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL).save_pretrained(folder)
 

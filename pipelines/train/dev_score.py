@@ -6,7 +6,7 @@ both orders, and the score of the winner counts; beside it that of the best cand
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, permutations
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_blender_ray.actors.tournaments.aggregation import aggregate
-from llm_blender_ray.pipelines.train.pairs import TrainingPair
+from llm_blender_ray.pipelines.train.pairs import TrainingPair, distinct_texts, score_lead
 from llm_blender_ray.pipelines.train.rows import TrainingRow
 
 
@@ -30,12 +30,8 @@ def full_pairs(rows: Iterable[TrainingRow], metrics: Sequence[str]) -> Iterator[
     """
     for number, row in enumerate(rows):
         scores = row.scores(metrics)
-        first = list({text: i for i, text in reversed(list(enumerate(row.texts)))}.values())
-        for left in sorted(first):
-            for right in sorted(first):
-                if left != right:
-                    lead = tuple(a - b for a, b in zip(scores[left], scores[right], strict=True))
-                    yield TrainingPair(number, left, right, lead)
+        for left, right in permutations(distinct_texts(row.texts), 2):
+            yield TrainingPair(number, left, right, score_lead(scores, left, right))
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,15 +48,23 @@ def sample_pairs(
     Returns:
         The pairs; none when all texts or all scores are equal.
     """
+    best_first = sorted(distinct_texts(texts), key=lambda i: sum(scores[i]), reverse=True)
+    chosen = [pair for pair in _chosen(best_first, scores, settings, rng) if scores[pair[0]] != scores[pair[1]]]
+    sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
+    return [TrainingPair(row, i, j, score_lead(scores, i, j)) for i, j in sided]
+
+
+def distinct_texts(texts: Sequence[str]) -> list[int]:
+    """Index of the first of each text, ascending."""
     first: dict[str, int] = {}
     for i, text in enumerate(texts):
         first.setdefault(text, i)
-    best_first = sorted(first.values(), key=lambda i: sum(scores[i]), reverse=True)
-    chosen = [pair for pair in _chosen(best_first, scores, settings, rng) if scores[pair[0]] != scores[pair[1]]]
-    sided = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
-    return [
-        TrainingPair(row, i, j, tuple(a - b for a, b in zip(scores[i], scores[j], strict=True))) for i, j in sided
-    ]
+    return list(first.values())
+
+
+def score_lead(scores: Sequence[tuple[float, ...]], left: int, right: int) -> tuple[float, ...]:
+    """By how much one candidate is scored higher than another, per metric."""
+    return tuple(a - b for a, b in zip(scores[left], scores[right], strict=True))
 
 
 def _chosen(

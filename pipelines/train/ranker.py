@@ -261,7 +261,7 @@ def _split(
     rows = preparation.rows(name, uri, limit, functools.partial(training_row, wanted=wanted), wanted.key())
 
     def pairs(rows: Iterable[TrainingRow]) -> Iterator[TrainingPair]:
-        readable = _readable(rows, loss, config.metrics)
+        readable = _with_binary_scores(rows, loss, config.metrics) if loss.binary_scores else rows
         if sampling is None:
             return full_pairs(readable, config.metrics)
         return scored_pairs(readable, config.metrics, sampling, seed)
@@ -278,20 +278,21 @@ def _loss(config: RankerTraining) -> PairLoss:
     return loss
 
 
-def _readable(rows: Iterable[TrainingRow], loss: PairLoss, metrics: Sequence[str]) -> Iterator[TrainingRow]:
+def _with_binary_scores(
+    rows: Iterable[TrainingRow], loss: PairLoss, metrics: Sequence[str]
+) -> Iterator[TrainingRow]:
     """The rows.
 
     Raises:
-        BlendError: A score is not what the loss reads.
+        BlendError: A score is neither 0 nor 1, and the loss reads no other.
     """
     for row in rows:
-        for name, score in (
-            (name, given[name]) for given in row.metrics for name in metrics if loss.binary_scores and name in given
-        ):
-            if score not in (0.0, 1.0):
-                raise BlendError(
-                    f"row {row.prompt.id}: loss: {loss.kind} takes scores of 0 or 1, got {name}: {score}"
-                )
+        for given in row.metrics:
+            for name in metrics:
+                if (score := given.get(name, 0.0)) not in (0.0, 1.0):
+                    raise BlendError(
+                        f"row {row.prompt.id}: loss: {loss.kind} takes scores of 0 or 1, got {name}: {score}"
+                    )
         yield row
 
 
