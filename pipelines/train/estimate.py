@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from llm_blender_ray.actors.pairrm.checkpoints import is_pairranker, outline_pairrm
+from llm_blender_ray.actors.pairrm.checkpoints import outline_pairrm
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization
 from llm_blender_ray.actors.weights import load_config, locate, quiet
 from llm_blender_ray.configs.training import FuserTraining, RankerTraining
-from llm_blender_ray.pipelines.train.lora import add_lora
+from llm_blender_ray.pipelines.train.lora import adapt_ranker, add_lora
 from llm_blender_ray.pipelines.train.losses import RankerLoss
 from llm_blender_ray.pipelines.train.memory import (
     FRAMEWORK,
@@ -79,8 +79,7 @@ def _ranker(config: RankerTraining) -> tuple[Any, dict[str, torch.Tensor]]:
     budget = PairBudget(config.source_max_length, config.candidate_max_length)
     network, tokenizer = outline_pairrm(config.backbone, budget, n_tasks=tasks, dropout=config.dropout)
     if config.lora:
-        new = () if is_pairranker(config.backbone) else tokenizer.marker_ids
-        network.pretrained_model = add_lora(network.pretrained_model, config.backbone, config.lora, tokens=new)
+        adapt_ranker(network, tokenizer, config)
     loss = config.loss if isinstance(config.loss, PairLoss) else InstructGPT()
     pairs, length = config.optimization.batch_size, _longest_pair(tokenizer, budget)
     batch = {"input_ids": _ids(pairs, length), "attention_mask": _ids(pairs, length)}

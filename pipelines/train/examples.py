@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llm_blender_ray.actors.batching import padded, token_mask
+
+_CPU = torch.device("cpu")  # the Trainer moves batches
 IGNORED = -100  # label of positions without a loss, torch's default
 
 Example = Mapping[str, Any]
@@ -22,11 +25,9 @@ class Examples(Protocol):
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
     """Matrix of the sequences, padded with `value` on the right."""
-    return nn.utils.rnn.pad_sequence(
-        [torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value
-    )
+    return padded(sequences, value, device=_CPU)
 
 
 def mask(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Attention mask of `pad`: 1 for a token, 0 for padding."""
-    return pad([[1] * len(ids) for ids in sequences], 0)
+    return token_mask(sequences, device=_CPU)

@@ -18,19 +18,17 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from llm_blender_ray.actors.errors import BlendError, ModelLoadError
 from llm_blender_ray.actors.fusers.genfuser import FuserTemplate
 from llm_blender_ray.actors.merged_adapters import load_merged, merge_adapter
-from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.tokens import LiteralTokenizer, load_tokenizer_backend
 from llm_blender_ray.actors.weights import load_tokenizer, locate, quiet, resolve_device
 from llm_blender_ray.configs.training import Counterfactuals, FuserTraining
 from llm_blender_ray.pipelines.quality.metrics import Metric, read_named_metrics
 from llm_blender_ray.pipelines.rows.readers import read_rows
-from llm_blender_ray.pipelines.train.arguments import uses_bf16
 from llm_blender_ray.pipelines.train.counterfactual import counterfactual_row
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.failures import LossWatch, check_finite, find_leak, print_warnings, refuse
 from llm_blender_ray.pipelines.train.generation import GenerationCallback, HeldoutGeneration, generation_warnings
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
-from llm_blender_ray.pipelines.train.lora import add_lora, merge_trained, save_adapter
+from llm_blender_ray.pipelines.train.lora import add_lora, merge_trained, save_adapter, trained_quantization
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.prepare import Preparation, TrainingData
 from llm_blender_ray.pipelines.train.process import TrainingProcess
@@ -248,15 +246,13 @@ def train_on_fusions(config: FuserTraining, data: TrainingData, process: Trainin
 
 def _load(config: FuserTraining, folder: Path) -> Any:
     """The model to train."""
-    quantized = config.lora.quantization if config.lora else None
+    quantization = trained_quantization(config)
     return load_merged(
         AutoModelForSeq2SeqLM,
         folder,
-        device=resolve_device("auto") if quantized else torch.device("cpu"),
+        device=resolve_device("auto") if quantization else torch.device("cpu"),
         dtype=torch.float32,
-        quantization=bitsandbytes_config(
-            quantized, torch.bfloat16 if uses_bf16(config.optimization) else torch.float32
-        ),
+        quantization=quantization,
     )
 
 

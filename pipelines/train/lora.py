@@ -5,14 +5,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from llm_blender_ray.actors.errors import BlendError, one_line
 from llm_blender_ray.actors.merged_adapters import merge_weights
+from llm_blender_ray.actors.pairrm.checkpoints import is_pairranker
+from llm_blender_ray.actors.pairrm.network import PairRMNetwork
+from llm_blender_ray.actors.pairrm.tokenization import PairTokenization
+from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.extras import require
 from llm_blender_ray.configs.lora import LoraTraining
+from llm_blender_ray.configs.training import FuserTraining, RankerTraining
+from llm_blender_ray.pipelines.train.arguments import uses_bf16
 
 
 def add_lora(model: PreTrainedModel, name: str, settings: LoraTraining, *, tokens: Sequence[int] = ()) -> Any:
@@ -54,6 +61,27 @@ def add_lora(model: PreTrainedModel, name: str, settings: LoraTraining, *, token
     path = Path(name).expanduser()
     adapted.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.is_dir() else name
     return adapted
+
+
+def adapt_ranker(network: PairRMNetwork, tokenizer: PairTokenization, config: RankerTraining) -> None:
+    """Put an adapter into a ranker's backbone. Markers that are new to the backbone are trained with it.
+
+    Raises:
+        BlendError: See `add_lora`.
+    """
+    assert config.lora is not None
+    new = () if is_pairranker(config.backbone) else tokenizer.marker_ids
+    network.pretrained_model = add_lora(network.pretrained_model, config.backbone, config.lora, tokens=new)
+
+
+def trained_quantization(config: RankerTraining | FuserTraining) -> BitsAndBytesConfig | None:
+    """How the weights that an adapter is trained on are loaded.
+
+    Raises:
+        ModelLoadError: bitsandbytes is missing.
+    """
+    bits = config.lora.quantization if config.lora else None
+    return bitsandbytes_config(bits, torch.bfloat16 if uses_bf16(config.optimization) else torch.float32)
 
 
 def drop_frozen_weights(model: nn.Module) -> None:

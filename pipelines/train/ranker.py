@@ -21,18 +21,22 @@ from llm_blender_ray.actors.pairrm.checkpoints import (
 )
 from llm_blender_ray.actors.pairrm.network import PairRMNetwork
 from llm_blender_ray.actors.pairrm.tokenization import PairBudget, PairTokenization, PairTokenizer
-from llm_blender_ray.actors.quantization import bitsandbytes_config
 from llm_blender_ray.actors.weights import quiet
 from llm_blender_ray.configs.training import PairSampling, RankerTraining
 from llm_blender_ray.pipelines.rows.fingerprint import fingerprint
-from llm_blender_ray.pipelines.train.arguments import uses_bf16
 from llm_blender_ray.pipelines.train.dev_score import ChoiceMetrics, full_pairs, logits_only
 from llm_blender_ray.pipelines.train.examples import IGNORED, Example, mask, pad
 from llm_blender_ray.pipelines.train.failures import LossWatch, check_finite, find_leak, print_warnings, refuse
 from llm_blender_ray.pipelines.train.heldout import heldout_pairs, measure_heldout
 from llm_blender_ray.pipelines.train.judged_pairs import read_judged_pairs
 from llm_blender_ray.pipelines.train.loop import is_main_process, print_results, run_trainer
-from llm_blender_ray.pipelines.train.lora import add_lora, drop_frozen_weights, merge_trained, save_adapter
+from llm_blender_ray.pipelines.train.lora import (
+    adapt_ranker,
+    drop_frozen_weights,
+    merge_trained,
+    save_adapter,
+    trained_quantization,
+)
 from llm_blender_ray.pipelines.train.losses import RankerLoss, pair_is_right
 from llm_blender_ray.pipelines.train.model_card import write_model_card
 from llm_blender_ray.pipelines.train.pair_losses import InstructGPT, PairLoss
@@ -152,7 +156,9 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
             print(f"ranker, before training: {before.line()}", flush=True)
         model = RankerLoss(network, config.auxiliary, loss)
         if config.lora:
-            _add_lora(config, model, tokenizer)
+            adapt_ranker(network, tokenizer, config)
+            if not config.optimization.sharding:
+                drop_frozen_weights(model)
 
     def collate(batch: Sequence[Example]) -> dict[str, Tensor]:
         ids = [example["input_ids"] for example in batch]
@@ -209,24 +215,13 @@ def train_on_pairs(config: RankerTraining, data: TrainingData, process: Training
 
 def _create(config: RankerTraining, *, quantized: bool = True) -> tuple[PairRMNetwork, PairTokenization]:
     """The ranker to train."""
-    bits = config.lora.quantization if config.lora and quantized else None
     return create_pairrm(
         config.backbone,
         PairBudget(config.source_max_length, config.candidate_max_length),
         n_tasks=len(config.metrics) or 1,
         dropout=config.dropout,
-        quantization=bitsandbytes_config(bits, torch.bfloat16 if uses_bf16(config.optimization) else torch.float32),
+        quantization=trained_quantization(config) if quantized else None,
     )
-
-
-def _add_lora(config: RankerTraining, model: RankerLoss, tokenizer: PairTokenization) -> None:
-    """Put an adapter into the backbone."""
-    assert config.lora is not None
-    network = model.network
-    new = () if is_pairranker(config.backbone) else tokenizer.marker_ids
-    network.pretrained_model = add_lora(network.pretrained_model, config.backbone, config.lora, tokens=new)
-    if not config.optimization.sharding:
-        drop_frozen_weights(model)
 
 
 def _save(config: RankerTraining, network: PairRMNetwork, tokenizer: PairTokenization, folder: Path) -> None:
