@@ -132,7 +132,7 @@ def test_greedy_answers_are_transformers_own_alone_and_in_a_batch(engine: Engine
 
 
 def test_an_answer_ends_at_its_eos(engine: Engine, runner: asyncio.Runner) -> None:
-    """A base model goes on for long; a bias makes its end likely, in both."""
+    """A base model writes long answers; a bias makes its end likely, in both."""
     eos, bias = reference()[0].eos_token_id, 9.0
     ends = {name: continued(name, eos_bias=bias) for name in TEXTS}
     sampling = Sampling(max_tokens=TOKENS, logit_bias={eos: bias})

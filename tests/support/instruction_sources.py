@@ -14,7 +14,7 @@ def number_words(number: int) -> str:
 
 
 def save_sources(folder: Path, rows: int = 40) -> list[str]:
-    """Write the four sources, of so many good rows each.
+    """Write the four sources, with this number of good rows each.
 
     Returns:
         Options of the command.

@@ -164,7 +164,7 @@ def test_adapters_in_one_batch_answer_as_each_merged_into_the_model(
 
 
 def test_an_adapter_s_number_is_never_another_s(folder: Path, adapters: dict[str, Path]) -> None:
-    """vLLM goes on loading an adapter whose caller is gone, under its number."""
+    """vLLM continues to load an adapter whose caller is gone, under its number."""
     from llm_blender_ray.actors.engines.vllm_adapters import VLLMAdapters
 
     class Loading:
